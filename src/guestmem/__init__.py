@@ -1,0 +1,1 @@
+"""guestmem: KVM's guest-memory subsystem as a library and a laboratory."""

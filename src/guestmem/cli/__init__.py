@@ -1,0 +1,64 @@
+"""The command line: one thin file per command, found when it is first asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from ..errors import GuestmemError
+
+__all__ = ["Commands", "cli", "main"]
+
+COMMANDS = {
+    "check": "Where can a vCPU of my VMM see memory vanish?",
+    "compare": "Which way of updating memory is right, and what does it cost?",
+}
+"""Name and one-line help of each command; ``guestmem.cli.NAME`` holds ``command``."""
+
+
+class Commands(click.Group):
+    """A group that imports a command's file only when that command runs, so that help stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{cmd_name}", __name__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="guestmem")
+def cli() -> None:
+    """KVM's guest-memory subsystem as a laboratory."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, a command's own, or 2 for bad input."""
+    try:
+        result = cli.main(args=argv, prog_name="guestmem", standalone_mode=False)
+    except GuestmemError as error:
+        print(f"guestmem: {error}", file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        message = " ".join(error.format_message().split())
+        print(f"guestmem: {message}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("guestmem: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        print(f"guestmem: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,78 @@
+"""Every error that guestmem raises, in one family.
+
+An error message is one line: which field, what it was, what is allowed. Errors that mirror the kernel carry the
+kernel's ``errno``. The command line prints the message and exits with status 2; no traceback reaches a user.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+__all__ = [
+    "BatchError",
+    "CapabilityError",
+    "GuestmemError",
+    "InvariantError",
+    "MemslotError",
+    "TraceError",
+    "UsageError",
+]
+
+
+class GuestmemError(Exception):
+    """Base of all errors of this package.
+
+    ``errno`` is the number that the kernel would return, or None where the kernel has none.
+    """
+
+    errno: int | None = None
+
+
+class UsageError(GuestmemError, ValueError):
+    """An argument that cannot be meant: the message names it, its value, and what is allowed."""
+
+
+class TraceError(GuestmemError):
+    """A trace that cannot be read.
+
+    >>> str(TraceError("size is not a number", path="boot.log", line=7, text="Slot#0 size=zz"))
+    "boot.log:7: size is not a number: 'Slot#0 size=zz'"
+    """
+
+    def __init__(self, message: str, *, path: str = "", line: int = 0, text: str = "") -> None:
+        self.message, self.path, self.line, self.text = message, path, line, text
+        where = f"{path}:{line}: " if path and line else f"{path}: " if path else ""
+        shown = text if len(text) <= 120 else text[:117] + "..."
+        super().__init__(where + message + (f": {shown!r}" if text else ""))
+
+
+class MemslotError(GuestmemError):
+    """A memslot change that the kernel would refuse; ``errno`` says how.
+
+    >>> error = MemslotError(17, "slot 3: [0x100, 0x200) overlaps slot 1 [0x0, 0x180)")
+    >>> error.errno, str(error)
+    (17, 'EEXIST: slot 3: [0x100, 0x200) overlaps slot 1 [0x0, 0x180)')
+    """
+
+    def __init__(self, errno: int, message: str) -> None:
+        self.errno = errno
+        super().__init__(f"{_errno.errorcode.get(errno, os.strerror(errno))}: {message}")
+
+
+class BatchError(MemslotError):
+    """An entry of a batch was refused; ``entry`` is its index. Nothing of the batch was applied."""
+
+    def __init__(self, errno: int, message: str, *, entry: int) -> None:
+        self.entry = entry
+        super().__init__(errno, f"entry {entry}: {message}")
+
+
+class CapabilityError(GuestmemError):
+    """The engine cannot do what was asked; the message names the capability."""
+
+    errno = _errno.ENOTSUP
+
+
+class InvariantError(GuestmemError, AssertionError):
+    """``check()`` found a structure broken; the message names the first invariant that does not hold."""

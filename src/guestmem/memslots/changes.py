@@ -1,0 +1,101 @@
+"""A change of one memslot, as user space asks for it, and which of KVM's five kinds it is.
+
+Source: ``enum kvm_mr_change`` and ``kvm_set_memory_region()``, Linux 6.18, ``virt/kvm/kvm_main.c``.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from typing import NamedTuple
+
+from ..errors import MemslotError
+from ..units import PAGE_SHIFT, format_frames
+from .slot import KVM_MEM_READONLY, Slot
+
+__all__ = ["Change", "ChangeKind", "classify"]
+
+
+class ChangeKind(enum.Enum):
+    """What a change amounts to, given the slot that has its id now."""
+
+    CREATE = "create"
+    DELETE = "delete"
+    MOVE = "move"
+    FLAGS_ONLY = "flags-only"
+    NOTHING = "nothing"
+
+
+class Change(NamedTuple):
+    """One call of KVM_SET_USER_MEMORY_REGION, in frames: ``npages`` 0 deletes the slot.
+
+    KVM ignores all but ``as_id`` and ``slot`` of a delete; VMMs differ in what they leave in the rest.
+
+    >>> Change(slot=4, base_gfn=0x100, npages=0xFF00, userspace_addr=0x7F0000000000)
+    Change(slot 4: [0x100000, 0x10000000) 255 MiB -> 0x7f0000000000)
+    >>> Change(slot=4)
+    Change(slot 4: delete)
+    """
+
+    slot: int
+    base_gfn: int = 0
+    npages: int = 0
+    userspace_addr: int = 0
+    flags: int = 0
+    as_id: int = 0
+
+    @property
+    def deletes(self) -> bool:
+        """Whether the change deletes its slot."""
+        return self.npages == 0
+
+    @property
+    def guest_phys_addr(self) -> int:
+        """Guest physical address of the first byte."""
+        return self.base_gfn << PAGE_SHIFT
+
+    @property
+    def memory_size(self) -> int:
+        """Size in bytes; 0 deletes."""
+        return self.npages << PAGE_SHIFT
+
+    def as_slot(self) -> Slot:
+        """The slot as it is after a CREATE, MOVE or FLAGS_ONLY."""
+        return Slot(self.as_id, self.slot, self.base_gfn, self.npages, self.userspace_addr, self.flags)
+
+    def __repr__(self) -> str:
+        space = f"{self.as_id}:" if self.as_id else ""
+        if self.deletes:
+            return f"Change(slot {space}{self.slot}: delete)"
+        flags = f" flags={self.flags:#x}" if self.flags else ""
+        frames = format_frames(self.base_gfn, self.base_gfn + self.npages)
+        return f"Change(slot {space}{self.slot}: {frames} -> {self.userspace_addr:#x}{flags})"
+
+
+def classify(change: Change, old: Slot | None) -> ChangeKind:
+    """Which kind ``change`` is when ``old`` is the slot that has its id now. O(1).
+
+    Raises MemslotError (EINVAL) for what KVM refuses: delete of no slot, resize, another host address, a read-only
+    toggle. Overlap with other slots is not looked at here.
+
+    >>> classify(Change(slot=1, base_gfn=5, npages=2), Slot(0, 1, 3, 2, 0))
+    <ChangeKind.MOVE: 'move'>
+    """
+    if change.npages == 0:
+        if old is None:
+            raise MemslotError(errno.EINVAL, f"slot {change.slot}: no such slot to delete")
+        return ChangeKind.DELETE
+    if old is None:
+        return ChangeKind.CREATE
+    for name in ("userspace_addr", "npages"):
+        if getattr(change, name) != getattr(old, name):
+            raise MemslotError(
+                errno.EINVAL,
+                f"slot {change.slot}: {name} {getattr(change, name):#x} differs from {getattr(old, name):#x}; "
+                "an existing slot can only be moved, or its logging changed",
+            )
+    if (change.flags ^ old.flags) & KVM_MEM_READONLY:
+        raise MemslotError(errno.EINVAL, f"slot {change.slot}: KVM_MEM_READONLY of an existing slot cannot change")
+    if change.base_gfn != old.base_gfn:
+        return ChangeKind.MOVE
+    return ChangeKind.FLAGS_ONLY if change.flags != old.flags else ChangeKind.NOTHING
