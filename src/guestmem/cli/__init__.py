@@ -22,15 +22,21 @@ class Commands(click.Group):
     """A group that imports a command's file only when that command runs, so that help stays quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table above."""
+        del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the file of ``cmd_name`` and return its command."""
+        del ctx
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f".{cmd_name}", __name__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        del ctx
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 

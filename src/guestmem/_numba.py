@@ -1,0 +1,134 @@
+"""What Numba is asked to do for ``compiled``: one declared signature, and a cache that notices every change.
+
+Three hooks are not official, so Numba is pinned exactly and ``tests/test_numba_hooks.py`` has one test for each:
+``Dispatcher.compile`` replaced on an instance, ``Dispatcher._cache`` with a locator of ours, ``Dispatcher._compiler``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba import njit, types
+from numba.core import config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserWideCacheLocator
+from numba.core.compiler_lock import global_compiler_lock
+
+__all__ = ["cache_directory", "compile_fresh", "declared_signature", "dispatcher", "source_stamp"]
+
+_PACKAGE = Path(__file__).parent
+_TYPES = {
+    "Words": types.uint64[::1],
+    "Own": types.uint64[::1],
+    "U64": types.uint64,
+    "bool": types.boolean,
+    "None": types.void,
+}
+
+
+def cache_directory() -> Path:
+    """Where compiled functions are kept: ``$XDG_CACHE_HOME/guestmem`` or ``~/.cache/guestmem``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guestmem"
+
+
+@cache
+def _imports(path: Path) -> tuple[Path, ...]:
+    """The files of this package that ``path`` imports (relatively, as all rooms do), directly."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = path.parents[node.level - 1]
+        target = base.joinpath(*(node.module or "").split("."))
+        for candidate in (target, *(target / alias.name for alias in node.names)):
+            for file in (candidate.with_suffix(".py"), candidate / "__init__.py"):
+                if file.is_file() and file.is_relative_to(_PACKAGE):
+                    found += [file]
+    return tuple(found)
+
+
+@cache
+def source_stamp(path: Path) -> str:
+    """Hash of a module and of all modules of this package that it imports, near or far.
+
+    Numba's own cache looks at one file's time, so it keeps running an old callee from another file.
+    """
+    seen: set[Path] = set()
+    todo = [path, Path(__file__)]
+    while todo:
+        file = todo.pop()
+        if file not in seen:
+            seen.add(file)
+            todo.extend(_imports(file))
+    digest = hashlib.sha256()
+    for file in sorted(seen):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+class _Locator(UserWideCacheLocator):
+    def __init__(self, function: Any, path: str) -> None:
+        super().__init__(function, path)
+        self._path = Path(path)
+        self._cache_path = str(cache_directory())
+
+    def get_source_stamp(self) -> str:
+        return source_stamp(self._path)
+
+    def get_disambiguator(self) -> str:
+        return hashlib.sha256(self._path.as_posix().encode()).hexdigest()[:12]
+
+
+class _Implementation(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _Cache(FunctionCache):
+    _impl_class = _Implementation
+
+
+def declared_signature(function: Any) -> Any:
+    """The Numba signature that a function's annotations declare; TypeError names what cannot be compiled."""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    where = f"{function.__module__}.{function.__qualname__}"
+    for name in (*names, "return"):
+        if function.__annotations__.get(name) not in _TYPES:
+            raise TypeError(
+                f"{where}: {name} is annotated {function.__annotations__.get(name)!r}, not one of {[*_TYPES]}"
+            )
+    return _TYPES[function.__annotations__["return"]](*(_TYPES[function.__annotations__[name]] for name in names))
+
+
+def dispatcher(function: Any, *, nogil: bool) -> Any:
+    """A Numba dispatcher that compiles the declared signature on first use, from cache if it can, and no other."""
+    signature = declared_signature(function)
+    made = njit(nogil=nogil)(function)
+    if not config.DISABLE_JIT:
+        compile_ = type(made).compile
+
+        def compile_declared(_asked: Any) -> Any:
+            with global_compiler_lock:  # two threads may call first at once
+                if not made.overloads:
+                    made._cache = _Cache(function)  # noqa: SLF001 - see the module's docstring
+                    compile_(made, signature)
+                    made.disable_compile()
+            return made.overloads[signature.args].entry_point
+
+        made.compile = compile_declared
+        made.declared = signature
+    return made
+
+
+def compile_fresh(function: Any) -> Any:
+    """Compile a dispatcher anew, past the cache, and return Numba's compile result (with the inferred types)."""
+    status, result = function._compiler._compile_cached(  # noqa: SLF001 - see the module's docstring
+        function.declared.args, function.declared.return_type
+    )
+    if not status:
+        raise result
+    return result

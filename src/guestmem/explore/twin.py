@@ -1,0 +1,134 @@
+"""A second, interpreted copy of the package from the same files, in the same process; and mutants of it.
+
+Rooms import each other relatively, so the whole package can be imported again under another name. There,
+``compiled.INTERPRETED`` is true, and every atomic is a schedule point. Errors and plain result types are shared with
+the compiled copy, so that results can be compared and exceptions caught. A mutant is the same load with exact
+replacements in the source text: each must match exactly once, else the load fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from ..errors import UsageError
+
+__all__ = ["Mutation", "Twin", "load"]
+
+_PACKAGE = Path(__file__).parents[1]
+_REAL = "guestmem"
+_numbers = itertools.count(1)
+
+SHARED = ("errors", "units", "memslots.slot", "memslots.changes", "traces", "check", "report", "cli", "explore")
+"""Modules (and all below them) that a twin takes from the compiled copy: they hold no words that threads share."""
+
+
+class Mutation(NamedTuple):
+    """One exact text replacement in one file, named relative to the package, such as ``rcu/srcu.py``."""
+
+    file: str
+    old: str
+    new: str
+
+
+def _shared(module: str) -> bool:
+    return any(module == shared or module.startswith(shared + ".") for shared in SHARED)
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``NAME.room.module`` in the package's own folder and applies the mutations while loading."""
+
+    def __init__(self, name: str, mutations: Sequence[Mutation]) -> None:
+        self.name, self.mutations = name, mutations
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        del path, target
+        if fullname != self.name and not fullname.startswith(self.name + "."):
+            return None
+        base = _PACKAGE.joinpath(*fullname.split(".")[1:])
+        file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        if not file.is_file():
+            return None
+        spec = importlib.machinery.ModuleSpec(fullname, self, origin=str(file), is_package=base.is_dir())
+        spec.has_location = True
+        return spec
+
+    def source(self, path: Path) -> str:
+        """A file's text with the mutations applied."""
+        text = path.read_text()
+        for mutation in self.mutations:
+            if mutation.file == path.relative_to(_PACKAGE).as_posix():
+                text = text.replace(mutation.old, mutation.new)
+        return text
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None
+        assert spec.origin is not None
+        below = spec.name.removeprefix(self.name)
+        if _shared(below[1:]):
+            sys.modules[spec.name] = importlib.import_module(_REAL + below)  # the import system takes what it finds
+            return
+        code = compile(self.source(Path(spec.origin)), spec.origin, "exec", dont_inherit=True)
+        exec(code, module.__dict__)  # noqa: S102 - this is an import
+
+
+class Twin:
+    """An interpreted copy of the package. ``twin.room("rcu.srcu")`` is the copy of ``guestmem.rcu.srcu``."""
+
+    def __init__(self, name: str, finder: _Finder) -> None:
+        self.name, self._finder = name, finder
+
+    def room(self, module: str) -> ModuleType:
+        """Import a module of the copy by its name below the package. About 1 ms for the first."""
+        return importlib.import_module(f"{self.name}.{module}")
+
+    def close(self) -> None:
+        """Forget the copy: its modules leave ``sys.modules``."""
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        for name in [name for name in sys.modules if name == self.name or name.startswith(self.name + ".")]:
+            del sys.modules[name]
+
+    def __enter__(self) -> Twin:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def load(mutations: Iterable[Mutation | tuple[str, str, str]] = ()) -> Twin:
+    """Import the package a second time, in its interpreted form, with ``mutations`` applied.
+
+    Raises UsageError for a mutation whose file does not exist or whose text is not there exactly once.
+
+    >>> with load() as twin:
+    ...     twin.room("compiled").INTERPRETED
+    True
+    """
+    wanted = tuple(Mutation(*mutation) for mutation in mutations)
+    for file, old, new in wanted:
+        path = _PACKAGE / file
+        count = path.read_text().count(old) if path.is_file() else -1
+        if count != 1:
+            found = "no such file" if count < 0 else f"text found {count} times, not once"
+            raise UsageError(f"mutation of {file}: {found}: {old!r}")
+        if old == new:
+            raise UsageError(f"mutation of {file} changes nothing: {old!r}")
+        if _shared(file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")):
+            raise UsageError(f"mutation of {file}: this module is shared with the compiled form")
+    if overlapping := [m.file for m, n in itertools.permutations(wanted, 2) if m.file == n.file and n.old in m.old]:
+        raise UsageError(f"mutations of {overlapping[0]} overlap")
+    name = f"{_REAL}_twin_{next(_numbers)}"
+    finder = _Finder(name, wanted)
+    sys.meta_path.insert(0, finder)
+    return Twin(name, finder)
