@@ -1,0 +1,159 @@
+"""Sleepable RCU: readers never lock, an updater waits until all readers that may hold the old thing have left.
+
+Each reader has a word of its own (a cache line apart) that is 0 outside a read-side section, else the epoch in which
+it entered; ``synchronize`` starts a new epoch and waits for every reader that is inside with an older one. A reader
+may sleep inside. Idea: Linux ``kernel/rcu/srcutree.c``, there with counters per CPU and two indices; here the
+readers (vCPUs) are few and known, so a word each is enough and shows who is late.
+
+Layout, in words from ``base``: +0 epoch, +8 number of exits that woke a waiter (futex), +16 number of waiting
+updaters, +24 + 8 r: reader r.
+"""
+
+from __future__ import annotations
+
+from ..atomics import fence, fetch_add, load_acquire, load_relaxed, peek, poke, store_release, wait, wake
+from ..compiled import U64, Words, compiled, const, u64, words, wrapping
+from ..errors import InvariantError, UsageError
+
+__all__ = [
+    "Srcu",
+    "srcu_enter",
+    "srcu_exit",
+    "srcu_expired",
+    "srcu_start",
+    "srcu_synchronize",
+    "srcu_words",
+]
+
+_EXITS = const(8)
+_WAITERS = const(16)
+_READERS = const(24)
+_LINE = const(8)
+_ONE = const(1)
+_EVERYBODY = const(0x7FFFFFFF)
+
+
+@compiled
+def srcu_enter(srcu: Words, base: U64, reader: U64) -> None:
+    """Enter a read-side section; not nested.
+
+    The full fence pairs with the one in ``srcu_start``: either the updater sees this reader's word, or this reader
+    sees all that the updater published before. A release store alone lets the section's loads go first.
+    """
+    epoch = load_relaxed(srcu, base)  # a stale epoch only makes an updater wait longer
+    store_release(srcu, base + _READERS + _LINE * reader, epoch)
+    fence()
+
+
+@compiled
+def srcu_exit(srcu: Words, base: U64, reader: U64) -> None:
+    """Leave the read-side section and wake updaters that wait.
+
+    Release: what the section read and wrote stays before it, so a waiting updater may free what it saw. The fence
+    pairs with the one in ``srcu_synchronize``: the updater sees the section left, or this reader sees it waiting.
+    """
+    store_release(srcu, base + _READERS + _LINE * reader, u64(0))
+    fence()
+    if load_relaxed(srcu, base + _WAITERS) != 0:
+        fetch_add(srcu, base + _EXITS, _ONE)
+        wake(srcu, base + _EXITS, _EVERYBODY)
+
+
+@compiled
+def srcu_start(srcu: Words, base: U64) -> U64:
+    """Start a grace period; returns a cookie for ``srcu_expired``. Readers that enter from now on are not waited for.
+
+    The fences order what the caller published before the look at the readers' words (see ``srcu_enter``).
+    """
+    fence()
+    epoch = fetch_add(srcu, base, _ONE) + _ONE
+    fence()
+    return wrapping(epoch)
+
+
+@compiled
+def srcu_expired(srcu: Words, base: U64, readers: U64, cookie: U64) -> bool:
+    """Whether no reader is left that entered before the grace period ``cookie`` started. O(readers), no waiting.
+
+    Acquire: what such a reader did is before what the caller does next (free, reuse).
+    """
+    reader = u64(0)
+    while reader < readers:
+        epoch = load_acquire(srcu, base + _READERS + _LINE * reader)
+        if epoch != 0 and epoch < cookie:
+            return False
+        reader += _ONE
+    return True
+
+
+@compiled(nogil=True)
+def srcu_synchronize(srcu: Words, base: U64, readers: U64) -> U64:
+    """Wait until every reader that is inside now has left once; returns how often it slept.
+
+    Waits on the exit count, taken before the look at the readers, so that no exit in between is missed.
+    """
+    cookie = srcu_start(srcu, base)
+    if srcu_expired(srcu, base, readers, cookie):
+        return u64(0)
+    slept = u64(0)
+    fetch_add(srcu, base + _WAITERS, _ONE)
+    fence()  # this updater counts as waiting before it looks at the readers: see srcu_exit
+    while True:
+        exits = load_acquire(srcu, base + _EXITS)
+        if srcu_expired(srcu, base, readers, cookie):
+            break
+        slept += _ONE
+        wait(srcu, base + _EXITS, exits)
+    fetch_add(srcu, base + _WAITERS, u64(0xFFFFFFFFFFFFFFFF))
+    return slept
+
+
+def srcu_words(readers: int) -> int:
+    """Words that the SRCU state of ``readers`` readers takes."""
+    return 24 + 8 * readers
+
+
+class Srcu:
+    """One SRCU domain and its words; what a VM's vCPUs and updaters share.
+
+    ``readers`` is fixed. Reader 0 is, by habit, the Python thread.
+
+    >>> srcu = Srcu(readers=2)
+    >>> srcu.synchronize()  # nobody inside: does not sleep
+    0
+    >>> srcu.enter(1)
+    ... srcu.inside()
+    [1]
+    >>> srcu.exit(1)
+    ... srcu.check()
+    """
+
+    def __init__(self, readers: int) -> None:
+        if readers < 1:
+            raise UsageError(f"readers: {readers} is not at least 1")
+        self.readers = readers
+        self.words = words(srcu_words(readers))
+        poke(self.words, 0, 1)  # a reader's word 0 means outside, so epochs start at 1
+
+    def enter(self, reader: int) -> None:
+        """Enter reader ``reader``'s section (from Python; vCPUs call ``srcu_enter``)."""
+        srcu_enter(self.words, 0, reader)
+
+    def exit(self, reader: int) -> None:
+        """Leave reader ``reader``'s section."""
+        srcu_exit(self.words, 0, reader)
+
+    def synchronize(self) -> int:
+        """Wait for a grace period, without the GIL; returns how often it slept."""
+        return int(srcu_synchronize(self.words, 0, self.readers))
+
+    def inside(self) -> list[int]:
+        """Readers that are inside a section right now."""
+        return [reader for reader in range(self.readers) if peek(self.words, 24 + 8 * reader)]
+
+    def check(self) -> None:
+        """Raise InvariantError unless the state is sound: no reader is ahead of the epoch, no waiter is left over."""
+        epoch = peek(self.words, 0)
+        for reader in range(self.readers):
+            if peek(self.words, 24 + 8 * reader) > epoch:
+                raise InvariantError(f"srcu: reader {reader} is in epoch {peek(self.words, 24 + 8 * reader)} > {epoch}")
