@@ -1,0 +1,57 @@
+# Everything a person or CI does here. `make help` lists it; the first target that needs .venv sets it up.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+DEMO := examples/traces/pc-seabios-smp2.log
+
+# Tests of rooms with compiled functions: `make test` runs them in both forms (tests/test_house.py keeps the list whole).
+BOTH_FORMS := $(wildcard tests/test_atomics.py tests/test_futex.py tests/test_clock.py tests/rcu tests/memslots \
+	tests/engines tests/designs)
+
+# pip: -qq leaves errors, and drops warnings about indices that are configured but away.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALL := $(PIP) install --root-user-action=ignore
+
+.PHONY: help demo test check lint bench lock clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+demo: .venv/stamp ## replay a real QEMU boot under each design and print the table
+	@$(BIN)/guestmem compare $(DEMO)
+
+test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' tests interpreted (what CI runs)
+	$(PYTEST) --doctest-modules src/guestmem tests
+	GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS)
+
+check: lint ## under a minute: lint, and the tests that are not slow
+	$(PYTEST) -m "not slow" --doctest-modules src/guestmem tests
+
+lint: .venv/stamp ## ruff, its formatter, mypy --strict
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
+	@$(BIN)/mypy
+
+bench: .venv/stamp ## run every benchmark; each prints its figures beside those of its peers in the same run
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lock: .venv/stamp ## pin the versions again, from pyproject.toml (UPGRADE=--upgrade: the newest)
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet $(UPGRADE) --extra=dev --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+		--output-file requirements/lock.txt pyproject.toml
+
+clean: ## remove .venv and all that tools left here
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made again in place when the pinned versions or the project's description change.
+.venv/stamp: requirements/lock.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python {v[0]}.{v[1]} found, 3.11 needed: set PYTHON")'
+	@echo "setting up .venv: some 100 MB to fetch, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(INSTALL) -r requirements/lock.txt
+	@$(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@
