@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from .srcu import Srcu, srcu_enter, srcu_exit, srcu_expired, srcu_start, srcu_synchronize, srcu_words
+from .deferred import Deferred, defer, deferred_words, reclaim, reclaim_wait
+from .srcu import (
+    Srcu,
+    srcu_enter,
+    srcu_exit,
+    srcu_expired,
+    srcu_oldest,
+    srcu_start,
+    srcu_synchronize,
+    srcu_wait,
+    srcu_words,
+)
 
-__all__ = ["Srcu", "srcu_enter", "srcu_exit", "srcu_expired", "srcu_start", "srcu_synchronize", "srcu_words"]
+__all__ = [
+    "Deferred",
+    "Srcu",
+    "defer",
+    "deferred_words",
+    "reclaim",
+    "reclaim_wait",
+    "srcu_enter",
+    "srcu_exit",
+    "srcu_expired",
+    "srcu_oldest",
+    "srcu_start",
+    "srcu_synchronize",
+    "srcu_wait",
+    "srcu_words",
+]

@@ -20,8 +20,10 @@ __all__ = [
     "srcu_enter",
     "srcu_exit",
     "srcu_expired",
+    "srcu_oldest",
     "srcu_start",
     "srcu_synchronize",
+    "srcu_wait",
     "srcu_words",
 ]
 
@@ -50,7 +52,7 @@ def srcu_exit(srcu: Words, base: U64, reader: U64) -> None:
     """Leave the read-side section and wake updaters that wait.
 
     Release: what the section read and wrote stays before it, so a waiting updater may free what it saw. The fence
-    pairs with the one in ``srcu_synchronize``: the updater sees the section left, or this reader sees it waiting.
+    pairs with the one in ``srcu_wait``: the updater sees the section left, or this reader sees it waiting.
     """
     store_release(srcu, base + _READERS + _LINE * reader, u64(0))
     fence()
@@ -86,13 +88,28 @@ def srcu_expired(srcu: Words, base: U64, readers: U64, cookie: U64) -> bool:
     return True
 
 
+@compiled
+def srcu_oldest(srcu: Words, base: U64, readers: U64) -> U64:
+    """The earliest epoch that a reader inside entered in, 2**64 - 1 if nobody is inside. O(readers), no waiting.
+
+    Every grace period that was started before this call, with a cookie up to it, is over. Acquire, as above.
+    """
+    oldest = u64(0xFFFFFFFFFFFFFFFF)
+    reader = u64(0)
+    while reader < readers:
+        epoch = load_acquire(srcu, base + _READERS + _LINE * reader)
+        if epoch != 0 and epoch < oldest:
+            oldest = epoch
+        reader += _ONE
+    return oldest
+
+
 @compiled(nogil=True)
-def srcu_synchronize(srcu: Words, base: U64, readers: U64) -> U64:
-    """Wait until every reader that is inside now has left once; returns how often it slept.
+def srcu_wait(srcu: Words, base: U64, readers: U64, cookie: U64) -> U64:
+    """Wait until the grace period ``cookie`` is over; returns how often it slept.
 
     Waits on the exit count, taken before the look at the readers, so that no exit in between is missed.
     """
-    cookie = srcu_start(srcu, base)
     if srcu_expired(srcu, base, readers, cookie):
         return u64(0)
     slept = u64(0)
@@ -106,6 +123,12 @@ def srcu_synchronize(srcu: Words, base: U64, readers: U64) -> U64:
         wait(srcu, base + _EXITS, exits)
     fetch_add(srcu, base + _WAITERS, u64(0xFFFFFFFFFFFFFFFF))
     return slept
+
+
+@compiled(nogil=True)
+def srcu_synchronize(srcu: Words, base: U64, readers: U64) -> U64:
+    """Wait until every reader that is inside now has left once; returns how often it slept."""
+    return srcu_wait(srcu, base, readers, srcu_start(srcu, base))
 
 
 def srcu_words(readers: int) -> int:
@@ -122,10 +145,10 @@ class Srcu:
     >>> srcu.synchronize()  # nobody inside: does not sleep
     0
     >>> srcu.enter(1)
-    ... srcu.inside()
+    >>> srcu.inside()
     [1]
     >>> srcu.exit(1)
-    ... srcu.check()
+    >>> srcu.check()
     """
 
     def __init__(self, readers: int) -> None:
