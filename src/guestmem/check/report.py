@@ -1,0 +1,106 @@
+"""The result of a check: all holes of a timeline, and what is needed to judge them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..memslots.changes import ChangeKind
+from .holes import Hole, hole_of
+from .verdict import Verdict
+
+if TYPE_CHECKING:
+    from ..traces.timeline import Timeline
+
+__all__ = ["SCHEMA", "Report", "check"]
+
+SCHEMA = "guestmem-check-1"
+"""Name of the form of ``Report.as_dict()``; ``docs/traces.md`` describes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All holes of one timeline.
+
+    ``changes`` counts the applied changes by kind, ``refused`` those that KVM refused, ``gap`` is the longest pause in
+    seconds inside a transaction. ``run_state`` says in a line what was known of the vCPUs, or is None.
+    """
+
+    path: str
+    format: str
+    lines: int
+    skipped: int
+    changes: dict[str, int]
+    refused: int
+    transactions: int
+    gap: float
+    timed: bool
+    run_state: str | None
+    holes: tuple[Hole, ...]
+
+    @property
+    def verdicts(self) -> dict[Verdict, int]:
+        """How many holes have each verdict."""
+        return {verdict: sum(hole.verdict is verdict for hole in self.holes) for verdict in Verdict}
+
+    @property
+    def longest(self) -> Hole | None:
+        """The hole that lasted longest; without times, the one that took most memory."""
+        return max(self.holes, key=lambda hole: (hole.duration or 0.0, hole.npages), default=None)
+
+    def fails(self, on: Literal["hole", "open"]) -> bool:
+        """Whether there is a hole that was open for certain (``open``), or may have been (``hole``)."""
+        verdicts = self.verdicts
+        return bool(verdicts[Verdict.OPEN] or (on == "hole" and verdicts[Verdict.UNKNOWN]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it; addresses and sizes in bytes, times in seconds."""
+        longest = self.longest
+        return {
+            "schema": SCHEMA,
+            "path": self.path,
+            "format": self.format,
+            "lines": self.lines,
+            "skipped_lines": self.skipped,
+            "changes": self.changes,
+            "refused": self.refused,
+            "transactions": self.transactions,
+            "gap": self.gap,
+            "timed": self.timed,
+            "run_state": self.run_state,
+            "verdicts": {verdict.value: count for verdict, count in self.verdicts.items()},
+            "longest_seconds": longest.duration if longest else None,
+            "holes": [hole.as_dict() for hole in self.holes],
+        }
+
+
+def check(timeline: Timeline) -> Report:
+    """Find every hole of ``timeline``, in order. O(n log n) in its changes.
+
+    >>> from guestmem import traces
+    >>> report = check(traces.read("examples/traces/pc-seabios-smp2.log"))
+    >>> [(hole.first_line, hole.last_line) for hole in report.holes]
+    [(3, 7), (8, 9), (10, 16), (17, 21), (25, 31), (32, 35)]
+    """
+    counts = dict.fromkeys((kind.value for kind in ChangeKind), 0)
+    refused, timed = 0, bool(timeline.changes)
+    for each in timeline.changes:
+        if each.ret < 0:
+            refused += 1
+        else:
+            counts[each.kind.value] += 1
+        timed = timed and each.time is not None
+    holes = (hole_of(transaction, timeline.run_state) for transaction in timeline.transactions)
+    return Report(
+        path=timeline.path,
+        format=timeline.format,
+        lines=timeline.lines,
+        skipped=timeline.skipped,
+        changes=counts,
+        refused=refused,
+        transactions=len(timeline.transactions),
+        gap=timeline.gap,
+        timed=timed,
+        run_state=None if timeline.run_state is None else str(timeline.run_state),
+        holes=tuple(hole for hole in holes if hole is not None),
+    )

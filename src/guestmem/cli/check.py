@@ -1,0 +1,101 @@
+"""``guestmem check``: find where a vCPU can see memory vanish."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["command"]
+
+PROGRESS_BYTES = 16 << 20
+"""Files below this are read before a progress bar would be seen."""
+
+
+@click.command("check", short_help="Where can a vCPU of my VMM see memory vanish?")
+@click.argument("trace", type=click.Path(allow_dash=True))
+@click.option("--run-state", metavar="FILE", type=click.Path(allow_dash=True), help="When vCPUs were in the guest.")
+@click.option(
+    "--run-state-offset",
+    metavar="SECONDS",
+    type=float,
+    default=0.0,
+    help="Added to the times of --run-state, to bring them to the trace's clock.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice(["hole", "open"]),
+    help="Exit with 1 if a hole was open for certain (open), or may have been (hole).",
+)
+@click.option(
+    "--gap", metavar="MS", type=float, default=5.0, show_default=True, help="Longest pause inside a transaction."
+)
+@click.option("--vm", metavar="FD", type=int, help="The VM to check, if strace shows several.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (form: docs/traces.md).")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(0), default=100, show_default=True, help="Holes to show; 0: all."
+)
+def command(
+    *,
+    trace: str,
+    run_state: str | None,
+    run_state_offset: float,
+    fail_on: Literal["hole", "open"] | None,
+    gap: float,
+    vm: int | None,
+    as_json: bool,
+    limit: int,
+) -> int:
+    """Find every window in which guest memory was missing between two updates of a VMM's memslots.
+
+    TRACE is a recording of the VMM: QEMU's kvm_set_user_memory events, or strace's ioctl lines; "-" is standard
+    input. Whether a vCPU was in the guest meanwhile is known if the trace has KVM_RUN (strace -f -ttt -T), or from
+    --run-state: kvm_entry, kvm_exit and kvm_userspace_exit as ftrace, trace-cmd or perf script print them, or strace.
+
+    Exit status: 0; 1 with --fail-on, if found; 2 for input that cannot be read.
+    """
+    from .. import traces
+    from ..check import check
+
+    with _progress(trace) as progress:
+        timeline = traces.read(
+            trace,
+            gap=gap / 1e3,
+            vm=vm,
+            run_state=run_state,
+            run_state_offset=run_state_offset,
+            progress=progress,
+        )
+    report = check(timeline)
+    if as_json:
+        import json
+
+        json.dump(report.as_dict(), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        from ..report.check import print_report
+
+        print_report(report, limit=limit)
+    sys.stdout.flush()
+    return int(fail_on is not None and report.fails(fail_on))
+
+
+@contextmanager
+def _progress(trace: str) -> Iterator[Callable[[int], object] | None]:
+    """A bar on standard error for a large file, if that is a terminal."""
+    path = Path(trace)
+    if trace == "-" or not sys.stderr.isatty() or not path.is_file() or path.stat().st_size < PROGRESS_BYTES:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=path.stat().st_size)
+        yield lambda done: bar.update(task, completed=done)

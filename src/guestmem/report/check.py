@@ -1,0 +1,168 @@
+"""What ``guestmem check`` prints: a summary that says the worst first, then a table with one row for each hole."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from ..check import Verdict
+from ..units import PAGE_SHIFT, format_ns
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..check import Hole, Report
+
+__all__ = ["print_report", "summary"]
+
+STYLES = {Verdict.OPEN: "bold red", Verdict.UNKNOWN: "yellow", Verdict.CLOSED: "green"}
+HOST_MEMORY = {True: "the same", False: "other", None: "partly other"}
+RECORD = (
+    "record KVM_RUN (strace -f -ttt -T -e trace=ioctl) or kvm_entry, kvm_exit and kvm_userspace_exit, and give it as "
+    "--run-state FILE"
+)
+FRAMES_SHOWN = 4
+PIPE_WIDTH = 400
+"""Columns of a table that no terminal shows: wide enough that no row wraps."""
+
+
+def summary(report: Report) -> str:
+    """The report in a few lines of plain text, without the table."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.changes.items() if count)
+    refused = f", {report.refused} refused" if report.refused else ""
+    total = sum(report.changes.values())
+    text = (
+        f"{report.path}: {report.format} trace, {_count(total, 'change')} ({kinds or 'none'}{refused}) in "
+        f"{_count(report.transactions, 'transaction')}; {_count(report.skipped, 'other line')}"
+    )
+    lines = [text]
+    if report.holes:
+        verdicts = ", ".join(f"{count} {verdict.value}" for verdict, count in report.verdicts.items() if count)
+        text = f"{_count(len(report.holes), 'hole')}: {verdicts}"
+        longest = report.longest
+        if longest is not None:
+            text += f"; longest {_duration(longest)}, {_lines(longest)}, {_frames(longest)[0]}"
+            more = len(longest.frames) - 1
+            text += f" and {more} more" if more else ""
+        lines.append(text)
+    else:
+        lines.append("no hole: no frame that has memory before and after a transaction was without in between")
+    if report.run_state is not None:
+        lines.append(f"run state: {report.run_state}")
+    elif report.holes:
+        lines.append(f"run state: not in this trace, so whether a vCPU saw a hole is unknown; {RECORD}")
+    else:
+        lines.append("run state: not in this trace")
+    if not report.timed and total:
+        lines.append("no times in this trace: changes are grouped by order alone (QEMU: -msg timestamp=on)")
+    return "\n".join(lines)
+
+
+def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0) -> None:
+    """Print summary and table to ``stream`` (standard output if None), at most ``limit`` holes unless it is 0.
+
+    On a terminal the table has its width and colours; elsewhere it is plain text of which no row wraps.
+    """
+    stream = sys.stdout if stream is None else stream
+    stream.write(summary(report) + "\n")
+    holes = report.holes[:limit] if limit else report.holes
+    if holes:
+        from rich.console import Console
+
+        stream.write("\n")
+        if stream.isatty():
+            Console(file=stream).print(_table(holes))
+        else:
+            text = io.StringIO()
+            Console(file=text, width=PIPE_WIDTH, color_system=None).print(_table(holes))
+            stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+        if len(holes) < len(report.holes):
+            stream.write(f"… and {len(report.holes) - len(holes)} more: --limit 0 shows all, --json has all\n")
+
+
+def _table(holes: tuple[Hole, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("lines", no_wrap=True)
+    table.add_column("thread", no_wrap=True, justify="right")
+    table.add_column("missing for", no_wrap=True, justify="right")
+    table.add_column("frames", no_wrap=True)
+    table.add_column("host memory", overflow="fold")
+    table.add_column("would have to be atomic", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    for hole in holes:
+        sets = [
+            f"{_line_list(each.lines)}: {', '.join(primitive.value for primitive in each.primitives)}"
+            for each in hole.atomic_sets
+        ]
+        frames = _frames(hole)
+        if len(frames) > FRAMES_SHOWN:
+            frames = [*frames[:FRAMES_SHOWN], f"… {len(frames) - FRAMES_SHOWN} more, {_size(hole.nbytes)} in all"]
+        verdict = hole.verdict.value
+        if hole.verdict is Verdict.OPEN or hole.reason != "no run state":
+            verdict += f": {hole.reason}"
+        table.add_row(
+            f"{hole.first_line}-{hole.last_line}" if hole.first_line != hole.last_line else str(hole.first_line),
+            "" if hole.thread is None else str(hole.thread),
+            _duration(hole),
+            "\n".join(frames),
+            HOST_MEMORY[hole.same_host_memory],
+            "\n".join(sets),
+            Text(verdict, style=STYLES[hole.verdict]),
+        )
+    return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _duration(hole: Hole) -> str:
+    if hole.duration is None:
+        return "?"
+    return "one call" if hole.first_line == hole.last_line else format_ns(hole.duration * 1e9)
+
+
+def _lines(hole: Hole) -> str:
+    if hole.first_line == hole.last_line:
+        return f"line {hole.first_line}"
+    return f"lines {hole.first_line}-{hole.last_line}"
+
+
+def _frames(hole: Hole) -> list[str]:
+    space = f"as {hole.as_id}: " if hole.as_id else ""
+    return [
+        f"{space}[{start << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x}) {_size((end - start) << PAGE_SHIFT)}"
+        for start, end in hole.frames
+    ]
+
+
+def _size(nbytes: int) -> str:
+    """A size in the largest binary unit that is not above it, to two places.
+
+    >>> _size(0xFF40000), _size(0x1000), _size(3 << 40)
+    ('255.25 MiB', '4 KiB', '3 TiB')
+    """
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if nbytes >> shift:
+            return f"{nbytes / (1 << shift):.2f}".rstrip("0").rstrip(".") + f" {unit}"
+    return f"{nbytes >> 10} KiB"
+
+
+def _line_list(lines: tuple[int, ...]) -> str:
+    """Lines with runs drawn together.
+
+    >>> _line_list((10, 13, 14, 15))
+    '10, 13-15'
+    """
+    runs: list[list[int]] = []
+    for line in lines:
+        if runs and line == runs[-1][1] + 1:
+            runs[-1][1] = line
+        else:
+            runs.append([line, line])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

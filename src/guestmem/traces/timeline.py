@@ -1,0 +1,188 @@
+"""A Timeline: what a VMM did to its memslots, in order, as one trace tells it.
+
+Values only; readers make them, ``check`` and ``compare`` use them. KVM's own word for what happens to a slot is a
+*change*; a *transaction* is what the VMM meant as one step, as QEMU's ``memory_region_transaction_commit()`` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..memslots.changes import Change, ChangeKind
+from ..memslots.slot import Slot
+from .run_state import RunState, Vcpu
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "DirtyLogClear",
+    "GlobalDirtyChange",
+    "RecordedChange",
+    "RunState",
+    "Timeline",
+    "Transaction",
+    "Vcpu",
+]
+
+
+class RecordedChange(NamedTuple):
+    """One change as it was recorded.
+
+    ``old`` is the slot that had this id before (for a delete: what is removed). ``time`` is the stamp of the line in
+    seconds, on the trace's own clock. The call took effect somewhere between ``began`` and ``ended``; each is None
+    where the trace does not tell: QEMU stamps a call when it has returned, strace when it starts. ``ret`` is the
+    result, negative if KVM refused. ``implied`` marks the delete that QEMU issues, without a line of its own, before
+    it turns the READONLY flag of a slot. A refused change has the kind that KVM would have given it, or NOTHING.
+    """
+
+    change: Change
+    kind: ChangeKind
+    old: Slot | None
+    line: int
+    path: str
+    time: float | None
+    thread: int | None
+    ret: int
+    implied: bool
+    began: float | None
+    ended: float | None
+
+    @property
+    def applied(self) -> bool:
+        """Whether KVM carried it out."""
+        return self.ret >= 0
+
+    @property
+    def removed(self) -> Slot | None:
+        """The slot whose frames this change took away (a delete's, or a move's at its old place)."""
+        return self.old if self.applied and self.kind in (ChangeKind.DELETE, ChangeKind.MOVE) else None
+
+    @property
+    def added(self) -> Slot | None:
+        """The slot whose frames this change gave (a create's, or a move's at its new place)."""
+        return self.change.as_slot() if self.applied and self.kind in (ChangeKind.CREATE, ChangeKind.MOVE) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Changes of one address space that the VMM made as one step: see ``grouping``. Refused ones are not in it."""
+
+    index: int
+    as_id: int
+    changes: tuple[RecordedChange, ...]
+
+    @property
+    def deletes(self) -> tuple[RecordedChange, ...]:
+        """The changes that delete a slot, in order."""
+        return tuple(each for each in self.changes if each.kind is ChangeKind.DELETE)
+
+    @property
+    def adds(self) -> tuple[RecordedChange, ...]:
+        """The changes that create or move a slot, in order."""
+        return tuple(each for each in self.changes if each.kind in (ChangeKind.CREATE, ChangeKind.MOVE))
+
+    @property
+    def first_line(self) -> int:
+        """Line of the first change."""
+        return self.changes[0].line
+
+    @property
+    def last_line(self) -> int:
+        """Line of the last change."""
+        return self.changes[-1].line
+
+    @property
+    def start(self) -> float | None:
+        """Stamp of the first change, in seconds."""
+        return self.changes[0].time
+
+    @property
+    def end(self) -> float | None:
+        """Stamp of the last change, in seconds."""
+        return self.changes[-1].time
+
+    @property
+    def thread(self) -> int | None:
+        """The thread that issued all of it."""
+        return self.changes[0].thread
+
+
+class DirtyLogClear(NamedTuple):
+    """A KVM_CLEAR_DIRTY_LOG: ``npages`` pages from page ``start`` of the slot on."""
+
+    as_id: int
+    slot: int
+    start: int
+    npages: int
+    line: int
+    time: float | None
+    thread: int | None
+
+
+class GlobalDirtyChange(NamedTuple):
+    """QEMU's dirty tracking of all memory was switched; ``bitmask`` says for whom (1: migration)."""
+
+    bitmask: int
+    line: int
+    time: float | None
+    thread: int | None
+
+
+class Timeline:
+    """All that one trace tells.
+
+    ``changes`` are all changes in the order in which they took effect, refused ones included; ``transactions`` hold
+    the others, grouped; ``gap`` is the pause in seconds that ended a transaction. ``skipped`` counts the lines that
+    said nothing about memslots or run state, ``lines`` all of them. ``run_state`` is None if nothing is known.
+    """
+
+    __slots__ = (
+        "changes",
+        "dirty_log_clears",
+        "format",
+        "gap",
+        "global_dirty_changes",
+        "lines",
+        "path",
+        "run_state",
+        "skipped",
+        "transactions",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        format: str,  # noqa: A002 (the word for it)
+        changes: Sequence[RecordedChange],
+        transactions: Sequence[Transaction],
+        *,
+        gap: float,
+        run_state: RunState | None = None,
+        dirty_log_clears: Sequence[DirtyLogClear] = (),
+        global_dirty_changes: Sequence[GlobalDirtyChange] = (),
+        lines: int = 0,
+        skipped: int = 0,
+    ) -> None:
+        self.path, self.format, self.gap = path, format, gap
+        self.changes, self.transactions, self.run_state = changes, transactions, run_state
+        self.dirty_log_clears, self.global_dirty_changes = dirty_log_clears, global_dirty_changes
+        self.lines, self.skipped = lines, skipped
+
+    @property
+    def refused(self) -> tuple[RecordedChange, ...]:
+        """The changes that KVM refused. O(n)."""
+        return tuple(each for each in self.changes if each.ret < 0)
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Earliest and latest stamp of a change, in seconds, or None without stamps. O(n)."""
+        times = [each.time for each in self.changes if each.time is not None]
+        return (min(times), max(times)) if times else None
+
+    def __repr__(self) -> str:
+        return (
+            f"Timeline({self.path!r}, {self.format!r}: {len(self.changes)} changes, "
+            f"{len(self.transactions)} transactions)"
+        )
