@@ -91,6 +91,17 @@ class _Cache(FunctionCache):
     _impl_class = _Implementation
 
 
+@cache
+def _can_cache() -> bool:
+    """Whether compiled functions can be kept; where nothing can be written they are compiled in every process."""
+    try:
+        cache_directory().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    # Set from outside, other locators would replace ours, which are the ones that notice changes.
+    return os.access(cache_directory(), os.W_OK) and not config.CACHE_LOCATOR_CLASSES
+
+
 def declared_signature(function: Any) -> Any:
     """The Numba signature that a function's annotations declare; TypeError names what cannot be compiled."""
     code = function.__code__
@@ -111,10 +122,15 @@ def dispatcher(function: Any, *, nogil: bool) -> Any:
     if not config.DISABLE_JIT:
         compile_ = type(made).compile
 
-        def compile_declared(_asked: Any) -> Any:
+        def compile_declared(asked: Any) -> Any:
+            for given, declared in zip(asked, signature.args, strict=True):
+                # The machine code does not look: it would read floats, or every other word, as if they were words.
+                if given != declared and isinstance(declared, types.Array):
+                    raise TypeError(f"{function.__qualname__}: {given} given where {declared} is declared")
             with global_compiler_lock:  # two threads may call first at once
                 if not made.overloads:
-                    made._cache = _Cache(function)  # noqa: SLF001 - see the module's docstring
+                    if _can_cache():
+                        made._cache = _Cache(function)  # noqa: SLF001 - see the module's docstring
                     compile_(made, signature)
                     made.disable_compile()
             return made.overloads[signature.args].entry_point

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .compiled import INTERPRETED, U64, Words, compiled
+from .compiled import INTERPRETED, U64, Words, compiled, u64
 from .futex import FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE, SYS_FUTEX
 from .units import U64_MAX
 
@@ -259,4 +259,4 @@ def poke(words: Words, index: U64, value: U64) -> None:
 @compiled
 def wake_all(words: Words, index: U64) -> None:
     """From Python: wake every thread that waits on the word."""
-    wake(words, index, 0x7FFFFFFF)
+    wake(words, index, u64(0x7FFFFFFF))
