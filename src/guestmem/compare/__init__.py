@@ -1,1 +1,17 @@
-"""compare."""
+"""Compare: a recorded boot replayed under every design of updating memory, on vCPUs that really touch it."""
+
+from __future__ import annotations
+
+from .result import ELSEWHERE, Comparison, Row, Spread
+from .run import DEFAULT_INTERVAL_MS, DEFAULT_REPEAT, DEFAULT_VCPUS, compare
+
+__all__ = [
+    "DEFAULT_INTERVAL_MS",
+    "DEFAULT_REPEAT",
+    "DEFAULT_VCPUS",
+    "ELSEWHERE",
+    "Comparison",
+    "Row",
+    "Spread",
+    "compare",
+]

@@ -1,1 +1,7 @@
-"""designs."""
+"""Designs: ways of applying a list of changes to the memory of running vCPUs."""
+
+from __future__ import annotations
+
+from .registry import BROKEN, DESIGNS, Design, find
+
+__all__ = ["BROKEN", "DESIGNS", "Design", "find"]

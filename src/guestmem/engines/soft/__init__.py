@@ -1,1 +1,21 @@
-"""engines/soft."""
+"""The software engine: vCPU threads that touch real memory while it is updated beneath them."""
+
+from __future__ import annotations
+
+from .engine import FLUX_MAX, Report, SoftEngine, SoftUpdate, VcpuCounts
+from .load import PATTERNS, Access, Load, Target, host_words
+from .memory import HostMemory
+
+__all__ = [
+    "FLUX_MAX",
+    "PATTERNS",
+    "Access",
+    "HostMemory",
+    "Load",
+    "Report",
+    "SoftEngine",
+    "SoftUpdate",
+    "Target",
+    "VcpuCounts",
+    "host_words",
+]

@@ -1,0 +1,216 @@
+"""From a recorded timeline to steps that can be replayed: the same changes on memory of our own, and a load for each.
+
+Each transaction becomes a step. Its load holds, for every range of frames that the transaction changes, the same
+number of pages (a firmware area of 256 KiB would otherwise never be hit), and some pages elsewhere. In each page the
+vCPUs touch eight bytes at a place that depends on the frame, so that two frames that alias one host page count apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..engines.soft import HostMemory, Load, Target
+from ..memslots import Change, ChangeKind, Slot
+from ..traces import Timeline
+from ..units import PAGE_SHIFT, PAGE_SIZE
+
+__all__ = ["Plan", "Step", "plan"]
+
+PAGES_A_RANGE = 16
+PAGES_ELSEWHERE = 64
+MOST_RANGES = 256
+"""Of a step with more changed ranges than this, so many, evenly chosen, are touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One transaction: changes with real host addresses, and what vCPUs touch around it."""
+
+    index: int
+    first_line: int
+    last_line: int
+    as_id: int
+    changes: tuple[Change, ...]
+    load: Load
+
+    @property
+    def words_that_end(self) -> tuple[int, ...]:
+        """Host words that no vCPU may write after the step, though it might before."""
+        return tuple(
+            {
+                target.old
+                for target in self.load.targets
+                if target.changed
+                and target.old
+                and not target.old_readonly
+                and (target.new != target.old or target.new_readonly)
+            }
+        )
+
+    @property
+    def words_that_begin(self) -> tuple[int, ...]:
+        """Host words that vCPUs may write after the step."""
+        return tuple({target.new for target in self.load.targets if target.new and not target.new_readonly})
+
+
+@dataclass(slots=True)
+class Plan:
+    """All steps of a trace on memory of our own, which ``close()`` gives back."""
+
+    path: str
+    steps: tuple[Step, ...]
+    memory: HostMemory
+    address_spaces: int
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """Every host word that some vCPU may touch."""
+        return tuple(
+            {word for step in self.steps for target in step.load.targets for word in (target.old, target.new) if word}
+        )
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.memory.close()
+
+
+Range = tuple[int, int, Slot | None, Slot | None]
+"""start_gfn, end_gfn, slot before, slot after."""
+
+
+def _cut(ranges: Iterable[tuple[int, int]], before: Sequence[Slot], after: Sequence[Slot]) -> list[Range]:
+    """``ranges`` joined, then cut wherever a slot begins or ends: each piece with its slots. O(n log n)."""
+    joined: list[list[int]] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], end)
+        else:
+            joined.append([start, end])
+    edges = sorted({edge for slot in (*before, *after) for edge in (slot.base_gfn, slot.end_gfn)})
+    pieces: list[Range] = []
+    at = 0
+    olds, news = _Walk(before), _Walk(after)
+    for start, end in joined:
+        while at < len(edges) and edges[at] <= start:
+            at += 1
+        place = start
+        while place < end:
+            stop = min(end, edges[at]) if at < len(edges) else end
+            pieces.append((place, stop, olds.at(place), news.at(place)))
+            place = stop
+            if at < len(edges) and edges[at] <= place:
+                at += 1
+    return pieces
+
+
+class _Walk:
+    """The slot that holds a frame, for frames asked in ascending order. O(1) amortised."""
+
+    def __init__(self, slots: Iterable[Slot]) -> None:
+        self._slots = sorted(slots, key=lambda slot: slot.base_gfn)
+        self._next = 0
+
+    def at(self, gfn: int) -> Slot | None:
+        while self._next < len(self._slots) and self._slots[self._next].end_gfn <= gfn:
+            self._next += 1
+        if self._next < len(self._slots) and self._slots[self._next].base_gfn <= gfn:
+            return self._slots[self._next]
+        return None
+
+
+def _spread(start: int, end: int, count: int) -> list[int]:
+    """``count`` frames of ``[start, end)``, evenly, first and last among them; repeated if there are fewer."""
+    if count == 1:
+        return [start]
+    return [start + (end - 1 - start) * k // (count - 1) for k in range(count)]
+
+
+def _word(slot: Slot | None, gfn: int) -> int:
+    """Host address of the eight bytes that stand for frame ``gfn``."""
+    if slot is None:
+        return 0
+    return slot.hva(gfn) + ((gfn ^ gfn >> 9) * 8) % PAGE_SIZE
+
+
+def _target(gfn: int, old: Slot | None, new: Slot | None, *, changed: bool) -> Target:
+    gpa = (gfn << PAGE_SHIFT) + ((gfn ^ gfn >> 9) * 8) % PAGE_SIZE
+    return Target(
+        gpa,
+        _word(old, gfn),
+        _word(new, gfn),
+        old is not None and old.readonly,
+        new is not None and new.readonly,
+        changed=changed,
+    )
+
+
+def _load(as_id: int, changed: list[Range], before: Sequence[Slot], owners: dict[int, int]) -> Load:
+    """Targets for one step; a word that another frame has already is left out."""
+    if len(changed) > MOST_RANGES:
+        changed = [changed[k * len(changed) // MOST_RANGES] for k in range(MOST_RANGES)]
+    targets = [
+        _target(gfn, old, new, changed=True)
+        for start, end, old, new in changed
+        for gfn in _spread(start, end, PAGES_A_RANGE)
+    ]
+    elsewhere = [
+        (start, end, old)
+        for start, end, old, piece in _cut(
+            [(slot.base_gfn, slot.end_gfn) for slot in before],
+            before,
+            [Slot(as_id, 0, start, end - start, 0) for start, end, _, _ in changed],
+        )
+        if piece is None
+    ]
+    for start, end, old in elsewhere[:: max(1, len(elsewhere) // 16)]:
+        count = max(1, PAGES_ELSEWHERE // min(16, len(elsewhere)))
+        targets += [_target(gfn, old, old, changed=False) for gfn in _spread(start, end, count)]
+    free = [
+        target
+        for target in targets
+        if all(owners.setdefault(word, target.gpa) == target.gpa for word in (target.old, target.new) if word)
+    ]
+    return Load(free, as_id)
+
+
+def plan(timeline: Timeline) -> Plan:
+    """Make a timeline replayable. O(changes x slots of a step) time; memory is committed only where it is touched."""
+    recorded = [change for transaction in timeline.transactions for change in transaction.changes]
+    memory = HostMemory(
+        (each.change.userspace_addr, each.change.userspace_addr + each.change.memory_size)
+        for each in recorded
+        if not each.change.deletes
+    )
+    spaces: dict[int, dict[int, Slot]] = {}
+    owners: dict[int, int] = {}
+    steps = []
+    for transaction in timeline.transactions:
+        slots = spaces.setdefault(transaction.as_id, {})
+        before = list(slots.values())
+        ranges: list[tuple[int, int]] = []
+        changes = []
+        for each in transaction.changes:
+            change = each.change
+            if not change.deletes:
+                change = change._replace(userspace_addr=memory.translate(change.userspace_addr))
+            if (old := slots.pop(change.slot, None)) is not None:
+                ranges.append((old.base_gfn, old.end_gfn))
+            if not change.deletes:
+                slots[change.slot] = change.as_slot()
+                ranges.append((change.base_gfn, change.base_gfn + change.npages))
+            if each.kind is not ChangeKind.NOTHING:
+                changes.append(change)
+        changed = _cut(ranges, before, list(slots.values()))
+        load = _load(transaction.as_id, changed, before, owners)
+        steps.append(
+            Step(
+                transaction.index,
+                transaction.first_line,
+                transaction.last_line,
+                transaction.as_id,
+                tuple(changes),
+                load,
+            )
+        )
+    return Plan(timeline.path, tuple(steps), memory, 1 + max(spaces, default=0))

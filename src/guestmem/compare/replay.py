@@ -1,0 +1,158 @@
+"""One row of the table: a plan replayed, again and again, by one design on one engine, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..designs import Design
+from ..engines.soft import Access, Load, SoftEngine
+from ..engines.soft.stalls import percentile
+from ..errors import CapabilityError, MemslotError
+from ..memslots import Change
+from .plan import Plan, Step
+from .result import Row, Spread
+
+__all__ = ["replay"]
+
+_clock = time.perf_counter_ns
+_NEVER = (1 << 64) - 1
+
+
+class _Counted:
+    """The counters that writes leave in the pages, and what they must and must not become."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._read = plan.memory.word
+        self._words = plan.words
+        self._before = sum(map(self._read, self._words))
+        self._ended: dict[int, int] = {}
+        self.wrong = 0
+
+    def step_begins(self, step: Step) -> None:
+        """Look for writes where none may go any more; what the step gives back may be written again."""
+        self.look()
+        for word in step.words_that_begin:
+            self._ended.pop(word, None)
+
+    def step_ended(self, step: Step) -> None:
+        """From now on nobody may write where the step has taken memory away."""
+        for word in step.words_that_end:
+            self._ended[word] = self._read(word)
+
+    def look(self) -> None:
+        """Count writes to memory that was taken away."""
+        for word, value in self._ended.items():
+            now = self._read(word)
+            self.wrong += now - value
+            self._ended[word] = now
+
+    def start_over(self) -> None:
+        """All slots go, and come again."""
+        self.look()
+        self._ended.clear()
+
+    def written(self) -> int:
+        """Writes that are in memory, since this object was made."""
+        return sum(map(self._read, self._words)) - self._before
+
+
+def replay(
+    plan: Plan,
+    design: Design,
+    engine: SoftEngine,
+    *,
+    access: Access,
+    repeat: int,
+    interval_s: float,
+    stopped: Callable[[], bool] = lambda: False,
+    advanced: Callable[[], object] = lambda: None,
+) -> Row:
+    """Replay ``plan`` ``repeat`` times with ``design`` on a fresh ``engine``, whose vCPUs keep touching memory.
+
+    ``stopped`` is asked between transactions; ``advanced`` is called after each replay.
+    """
+    apply = design.prepare(engine)
+    row = Row(design.name, engine.vcpus, engine.cores, broken=design.broken)
+    engine.set_access(access)
+    counted = _Counted(plan)
+    updates: list[float] = []
+    totals: list[float] = []
+    kicks: list[float] = []
+    engine.start()
+    try:
+        while row.replays < repeat and not stopped():
+            total = 0.0
+            for step in plan.steps:
+                if stopped():
+                    break
+                _note_instant(row, engine, step.load)
+                counted.step_begins(step)
+                time.sleep(interval_s)
+                took = _clock()
+                engine.kick()
+                kicks.append(_clock() - took)
+                before = engine.counts.copy()
+                with engine.window():
+                    took = _clock()
+                    try:
+                        apply(engine, step.changes)
+                    except (CapabilityError, MemslotError) as error:
+                        row.refusals.append(f"lines {step.first_line}-{step.last_line}: {error}")
+                    took = _clock() - took
+                row.counts += engine.counts - before
+                counted.step_ended(step)
+                updates.append(took)
+                total += took
+                row.transactions += 1
+            else:
+                totals.append(total)
+                row.replays += 1
+                advanced()
+            _note_instant(row, engine, Load())
+            counted.start_over()
+            _forget(engine)
+    finally:
+        engine.stop()
+    counted.look()
+    row.update_ns, row.trace_ns, row.kick_ns = Spread.of(updates), Spread.of(totals), Spread.of(kicks)
+    _sum_up(row, engine, counted)
+    return row
+
+
+def _forget(engine: SoftEngine) -> None:
+    """Delete all slots while no vCPU runs; not counted."""
+    counts = engine.counts
+    engine.counts = counts.copy()
+    engine.pause()
+    for slot in list(engine.memslots):
+        engine.set_memory_region(Change(slot=slot.id, as_id=slot.as_id))
+    engine.resume()
+    engine.counts = counts
+
+
+def _note_instant(row: Row, engine: SoftEngine, load: Load) -> None:
+    """Give the vCPUs their next load, and see from what they report of the last one whether it had one instant."""
+    reports = [report for report in engine.set_load(load) if report is not None]
+    last_old = max((report[0] for report in reports), default=0)
+    first_new = min((report[1] for report in reports), default=_NEVER)
+    if last_old and first_new != _NEVER:
+        row.instants += 1
+        row.torn += last_old > first_new
+
+
+def _sum_up(row: Row, engine: SoftEngine, counted: _Counted) -> None:
+    every = engine.vcpu_counts()
+    total = {name: sum(counts[name] for counts in every) for name in every[0]}
+    histogram = [sum(column) for column in zip(*(counts.histogram for counts in every), strict=True)]
+    row.stalls = sum(histogram)
+    row.stall_median_ns, row.stall_p99_ns = percentile(histogram, 0.5), percentile(histogram, 0.99)
+    row.stall_worst_ns = max(counts["stall_worst"] for counts in every)
+    row.accesses, row.inside, row.inside_changed = total["accesses"], total["inside"], total["inside_changed"]
+    row.holes = total["holes_read"] + total["holes_write"]
+    row.killed = total["killed_fetches"]
+    row.answered = total["answered_reads"] + total["answered_writes"]
+    row.lost = total["writes"] + total["holes_write"] + total["answered_writes"] - counted.written()
+    row.wrong = counted.wrong
+    row.stale, row.refused, row.strange = total["stale"], total["refused_writes"], total["strange"]
+    row.vcpu_counts = [dict(counts) for counts in every]

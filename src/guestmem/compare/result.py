@@ -1,0 +1,153 @@
+"""What a comparison found: plain values, from which ``report`` makes tables and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..engines import Counts
+
+__all__ = ["ELSEWHERE", "Comparison", "Row", "Spread"]
+
+ELSEWHERE = {
+    "source": "Emanuele Giuseppe Esposito, kvm mailing list, 23 September 2022",
+    "what": "time in QEMU's kvm_commit over one boot, average of 100 to 1000 runs, ms",
+    "host": "EPYC 7413, Linux 5.19",
+    "columns": ("vCPUs", "batch ioctl (RFC)", "stop all vCPUs"),
+    "rows": ((1, 2.1, 2.2), (2, 2.5, 3.0), (4, 2.2, 3.1), (8, 2.4, 3.4), (16, 3.6, 12.0), (24, 12.5, 20.0)),
+}
+"""Figures of the 2022 debate, measured elsewhere: for reference, not to compare with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, mean and standard deviation of some durations, in ns, and how many there were."""
+
+    median: float
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of measured values; all zero if there are none."""
+        if not values:
+            return cls(0.0, 0.0, 0.0, 0)
+        ordered = sorted(values)
+        middle = len(ordered) // 2
+        median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+        mean = sum(ordered) / len(ordered)
+        return cls(median, mean, math.sqrt(sum((value - mean) ** 2 for value in ordered) / len(ordered)), len(ordered))
+
+
+@dataclass(slots=True)
+class Row:
+    """One design at one number of vCPUs."""
+
+    design: str
+    vcpus: int
+    cores: int
+    broken: bool = False
+    replays: int = 0
+    """Complete replays of the trace; 0 if the row was interrupted in its first."""
+    transactions: int = 0
+    update_ns: Spread = field(default_factory=lambda: Spread.of(()))
+    """Per transaction."""
+    trace_ns: Spread = field(default_factory=lambda: Spread.of(()))
+    """Per replay of the whole trace, pauses between transactions left out."""
+    kick_ns: Spread = field(default_factory=lambda: Spread.of(()))
+    """One kick of all vCPUs with acknowledgement, between transactions: the floor of every pause."""
+    stalls: int = 0
+    stall_median_ns: float = 0.0
+    stall_p99_ns: float = 0.0
+    stall_worst_ns: int = 0
+    accesses: int = 0
+    inside: int = 0
+    """Accesses to memory that should be there, in or across a window."""
+    inside_changed: int = 0
+    holes: int = 0
+    """Data accesses that met a hole (unanswered)."""
+    killed: int = 0
+    """Fetches that would have killed the guest."""
+    answered: int = 0
+    lost: int = 0
+    """Writes to memory that should be there which are not in it at the end, by counting."""
+    wrong: int = 0
+    """Writes that went to memory which the update had taken away, by counting."""
+    stale: int = 0
+    """Accesses that saw the old memory though they began after the update had returned."""
+    torn: int = 0
+    """Transactions without one instant: an access that saw old began after one that saw new had ended."""
+    instants: int = 0
+    """Transactions in which vCPUs saw old and new, so that ``torn`` could be told."""
+    refused: int = 0
+    strange: int = 0
+    counts: Counts = field(default_factory=Counts)
+    vcpu_counts: list[dict[str, int]] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    """Transactions that the engine or design refused, in words."""
+
+    @property
+    def oversubscribed(self) -> bool:
+        """Whether there are more vCPUs than cores, so that waits also measure the scheduler."""
+        return self.vcpus > self.cores
+
+    @property
+    def failures(self) -> int:
+        """Everything that no design should show."""
+        return self.holes + self.killed + self.lost + self.wrong + self.stale + self.refused + self.strange
+
+    @property
+    def caught(self) -> bool:
+        """Whether this row shows its design to be broken."""
+        return bool(self.failures or self.torn)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: all fields, durations in ns."""
+        result: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Spread | Counts):
+                value = {part: getattr(value, part) for part in value.__dataclass_fields__}
+            result[name] = value
+        return result | {"oversubscribed": self.oversubscribed, "failures": self.failures, "caught": self.caught}
+
+
+@dataclass(slots=True)
+class Comparison:
+    """All rows of one run, and what they were measured with."""
+
+    path: str
+    engine: str
+    arch: str
+    seed: int
+    repeat: int
+    interval_ms: float
+    cores: int
+    steps: int
+    changes: int
+    rows: list[Row] = field(default_factory=list)
+    interrupted: bool = False
+    slow_vcpu_ms: float = 0.0
+
+    @property
+    def broken_rows(self) -> list[Row]:
+        """Rows of the design that is broken on purpose."""
+        return [row for row in self.rows if row.broken]
+
+    @property
+    def strong_enough(self) -> bool:
+        """Whether the broken design was caught somewhere: else a row without failures means nothing."""
+        return any(row.caught for row in self.broken_rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        result = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rows"}
+        return {
+            **result,
+            "strong_enough": self.strong_enough,
+            "rows": [row.as_dict() for row in self.rows],
+            "elsewhere": ELSEWHERE,
+        }

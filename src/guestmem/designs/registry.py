@@ -1,0 +1,69 @@
+"""All designs by name. A new one is a file beside this one, and a line here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+from ..engines import Capability, Engine
+from ..errors import CapabilityError, UsageError
+from ..memslots import Change
+
+__all__ = ["BROKEN", "DESIGNS", "Design", "find"]
+
+
+class Design(NamedTuple):
+    """One way of applying changes: its name is that of its file, ``summary`` says in a line what it does."""
+
+    name: str
+    summary: str
+    broken: bool = False
+    """Whether it is wrong on purpose, to be caught by the measurements."""
+
+    @property
+    def module(self) -> ModuleType:
+        """The file that carries it out: ``NEEDS``, ``prepare(engine)``, ``apply(engine, changes)``."""
+        return importlib.import_module(f".{self.name}", __package__)
+
+    @property
+    def needs(self) -> Capability:
+        """What it needs of an engine."""
+        needs: Capability = self.module.NEEDS
+        return needs
+
+    def prepare(self, engine: Engine) -> Callable[[Engine, Sequence[Change]], None]:
+        """Set the engine up for this design; returns its ``apply``. CapabilityError if the engine cannot do it."""
+        if missing := self.needs & ~engine.capabilities:
+            raise CapabilityError(f"design {self.name}: engine {engine.name} cannot {missing.name}")
+        self.module.prepare(engine)
+        apply: Callable[[Engine, Sequence[Change]], None] = self.module.apply
+        return apply
+
+
+DESIGNS = (
+    Design("sequential", "one call a change: KVM today"),
+    Design("sequential_answered", "the same, and the VMM answers MMIO that falls into a hole"),
+    Design("pause", "stop all vCPUs, then sequential"),
+    Design("pause_if_overlap", "stop them only if a removed range overlaps an added one: QEMU since 8.0"),
+    Design("batch", "invalidate all, swap, apply all, swap: the 2022 RFC"),
+    Design("atomic", "one instant for all changes; only vCPUs that touch them wait"),
+    Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True),
+)
+"""In the order in which tables show them."""
+
+BROKEN = "atomic_unacknowledged"
+"""The design that every measurement has to catch."""
+
+
+def find(name: str) -> Design:
+    """The design called ``name``; UsageError lists them.
+
+    >>> find("atomic").summary
+    'one instant for all changes; only vCPUs that touch them wait'
+    """
+    for design in DESIGNS:
+        if design.name == name:
+            return design
+    raise UsageError(f"design: {name!r} is not one of {', '.join(design.name for design in DESIGNS)}")

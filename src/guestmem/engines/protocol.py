@@ -1,0 +1,133 @@
+"""What a design needs of an engine, and how an engine says what it cannot do.
+
+Nothing above ``engines/`` asks which engine it is: it looks into ``capabilities``, or calls and gets a
+CapabilityError.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from ..memslots import Change, ChangeKind, Slot
+from ..memslots.batch import Effect
+
+__all__ = ["Capability", "Counts", "Engine", "Update"]
+
+
+class Capability(enum.Flag):
+    """What an engine can do."""
+
+    SET_MEMORY_REGION = enum.auto()
+    """One change at a time, as KVM_SET_USER_MEMORY_REGION."""
+    PAUSE = enum.auto()
+    """Stop all vCPUs and let them go on."""
+    ANSWER_MMIO = enum.auto()
+    """Answer MMIO that falls into a hole from the memory behind it."""
+    UPDATE = enum.auto()
+    """Several changes as phases of one update: stage, invalidate, swap, stall, publish."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What an engine did, and where an updater's time went. Times in ns."""
+
+    swaps: int = 0
+    srcu_waits: int = 0
+    kicks: int = 0
+    flushes: int = 0
+    pauses: int = 0
+    stalls: int = 0
+    """Ranges put in flux."""
+    slept: int = 0
+    """Waits for vCPUs or readers that really slept."""
+    lock_ns: int = 0
+    """Waiting for other updaters (slots_lock)."""
+    edit_ns: int = 0
+    """Checking and editing the sets."""
+    kick_ns: int = 0
+    """Making requests."""
+    acks_ns: int = 0
+    """Waiting for the slowest vCPU to acknowledge."""
+    grace_ns: int = 0
+    """Waiting for readers of the old set."""
+
+    def copy(self) -> Counts:
+        """The counts as they are now."""
+        return Counts(*(getattr(self, field.name) for field in fields(self)))
+
+    def __sub__(self, before: Counts) -> Counts:
+        return Counts(*(getattr(self, field.name) - getattr(before, field.name) for field in fields(self)))
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+class Update(Protocol):
+    """An update in phases, under the lock that serialises updaters. Left without ``publish``, nothing has changed."""
+
+    def stage(self, change: Change) -> ChangeKind:
+        """Carry out one change on the inactive set; MemslotError leaves it as it was."""
+
+    def stage_all(self, changes: Sequence[Change]) -> None:
+        """Carry out changes in order on the inactive set; BatchError names the entry, and nothing has changed."""
+
+    def invalidate(self, slot: int) -> None:
+        """Mark a slot INVALID on the inactive set."""
+
+    def swap(self) -> None:
+        """KVM's swap: publish, wait for readers, bring the other set up to date, kick."""
+
+    def flush(self) -> None:
+        """Have every vCPU forget its translations, and wait until no vCPU can use an old one."""
+
+    def net_effect(self) -> list[Effect]:
+        """What the staged changes mean for running vCPUs, range by range."""
+
+    def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
+        """Put ranges that need it in flux and zap them; ``wait`` for acknowledgements.
+
+        Raises CapabilityError, before anything is stalled, if there are more ranges than the engine can hold.
+        """
+
+    def publish(self) -> None:
+        """The instant: the staged set becomes the active one."""
+
+    def release(self) -> None:
+        """Nothing is in flux any more; stalled vCPUs fault again."""
+
+    def settle(self) -> None:
+        """Wait for readers of the old set and bring it up to date."""
+
+
+class Engine(Protocol):
+    """Memory, vCPUs, and today's ways of changing what they see."""
+
+    name: str
+    capabilities: Capability
+    vcpus: int
+    counts: Counts
+
+    def set_memory_region(self, change: Change) -> ChangeKind:
+        """One change, as the kernel does it today; MemslotError with the kernel's errno."""
+
+    def slot(self, slot: int, as_id: int = 0) -> Slot | None:
+        """The slot that has this id now."""
+
+    def pause(self) -> None:
+        """Stop all vCPUs; they nest. Returns when none is in the guest."""
+
+    def resume(self) -> None:
+        """End one pause."""
+
+    def kick(self) -> None:
+        """Kick all vCPUs once and wait for their acknowledgement: the floor of every pause."""
+
+    def answer_mmio(self, answer: bool) -> None:
+        """Whether MMIO in a hole is answered from the memory behind it."""
+
+    def update(self, as_id: int = 0) -> AbstractContextManager[Update]:
+        """Start an update in phases."""

@@ -1,0 +1,404 @@
+"""The software engine: vCPU threads that really touch real memory, and updates that they feel.
+
+Each vCPU is a thread in a compiled loop (``vcpu.py``) without the GIL; memslots, SRCU, kicks, flushes, pauses and
+stalls are the rooms' own. What it cannot show: guest code, devices, stage-2 tables (these come with ``stage2/``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ...atomics import peek, poke, wake_all
+from ...compiled import INTERPRETED, own, words
+from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
+from ...memslots import Change, ChangeKind, Slot, classify
+from ...memslots.batch import Action, Effect
+from ...memslots.phases import IDLE, SETTLED
+from ...memslots.set import Memslots
+from ...memslots.update import Update as SlotUpdate
+from ...rcu import Srcu
+from ..protocol import Capability, Counts
+from . import layout as at
+from .flux import flux_mark, flux_release
+from .load import PATTERNS, Access, Load, write_load
+from .requests import pause_all, request_all, resume_all, wait_for_acknowledgements, wait_until_outside
+from .vcpu import vcpu_run
+
+__all__ = ["FLUX_MAX", "Report", "SoftEngine", "SoftUpdate", "VcpuCounts"]
+
+FLUX_MAX = at.FLUX_MAX
+_ARCHITECTURES = ("x86", "arm64")
+_LOAD_WORDS = 1 << 15
+"""Room for one load: 8 190 targets."""
+_WHOLE = (int(IDLE), int(SETTLED))
+_clock = time.perf_counter_ns
+
+
+class Report(tuple[int, int]):
+    """Start of the last access that saw old, end of the first that saw new; in ns, 0 and 2**64-1 if there is none."""
+
+    __slots__ = ()
+
+
+class VcpuCounts(dict[str, int]):
+    """What one vCPU counted, by the names of ``layout.COUNTER_NAMES``, and its ``histogram`` of stalls."""
+
+    histogram: list[int]
+
+
+class SoftEngine:
+    """A VM of ``vcpus`` vCPU threads on the software engine.
+
+    ``cores`` limits how many are in the guest at once (all of the machine's unless given). ``arch`` decides what an
+    access to an INVALID slot does: x86 retries, arm64 exits. ``slow_vcpu_ns``: vCPU 0 spends that long inside a
+    read-side section, again and again.
+
+    >>> engine = SoftEngine(vcpus=2)
+    >>> engine.set_memory_region(Change(slot=0, base_gfn=0, npages=16, userspace_addr=0x7f0000000000))
+    <ChangeKind.CREATE: 'create'>
+    >>> engine.counts.swaps
+    1
+    """
+
+    name = "soft"
+    capabilities = Capability.SET_MEMORY_REGION | Capability.PAUSE | Capability.ANSWER_MMIO | Capability.UPDATE
+
+    def __init__(
+        self,
+        vcpus: int = 1,
+        *,
+        cores: int | None = None,
+        address_spaces: int = 1,
+        arch: str = "x86",
+        slow_vcpu_ns: int = 0,
+        seed: int = 1,
+    ) -> None:
+        if vcpus < 1:
+            raise UsageError(f"vcpus: {vcpus} is not at least 1")
+        if arch not in _ARCHITECTURES:
+            raise UsageError(f"arch: {arch!r} is not one of {', '.join(_ARCHITECTURES)}")
+        if slow_vcpu_ns < 0:
+            raise UsageError(f"slow_vcpu_ns: {slow_vcpu_ns} is negative")
+        self.vcpus, self.arch = vcpus, arch
+        self.cores = cores or len(os.sched_getaffinity(0))
+        self.counts = Counts()
+        self.srcu = Srcu(readers=1 + vcpus)
+        self.memslots = Memslots(address_spaces=address_spaces, srcu=self.srcu)
+        self._vm = words(at.vm_words(vcpus))
+        self._load = words(2 * _LOAD_WORDS)
+        self._targets, self._times, self._ranges = own(vcpus), own(8), own(3 * at.FLUX_MAX)
+        self._epoch = 0
+        self._window = 0
+        self._threads: list[threading.Thread] = []
+        poke(self._vm, int(at.CORES), self.cores)
+        poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
+        self._own = [own(at.OWN_WORDS) for _ in range(vcpus)]
+        for vcpu, mine in enumerate(self._own):
+            mine[int(at.SEED)] = (seed * 0x9E3779B97F4A7C15 + (vcpu + 1) * 0xD1B54A32D192ED03) % (1 << 64) or 1
+            mine[int(at.READER)] = 1 + vcpu
+            mine[int(at.SLICE)] = 512 if INTERPRETED else 16384
+            mine[int(at.LOAD_HALF)] = _LOAD_WORDS
+            mine[int(at.LOADED)] = (1 << 64) - 1
+        if slow_vcpu_ns:
+            self._own[0][int(at.SLOW_NS)] = slow_vcpu_ns
+            self._own[0][int(at.SLICE)] = 64 if INTERPRETED else 2048
+
+    # -- vCPUs ---------------------------------------------------------------------------------------------------
+
+    def set_access(self, access: Access, vcpu: int | None = None) -> None:
+        """How vCPU ``vcpu`` (all unless given) accesses its targets. Before ``start()``."""
+        if self._threads:
+            raise GuestmemError("set_access: vCPUs are running")
+        writes, fetches, changed = access.shares()
+        for mine in self._own if vcpu is None else [self._own[vcpu]]:
+            mine[int(at.WRITE_SHARE)], mine[int(at.FETCH_SHARE)] = writes, fetches
+            mine[int(at.CHANGED_SHARE)], mine[int(at.PATTERN)] = changed, PATTERNS[access.pattern]
+
+    def start(self) -> None:
+        """Start the vCPU threads."""
+        if self._threads:
+            raise GuestmemError("start: vCPUs are running already")
+        # With STOP set the loop ends at once: this compiles it here, not in a thread whose first moments are measured.
+        poke(self._vm, int(at.STOP), 1)
+        for vcpu in range(self.vcpus):
+            self._run(vcpu)
+        poke(self._vm, int(at.STOP), 0)
+        self._threads = [
+            threading.Thread(target=self._run, args=(vcpu,), name=f"vcpu{vcpu}", daemon=True)
+            for vcpu in range(self.vcpus)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, vcpu: int) -> None:
+        vcpu_run(self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu], vcpu)
+
+    def stop(self) -> None:
+        """Stop the vCPU threads and wait for them. Their counts stay."""
+        poke(self._vm, int(at.STOP), 1)
+        for word in (at.STOP, at.PAUSED, at.FLUX, at.SWAPS):
+            wake_all(self._vm, int(word))
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def set_load(self, load: Load) -> list[Report | None]:
+        """Have the vCPUs work on ``load`` from now on.
+
+        Returns, by vCPU, what the vCPUs report of the load before (None from one that never worked on it).
+        """
+        if len(load.words) > _LOAD_WORDS:
+            raise UsageError(f"load: {len(load.targets)} targets need {len(load.words)} words, there are {_LOAD_WORDS}")
+        half = (self._epoch + 1) & 1
+        write_load(self._load, half * _LOAD_WORDS, load.words, len(load.words), self._window)
+        self._epoch += 1
+        poke(self._vm, int(at.LOAD), self._epoch)
+        self._shake_hands()
+        return [self._report(vcpu) for vcpu in range(self.vcpus)]
+
+    def _report(self, vcpu: int) -> Report | None:
+        base = int(at.VCPUS) + int(at.VCPU) * vcpu + int(at.REPORT) + int(at.REPORT_SIZE) * ((self._epoch - 1) & 1)
+        if peek(self._vm, base) != self._epoch - 1:
+            return None
+        return Report((peek(self._vm, base + 1), peek(self._vm, base + 2)))
+
+    def _shake_hands(self) -> None:
+        """Have every vCPU look at what was asked for; not counted."""
+        request_all(self._vm, self.vcpus, self._targets)
+        wait_for_acknowledgements(self._vm, self.vcpus, self._targets, self._times)
+
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """Accesses made meanwhile count as inside an update."""
+        self._window += 1
+        poke(self._vm, int(at.WINDOW), self._window)
+        try:
+            yield
+        finally:
+            self._window += 1
+            poke(self._vm, int(at.WINDOW), self._window)
+
+    def vcpu_counts(self) -> list[VcpuCounts]:
+        """What each vCPU counted so far; exact once they are stopped."""
+        result = []
+        first, histogram = int(at.COUNTERS), int(at.HISTOGRAM)
+        for mine in self._own:
+            counts = VcpuCounts(zip(at.COUNTER_NAMES, (int(mine[first + i]) for i in range(64)), strict=False))
+            counts.histogram = [int(mine[histogram + i]) for i in range(int(at.HISTOGRAM_SIZE))]
+            result.append(counts)
+        return result
+
+    # -- what every engine can do --------------------------------------------------------------------------------
+
+    def set_memory_region(self, change: Change) -> ChangeKind:
+        """One change as KVM does it today: DELETE and MOVE with two swaps and a zap, CREATE and FLAGS_ONLY with one."""
+        with self.update(change.as_id) as update:
+            kind = update.kind(change)
+            if kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
+                update.invalidate(change.slot)
+                update.swap()
+                update.flush()
+            if kind is not ChangeKind.NOTHING:
+                update.stage(change)
+                update.swap()
+            if kind is ChangeKind.FLAGS_ONLY:
+                update.flush()
+        return kind
+
+    def slot(self, slot: int, as_id: int = 0) -> Slot | None:
+        """The slot that has this id now."""
+        return self.memslots.by_id(slot, as_id)
+
+    def pause(self) -> None:
+        """Stop all vCPUs; returns when each is outside KVM_RUN."""
+        counts = self.counts
+        begun = _clock()
+        pause_all(self._vm)
+        request_all(self._vm, self.vcpus, self._targets)
+        asked = _clock()
+        counts.slept += wait_until_outside(self._vm, self.vcpus, self._times)
+        counts.kick_ns += asked - begun
+        counts.acks_ns += _clock() - asked
+        counts.kicks += self.vcpus
+        counts.pauses += 1
+
+    def resume(self) -> None:
+        """End one pause."""
+        begun = _clock()
+        resume_all(self._vm)
+        self.counts.kick_ns += _clock() - begun
+
+    def kick(self) -> None:
+        """Kick all vCPUs and wait until those in the guest have acknowledged."""
+        self.request(wait=True)
+        self.counts.kicks += self.vcpus
+
+    def answer_mmio(self, answer: bool) -> None:
+        """Whether the VMM answers data accesses in a hole from the memory behind it."""
+        poke(self._vm, int(at.ANSWERS), int(answer))
+
+    @contextmanager
+    def update(self, as_id: int = 0) -> Iterator[SoftUpdate]:
+        """An update in phases, under the lock that serialises updaters; undone unless published."""
+        begun = _clock()
+        slots = self.memslots.update(as_id)
+        self.counts.lock_ns += _clock() - begun
+        update = SoftUpdate(self, slots)
+        try:
+            yield update
+        finally:
+            slots.abort()  # of what was published, the rest is carried out
+            update.release()
+
+    # -- what updates are made of --------------------------------------------------------------------------------
+
+    def request(self, *, wait: bool) -> None:
+        """Make a request to every vCPU and maybe wait until none in the guest has it open."""
+        begun = _clock()
+        request_all(self._vm, self.vcpus, self._targets)
+        asked = _clock()
+        self.counts.kick_ns += asked - begun
+        if wait:
+            self.counts.slept += wait_for_acknowledgements(self._vm, self.vcpus, self._targets, self._times)
+            self.counts.acks_ns += _clock() - asked
+
+    def flush(self, *, wait: bool) -> None:
+        """Ask every vCPU to flush its TLB."""
+        poke(self._vm, int(at.FLUSHES), peek(self._vm, int(at.FLUSHES)) + 1)
+        self.counts.flushes += 1
+        self.counts.kicks += self.vcpus
+        self.request(wait=wait)
+
+    def swapped(self) -> None:
+        """A swap is over: kick all vCPUs, as x86 does to have them re-validate their caches, and wake who retries."""
+        self.counts.kicks += self.vcpus
+        self.request(wait=False)
+        self.wake_retries()
+
+    def wake_retries(self) -> None:
+        """Have vCPUs that met an INVALID slot look again."""
+        poke(self._vm, int(at.SWAPS), peek(self._vm, int(at.SWAPS)) + 1)
+        wake_all(self._vm, int(at.SWAPS))
+
+    def mark(self, ranges: Sequence[tuple[int, int, int]]) -> None:
+        """Put ranges (start_gfn, end_gfn, STALLS_ALL or STALLS_WRITES) in flux."""
+        for index, word in enumerate(word for item in ranges for word in item):
+            self._ranges[index] = word
+        flux_mark(self._vm, self._ranges, len(ranges))
+        self.counts.stalls += len(ranges)
+
+    def release(self) -> None:
+        """Nothing is in flux any more."""
+        flux_release(self._vm)
+
+    def __enter__(self) -> SoftEngine:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.stop()
+
+
+class SoftUpdate:
+    """An update of a SoftEngine in phases; see ``protocol.Update``."""
+
+    def __init__(self, engine: SoftEngine, slots: SlotUpdate) -> None:
+        self._engine, self._slots = engine, slots
+        self._in_flux = False
+
+    def kind(self, change: Change) -> ChangeKind:
+        """Which kind ``change`` is now; MemslotError for what KVM refuses before it touches the slot."""
+        kind = classify(change, self._slots.memslots.by_id(change.slot, change.as_id))
+        if kind is ChangeKind.MOVE:  # looked at before the slot is invalidated and zapped, as the kernel does
+            for slot in self._slots.memslots.overlapping(
+                change.base_gfn, change.base_gfn + change.npages, change.as_id
+            ):
+                if slot.id != change.slot:
+                    raise MemslotError(errno.EEXIST, f"slot {change.slot}: its new frames overlap {slot!r}")
+        return kind
+
+    def stage(self, change: Change) -> ChangeKind:
+        """Carry out one change on the inactive set."""
+        begun = _clock()
+        kind = self._slots.stage(change)
+        self._engine.counts.edit_ns += _clock() - begun
+        return kind
+
+    def stage_all(self, changes: Sequence[Change]) -> None:
+        """Carry out changes in order on the inactive set; BatchError names the one refused."""
+        begun = _clock()
+        self._slots.stage_all(changes)
+        self._engine.counts.edit_ns += _clock() - begun
+
+    def invalidate(self, slot: int) -> None:
+        """Mark a slot INVALID on the inactive set."""
+        begun = _clock()
+        self._slots.invalidate(slot)
+        self._engine.counts.edit_ns += _clock() - begun
+
+    def net_effect(self) -> list[Effect]:
+        """What the staged changes mean for running vCPUs."""
+        begun = _clock()
+        effects = self._slots.net_effect()
+        self._engine.counts.edit_ns += _clock() - begun
+        return effects
+
+    def swap(self) -> None:
+        """KVM's swap: publish, wait for readers, bring the other set up to date, kick all vCPUs."""
+        self.publish()
+        self.settle()
+        self._engine.swapped()
+
+    def flush(self) -> None:
+        """Flush all TLBs and wait until no vCPU can use an old translation."""
+        self._engine.flush(wait=True)
+
+    def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
+        """Put the ranges that lose memory or rights in flux, zap them, and wait for acknowledgements."""
+        ranges = [
+            (
+                effect.start_gfn,
+                effect.end_gfn,
+                int(at.STALLS_ALL if effect.action is Action.STALL else at.STALLS_WRITES),
+            )
+            for effect in effects
+            if effect.action in {Action.STALL, Action.WRITES}
+        ]
+        if len(ranges) > FLUX_MAX:
+            raise CapabilityError(
+                f"update: {len(ranges)} ranges have to be stalled at once; this engine holds {FLUX_MAX}"
+            )
+        if not ranges:
+            return
+        self._engine.mark(ranges)
+        self._in_flux = True
+        self._engine.flush(wait=wait)
+
+    def publish(self) -> None:
+        """The instant: the staged set becomes the active one."""
+        begun = _clock()
+        self._slots.publish()
+        self._engine.counts.swaps += 1
+        self._engine.counts.edit_ns += _clock() - begun
+
+    def release(self) -> None:
+        """Nothing is in flux any more; stalled vCPUs fault again."""
+        if self._in_flux:
+            self._engine.release()
+            self._in_flux = False
+
+    def settle(self) -> None:
+        """Wait for readers of the old set and bring it up to date."""
+        begun = _clock()
+        self._engine.counts.slept += self._slots.synchronize()
+        grace = _clock()
+        if self._slots.phase in _WHOLE:  # else INVALID marks are what was published, and the update goes on
+            self._slots.mirror()
+        counts = self._engine.counts
+        counts.srcu_waits += 1
+        counts.grace_ns += grace - begun
+        counts.edit_ns += _clock() - grace

@@ -1,0 +1,75 @@
+"""Real host memory for recorded host addresses: one sparse memfd, mapped once, aliases kept.
+
+The host ranges of a trace are joined where they overlap; each joined range becomes a part of one memory file, so two
+slots that shared host memory in the recording share it here. Nothing is committed until it is touched, so a guest of
+1 TiB costs what its load touches.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+
+from ...errors import GuestmemError, UsageError
+from ...units import PAGE_SIZE, format_size
+
+__all__ = ["HostMemory"]
+
+_MAP_NORESERVE = 0x4000
+
+
+class HostMemory:
+    """Memory behind the recorded host ranges ``[start, end)``, in bytes.
+
+    >>> memory = HostMemory([(0x7f0000000000, 0x7f0000002000), (0x7f0000001000, 0x7f0000003000)])
+    >>> memory.size
+    12288
+    >>> memory.translate(0x7f0000001008) - memory.translate(0x7f0000001000)
+    8
+    >>> memory.close()
+    """
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in sorted(ranges):
+            if self._ends and start <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], end)
+            else:
+                self._starts.append(start)
+                self._ends.append(end)
+        self._offsets = []
+        self.size = 0
+        for start, end in zip(self._starts, self._ends, strict=True):
+            self._offsets.append(self.size)
+            self.size += end - start
+        self.size = max(self.size, PAGE_SIZE)
+        fd = os.memfd_create("guestmem")
+        try:
+            os.ftruncate(fd, self.size)
+            self._map = mmap.mmap(fd, self.size, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
+        except (OSError, OverflowError, ValueError) as error:
+            raise GuestmemError(f"host memory: cannot map {format_size(self.size)}: {error}") from None
+        finally:
+            os.close(fd)
+        self._view = ctypes.c_char.from_buffer(self._map)
+        self.address = ctypes.addressof(self._view)
+
+    def translate(self, hva: int) -> int:
+        """The real address for a recorded one; UsageError if it lies in no range. O(log ranges)."""
+        at = bisect.bisect_right(self._starts, hva) - 1
+        if at < 0 or hva >= self._ends[at]:
+            raise UsageError(f"hva: {hva:#x} is in none of the {len(self._starts)} host ranges")
+        return self.address + self._offsets[at] + hva - self._starts[at]
+
+    def word(self, address: int) -> int:
+        """The 8 bytes at a real address."""
+        return ctypes.c_uint64.from_address(address).value
+
+    def close(self) -> None:
+        """Give the memory back. No vCPU may run any more."""
+        del self._view
+        self._map.close()

@@ -1,0 +1,426 @@
+"""A vCPU of the software engine: a loop that touches memory and counts what it saw, compiled, without the GIL.
+
+Each access takes an address of the load, looks in the vCPU's TLB, else faults: it looks the slot up inside an SRCU
+section, fills the TLB, and starts again at the look for requests. So whatever it found while it faulted is used only
+after a look for requests, as a real vCPU enters the guest only after one (``vcpu_enter_guest()``, Linux 6.18,
+``arch/x86/kvm/x86.c``). While in the guest it looks for requests every ``POLL`` accesses: an interrupt, too, takes
+about a microsecond to arrive.
+
+Writes are locked increments of a counter in the page itself; every value read goes into a checksum.
+"""
+
+from __future__ import annotations
+
+from ...atomics import (
+    fence,
+    host_fetch_add,
+    host_load,
+    host_store,
+    load_acquire,
+    load_relaxed,
+    store_relaxed,
+    store_release,
+    wait,
+    wait_for,
+)
+from ...atomics import fetch_add as fetch_add_word
+from ...clock import now
+from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...memslots.layout import KVM_MEMSLOT_INVALID, slot_base_gfn, slot_flags, slot_userspace_addr
+from ...memslots.lookup import find
+from ...rcu.srcu import srcu_enter, srcu_exit
+from . import layout as at
+from .cores import cores_wanted, give_core, take_core
+from .flux import in_flux
+from .requests import acknowledge, leave_guest
+from .stalls import record_stall
+from .tlb import tlb_fill, tlb_flush, tlb_lookup
+
+__all__ = ["vcpu_run"]
+
+POLL = const(128)
+"""Accesses between two looks for requests: some 2 µs, as long as an interrupt takes to arrive."""
+LATE = const(2048)
+"""One look in 64 comes only after this many: a host with interrupts off, or a vCPU thread that was preempted."""
+
+_ONE = const(1)
+_SHARE = const(0xFFFF)
+_PAGE = const(0xFFF)
+_NEVER = const(0xFFFFFFFFFFFFFFFF)
+_RETRY_NS = const(1_000_000)
+_READONLY_SLOT = const(2)
+
+# What a fault came to.
+FILLED, HOLE, READONLY, INVALID, IN_FLUX = const(0), const(1), const(2), const(3), const(4)
+# What an access saw, beside a host address.
+_SAW_HOLE, _SAW_READONLY = const(0), const(1)
+_READ, _WRITE, _FETCH = const(0), const(1), const(2)
+
+
+@compiled
+def next_random(own: Own) -> U64:
+    """The next number of the vCPU's xorshift generator (Marsaglia 2003, 13-7-17)."""
+    x = own[at.SEED]
+    x = x ^ wrapping(x << 13)
+    x = x ^ (x >> 7)
+    x = x ^ wrapping(x << 17)
+    own[at.SEED] = x
+    return x
+
+
+@compiled
+def fault(vm: Words, memslots: Words, srcu: Words, own: Own, gfn: U64, writes: bool) -> U64:
+    """Look the frame up in the slots and fill the TLB; returns what it came to.
+
+    FLUX is acquired before the active set: a vCPU that no longer finds its range in flux finds the new set, because
+    that was published before the release. One that looked at FLUX before the range was marked may fill from the old
+    set; but then its TLB flush is still to come, before the entry is used.
+    """
+    flux = load_acquire(vm, at.FLUX)
+    if flux & u64(255) != 0 and in_flux(vm, flux, gfn, writes):
+        own[at.STALL_FLUX] = flux
+        return IN_FLUX
+    reader = own[at.READER]
+    srcu_enter(srcu, u64(0), reader)
+    record = find(memslots, own[at.AS_ID], gfn)
+    outcome = HOLE
+    if record != 0:
+        flags = slot_flags(memslots, record)
+        if flags & KVM_MEMSLOT_INVALID != 0:
+            outcome = INVALID
+        elif writes and flags & _READONLY_SLOT != 0:
+            outcome = READONLY
+        else:
+            host = slot_userspace_addr(memslots, record) + ((gfn - slot_base_gfn(memslots, record)) << 12)
+            tlb_fill(own, gfn, host, flags & _READONLY_SLOT == 0)
+            outcome = FILLED
+    srcu_exit(srcu, u64(0), reader)
+    return outcome
+
+
+@compiled
+def take_load(vm: Words, load: Words, own: Own, vcpu: U64, epoch: U64) -> None:
+    """Start to work on another load; the report of the last one is complete from here on."""
+    half = epoch & _ONE
+    base = half * own[at.LOAD_HALF]
+    as_id = load_relaxed(load, base + at.LOAD_AS_ID)
+    if as_id != own[at.AS_ID]:
+        own[at.AS_ID] = as_id
+        tlb_flush(own)
+    own[at.LOADED] = epoch
+    own[at.LOAD_BASE] = base
+    own[at.CHANGED_COUNT] = load_relaxed(load, base + at.LOAD_CHANGED)
+    own[at.OTHERS_COUNT] = load_relaxed(load, base + at.LOAD_OTHERS)
+    own[at.WINDOW_LOADED] = load_relaxed(load, base + at.LOAD_WINDOW)
+    report = at.VCPUS + at.VCPU * vcpu + at.REPORT + at.REPORT_SIZE * half
+    store_relaxed(vm, report + _ONE, u64(0))
+    store_relaxed(vm, report + u64(2), _NEVER)
+    store_release(vm, report, epoch)
+
+
+@compiled
+def service(vm: Words, load: Words, own: Own, vcpu: U64) -> None:
+    """Carry out what was asked for and say so.
+
+    REQUESTED is acquired first: all that its requesters asked for before (FLUSHES, LOAD) is then seen. DONE is
+    released last: the flush is over before the updater sees it acknowledged.
+    """
+    base = at.VCPUS + at.VCPU * vcpu
+    requested = load_acquire(vm, base + at.REQUESTED)
+    flushes = load_acquire(vm, at.FLUSHES)
+    if flushes != own[at.FLUSHED]:
+        own[at.FLUSHED] = flushes
+        own[at.FLUSHES_SEEN] += _ONE
+        tlb_flush(own)
+    epoch = load_acquire(vm, at.LOAD)
+    if epoch != own[at.LOADED]:
+        take_load(vm, load, own, vcpu, epoch)
+    if requested != own[at.ACKED]:
+        own[at.ACKED] = requested
+        own[at.REQUESTS] += _ONE
+        store_release(vm, base + at.DONE, requested)
+        acknowledge(vm)
+
+
+@compiled
+def enter_guest(vm: Words, load: Words, own: Own, vcpu: U64) -> bool:
+    """Wait for the end of pauses and for a core, carry out requests, enter the guest; False if the VM stops."""
+    base = at.VCPUS + at.VCPU * vcpu
+    while True:
+        paused = load_acquire(vm, at.PAUSED)
+        while paused != 0 and load_relaxed(vm, at.STOP) == 0:
+            if own[at.STALL_BEGUN] == 0:
+                own[at.STALL_BEGUN] = now()
+                own[at.PAUSES] += _ONE
+            wait(vm, at.PAUSED, paused)
+            paused = load_acquire(vm, at.PAUSED)
+        take_core(vm)
+        store_release(vm, base + at.MODE, at.IN_GUEST)
+        fence()  # in the guest before we look for requests and pauses: see requests.py
+        if load_relaxed(vm, at.STOP) != 0:
+            leave_guest(vm, vcpu, at.OUTSIDE)
+            give_core(vm)
+            return False
+        if load_acquire(vm, at.PAUSED) == 0:
+            service(vm, load, own, vcpu)
+            if own[at.STALL_BEGUN] != 0:
+                record_stall(own, now() - own[at.STALL_BEGUN])
+                own[at.STALL_BEGUN] = u64(0)
+            return True
+        leave_guest(vm, vcpu, at.OUTSIDE)
+        give_core(vm)
+
+
+@compiled
+def leave_core(vm: Words, own: Own, vcpu: U64, stalls: bool) -> None:
+    """Go outside and let another vCPU have the core; with ``stalls``, the wait counts as a stall."""
+    if stalls and own[at.STALL_BEGUN] == 0:
+        own[at.STALL_BEGUN] = now()
+    leave_guest(vm, vcpu, at.OUTSIDE)
+    give_core(vm)
+
+
+@compiled
+def look(vm: Words, load: Words, own: Own, vcpu: U64) -> bool:
+    """Look for pauses and requests and carry them out; False if the VM stops."""
+    if load_acquire(vm, at.PAUSED) != 0:
+        own[at.PAUSES] += _ONE
+        leave_core(vm, own, vcpu, True)
+        return enter_guest(vm, load, own, vcpu)
+    if load_acquire(vm, at.VCPUS + at.VCPU * vcpu + at.REQUESTED) != own[at.ACKED]:
+        service(vm, load, own, vcpu)
+    return True
+
+
+@compiled
+def stay_in_reader(vm: Words, load: Words, srcu: Words, own: Own, vcpu: U64) -> bool:
+    """The slow vCPU: sleep inside a read-side section, outside the guest, its core given away; False on stop."""
+    own[at.SLOW_SECTIONS] += _ONE
+    srcu_enter(srcu, u64(0), own[at.READER])
+    leave_guest(vm, vcpu, at.IN_HOST)
+    give_core(vm)
+    wait_for(vm, at.STOP, u64(0), own[at.SLOW_NS])
+    srcu_exit(srcu, u64(0), own[at.READER])
+    leave_guest(vm, vcpu, at.OUTSIDE)
+    return enter_guest(vm, load, own, vcpu)
+
+
+@compiled
+def end_slice(vm: Words, load: Words, srcu: Words, own: Own, vcpu: U64) -> bool:
+    """Every few thousand accesses: stop, be slow, or let another vCPU have the core; False on stop."""
+    if load_relaxed(vm, at.STOP) != 0:
+        leave_core(vm, own, vcpu, False)
+        return False
+    if own[at.SLOW_NS] != 0:
+        return stay_in_reader(vm, load, srcu, own, vcpu)
+    if cores_wanted(vm):
+        leave_core(vm, own, vcpu, False)
+        return enter_guest(vm, load, own, vcpu)
+    return True
+
+
+@compiled
+def wait_out_flux(vm: Words, load: Words, own: Own, vcpu: U64) -> bool:
+    """Sleep outside the guest and outside any read-side section until the ranges in flux have changed."""
+    own[at.FLUX_STALLS] += _ONE
+    flux = own[at.STALL_FLUX]
+    leave_core(vm, own, vcpu, True)
+    while load_acquire(vm, at.FLUX) == flux and load_relaxed(vm, at.STOP) == 0:
+        wait(vm, at.FLUX, flux)
+    return enter_guest(vm, load, own, vcpu)
+
+
+@compiled
+def wait_out_invalid(vm: Words, load: Words, own: Own, vcpu: U64, swaps: U64) -> bool:
+    """Retry an access to an INVALID slot after the next swap.
+
+    KVM on x86 lets the vCPU run into the fault again at once, and again (``kvm_mmu_faultin_pfn()``); here it sleeps
+    until something can have changed, so that its spinning does not keep the updater from its core.
+    """
+    own[at.INVALID_RETRIES] += _ONE
+    leave_core(vm, own, vcpu, True)
+    fetch_add_word(vm, at.RETRY_WAITERS, _ONE)
+    fence()  # counted as waiting before we look at SWAPS; pairs with the updater's look at RETRY_WAITERS
+    if load_acquire(vm, at.SWAPS) == swaps and load_relaxed(vm, at.STOP) == 0:
+        wait_for(vm, at.SWAPS, swaps, _RETRY_NS)
+    fetch_add_word(vm, at.RETRY_WAITERS, _NEVER)
+    return enter_guest(vm, load, own, vcpu)
+
+
+@compiled
+def pick(own: Own) -> U64:
+    """Where in the load's words the next target is; 0 if there is none. Not uniform below 2**-32, which is nothing."""
+    random = next_random(own)
+    changed = own[at.CHANGED_COUNT]
+    others = own[at.OTHERS_COUNT]
+    first = own[at.LOAD_BASE] + at.LOAD_HEADER
+    count = changed
+    if changed == 0 or (others != 0 and random & _SHARE >= own[at.CHANGED_SHARE]):
+        first += at.TARGET * changed
+        count = others
+    if count == 0:
+        return u64(0)
+    if own[at.PATTERN] == at.SEQUENTIAL:
+        own[at.POSITION] += _ONE
+        return first + at.TARGET * (own[at.POSITION] % count)
+    chosen = ((random >> 32) * count) >> 32
+    if own[at.PATTERN] == at.HOT and random & u64(0xF0000) != 0:  # 15 of 16 accesses go to a tenth of the targets
+        chosen = chosen // u64(10)
+    return first + at.TARGET * chosen
+
+
+@compiled
+def perform(own: Own, host: U64, kind: U64) -> None:
+    """The access itself: 8 bytes of host memory."""
+    if kind == _WRITE:
+        host_fetch_add(host, _ONE)
+        own[at.WRITES] += _ONE
+        return
+    own[at.CHECKSUM] = wrapping((own[at.CHECKSUM] << 1) ^ (own[at.CHECKSUM] >> 63) ^ host_load(host))
+    if kind == _FETCH:
+        own[at.FETCHES] += _ONE
+    else:
+        own[at.READS] += _ONE
+
+
+@compiled
+def meet_hole(vm: Words, own: Own, kind: U64, must: bool, behind: U64) -> None:
+    """What a guest sees where there is no slot: MMIO, or for a fetch the end (KVM_EXIT_INTERNAL_ERROR).
+
+    With ``ANSWERS``, the VMM answers data accesses from ``behind``, the memory of its own, old view. A locked
+    instruction then becomes a read exit and a write exit: no longer one operation.
+    """
+    if not must:
+        counter = at.MMIO_READS + kind
+        own[counter] += _ONE
+    elif kind == _FETCH:
+        own[at.KILLED_FETCHES] += _ONE
+    elif behind != 0 and load_relaxed(vm, at.ANSWERS) != 0:
+        value = host_load(behind)
+        if kind == _WRITE:
+            host_store(behind, wrapping(value + _ONE))
+        else:
+            own[at.CHECKSUM] = wrapping((own[at.CHECKSUM] << 1) ^ (own[at.CHECKSUM] >> 63) ^ value)
+        own[at.ANSWERED_READS + kind] += _ONE
+    else:
+        own[at.HOLES_READ + kind] += _ONE
+
+
+@compiled
+def note(
+    vm: Words, own: Own, vcpu: U64, flags: U64, old: U64, new: U64, saw: U64, begun: U64, window: U64, start: U64
+) -> None:
+    """Count what an access in or across a window saw, and whether it saw old or new.
+
+    ``old`` and ``new`` are what it would see before and after: a host address, ``_SAW_HOLE`` or ``_SAW_READONLY``.
+    """
+    phase = wrapping(begun - own[at.WINDOW_LOADED])
+    ended = wrapping(window - own[at.WINDOW_LOADED])
+    must = flags & at.MUST != 0
+    if saw != old and saw != new and (saw != _SAW_HOLE or not must):
+        if saw == _SAW_READONLY:
+            own[at.REFUSED_WRITES] += _ONE
+        else:
+            own[at.STRANGE] += _ONE
+    if must and (phase == 1 or ended != phase):
+        own[at.INSIDE] += _ONE
+        if flags & at.CHANGED != 0:
+            own[at.INSIDE_CHANGED] += _ONE
+    if old == new or (saw != old and saw != new):
+        return
+    report = at.VCPUS + at.VCPU * vcpu + at.REPORT + at.REPORT_SIZE * (own[at.LOADED] & _ONE)
+    if saw == old:
+        if phase == 2:
+            own[at.STALE] += _ONE
+        elif phase == 1:
+            own[at.SAW_OLD] += _ONE
+            store_relaxed(vm, report + _ONE, start)
+    elif phase < 2 and ended != 0:
+        own[at.SAW_NEW] += _ONE
+        if load_relaxed(vm, report + u64(2)) == _NEVER:
+            store_relaxed(vm, report + u64(2), now())
+
+
+@compiled
+def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu: U64) -> bool:
+    """One access, to its end; False if the VM stops."""
+    epoch = own[at.LOADED]
+    target = pick(own)
+    if target == 0:
+        return True
+    gpa = load_relaxed(load, target + at.TARGET_GPA)
+    flags = load_relaxed(load, target + at.TARGET_FLAGS)
+    old = load_relaxed(load, target + at.TARGET_OLD)
+    new = load_relaxed(load, target + at.TARGET_NEW)
+    behind = old
+    random = next_random(own)
+    kind = _READ
+    if random & _SHARE < own[at.WRITE_SHARE]:
+        kind = _WRITE
+        if old != 0 and flags & at.OLD_READONLY != 0:
+            old = _SAW_READONLY
+        if new != 0 and flags & at.NEW_READONLY != 0:
+            new = _SAW_READONLY
+    elif (random >> 16) & _SHARE < own[at.FETCH_SHARE]:
+        kind = _FETCH
+    gfn = gpa >> 12
+    begun = load_acquire(vm, at.WINDOW)
+    start = u64(0)
+    if old != new and begun & _ONE != 0:
+        start = now()
+    saw = _SAW_HOLE
+    while True:
+        host = tlb_lookup(own, gfn, kind == _WRITE)
+        if host != 0:
+            saw = host + (gpa & _PAGE)
+            perform(own, saw, kind)
+            break
+        own[at.TLB_MISSES] += _ONE
+        swaps = load_acquire(vm, at.SWAPS)
+        outcome = fault(vm, memslots, srcu, own, gfn, kind == _WRITE)
+        running = True
+        if outcome == FILLED:
+            running = look(vm, load, own, vcpu)
+        elif outcome == IN_FLUX:
+            running = wait_out_flux(vm, load, own, vcpu)
+        elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
+            running = wait_out_invalid(vm, load, own, vcpu, swaps)
+        elif outcome == READONLY:
+            own[at.READONLY_WRITES] += _ONE
+            saw = _SAW_READONLY
+            break
+        else:
+            meet_hole(vm, own, kind, flags & at.MUST != 0, behind)
+            break
+        if not running:
+            return False
+        if own[at.LOADED] != epoch:
+            own[at.ABANDONED] += _ONE
+            return True
+    own[at.ACCESSES] += _ONE
+    window = load_acquire(vm, at.WINDOW)
+    if window != own[at.WINDOW_LOADED]:
+        note(vm, own, vcpu, flags, old, new, saw, begun, window, start)
+    return True
+
+
+@compiled(nogil=True)
+def vcpu_run(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu: U64) -> U64:
+    """Run a vCPU until the VM stops; returns the accesses made. Everything else it has counted is in ``own``."""
+    running = enter_guest(vm, load, own, vcpu)
+    left = own[at.SLICE]
+    until_look = POLL
+    while running:
+        running = access(vm, memslots, srcu, load, own, vcpu)
+        until_look -= _ONE
+        if until_look == 0 and running:
+            until_look = POLL
+            if next_random(own) & u64(63) == 0:
+                until_look = LATE
+            running = look(vm, load, own, vcpu)
+            if left > until_look:
+                left -= until_look
+            elif running:
+                left = own[at.SLICE]
+                running = end_slice(vm, load, srcu, own, vcpu)
+    return own[at.ACCESSES]
