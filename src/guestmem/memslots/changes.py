@@ -1,4 +1,4 @@
-"""A change of one memslot, as user space asks for it, and which of KVM's five kinds it is.
+"""A change of one memslot, as user space asks for it, and which of KVM's five kinds it is; what a batch amounts to.
 
 Source: ``enum kvm_mr_change`` and ``kvm_set_memory_region()``, Linux 6.18, ``virt/kvm/kvm_main.c``.
 """
@@ -13,7 +13,7 @@ from ..errors import MemslotError
 from ..units import PAGE_SHIFT, format_frames
 from .slot import KVM_MEM_READONLY, Slot
 
-__all__ = ["Change", "ChangeKind", "classify"]
+__all__ = ["Action", "Change", "ChangeKind", "Effect", "classify"]
 
 
 class ChangeKind(enum.Enum):
@@ -99,3 +99,31 @@ def classify(change: Change, old: Slot | None) -> ChangeKind:
     if change.base_gfn != old.base_gfn:
         return ChangeKind.MOVE
     return ChangeKind.FLAGS_ONLY if change.flags != old.flags else ChangeKind.NOTHING
+
+
+class Action(enum.Enum):
+    """What a range of frames needs when the edited set is published."""
+
+    KEEP = 1
+    """Same host memory, same rights: nothing."""
+    WRITES = 2
+    """Same host memory, fewer rights (read-only or logging came): stall writes, write-protect, flush."""
+    LIFT = 3
+    """Same host memory, more rights: nothing now, the next fault lifts."""
+    STALL = 4
+    """Other host memory, or none any more: mark in flux, zap, flush, wait."""
+    FILL = 5
+    """Memory where there was none: nothing before the instant."""
+
+
+class Effect(NamedTuple):
+    """One range of frames and what it needs; the slots are those of its first frame.
+
+    Further slots may follow in the range if host memory and flags go on as they began, old and new.
+    """
+
+    start_gfn: int
+    end_gfn: int
+    action: Action
+    old: Slot | None
+    new: Slot | None

@@ -1,0 +1,215 @@
+"""What a batch amounts to: the active set against the edited one, range by range of frames.
+
+A batch is run entry by entry on the inactive set; only what differs in the end costs vCPUs anything. A split, a merge
+or a change of ids that keeps each frame's host memory is no work at all; memory that goes or changes must be stalled.
+Only frames that touched slots had or have are looked at. Idea: the debate of 2022 about atomic memslot updates on the
+kvm list; this table is this project's answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..atomics import load_relaxed
+from ..compiled import U64, Own, Words, compiled, const, own, u64, wrapping
+from .changes import Action, Effect
+from .layout import BASE_GFN, CHAIN, EDITED, FLAGS, NPAGES, OTHER, TABLE, TOUCHED, TOUCHED_COUNT, USERSPACE_ADDR
+from .lookup import CURSOR_WORDS, gfn_next, gfn_seek
+from .phases import origin
+
+if TYPE_CHECKING:
+    from .set import Memslots
+
+__all__ = ["EFFECT_WORDS", "Action", "Effect", "compare_sets", "net_effect"]
+
+EFFECT_WORDS = 5
+"""Words of an effect as ``compare_sets`` writes it: start_gfn, end_gfn, action, old record, new record."""
+
+_ONE = const(1)
+_KEEP, _WRITES, _LIFT, _STALL, _FILL = (const(action) for action in range(1, 6))
+_EFFECT_WORDS = const(EFFECT_WORDS)
+_RIGHTS = const(3)
+
+
+@compiled
+def _sift(pairs: Own, root: U64, count: U64) -> None:
+    """Restore the heap of pairs (largest start first) below ``root``. O(log count)."""
+    while root + root + _ONE < count:
+        child = root + root + _ONE
+        if child + _ONE < count and pairs[child + child] < pairs[child + child + u64(2)]:
+            child += _ONE
+        if pairs[root + root] >= pairs[child + child]:
+            return
+        _swap_pairs(pairs, root, child)
+        root = child
+
+
+@compiled
+def _swap_pairs(pairs: Own, a: U64, b: U64) -> None:
+    first = pairs[a + a]
+    second = pairs[a + a + _ONE]
+    pairs[a + a] = pairs[b + b]
+    pairs[a + a + _ONE] = pairs[b + b + _ONE]
+    pairs[b + b] = first
+    pairs[b + b + _ONE] = second
+
+
+@compiled
+def _sort(pairs: Own, count: U64) -> None:
+    """Sort pairs by their start, in place. O(count log count)."""
+    root = count >> 1
+    while root > 0:
+        root -= _ONE
+        _sift(pairs, root, count)
+    while count > 1:
+        count -= _ONE
+        _swap_pairs(pairs, u64(0), count)
+        _sift(pairs, u64(0), count)
+
+
+@compiled
+def _host(memslots: Words, record: U64, gfn: U64) -> U64:
+    """Host address of a frame; the record holds it, or ends where it begins."""
+    words = record << 3
+    return wrapping(
+        load_relaxed(memslots, words + USERSPACE_ADDR) + ((gfn - load_relaxed(memslots, words + BASE_GFN)) << 12)
+    )
+
+
+@compiled
+def _rights(memslots: Words, record: U64) -> U64:
+    return load_relaxed(memslots, (record << 3) + FLAGS) & _RIGHTS
+
+
+@compiled
+def _action(memslots: Words, old: U64, new: U64, gfn: U64) -> U64:
+    """What a frame needs that ``old`` held (0: none) and ``new`` will hold."""
+    if old == 0:
+        return _FILL
+    if new == 0 or _host(memslots, old, gfn) != _host(memslots, new, gfn):
+        return _STALL
+    before = _rights(memslots, old)
+    after = _rights(memslots, new)
+    if before == after:
+        return _KEEP
+    return _WRITES if after & (before ^ _RIGHTS) != 0 else _LIFT
+
+
+@compiled
+def _goes_on(memslots: Words, first: U64, start_gfn: U64, record: U64, gfn: U64) -> bool:
+    """Whether ``record`` at ``gfn`` goes on with the host memory and the flags of ``first`` at ``start_gfn``."""
+    if first == record:
+        return True
+    if first == 0 or record == 0:
+        return False
+    wanted = wrapping(_host(memslots, first, start_gfn) + ((gfn - start_gfn) << 12))
+    return _host(memslots, record, gfn) == wanted and _rights(memslots, first) == _rights(memslots, record)
+
+
+@compiled
+def _touched_ranges(memslots: Words, desk: Own, pairs: Own) -> U64:
+    """Write the frames that touched slots had and have, sorted by start; returns how many ranges. O(k log k)."""
+    old_table = load_relaxed(memslots, desk[OTHER] + TABLE)
+    new_table = load_relaxed(memslots, desk[EDITED] + TABLE)
+    count = u64(0)
+    link = desk[TOUCHED]
+    while link != 0:
+        id_ = link - _ONE
+        link = desk[CHAIN + id_] - _ONE
+        record = origin(memslots, load_relaxed(memslots, old_table + id_))
+        other = load_relaxed(memslots, new_table + id_)
+        if record == other:
+            continue
+        while True:
+            if record != 0:
+                base = load_relaxed(memslots, (record << 3) + BASE_GFN)
+                pairs[count + count] = base
+                pairs[count + count + _ONE] = base + load_relaxed(memslots, (record << 3) + NPAGES)
+                count += _ONE
+            if record == other:
+                break
+            record = other
+    _sort(pairs, count)
+    return count
+
+
+@compiled
+def _end_gfn(memslots: Words, record: U64) -> U64:
+    return load_relaxed(memslots, (record << 3) + BASE_GFN) + load_relaxed(memslots, (record << 3) + NPAGES)
+
+
+@compiled
+def compare_sets(memslots: Words, desk: Own, pairs: Own, was: Own, now: Own, out: Own) -> U64:
+    """Write the net effect of k touched slots to ``out``, ascending; returns how many. O(k log n).
+
+    ``pairs``: 4 k words of room; ``was`` and ``now``: a cursor each; ``out``: 4 k + 1 times ``EFFECT_WORDS``.
+    """
+    ranges = _touched_ranges(memslots, desk, pairs)
+    found = u64(0)
+    at = u64(0)
+    index = u64(0)
+    while index < ranges:
+        gfn = pairs[index + index]
+        end = pairs[index + index + _ONE]
+        index += _ONE
+        while index < ranges and pairs[index + index] <= end:
+            end = max(end, pairs[index + index + _ONE])
+            index += _ONE
+        gfn_seek(memslots, was, desk[OTHER], gfn, end)
+        gfn_seek(memslots, now, desk[EDITED], gfn, end)
+        old = gfn_next(memslots, was)
+        new = gfn_next(memslots, now)
+        while gfn < end:
+            if old != 0 and _end_gfn(memslots, old) <= gfn:
+                old = gfn_next(memslots, was)
+            if new != 0 and _end_gfn(memslots, new) <= gfn:
+                new = gfn_next(memslots, now)
+            stop = end
+            before = u64(0)
+            after = u64(0)
+            if old != 0:
+                start = load_relaxed(memslots, (old << 3) + BASE_GFN)
+                if start <= gfn:
+                    before = origin(memslots, old)
+                    start = _end_gfn(memslots, old)
+                stop = min(stop, start)
+            if new != 0:
+                start = load_relaxed(memslots, (new << 3) + BASE_GFN)
+                if start <= gfn:
+                    after = new
+                    start = _end_gfn(memslots, new)
+                stop = min(stop, start)
+            if before != 0 or after != 0:
+                action = _action(memslots, before, after, gfn)
+                if (
+                    found > 0
+                    and out[at + _ONE] == gfn
+                    and out[at + u64(2)] == action
+                    and _goes_on(memslots, out[at + u64(3)], out[at], before, gfn)
+                    and _goes_on(memslots, out[at + u64(4)], out[at], after, gfn)
+                ):
+                    out[at + _ONE] = stop
+                else:
+                    at = found * _EFFECT_WORDS
+                    out[at] = gfn
+                    out[at + _ONE] = stop
+                    out[at + u64(2)] = action
+                    out[at + u64(3)] = before
+                    out[at + u64(4)] = after
+                    found += _ONE
+            gfn = stop
+    return found
+
+
+def net_effect(memslots: Memslots) -> list[Effect]:
+    """The net effect of the update that is being edited, under ``slots_lock``. O(k log n) for k touched slots."""
+    touched = int(memslots.desk[TOUCHED_COUNT])
+    out = own(EFFECT_WORDS * (4 * touched + 1))
+    cursors = own(CURSOR_WORDS), own(CURSOR_WORDS)
+    found = compare_sets(memslots.words, memslots.desk, own(4 * touched + 2), *cursors, out)
+    effects = []
+    for at in range(0, EFFECT_WORDS * found, EFFECT_WORDS):
+        start, end, action, old, new = (int(out[at + word]) for word in range(EFFECT_WORDS))
+        slots = (memslots.slot_of(record) if record else None for record in (old, new))
+        effects.append(Effect(start, end, Action(action), *slots))
+    return effects

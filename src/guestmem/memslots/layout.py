@@ -1,0 +1,240 @@
+"""Where everything lies: one array of words for all slots of a VM, and the updater's own words.
+
+The shared array (``memslots`` in all compiled functions) holds, from word 0: a header, a block per address space (the
+active set, then two sets), slot records, tree nodes, and a table id -> record per set. Readers only read it. What
+only the one updater needs (free lists, touched ids, its path in a tree) lies in ``desk``.
+
+Idea: ``struct kvm_memslots`` and ``__kvm_memslots[2]``, Linux 6.18, ``include/linux/kvm_host.h``. There, slots are
+objects with two sets of tree links; here they are shared immutable records, and each set has nodes of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..atomics import load_acquire, load_relaxed, store_relaxed
+from ..compiled import U64, Own, Words, compiled, const, own, u64, words
+from ..errors import UsageError
+
+__all__ = [
+    "KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS",
+    "KVM_MEMSLOT_INVALID",
+    "KVM_MEM_MAX_NR_PAGES",
+    "MAX_ADDRESS_SPACES",
+    "RECORD_WORDS",
+    "Geometry",
+    "active_set",
+    "format_memslots",
+    "generation",
+    "geometry",
+    "new_memslots",
+    "slot_as_id",
+    "slot_base_gfn",
+    "slot_flags",
+    "slot_id",
+    "slot_npages",
+    "slot_userspace_addr",
+]
+
+KVM_MEMSLOT_INVALID = const(1 << 16)
+"""Flag of a slot that is about to be deleted or moved: a vCPU that finds it retries (x86) or sees no slot (arm64)."""
+KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = const(1 << 63)
+"""Bit of a generation: from the swap to the end of its grace period."""
+KVM_MEM_MAX_NR_PAGES = const((1 << 31) - 1)
+"""Largest slot, in pages."""
+MAX_ADDRESS_SPACES = 2
+"""As x86 with SMM."""
+
+# A record: the first six words are Slot's fields in their order. Record r starts at word 8 r.
+RECORD_WORDS = 8
+AS_ID, ID, BASE_GFN, NPAGES, USERSPACE_ADDR, FLAGS, ORIGIN = (const(word) for word in range(7))
+"""ORIGIN: of an INVALID copy, the record it stands for; of a free record, the next free one."""
+
+# Header.
+IDS = const(0)
+"""Word that holds the number of slot ids, internal ones included."""
+ADDRESS_SPACES = const(1)
+"""Word that holds the number of address spaces."""
+SPACES = const(8)
+SPACE_WORDS = const(40)
+"""A space: the word index of its active set (a cache line of its own), then its two sets."""
+SETS = const(8)
+SET_WORDS = const(16)
+FIRST_RECORD = 11
+
+# A set. It starts with its tree by gfn; a tree is root (word index of a node), height (0: the root is a leaf),
+# fan-out, and columns (2: key, value; 4: also the largest end below, and the slot id that orders equal keys).
+GFN_TREE, HVA_TREE = const(0), const(8)
+ROOT, HEIGHT, FANOUT, COLUMNS = (const(word) for word in range(4))
+GENERATION, COUNT, TABLE = (const(word) for word in range(4, 7))
+
+# The desk: what only the updater uses, under slots_lock.
+PHASE, EDITED, OTHER, TOUCHED, TOUCHED_COUNT, SPACE = (const(word) for word in range(6))
+"""State of the update; set it edits; the other set; head and length of the chain of touched ids; its space's word."""
+RECORD_FREE, RECORD_NEXT, RECORD_END, RECORDS_USED = (const(word) for word in range(6, 10))
+NODE_FREE, NODE_NEXT, NODE_END, NODES_USED, NODE_WORDS = (const(word) for word in range(10, 15))
+DETAIL = const(15)
+"""Record that an error names."""
+PATH = const(16)
+CHAIN = const(64)
+"""Chain of touched ids: word CHAIN + id is 0 (untouched), 1 (last) or the next id + 2."""
+
+
+@compiled
+def active_set(memslots: Words, as_id: U64) -> U64:
+    """The active set of an address space, for ``find_in`` and the cursors; inside one SRCU section it stays whole.
+
+    Acquire pairs with the release in ``publish``: who sees the set's index sees its nodes, records and tables. All
+    other words of the set are read relaxed, for they do not change while a reader can be in it.
+    """
+    return load_acquire(memslots, SPACES + SPACE_WORDS * as_id)
+
+
+@compiled
+def generation(memslots: Words, set_: U64) -> U64:
+    """A set's generation; bit 63 is set from the swap to the end of its grace period.
+
+    Relaxed: a generation only tells whether something remembered comes from this same set. The swap writes it before
+    the release that publishes the set; when the bit falls, no slot changes, so either value is right.
+    """
+    return load_relaxed(memslots, set_ + GENERATION)
+
+
+@compiled
+def slot_as_id(memslots: Words, record: U64) -> U64:
+    """Address space of a record."""
+    return load_relaxed(memslots, (record << 3) + AS_ID)
+
+
+@compiled
+def slot_id(memslots: Words, record: U64) -> U64:
+    """Slot id of a record."""
+    return load_relaxed(memslots, (record << 3) + ID)
+
+
+@compiled
+def slot_base_gfn(memslots: Words, record: U64) -> U64:
+    """First frame of a record."""
+    return load_relaxed(memslots, (record << 3) + BASE_GFN)
+
+
+@compiled
+def slot_npages(memslots: Words, record: U64) -> U64:
+    """Number of frames of a record."""
+    return load_relaxed(memslots, (record << 3) + NPAGES)
+
+
+@compiled
+def slot_userspace_addr(memslots: Words, record: U64) -> U64:
+    """Host address of the first byte of a record."""
+    return load_relaxed(memslots, (record << 3) + USERSPACE_ADDR)
+
+
+@compiled
+def slot_flags(memslots: Words, record: U64) -> U64:
+    """Flags of a record: KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID."""
+    return load_relaxed(memslots, (record << 3) + FLAGS)
+
+
+class Geometry(NamedTuple):
+    """Sizes, in words or in pieces: ``ids`` slot ids, ``records`` records from ``first_record`` on, and so on."""
+
+    address_spaces: int
+    ids: int
+    node_words: int
+    first_record: int
+    records: int
+    first_node: int
+    nodes: int
+    first_table: int
+    words: int
+    desk_words: int
+
+
+def geometry(address_spaces: int, ids: int, node_words: int = 64) -> Geometry:
+    """Geometry in which no update can run out of room: sized for the worst fill of all trees and one whole update.
+
+    ``node_words`` at least 17 (fan-out 8 by gfn, 4 by hva). A tiny instance takes a few hundred words.
+
+    >>> geometry(1, 4, node_words=17).words
+    506
+    """
+    if not 1 <= address_spaces <= MAX_ADDRESS_SPACES:
+        raise UsageError(f"address_spaces: {address_spaces} is not in 1..{MAX_ADDRESS_SPACES}")
+    if not 1 <= ids <= 1 << 16:
+        raise UsageError(f"max_slots: {ids} ids are not in 1..65536")
+    if not 17 <= node_words <= 1 << 10:
+        raise UsageError(f"node_words: {node_words} is not in 17..1024")
+    # At worst an update holds, beside each space's slots, an INVALID copy and a replacement of each slot.
+    records = (address_spaces + 2) * ids + 1
+    nodes = 0
+    for columns in (2, 4):
+        least = (node_words - 1) // columns // 2
+        level = ids
+        while True:
+            level = level // least + 1
+            nodes += level
+            if level <= 2:
+                break
+        nodes += 1
+    nodes *= 2 * address_spaces
+    first_node = -(-(FIRST_RECORD + records) * RECORD_WORDS // 8) * 8
+    first_table = first_node + nodes * node_words
+    total = first_table + 2 * address_spaces * ids
+    first = FIRST_RECORD
+    return Geometry(
+        address_spaces, ids, node_words, first, records, first_node, nodes, first_table, total, int(CHAIN) + ids
+    )
+
+
+@compiled
+def format_memslots(
+    memslots: Words,
+    desk: Own,
+    address_spaces: U64,
+    ids: U64,
+    node_words: U64,
+    first_record: U64,
+    records: U64,
+    first_node: U64,
+    nodes: U64,
+    first_table: U64,
+) -> None:
+    """Write the header and empty sets into zeroed words. Before any reader: relaxed is enough."""
+    one = u64(1)
+    store_relaxed(memslots, IDS, ids)
+    store_relaxed(memslots, ADDRESS_SPACES, address_spaces)
+    desk[RECORD_NEXT] = first_record
+    desk[RECORD_END] = first_record + records
+    desk[NODE_WORDS] = node_words
+    desk[NODE_NEXT] = first_node
+    desk[NODE_END] = first_node + nodes * node_words
+    table = first_table
+    as_id = u64(0)
+    while as_id < address_spaces:
+        space = SPACES + SPACE_WORDS * as_id
+        store_relaxed(memslots, space, space + SETS)
+        copy = u64(0)
+        while copy < 2:
+            set_ = space + SETS + SET_WORDS * copy
+            store_relaxed(memslots, set_ + GENERATION, as_id)
+            store_relaxed(memslots, set_ + TABLE, table)
+            table += ids
+            columns = u64(2)
+            while columns < 5:
+                tree = set_ + (HVA_TREE if columns == 4 else GFN_TREE)
+                store_relaxed(memslots, tree + ROOT, desk[NODE_NEXT])
+                store_relaxed(memslots, tree + FANOUT, (node_words - one) // columns)
+                store_relaxed(memslots, tree + COLUMNS, columns)
+                desk[NODE_NEXT] += node_words
+                desk[NODES_USED] += one
+                columns += u64(2)
+            copy += one
+        as_id += one
+
+
+def new_memslots(shape: Geometry) -> tuple[Words, Own]:
+    """The shared words and the updater's desk of a VM without slots; pages are committed when touched."""
+    memslots, desk = words(shape.words), own(shape.desk_words)
+    format_memslots(memslots, desk, *shape[:8])
+    return memslots, desk

@@ -1,0 +1,273 @@
+"""All slots of a VM: two sets per address space, of which readers use one while an update edits the other.
+
+Readers never lock: vCPUs call the compiled functions of ``lookup`` inside an SRCU section, Python threads the methods
+here. An update edits the inactive set, publishes it by one store, waits for readers, and brings the other up to date.
+Idea: ``struct kvm_memslots`` and its swap, Linux since 5.17, ``virt/kvm/kvm_main.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+
+from ..compiled import INTERPRETED, Own, own
+from ..errors import MemslotError
+from ..rcu.srcu import Srcu
+from ..units import U64_MAX
+from .changes import Change, ChangeKind
+from .invariants import check_memslots
+from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, active_set, generation, geometry, new_memslots
+from .lookup import CURSOR_WORDS, copy_by_id, copy_find, copy_slots
+from .phases import DELETE, FIRST_REASON, MOVE, NO_SLOT, NOTHING, bring, open_change, settle, stage, swap
+from .refusal import refusal
+from .slot import KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS, Slot
+from .update import KINDS, Update, end_update
+
+__all__ = ["Memslots", "Update"]
+
+_INTERNAL = KVM_MEM_SLOTS_NUM - KVM_USER_MEM_SLOTS
+_FRAMES = 1 << 52
+_COPIED = 16  # slots that a range query's first try has room for
+
+
+class Memslots:
+    """The slots of a VM. About 300 bytes a slot; nothing is committed for slots that do not exist.
+
+    ``words`` is what the compiled functions take as ``memslots``, ``srcu`` what readers enter; reader 0 is Python's,
+    used inside each lookup here. Changes refused raise MemslotError with the kernel's errno and change nothing.
+
+    >>> memslots = Memslots()
+    >>> memslots.create(0, base_gfn=0, npages=160, userspace_addr=0x7F0000000000)
+    >>> memslots.create(1, base_gfn=256, npages=768, userspace_addr=0x7F0000100000)
+    >>> memslots.find(300)
+    Slot 1 [0x100000, 0x400000) 3 MiB -> 0x7f0000100000
+    >>> memslots.find(200) is None
+    True
+    >>> [slot.id for slot in memslots.overlapping(100, 256)], memslots.generation()
+    ([0], 2)
+    >>> memslots.delete(0), len(memslots), memslots.generation()
+    (None, 1, 4)
+    >>> memslots.check()
+    """
+
+    def __init__(
+        self,
+        address_spaces: int = 1,
+        srcu: Srcu | None = None,
+        max_slots: int = KVM_USER_MEM_SLOTS,
+        *,
+        node_words: int = 64,
+    ) -> None:
+        self.geometry = geometry(address_spaces, max_slots + _INTERNAL, node_words)
+        self.address_spaces, self.max_slots, self.ids = address_spaces, max_slots, max_slots + _INTERNAL
+        self.words, self.desk = new_memslots(self.geometry)
+        self.srcu = Srcu(readers=1) if srcu is None else srcu
+        self.slots_lock = threading.Lock()
+        """Held by the one updater; time spent in ``update()`` is time spent waiting for it."""
+        self._cells = self.words.cells if INTERPRETED else memoryview(self.words)  # type: ignore[arg-type] # an ndarray
+        self._spare = [self._room()]
+
+    @staticmethod
+    def _room(slots: int = _COPIED) -> tuple[Own, memoryview]:
+        made = own(CURSOR_WORDS + 6 * slots)
+        return made, memoryview(made)  # type: ignore[arg-type] # an ndarray or a memoryview
+
+    def _space(self, as_id: int) -> int:
+        if not 0 <= as_id < self.address_spaces:
+            raise MemslotError(errno.EINVAL, f"as_id: {as_id} is not in 0..{self.address_spaces - 1}")
+        return as_id
+
+    def slot_of(self, record: int) -> Slot:
+        """The slot of a record that cannot be reused meanwhile (inside an SRCU section, or under ``slots_lock``)."""
+        return Slot._make(self._cells[8 * record : 8 * record + 6].tolist())
+
+    # Lookups: from any thread, without a lock. What a compiled call copies comes from one set.
+
+    def find(self, gfn: int, as_id: int = 0) -> Slot | None:
+        """The slot that holds frame ``gfn``, or None. O(log n)."""
+        if gfn >> 64 or as_id >> 64 or as_id >= self.address_spaces:
+            raise self._no_word("gfn", gfn, as_id)
+        try:
+            room = self._spare.pop()
+        except IndexError:  # another thread is at it
+            room = self._room()
+        slot = None
+        if copy_find(self.words, self.srcu.words, as_id, gfn, room[0]):
+            slot = Slot._make(room[1][:6].tolist())
+        self._spare.append(room)
+        return slot
+
+    def by_id(self, slot_id: int, as_id: int = 0) -> Slot | None:
+        """Slot ``slot_id``, or None. O(1)."""
+        if slot_id >> 64 or as_id >> 64 or as_id >= self.address_spaces:
+            raise self._no_word("slot", slot_id, as_id)
+        try:
+            room = self._spare.pop()
+        except IndexError:
+            room = self._room()
+        slot = None
+        if copy_by_id(self.words, self.srcu.words, as_id, slot_id, room[0]):
+            slot = Slot._make(room[1][:6].tolist())
+        self._spare.append(room)
+        return slot
+
+    def by_hva(self, start: int, end: int, as_id: int = 0) -> list[Slot]:
+        """Slots whose host bytes overlap ``[start, end)``, by (userspace_addr, id). O(log n + k)."""
+        return self._range(start, end, as_id, by_hva=True)
+
+    def overlapping(self, start_gfn: int, end_gfn: int, as_id: int = 0) -> Iterator[Slot]:
+        """Slots that overlap ``[start_gfn, end_gfn)``, ascending, all of one set; none if it is empty. O(log n + k).
+
+        >>> memslots = Memslots()
+        >>> memslots.create(0, base_gfn=1, npages=1, userspace_addr=0)
+        >>> memslots.create(1, base_gfn=3, npages=2, userspace_addr=0)
+        >>> [slot.id for slot in memslots.overlapping(2, 4)], list(memslots.overlapping(4, 4))
+        ([1], [])
+        """
+        return iter(self._range(start_gfn, end_gfn, as_id, by_hva=False))
+
+    def intersections(self, start_gfn: int, end_gfn: int, as_id: int = 0) -> Iterator[tuple[Slot, int, int]]:
+        """As ``overlapping``, with the frames ``[start, end)`` that slot and range share."""
+        for slot in self.overlapping(start_gfn, end_gfn, as_id):
+            yield slot, max(start_gfn, slot.base_gfn), min(end_gfn, slot.end_gfn)
+
+    def __iter__(self) -> Iterator[Slot]:
+        """All slots, by address space and frame."""
+        for as_id in range(self.address_spaces):
+            yield from self.overlapping(0, _FRAMES, as_id)
+
+    def __len__(self) -> int:
+        """Number of slots of all address spaces."""
+        return sum(self._cells[active_set(self.words, as_id) + 5] for as_id in range(self.address_spaces))
+
+    def generation(self, as_id: int = 0) -> int:
+        """Generation of the active set; bit 63 is set while an update's grace period runs."""
+        return int(generation(self.words, active_set(self.words, self._space(as_id))))
+
+    @property
+    def updating(self) -> bool:
+        """Whether some set is published and its grace period not over."""
+        return any(
+            self.generation(as_id) & int(KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS) for as_id in range(self.address_spaces)
+        )
+
+    def _range(self, start: int, end: int, as_id: int, *, by_hva: bool) -> list[Slot]:
+        if (start | end) >> 64:
+            raise self._no_word("start" if start >> 64 else "end", start if start >> 64 else end, as_id)
+        self._space(as_id)
+        try:
+            room = self._spare.pop()
+        except IndexError:
+            room = self._room()
+        while True:
+            count = copy_slots(self.words, self.srcu.words, as_id, start, end, by_hva, room[0])
+            if CURSOR_WORDS + 6 * count <= len(room[1]):
+                break
+            room = self._room(count + _COPIED)
+        numbers = room[1][CURSOR_WORDS : CURSOR_WORDS + 6 * count].tolist()
+        if len(room[1]) <= CURSOR_WORDS + 6 * _COPIED:
+            self._spare.append(room)
+        return [Slot._make(numbers[at : at + 6]) for at in range(0, 6 * count, 6)]
+
+    def _no_word(self, name: str, value: int, as_id: int) -> MemslotError:
+        if value >> 64:
+            return MemslotError(errno.EINVAL, f"{name}: {value} is not in 0..{U64_MAX:#x}")
+        return MemslotError(errno.EINVAL, f"as_id: {as_id} is not in 0..{self.address_spaces - 1}")
+
+    # Whole updates, as KVM does them: one swap to create or to change flags, two to delete or to move.
+
+    def create(
+        self,
+        slot: int,
+        base_gfn: int,
+        npages: int,
+        userspace_addr: int,
+        flags: int = 0,
+        as_id: int = 0,
+        *,
+        internal: bool = False,
+    ) -> None:
+        """Create a slot; EEXIST if it exists or overlaps another. ``internal`` allows KVM's own ids. O(log n)."""
+        self._change(Change(slot, base_gfn, npages, userspace_addr, flags, as_id), internal=internal, create=True)
+
+    def delete(self, slot: int, as_id: int = 0, *, internal: bool = False) -> None:
+        """Delete a slot; EINVAL if there is none. O(log n)."""
+        self._change(Change(slot, as_id=as_id), internal=internal)
+
+    def move(self, slot: int, base_gfn: int, as_id: int = 0, *, internal: bool = False) -> None:
+        """Move a slot to other frames; it may overlap where it was. O(log n)."""
+        with self.slots_lock:
+            old = self._existing(slot, as_id)
+            self._whole(old._replace(base_gfn=base_gfn), internal=internal)
+
+    def set_flags(self, slot: int, flags: int, as_id: int = 0, *, internal: bool = False) -> None:
+        """Change whether a slot logs dirty pages; EINVAL for a read-only toggle. O(log n)."""
+        with self.slots_lock:
+            old = self._existing(slot, as_id)
+            self._whole(old._replace(flags=flags), internal=internal)
+
+    def replace(
+        self, slot: int, base_gfn: int, npages: int, userspace_addr: int, flags: int = 0, as_id: int = 0
+    ) -> None:
+        """Put another slot in a slot's place in one swap: resize, re-host, read-only, what KVM has no call for."""
+        with self.update(as_id) as update:
+            new = Change(slot, base_gfn, npages, userspace_addr, flags, as_id)
+            update.stage_all((Change(slot, as_id=as_id), new), internal=slot >= self.max_slots)
+            update.publish()
+
+    def apply(self, change: Change, *, internal: bool = False) -> ChangeKind:
+        """Carry out one change as KVM_SET_USER_MEMORY_REGION does; returns its kind. O(log n) and grace periods."""
+        return self._change(change, internal=internal)
+
+    def update(self, as_id: int = 0) -> Update:
+        """Begin an update in phases of one address space; waits for ``slots_lock`` and holds it until its end."""
+        self._space(as_id)
+        self.slots_lock.acquire()
+        return Update(self, as_id)
+
+    def _existing(self, slot: int, as_id: int) -> Change:
+        old = self.by_id(slot, as_id)
+        if old is None:
+            raise refusal(self, NO_SLOT, Change(slot, as_id=as_id), self.ids)
+        return Change(slot, old.base_gfn, old.npages, old.userspace_addr, old.flags, as_id)
+
+    def _change(self, change: Change, *, internal: bool = False, create: bool = False) -> ChangeKind:
+        with self.slots_lock:
+            return self._whole(change, internal=internal, create=create)
+
+    def _whole(self, change: Change, *, internal: bool = False, create: bool = False) -> ChangeKind:
+        """One whole change, under ``slots_lock``."""
+        slot, base_gfn, npages, userspace_addr, flags, as_id = change
+        if (slot | base_gfn | npages | userspace_addr | flags | as_id) >> 64:
+            raise refusal(self, 0, change, 0)
+        self._space(as_id)
+        words, desk = self.words, self.desk
+        ids = self.ids if internal else self.max_slots
+        fields = (as_id, slot, base_gfn, npages, userspace_addr, flags, ids)
+        kind = open_change(words, desk, *fields, create)
+        if kind >= NOTHING:
+            if kind >= FIRST_REASON:
+                raise refusal(self, kind, change, ids)
+            return ChangeKind.NOTHING
+        try:
+            self._swap()
+            if kind in (DELETE, MOVE):
+                stage(words, desk, *fields)
+                self._swap()
+            bring(words, desk, False)
+        finally:
+            if desk[0]:  # interrupted: leave both sets whole
+                end_update(self)
+        return KINDS[kind]
+
+    def _swap(self) -> None:
+        srcu = self.srcu
+        if not swap(self.words, self.desk, srcu.words, srcu.readers):
+            srcu.synchronize()
+            settle(self.words, self.desk)
+
+    def check(self) -> None:
+        """Raise InvariantError naming the first broken invariant of either set. O(n); waits for ``slots_lock``."""
+        with self.slots_lock:
+            check_memslots(self.geometry, self._cells, self.desk)

@@ -1,0 +1,187 @@
+"""One update of a VM's slots, in phases, for whoever puts work between them: engines and designs.
+
+Source of the phases: ``kvm_set_memslot()`` and ``kvm_swap_active_memslots()``, Linux 6.18, ``virt/kvm/kvm_main.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..errors import BatchError, MemslotError, UsageError
+from .batch import Effect, net_effect
+from .changes import Change, ChangeKind
+from .layout import PHASE
+from .phases import (
+    EDITING,
+    EDITING_AFTER_MARKS,
+    FIRST_REASON,
+    IDLE,
+    MARKING,
+    MARKS_SWAPPED,
+    SETTLED,
+    SWAPPED,
+    bring,
+    invalidate,
+    publish,
+    settle,
+    stage,
+)
+from .refusal import refusal
+
+if TYPE_CHECKING:
+    from .set import Memslots
+
+__all__ = ["KINDS", "Update", "end_update"]
+
+KINDS: tuple[ChangeKind, ...] = (ChangeKind.NOTHING, *ChangeKind)
+"""Kind by status word of ``stage``, from 1 on."""
+
+
+def end_update(memslots: Memslots) -> None:
+    """Bring a begun update to its end from whatever phase it is in: undo what is not published, else finish it."""
+    words, desk = memslots.words, memslots.desk
+    while (phase := int(desk[PHASE])) != IDLE:
+        if phase in (MARKING, EDITING):
+            bring(words, desk, True)
+        elif phase == EDITING_AFTER_MARKS:  # publish the clean set again: KVM's way back
+            bring(words, desk, True)
+            publish(words, desk)
+        elif phase == SETTLED:
+            bring(words, desk, False)
+        else:
+            memslots.srcu.synchronize()
+            settle(words, desk)
+
+
+class Update:
+    """One update of one address space; holds the VM's ``slots_lock`` until ``mirror`` or ``abort``.
+
+    As KVM does a delete: ``invalidate``, ``publish``, ``synchronize``, zap, ``stage``, ``publish``, ``synchronize``,
+    ``mirror``. All other changes, and batches: ``stage`` …, ``publish``, ``synchronize``, ``mirror``. As a context
+    manager it aborts what was not published, and finishes what was.
+
+    >>> from guestmem.memslots import Change, Memslots
+    >>> memslots = Memslots()
+    >>> with memslots.update() as update:
+    ...     update.stage(Change(slot=1, base_gfn=16, npages=4, userspace_addr=0x7F0000000000))
+    ...     update.publish(), update.synchronize()
+    ...     update.mirror()
+    <ChangeKind.CREATE: 'create'>
+    (True, 0)
+    >>> memslots.find(17)
+    Slot 1 [0x10000, 0x14000) 16 KiB -> 0x7f0000000000
+    """
+
+    def __init__(self, memslots: Memslots, as_id: int) -> None:
+        """Begin; the caller holds ``slots_lock``, which the update gives back at its end."""
+        self.memslots, self.as_id = memslots, as_id
+        self.ended = False
+
+    @property
+    def phase(self) -> int:
+        """Phase by its number in ``phases``; ``IDLE`` also before the first change."""
+        return int(self.memslots.desk[PHASE])
+
+    def stage(self, change: Change, *, internal: bool = False) -> ChangeKind:
+        """Carry out ``change`` on the inactive set, which has all changes staged before. O(log n).
+
+        Raises MemslotError with the kernel's errno; then this change did nothing, the ones before stay staged.
+        """
+        self._begun()
+        memslots = self.memslots
+        id_, gfn, npages, hva, flags, as_id = change
+        if (id_ | gfn | npages | hva | flags) >> 64 or as_id != self.as_id:
+            raise self._out_of_words(change)
+        ids = memslots.ids if internal else memslots.max_slots
+        status = stage(memslots.words, memslots.desk, as_id, id_, gfn, npages, hva, flags, ids)
+        if status >= FIRST_REASON:
+            raise refusal(memslots, status, change, ids)
+        return KINDS[status]
+
+    def stage_all(self, changes: Iterable[Change], *, internal: bool = False) -> list[ChangeKind]:
+        """Stage changes in order. Raises BatchError naming the first entry refused; then the whole update is undone."""
+        kinds = []
+        for entry, change in enumerate(changes):
+            try:
+                kinds.append(self.stage(change, internal=internal))
+            except MemslotError as error:
+                self.abort()
+                raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=entry) from None
+        return kinds
+
+    def invalidate(self, slot_id: int) -> None:
+        """Put KVM's INVALID mark on a slot (a copy of it in the inactive set), before anything is staged. O(log n)."""
+        self._begun()
+        memslots = self.memslots
+        change = Change(slot_id, as_id=self.as_id)
+        if slot_id >> 64:
+            raise self._out_of_words(change)
+        status = invalidate(memslots.words, memslots.desk, self.as_id, slot_id)
+        if status >= FIRST_REASON:
+            raise refusal(memslots, status, change, memslots.ids)
+
+    def net_effect(self) -> list[Effect]:
+        """What publishing would change for vCPUs, by range of frames, ascending. O(k log n) for k staged slots."""
+        self._begun()
+        if self.phase not in (EDITING, EDITING_AFTER_MARKS):
+            return []
+        return net_effect(self.memslots)
+
+    def publish(self) -> bool:
+        """The swap: vCPUs see the edited set from here on. False if there is nothing to publish. O(1).
+
+        The generation gets bit 63 until ``synchronize``.
+        """
+        self._begun()
+        if self.phase in (MARKS_SWAPPED, SWAPPED, SETTLED):
+            raise UsageError("publish: what was published before was not synchronized and mirrored")
+        return bool(publish(self.memslots.words, self.memslots.desk))
+
+    def synchronize(self) -> int:
+        """Wait until no reader is in the old set, then write the final generation; returns how often it slept."""
+        self._begun()
+        if self.phase not in (MARKS_SWAPPED, SWAPPED):
+            return 0
+        slept = self.memslots.srcu.synchronize()
+        settle(self.memslots.words, self.memslots.desk)
+        return slept
+
+    def mirror(self) -> None:
+        """Bring the set that was active before up to date, free what is in neither set, end the update. O(k log n)."""
+        self._begun()
+        if self.phase not in (SETTLED, IDLE):
+            raise UsageError("mirror: the update has changes that were not published and synchronized")
+        bring(self.memslots.words, self.memslots.desk, False)
+        self._end()
+
+    def abort(self) -> None:
+        """Undo all that was staged; INVALID marks that were published are taken back by one more swap.
+
+        What ``publish`` made the new set cannot be undone: then this finishes the update.
+        """
+        if not self.ended:
+            end_update(self.memslots)
+            self._end()
+
+    def __enter__(self) -> Update:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.abort()
+
+    def _begun(self) -> None:
+        if self.ended:
+            raise UsageError("update: it has ended; begin another with Memslots.update()")
+
+    def _end(self) -> None:
+        self.ended = True
+        self.memslots.slots_lock.release()
+
+    def _out_of_words(self, change: Change) -> MemslotError:
+        if change.as_id != self.as_id:
+            return MemslotError(
+                errno.EINVAL, f"slot {change.slot}: as_id {change.as_id} is not the update's ({self.as_id})"
+            )
+        return refusal(self.memslots, 0, change, 0)
