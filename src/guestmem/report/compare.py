@@ -1,0 +1,232 @@
+"""What ``guestmem compare`` prints: three tables, design by number of vCPUs, and what they may be trusted for.
+
+What vCPUs saw, what it cost, and what the updates did. A zero means nothing without the number of attempts beside it,
+and nothing at all in a run that did not catch the design that is broken on purpose; both are always printed.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from ..compare.result import ELSEWHERE, Comparison, Row, Spread
+from ..units import format_ns
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["print_comparison", "verdict"]
+
+PIPE_WIDTH = 240
+"""Columns of a table that no terminal shows: wide enough that no row wraps."""
+
+SEEN = (
+    ("accesses inside", "to memory that should be there, begun or ended while an update ran"),
+    ("of these changed", "to ranges that the update changes"),
+    ("data in a hole", "data accesses that became MMIO"),
+    ("fetch kills", "instruction fetches from a hole: KVM_EXIT_INTERNAL_ERROR, the guest is dead"),
+    ("answered", "data accesses in a hole that the VMM answered"),
+    ("writes lost", "by counting in memory at the end"),
+    ("wrong memory", "writes to memory that the update had taken away, by counting"),
+    ("stale", "accesses begun after the update returned that still saw old memory"),
+    ("torn", "updates without one instant: saw old later than another saw new; of those that could tell"),
+)
+
+
+def verdict(comparison: Comparison) -> str:
+    """One line: whether the run was strong enough to be believed.
+
+    A run that was interrupted before the broken design had its turn says so.
+    """
+    broken = comparison.broken_rows
+    name = broken[0].design if broken else "the broken design"
+    if comparison.strong_enough:
+        caught = [row.vcpus for row in broken if row.caught]
+        return f"load: strong enough ({name} was caught at {_list(caught)} vCPUs)"
+    if comparison.interrupted:
+        return f"load: not shown to be strong enough (interrupted before {name} was caught); zeros above mean nothing"
+    return f"load: TOO WEAK ({name} was not caught); zeros above mean nothing: use more --repeat or more --vcpus"
+
+
+def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) -> None:
+    """Print the tables to ``stream`` (standard output if None): as wide as a terminal, else plain and never wrapped."""
+    stream = sys.stdout if stream is None else stream
+    from rich.console import Console
+
+    slow = f", vCPU 0 stays {comparison.slow_vcpu_ms:g} ms in read-side sections" if comparison.slow_vcpu_ms else ""
+    stream.write(
+        f"{comparison.path}: {comparison.changes} changes in {comparison.steps} transactions, {comparison.repeat} "
+        f"replays a row, {comparison.interval_ms:g} ms between transactions; engine {comparison.engine} "
+        f"({comparison.arch}) on {comparison.cores} cores, seed {comparison.seed}{slow}\n"
+    )
+    text = io.StringIO()
+    terminal = stream.isatty()
+    console = Console(file=stream) if terminal else Console(file=text, width=PIPE_WIDTH, color_system=None)
+    for table in (_seen(comparison), _cost(comparison), _work(comparison)):
+        console.print()
+        console.print(table)
+    stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    stream.write("\n")
+    for name, meaning in SEEN:
+        stream.write(f"  {name}: {meaning}\n")
+    stream.write("  update: a transaction; trace: all of one replay; stall: how long vCPUs had to wait for an update\n")
+    if any(row.oversubscribed for row in comparison.rows):
+        stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
+    if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
+        stream.writelines(f"  refused: {row.design}, {row.vcpus} vCPUs: {text}\n" for row, text in refusals)
+    stream.write("\n")
+    console = Console(file=stream) if terminal else Console(file=stream, width=PIPE_WIDTH, color_system=None)
+    stream.write(
+        f"Measured elsewhere, for reference only: {ELSEWHERE['what']}\n({ELSEWHERE['source']}; {ELSEWHERE['host']})\n"
+    )
+    console.print(_elsewhere())
+    if comparison.interrupted:
+        stream.write("interrupted: the last row holds what was measured so far\n")
+    stream.write(verdict(comparison) + "\n")
+
+
+def _list(values: list[int]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def _vcpus(row: Row) -> str:
+    return f"{row.vcpus}{'*' if row.oversubscribed else ''}"
+
+
+def _bad(count: int) -> str:
+    return f"[bold red]{count}[/]" if count else "0"
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("design", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _add(table: Table, comparison: Comparison, cells: dict[int, list[str]]) -> None:
+    """Add a line a row, the design's name only in the first of its lines."""
+    last = ""
+    for index, row in enumerate(comparison.rows):
+        name = row.design if row.design != last else ""
+        if name and last:
+            table.add_section()
+        last = row.design
+        table.add_row(f"[dim]{name} (broken)[/]" if name and row.broken else name, _vcpus(row), *cells[index])
+
+
+def _seen(comparison: Comparison) -> Table:
+    table = _table("What vCPUs saw", "vCPUs", *(name for name, _ in SEEN))
+    cells = {
+        index: [
+            str(row.inside),
+            str(row.inside_changed),
+            _bad(row.holes),
+            _bad(row.killed),
+            str(row.answered),
+            _bad(row.lost),
+            _bad(row.wrong),
+            _bad(row.stale + row.refused + row.strange),
+            f"{_bad(row.torn)} of {row.instants}",
+        ]
+        for index, row in enumerate(comparison.rows)
+    }
+    _add(table, comparison, cells)
+    return table
+
+
+def _spread(spread: Spread) -> str:
+    return f"{format_ns(spread.mean)} ± {format_ns(spread.deviation)}" if spread.count else "-"
+
+
+def _cost(comparison: Comparison) -> Table:
+    table = _table(
+        "What it cost",
+        "vCPUs",
+        "update, median",
+        "mean ± sd",
+        "trace, mean ± sd",
+        "stalls",
+        "stall, median",
+        "99 %",
+        "worst",
+        "one kick, median",
+    )
+    cells = {
+        index: [
+            format_ns(row.update_ns.median),
+            _spread(row.update_ns),
+            _spread(row.trace_ns),
+            str(row.stalls),
+            format_ns(row.stall_median_ns) if row.stalls else "-",
+            format_ns(row.stall_p99_ns) if row.stalls else "-",
+            format_ns(row.stall_worst_ns) if row.stalls else "-",
+            format_ns(row.kick_ns.median),
+        ]
+        for index, row in enumerate(comparison.rows)
+    }
+    _add(table, comparison, cells)
+    return table
+
+
+def _work(comparison: Comparison) -> Table:
+    table = _table(
+        "What the updates did, a replay",
+        "vCPUs",
+        "swaps",
+        "SRCU waits",
+        "kicks",
+        "flushes",
+        "pauses",
+        "ranges in flux",
+        "slept",
+        "lock",
+        "edit",
+        "kicking",
+        "slowest vCPU",
+        "readers",
+    )
+    cells = {}
+    for index, row in enumerate(comparison.rows):
+        replays = max(1.0, row.transactions / comparison.steps) if comparison.steps else 1.0
+        counts = row.counts
+        cells[index] = [
+            *(
+                f"{value / replays:.0f}"
+                for value in (
+                    counts.swaps,
+                    counts.srcu_waits,
+                    counts.kicks,
+                    counts.flushes,
+                    counts.pauses,
+                    counts.stalls,
+                    counts.slept,
+                )
+            ),
+            *(
+                format_ns(value / replays)
+                for value in (counts.lock_ns, counts.edit_ns, counts.kick_ns, counts.acks_ns, counts.grace_ns)
+            ),
+        ]
+    _add(table, comparison, cells)
+    return table
+
+
+def _elsewhere() -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ELSEWHERE["columns"]:
+        table.add_column(str(column), justify="right")
+    for row in ELSEWHERE["rows"]:
+        table.add_row(*map(str, row))
+    return table
