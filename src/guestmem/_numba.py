@@ -37,12 +37,12 @@ def cache_directory() -> Path:
 
 @cache
 def _imports(path: Path) -> tuple[Path, ...]:
-    """The files of this package that ``path`` imports (relatively, as all rooms do), directly."""
+    """The files of this package that ``path`` imports directly: relatively, as all rooms do, or as tests do."""
     found = []
     for node in ast.walk(ast.parse(path.read_bytes())):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
+        if not isinstance(node, ast.ImportFrom):
             continue
-        base = path.parents[node.level - 1]
+        base = path.parents[node.level - 1] if node.level else _PACKAGE.parent
         target = base.joinpath(*(node.module or "").split("."))
         for candidate in (target, *(target / alias.name for alias in node.names)):
             for file in (candidate.with_suffix(".py"), candidate / "__init__.py"):
@@ -108,10 +108,10 @@ def declared_signature(function: Any) -> Any:
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     where = f"{function.__module__}.{function.__qualname__}"
     for name in (*names, "return"):
-        if function.__annotations__.get(name) not in _TYPES:
-            raise TypeError(
-                f"{where}: {name} is annotated {function.__annotations__.get(name)!r}, not one of {[*_TYPES]}"
-            )
+        annotation = function.__annotations__.get(name)
+        if annotation not in _TYPES:
+            hint = "" if annotation is None or isinstance(annotation, str) else "; annotations must not be evaluated"
+            raise TypeError(f"{where}: {name} is annotated {annotation!r}, not one of {[*_TYPES]}{hint}")
     return _TYPES[function.__annotations__["return"]](*(_TYPES[function.__annotations__[name]] for name in names))
 
 

@@ -55,6 +55,8 @@ class Scheduler(Protocol):
         """Carry out ``operation`` (its name in this module) and return what it returns (0 for none).
 
         ``words`` is None for operations that touch no word (``fence``) or a raw host address (then ``index``).
+        Operands that an operation does not have are 0. ``wait_for`` arrives as ``wait``, its nanoseconds as ``second``
+        (``wait``: 2**64 - 1, for ever).
         """
 
 
@@ -67,11 +69,11 @@ def schedule(scheduler: Scheduler) -> Iterator[None]:
     global _scheduler  # noqa: PLW0603 - one scheduler a loaded copy: atomics are called from everywhere
     if not INTERPRETED:
         raise RuntimeError("compiled atomics cannot be scheduled: load the interpreted form with explore.load()")
-    _scheduler = scheduler
+    before, _scheduler = _scheduler, scheduler
     try:
         yield
     finally:
-        _scheduler = None
+        _scheduler = before
 
 
 if TYPE_CHECKING or INTERPRETED:

@@ -1,0 +1,69 @@
+"""Each hook of Numba that is not official still does what ``_numba`` leans on; if not, see the pinned version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestmem.atomics import peek
+from guestmem.compiled import U64, compiled, words
+
+pytestmark = pytest.mark.compiled_only
+
+
+def test_compile_replaced_on_an_instance_is_what_a_call_uses() -> None:
+    from numba import njit, types
+
+    made: Any = njit(lambda value: value + value)
+    asked = []
+    compile_ = type(made).compile
+
+    def replaced(signature: Any) -> Any:
+        asked.append(signature)
+        compile_(made, types.uint64(types.uint64))
+        made.disable_compile()
+        return made.overloads[types.uint64,].entry_point
+
+    made.compile = replaced
+    assert made(2**63 - 1) == 2**64 - 2
+    assert asked == [(types.int64,)]
+    assert made(3) == 6
+    assert len(made.signatures) == len(asked) == 1
+
+
+def test_the_cache_asks_our_locator() -> None:
+    from guestmem._numba import cache_directory, source_stamp
+
+    peek(words(1), 0)
+    implementation = peek._cache._impl  # type: ignore[attr-defined]
+    locator = implementation.locator
+    path = Path(peek.py_func.__code__.co_filename)  # type: ignore[attr-defined]
+    assert Path(locator.get_cache_path()) == cache_directory()
+    assert locator.get_source_stamp() == source_stamp(path)
+    assert locator.get_disambiguator() in implementation.filename_base
+
+
+def test_compile_cached_compiles_anew_and_has_the_inferred_types() -> None:
+    from numba import types
+
+    from guestmem._numba import compile_fresh
+
+    @compiled
+    def double(value: U64) -> U64:
+        return value + value
+
+    results = [compile_fresh(double) for _ in range(2)]
+    assert results[0] is not results[1]
+    assert all(result.type_annotation.typemap["value"] == types.uint64 for result in results)
+    assert not double.signatures  # type: ignore[attr-defined]
+
+
+def test_the_versions_are_the_pinned_ones() -> None:
+    import tomllib
+    from importlib.metadata import version
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    for package in ("numba", "llvmlite"):
+        assert f"{package}=={version(package)}" in project["dependencies"]
