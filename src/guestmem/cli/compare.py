@@ -104,7 +104,7 @@ def command(
     Designs: sequential, sequential_answered, pause, pause_if_overlap, batch, atomic.
     """
     from .. import traces
-    from ..designs import find
+    from ..designs import BROKEN, DESIGNS, find
 
     for name in designs:
         find(name)
@@ -116,7 +116,7 @@ def command(
     from ..compare import compare
     from ..engines.soft import Access
 
-    rows = len(vcpus) * (len(set(designs) | {"broken"}) if designs else 7)
+    rows = len(vcpus) * len({*designs, BROKEN} if designs else DESIGNS)
     with _interruptible() as stopped, _progress(rows * repeat) as advanced:
         comparison = compare(
             timeline,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..designs import Design
+from ..designs import Design, pause
 from ..engines.soft import Access, Load, SoftEngine
 from ..engines.soft.stalls import percentile
 from ..errors import CapabilityError, MemslotError
@@ -99,6 +99,7 @@ def replay(
                         apply(engine, step.changes)
                     except (CapabilityError, MemslotError) as error:
                         row.refusals.append(f"lines {step.first_line}-{step.last_line}: {error}")
+                        pause.apply(engine, step.changes)  # the next steps stand on this one
                     took = _clock() - took
                 row.counts += engine.counts - before
                 counted.step_ended(step)

@@ -87,7 +87,7 @@ class Row:
     counts: Counts = field(default_factory=Counts)
     vcpu_counts: list[dict[str, int]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
-    """Transactions that the engine or design refused, in words."""
+    """Transactions that engine or design refused, in words; they were applied with all vCPUs paused instead."""
 
     @property
     def oversubscribed(self) -> bool:

@@ -74,7 +74,10 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
     if any(row.oversubscribed for row in comparison.rows):
         stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
     if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
-        stream.writelines(f"  refused: {row.design}, {row.vcpus} vCPUs: {text}\n" for row, text in refusals)
+        stream.writelines(
+            f"  refused, so done with all vCPUs paused: {row.design}, {row.vcpus} vCPUs: {text}\n"
+            for row, text in refusals
+        )
     stream.write("\n")
     console = Console(file=stream) if terminal else Console(file=stream, width=PIPE_WIDTH, color_system=None)
     stream.write(
