@@ -83,7 +83,7 @@ def add_in_two_steps(words: Words, index: U64, times: U64) -> None:
 
 @pytest.mark.parametrize("function", [add_many, add_many_to_host, exchange_many])
 def test_two_threads_lose_no_increment(function: Callable[..., None], sized: Callable[[int, int], int]) -> None:
-    times = sized(10_000_000, 20_000) if function is add_many else sized(1_000_000, 20_000)
+    times = sized(10_000_000, 20_000)
     shared = words(8)
     in_threads(lambda: function(shared, 3, times), lambda: function(shared, 3, times))
     assert peek(shared, 3) == 2 * times

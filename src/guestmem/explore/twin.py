@@ -3,7 +3,7 @@
 Rooms import each other relatively, so the whole package can be imported again under another name. There,
 ``compiled.INTERPRETED`` is true, and every atomic is a schedule point. Errors and plain result types are shared with
 the compiled copy, so that results can be compared and exceptions caught. A mutant is the same load with exact
-replacements in the source text: each must match exactly once, else the load fails.
+replacements in the source text: each must match exactly once in what those before it left, else the load fails.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.abc
 import importlib.machinery
 import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -29,6 +29,8 @@ _numbers = itertools.count(1)
 SHARED = ("errors", "units", "memslots.slot", "memslots.changes", "traces", "check", "report", "cli", "explore")
 """Modules (and all below them) that a twin takes from the compiled copy: they hold no words that threads share."""
 
+_COMPILED_ONLY = ("_intrinsics.py", "_numba.py")
+
 
 class Mutation(NamedTuple):
     """One exact text replacement in one file, named relative to the package, such as ``rcu/srcu.py``."""
@@ -43,10 +45,10 @@ def _shared(module: str) -> bool:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds ``NAME.room.module`` in the package's own folder and applies the mutations while loading."""
+    """Finds ``NAME.room.module`` in the package's own folder; ``texts`` holds the sources of mutated files."""
 
-    def __init__(self, name: str, mutations: Sequence[Mutation]) -> None:
-        self.name, self.mutations = name, mutations
+    def __init__(self, name: str, texts: Mapping[str, str]) -> None:
+        self.name, self.texts = name, texts
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -62,14 +64,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         spec.has_location = True
         return spec
 
-    def source(self, path: Path) -> str:
-        """A file's text with the mutations applied."""
-        text = path.read_text()
-        for mutation in self.mutations:
-            if mutation.file == path.relative_to(_PACKAGE).as_posix():
-                text = text.replace(mutation.old, mutation.new)
-        return text
-
     def exec_module(self, module: ModuleType) -> None:
         spec = module.__spec__
         assert spec is not None
@@ -78,7 +72,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if _shared(below[1:]):
             sys.modules[spec.name] = importlib.import_module(_REAL + below)  # the import system takes what it finds
             return
-        code = compile(self.source(Path(spec.origin)), spec.origin, "exec", dont_inherit=True)
+        path = Path(spec.origin)
+        text = self.texts.get(path.relative_to(_PACKAGE).as_posix())
+        code = compile(path.read_bytes() if text is None else text, spec.origin, "exec", dont_inherit=True)
         exec(code, module.__dict__)  # noqa: S102 - this is an import
 
 
@@ -106,6 +102,28 @@ class Twin:
         self.close()
 
 
+def _mutated(mutations: Iterable[Mutation]) -> dict[str, str]:
+    """The texts of the mutated files. Each mutation must match once in what the ones before it left."""
+    texts: dict[str, str] = {}
+    for file, old, new in mutations:
+        path = _PACKAGE / file
+        where = f"mutation of {file}"
+        inside = path.is_relative_to(_PACKAGE) and ".." not in path.parts and path.suffix == ".py"
+        if not inside or path.relative_to(_PACKAGE).as_posix() != file or not path.is_file():
+            raise UsageError(f"{where}: no such file in the package")
+        if _shared(file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")):
+            raise UsageError(f"{where}: this module is shared with the compiled form")
+        if file in _COMPILED_ONLY:
+            raise UsageError(f"{where}: this module is no part of the interpreted form")
+        if old == new:
+            raise UsageError(f"{where} changes nothing: {old!r}")
+        text = texts[file] if file in texts else path.read_text()
+        if (count := text.count(old)) != 1 or not old:
+            raise UsageError(f"{where}: text found {count} times, not once: {old!r}")
+        texts[file] = text.replace(old, new)
+    return texts
+
+
 def load(mutations: Iterable[Mutation | tuple[str, str, str]] = ()) -> Twin:
     """Import the package a second time, in its interpreted form, with ``mutations`` applied.
 
@@ -115,20 +133,8 @@ def load(mutations: Iterable[Mutation | tuple[str, str, str]] = ()) -> Twin:
     ...     twin.room("compiled").INTERPRETED
     True
     """
-    wanted = tuple(Mutation(*mutation) for mutation in mutations)
-    for file, old, new in wanted:
-        path = _PACKAGE / file
-        count = path.read_text().count(old) if path.is_file() else -1
-        if count != 1:
-            found = "no such file" if count < 0 else f"text found {count} times, not once"
-            raise UsageError(f"mutation of {file}: {found}: {old!r}")
-        if old == new:
-            raise UsageError(f"mutation of {file} changes nothing: {old!r}")
-        if _shared(file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")):
-            raise UsageError(f"mutation of {file}: this module is shared with the compiled form")
-    if overlapping := [m.file for m, n in itertools.permutations(wanted, 2) if m.file == n.file and n.old in m.old]:
-        raise UsageError(f"mutations of {overlapping[0]} overlap")
+    texts = _mutated(Mutation(*mutation) for mutation in mutations)
     name = f"{_REAL}_twin_{next(_numbers)}"
-    finder = _Finder(name, wanted)
+    finder = _Finder(name, texts)
     sys.meta_path.insert(0, finder)
     return Twin(name, finder)
