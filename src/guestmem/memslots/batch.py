@@ -107,6 +107,21 @@ def _goes_on(memslots: Words, first: U64, start_gfn: U64, record: U64, gfn: U64)
 
 
 @compiled
+def _end_gfn(memslots: Words, record: U64) -> U64:
+    return load_relaxed(memslots, (record << 3) + BASE_GFN) + load_relaxed(memslots, (record << 3) + NPAGES)
+
+
+@compiled
+def _note(memslots: Words, pairs: Own, count: U64, record: U64) -> U64:
+    """Append the frames of a record (0: none); returns how many ranges there are."""
+    if record == 0:
+        return count
+    pairs[count + count] = load_relaxed(memslots, (record << 3) + BASE_GFN)
+    pairs[count + count + _ONE] = _end_gfn(memslots, record)
+    return count + _ONE
+
+
+@compiled
 def _touched_ranges(memslots: Words, desk: Own, pairs: Own) -> U64:
     """Write the frames that touched slots had and have, sorted by start; returns how many ranges. O(k log k)."""
     old_table = load_relaxed(memslots, desk[OTHER] + TABLE)
@@ -118,24 +133,11 @@ def _touched_ranges(memslots: Words, desk: Own, pairs: Own) -> U64:
         link = desk[CHAIN + id_] - _ONE
         record = origin(memslots, load_relaxed(memslots, old_table + id_))
         other = load_relaxed(memslots, new_table + id_)
-        if record == other:
-            continue
-        while True:
-            if record != 0:
-                base = load_relaxed(memslots, (record << 3) + BASE_GFN)
-                pairs[count + count] = base
-                pairs[count + count + _ONE] = base + load_relaxed(memslots, (record << 3) + NPAGES)
-                count += _ONE
-            if record == other:
-                break
-            record = other
+        if record != other:
+            count = _note(memslots, pairs, count, record)
+            count = _note(memslots, pairs, count, other)
     _sort(pairs, count)
     return count
-
-
-@compiled
-def _end_gfn(memslots: Words, record: U64) -> U64:
-    return load_relaxed(memslots, (record << 3) + BASE_GFN) + load_relaxed(memslots, (record << 3) + NPAGES)
 
 
 @compiled
