@@ -74,12 +74,16 @@ def fault(vm: Words, memslots: Words, srcu: Words, own: Own, gfn: U64, writes: b
 
     FLUX is acquired before the active set: a vCPU that no longer finds its range in flux finds the new set, because
     that was published before the release. One that looked at FLUX before the range was marked may fill from the old
-    set; but then its TLB flush is still to come, before the entry is used.
+    set; but then its TLB flush is still to come, before the entry is used. A read in a range that stalls writes goes
+    on, but must not fill a writable entry from the old set: no flush comes after the instant.
     """
     flux = load_acquire(vm, at.FLUX)
-    if flux & u64(255) != 0 and in_flux(vm, flux, gfn, writes):
-        own[at.STALL_FLUX] = flux
-        return IN_FLUX
+    protected = False
+    if flux & u64(255) != 0:
+        if in_flux(vm, flux, gfn, writes):
+            own[at.STALL_FLUX] = flux
+            return IN_FLUX
+        protected = not writes and in_flux(vm, flux, gfn, True)
     reader = own[at.READER]
     srcu_enter(srcu, u64(0), reader)
     record = find(memslots, own[at.AS_ID], gfn)
@@ -92,7 +96,7 @@ def fault(vm: Words, memslots: Words, srcu: Words, own: Own, gfn: U64, writes: b
             outcome = READONLY
         else:
             host = slot_userspace_addr(memslots, record) + ((gfn - slot_base_gfn(memslots, record)) << 12)
-            tlb_fill(own, gfn, host, flags & _READONLY_SLOT == 0)
+            tlb_fill(own, gfn, host, flags & _READONLY_SLOT == 0 and not protected)
             outcome = FILLED
     srcu_exit(srcu, u64(0), reader)
     return outcome
