@@ -10,51 +10,14 @@ from ..engines.soft import Access, Load, SoftEngine
 from ..engines.soft.stalls import percentile
 from ..errors import CapabilityError, MemslotError
 from ..memslots import Change
-from .plan import Plan, Step
+from .counters import Counters
+from .plan import Plan
 from .result import Row, Spread
 
 __all__ = ["replay"]
 
 _clock = time.perf_counter_ns
 _NEVER = (1 << 64) - 1
-
-
-class _Counted:
-    """The counters that writes leave in the pages, and what they must and must not become."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._read = plan.memory.word
-        self._words = plan.words
-        self._before = sum(map(self._read, self._words))
-        self._ended: dict[int, int] = {}
-        self.wrong = 0
-
-    def step_begins(self, step: Step) -> None:
-        """Look for writes where none may go any more; what the step gives back may be written again."""
-        self.look()
-        for word in step.words_that_begin:
-            self._ended.pop(word, None)
-
-    def step_ended(self, step: Step) -> None:
-        """From now on nobody may write where the step has taken memory away."""
-        for word in step.words_that_end:
-            self._ended[word] = self._read(word)
-
-    def look(self) -> None:
-        """Count writes to memory that was taken away."""
-        for word, value in self._ended.items():
-            now = self._read(word)
-            self.wrong += now - value
-            self._ended[word] = now
-
-    def start_over(self) -> None:
-        """All slots go, and come again."""
-        self.look()
-        self._ended.clear()
-
-    def written(self) -> int:
-        """Writes that are in memory, since this object was made."""
-        return sum(map(self._read, self._words)) - self._before
 
 
 def replay(
@@ -75,7 +38,7 @@ def replay(
     apply = design.prepare(engine)
     row = Row(design.name, engine.vcpus, engine.cores, broken=design.broken)
     engine.set_access(access)
-    counted = _Counted(plan)
+    counted = Counters(plan)
     updates: list[float] = []
     totals: list[float] = []
     kicks: list[float] = []
@@ -142,7 +105,7 @@ def _note_instant(row: Row, engine: SoftEngine, load: Load) -> None:
         row.torn += last_old > first_new
 
 
-def _sum_up(row: Row, engine: SoftEngine, counted: _Counted) -> None:
+def _sum_up(row: Row, engine: SoftEngine, counted: Counters) -> None:
     every = engine.vcpu_counts()
     total = {name: sum(counts[name] for counts in every) for name in every[0]}
     histogram = [sum(column) for column in zip(*(counts.histogram for counts in every), strict=True)]

@@ -73,7 +73,7 @@ class Row:
     """Fetches that would have killed the guest."""
     answered: int = 0
     lost: int = 0
-    """Writes to memory that should be there which are not in it at the end, by counting."""
+    """Writes to memory that should be there which are not in it at the end, by counting; negative: more than made."""
     wrong: int = 0
     """Writes that went to memory which the update had taken away, by counting."""
     stale: int = 0
@@ -97,7 +97,7 @@ class Row:
     @property
     def failures(self) -> int:
         """Everything that no design should show."""
-        return self.holes + self.killed + self.lost + self.wrong + self.stale + self.refused + self.strange
+        return self.holes + self.killed + abs(self.lost) + self.wrong + self.stale + self.refused + self.strange
 
     @property
     def caught(self) -> bool:

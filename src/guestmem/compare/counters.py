@@ -1,0 +1,49 @@
+"""Counting writes where they went: in memory itself.
+
+Each write of a vCPU is a locked increment of a word that only one frame uses. So writes are lost or not by what the
+words hold at the end, and a word whose frame has lost this memory must not change any more.
+"""
+
+from __future__ import annotations
+
+from .plan import Plan, Step
+
+__all__ = ["Counters"]
+
+
+class Counters:
+    """The counters that writes leave in the pages, and what they must and must not become."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._read = plan.memory.word
+        self._words = plan.words
+        self._before = sum(map(self._read, self._words))
+        self._ended: dict[int, int] = {}
+        self.wrong = 0
+
+    def step_begins(self, step: Step) -> None:
+        """Look for writes where none may go any more; what the step gives back may be written again."""
+        self.look()
+        for word in step.words_that_begin:
+            self._ended.pop(word, None)
+
+    def step_ended(self, step: Step) -> None:
+        """From now on nobody may write where the step has taken memory away."""
+        for word in step.words_that_end:
+            self._ended[word] = self._read(word)
+
+    def look(self) -> None:
+        """Count writes to memory that was taken away."""
+        for word, value in self._ended.items():
+            now = self._read(word)
+            self.wrong += now - value
+            self._ended[word] = now
+
+    def start_over(self) -> None:
+        """All slots go, and come again."""
+        self.look()
+        self._ended.clear()
+
+    def written(self) -> int:
+        """Writes that are in memory, since this object was made."""
+        return sum(map(self._read, self._words)) - self._before
