@@ -6,6 +6,7 @@ stalls are the rooms' own. What it cannot show: guest code, devices, stage-2 tab
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import threading
@@ -36,6 +37,7 @@ _ARCHITECTURES = ("x86", "arm64")
 _LOAD_WORDS = 1 << 15
 """Room for one load: 8 190 targets."""
 _WHOLE = (int(IDLE), int(SETTLED))
+_WAKE_AGAIN_S = 0.01
 _clock = time.perf_counter_ns
 
 
@@ -128,24 +130,26 @@ class SoftEngine:
         for vcpu in range(self.vcpus):
             self._run(vcpu)
         poke(self._vm, int(at.STOP), 0)
-        self._threads = [
-            threading.Thread(target=self._run, args=(vcpu,), name=f"vcpu{vcpu}", daemon=True)
-            for vcpu in range(self.vcpus)
-        ]
-        for thread in self._threads:
+        atexit.register(self.stop)  # a thread that runs on while the interpreter goes would touch freed memory
+        for vcpu in range(self.vcpus):
+            thread = threading.Thread(target=self._run, args=(vcpu,), name=f"vcpu{vcpu}", daemon=True)
             thread.start()
+            self._threads.append(thread)
 
     def _run(self, vcpu: int) -> None:
         vcpu_run(self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu], vcpu)
 
     def stop(self) -> None:
-        """Stop the vCPU threads and wait for them. Their counts stay."""
+        """Stop the vCPU threads, paused or stalled ones too, and wait for them. Their counts stay."""
         poke(self._vm, int(at.STOP), 1)
-        for word in (at.STOP, at.PAUSED, at.FLUX, at.SWAPS):
-            wake_all(self._vm, int(word))
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                # STOP is not the word they sleep on: one that looked at it just before falls asleep after this wake.
+                for word in (at.STOP, at.PAUSED, at.FLUX, at.SWAPS):
+                    wake_all(self._vm, int(word))
+                thread.join(_WAKE_AGAIN_S)
         self._threads = []
+        atexit.unregister(self.stop)
 
     def set_load(self, load: Load) -> list[Report | None]:
         """Have the vCPUs work on ``load`` from now on.

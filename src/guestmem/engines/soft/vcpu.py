@@ -164,6 +164,7 @@ def enter_guest(vm: Words, load: Words, own: Own, vcpu: U64) -> bool:
         if load_relaxed(vm, at.STOP) != 0:
             leave_guest(vm, vcpu, at.OUTSIDE)
             give_core(vm)
+            own[at.STALL_BEGUN] = u64(0)  # a wait that a stop cut short is none
             return False
         if load_acquire(vm, at.PAUSED) == 0:
             service(vm, load, own, vcpu)
