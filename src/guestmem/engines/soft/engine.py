@@ -223,16 +223,22 @@ class SoftEngine:
         counts = self.counts
         begun = _clock()
         pause_all(self._vm)
-        request_all(self._vm, self.vcpus, self._targets)
-        asked = _clock()
-        counts.slept += wait_until_outside(self._vm, self.vcpus, self._times)
+        try:
+            request_all(self._vm, self.vcpus, self._targets)
+            asked = _clock()
+            counts.slept += wait_until_outside(self._vm, self.vcpus, self._times)
+        except BaseException:  # Ctrl-C: the caller has no pause to end
+            resume_all(self._vm)
+            raise
         counts.kick_ns += asked - begun
         counts.acks_ns += _clock() - asked
         counts.kicks += self.vcpus
         counts.pauses += 1
 
     def resume(self) -> None:
-        """End one pause."""
+        """End one pause; GuestmemError if there is none."""
+        if not peek(self._vm, int(at.PAUSED)):
+            raise GuestmemError("resume: no pause is in force")
         begun = _clock()
         resume_all(self._vm)
         self.counts.kick_ns += _clock() - begun
@@ -256,8 +262,12 @@ class SoftEngine:
         try:
             yield update
         finally:
-            slots.abort()  # of what was published, the rest is carried out
-            update.release()
+            try:
+                update.release()  # published or not, nobody has to wait any longer
+            finally:
+                if not slots.ended:
+                    slots.abort()  # of what was published, the rest is carried out
+                    self.wake_retries()
 
     # -- what updates are made of --------------------------------------------------------------------------------
 
@@ -378,8 +388,8 @@ class SoftUpdate:
             )
         if not ranges:
             return
+        self._in_flux = True  # before they are: an exception in between must not leave them so
         self._engine.mark(ranges)
-        self._in_flux = True
         self._engine.flush(wait=wait)
 
     def publish(self) -> None:
