@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ...atomics import peek, poke, wake_all
-from ...compiled import INTERPRETED, own, words
+from ...compiled import INTERPRETED, Own, own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from ...memslots import Change, ChangeKind, Slot, classify
 from ...memslots.batch import Action, Effect
@@ -27,7 +27,15 @@ from ..protocol import Capability, Counts
 from . import layout as at
 from .flux import flux_mark, flux_release
 from .load import PATTERNS, Access, Load, write_load
-from .requests import pause_all, request_all, resume_all, wait_for_acknowledgements, wait_until_outside
+from .requests import (
+    ask_for_flush,
+    pause_all,
+    request_all,
+    resume_all,
+    wait_for_acknowledgements,
+    wait_until_outside,
+    wake_retries,
+)
 from .vcpu import vcpu_run
 
 __all__ = ["FLUX_MAX", "Report", "SoftEngine", "SoftUpdate", "VcpuCounts"]
@@ -93,7 +101,8 @@ class SoftEngine:
         self.memslots = Memslots(address_spaces=address_spaces, srcu=self.srcu)
         self._vm = words(at.vm_words(vcpus))
         self._load = words(2 * _LOAD_WORDS)
-        self._targets, self._times, self._ranges = own(vcpus), own(8), own(3 * at.FLUX_MAX)
+        self._ranges = own(3 * at.FLUX_MAX)
+        self._spare: list[Own] = []
         self._epoch = 0
         self._window = 0
         self._threads: list[threading.Thread] = []
@@ -173,8 +182,18 @@ class SoftEngine:
 
     def _shake_hands(self) -> None:
         """Have every vCPU look at what was asked for; not counted."""
-        request_all(self._vm, self.vcpus, self._targets)
-        wait_for_acknowledgements(self._vm, self.vcpus, self._targets, self._times)
+        targets = self._request_all()
+        wait_for_acknowledgements(self._vm, self.vcpus, targets)
+        self._spare.append(targets)
+
+    def _request_all(self) -> Own:
+        """Make a request to every vCPU; returns what to wait for, to be given back to ``_spare``."""
+        try:
+            targets = self._spare.pop()
+        except IndexError:  # the first, or another thread is at it
+            targets = own(self.vcpus)
+        request_all(self._vm, self.vcpus, targets)
+        return targets
 
     @contextmanager
     def window(self) -> Iterator[None]:
@@ -224,9 +243,9 @@ class SoftEngine:
         begun = _clock()
         pause_all(self._vm)
         try:
-            request_all(self._vm, self.vcpus, self._targets)
+            self._spare.append(self._request_all())
             asked = _clock()
-            counts.slept += wait_until_outside(self._vm, self.vcpus, self._times)
+            counts.slept += wait_until_outside(self._vm, self.vcpus)
         except BaseException:  # Ctrl-C: the caller has no pause to end
             resume_all(self._vm)
             raise
@@ -274,16 +293,17 @@ class SoftEngine:
     def request(self, *, wait: bool) -> None:
         """Make a request to every vCPU and maybe wait until none in the guest has it open."""
         begun = _clock()
-        request_all(self._vm, self.vcpus, self._targets)
+        targets = self._request_all()
         asked = _clock()
         self.counts.kick_ns += asked - begun
         if wait:
-            self.counts.slept += wait_for_acknowledgements(self._vm, self.vcpus, self._targets, self._times)
+            self.counts.slept += wait_for_acknowledgements(self._vm, self.vcpus, targets)
             self.counts.acks_ns += _clock() - asked
+        self._spare.append(targets)
 
     def flush(self, *, wait: bool) -> None:
         """Ask every vCPU to flush its TLB."""
-        poke(self._vm, int(at.FLUSHES), peek(self._vm, int(at.FLUSHES)) + 1)
+        ask_for_flush(self._vm)
         self.counts.flushes += 1
         self.counts.kicks += self.vcpus
         self.request(wait=wait)
@@ -296,8 +316,7 @@ class SoftEngine:
 
     def wake_retries(self) -> None:
         """Have vCPUs that met an INVALID slot look again."""
-        poke(self._vm, int(at.SWAPS), peek(self._vm, int(at.SWAPS)) + 1)
-        wake_all(self._vm, int(at.SWAPS))
+        wake_retries(self._vm)
 
     def mark(self, ranges: Sequence[tuple[int, int, int]]) -> None:
         """Put ranges (start_gfn, end_gfn, STALLS_ALL or STALLS_WRITES) in flux."""

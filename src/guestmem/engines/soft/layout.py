@@ -22,7 +22,6 @@ LOAD = const(10 * 8)  # which half of the load's words is in force
 CORES = const(11 * 8)  # core tokens; read-only once vCPUs run
 RETRIES_INVALID = const(12 * 8)  # whether an access to an INVALID slot retries (x86) or exits (arm64)
 ANSWERS = const(13 * 8)  # whether the VMM answers MMIO that falls into a hole from the memory behind it
-RETRY_WAITERS = const(14 * 8)  # vCPUs that wait for a swap
 
 FLUX_RANGES = const(16 * 8)
 FLUX_RANGE = const(3)  # start_gfn, end_gfn, what waits (below)

@@ -13,18 +13,19 @@ one of them sees the other.
 from __future__ import annotations
 
 from ...atomics import fence, fetch_add, load_acquire, load_relaxed, store_release, wait, wake
-from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64
-from .layout import ACKS, DONE, IN_GUEST, MODE, OUTSIDE, PAUSED, REQUESTED, VCPU, VCPUS, WAITING
+from .layout import ACKS, DONE, FLUSHES, IN_GUEST, MODE, OUTSIDE, PAUSED, REQUESTED, SWAPS, VCPU, VCPUS, WAITING
 
 __all__ = [
     "acknowledge",
+    "ask_for_flush",
     "leave_guest",
     "pause_all",
     "request_all",
     "resume_all",
     "wait_for_acknowledgements",
     "wait_until_outside",
+    "wake_retries",
 ]
 
 _ONE = const(1)
@@ -71,12 +72,8 @@ def _holds_up(vm: Words, vcpu: U64, target: U64) -> bool:
 
 
 @compiled(nogil=True)
-def wait_for_acknowledgements(vm: Words, vcpus: U64, targets: Own, times: Own) -> U64:
-    """Wait until no vCPU is in the guest with a request of ``targets`` open.
-
-    Returns how often it slept. ``times[0]`` is set to the nanoseconds it took.
-    """
-    begun = now()
+def wait_for_acknowledgements(vm: Words, vcpus: U64, targets: Own) -> U64:
+    """Wait until no vCPU is in the guest with a request of ``targets`` open; returns how often it slept."""
     slept = u64(0)
     fetch_add(vm, WAITING, _ONE)
     fence()
@@ -90,14 +87,12 @@ def wait_for_acknowledgements(vm: Words, vcpus: U64, targets: Own, times: Own) -
             wait(vm, ACKS, acks)
         vcpu += _ONE
     fetch_add(vm, WAITING, _MINUS_ONE)
-    times[0] = now() - begun
     return slept
 
 
 @compiled(nogil=True)
-def wait_until_outside(vm: Words, vcpus: U64, times: Own) -> U64:
+def wait_until_outside(vm: Words, vcpus: U64) -> U64:
     """Wait until every vCPU is outside KVM_RUN; a pause is in force, so none comes back. Returns how often it slept."""
-    begun = now()
     slept = u64(0)
     fetch_add(vm, WAITING, _ONE)
     fence()
@@ -111,8 +106,20 @@ def wait_until_outside(vm: Words, vcpus: U64, times: Own) -> U64:
             wait(vm, ACKS, acks)
         vcpu += _ONE
     fetch_add(vm, WAITING, _MINUS_ONE)
-    times[0] = now() - begun
     return slept
+
+
+@compiled
+def ask_for_flush(vm: Words) -> None:
+    """What the next request asks for: a TLB flush. Updaters of several threads may ask at once."""
+    fetch_add(vm, FLUSHES, _ONE)
+
+
+@compiled
+def wake_retries(vm: Words) -> None:
+    """Have vCPUs that met an INVALID slot look again; what they are to see is published before."""
+    fetch_add(vm, SWAPS, _ONE)
+    wake(vm, SWAPS, _EVERYBODY)
 
 
 @compiled

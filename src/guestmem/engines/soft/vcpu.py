@@ -23,7 +23,6 @@ from ...atomics import (
     wait,
     wait_for,
 )
-from ...atomics import fetch_add as fetch_add_word
 from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
 from ...memslots.layout import KVM_MEMSLOT_INVALID, slot_base_gfn, slot_flags, slot_userspace_addr
@@ -244,11 +243,8 @@ def wait_out_invalid(vm: Words, load: Words, own: Own, vcpu: U64, swaps: U64) ->
     """
     own[at.INVALID_RETRIES] += _ONE
     leave_core(vm, own, vcpu, True)
-    fetch_add_word(vm, at.RETRY_WAITERS, _ONE)
-    fence()  # counted as waiting before we look at SWAPS; pairs with the updater's look at RETRY_WAITERS
     if load_acquire(vm, at.SWAPS) == swaps and load_relaxed(vm, at.STOP) == 0:
         wait_for(vm, at.SWAPS, swaps, _RETRY_NS)
-    fetch_add_word(vm, at.RETRY_WAITERS, _NEVER)
     return enter_guest(vm, load, own, vcpu)
 
 
