@@ -175,7 +175,7 @@ class Srcu:
         return [reader for reader in range(self.readers) if peek(self.words, 24 + 8 * reader)]
 
     def check(self) -> None:
-        """Raise InvariantError unless the state is sound: no reader is ahead of the epoch, no waiter is left over."""
+        """Raise InvariantError unless no reader is ahead of the epoch."""
         epoch = peek(self.words, 0)
         for reader in range(self.readers):
             if peek(self.words, 24 + 8 * reader) > epoch:
