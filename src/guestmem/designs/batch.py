@@ -32,6 +32,10 @@ def apply(engine: Engine, changes: Sequence[Change]) -> None:
             for change in changes
             if (slot := engine.slot(change.slot, as_id)) and (change.deletes or change.base_gfn != slot.base_gfn)
         }
+        protects = any(
+            (slot := engine.slot(change.slot, as_id)) and change.slot not in goes and change.flags != slot.flags
+            for change in changes
+        )
         for slot_id in sorted(goes):
             update.invalidate(slot_id)
         if goes:
@@ -39,3 +43,5 @@ def apply(engine: Engine, changes: Sequence[Change]) -> None:
             update.flush()
         update.stage_all(changes)
         update.swap()
+        if protects:
+            update.flush()

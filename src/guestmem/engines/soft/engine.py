@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from ...atomics import peek, poke, wake_all
 from ...compiled import INTERPRETED, Own, own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
-from ...memslots import Change, ChangeKind, Slot, classify
+from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, ChangeKind, Slot, classify
 from ...memslots.batch import Action, Effect
-from ...memslots.phases import IDLE, SETTLED
+from ...memslots.phases import FLAGS_BAD, GFN_WRAPS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
+from ...memslots.refusal import refusal
 from ...memslots.set import Memslots
 from ...memslots.update import Update as SlotUpdate
 from ...rcu import Srcu
@@ -45,6 +46,8 @@ _ARCHITECTURES = ("x86", "arm64")
 _LOAD_WORDS = 1 << 15
 """Room for one load: 8 190 targets."""
 _WHOLE = (int(IDLE), int(SETTLED))
+_PUBLISHED = (int(MARKS_SWAPPED), int(SWAPPED))
+_USER_FLAGS, _FRAMES = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY, 1 << 52
 _WAKE_AGAIN_S = 0.01
 _clock = time.perf_counter_ns
 
@@ -90,6 +93,8 @@ class SoftEngine:
     ) -> None:
         if vcpus < 1:
             raise UsageError(f"vcpus: {vcpus} is not at least 1")
+        if cores is not None and cores < 1:
+            raise UsageError(f"cores: {cores} is not at least 1")
         if arch not in _ARCHITECTURES:
             raise UsageError(f"arch: {arch!r} is not one of {', '.join(_ARCHITECTURES)}")
         if slow_vcpu_ns < 0:
@@ -176,8 +181,8 @@ class SoftEngine:
 
     def _report(self, vcpu: int) -> Report | None:
         base = int(at.VCPUS) + int(at.VCPU) * vcpu + int(at.REPORT) + int(at.REPORT_SIZE) * ((self._epoch - 1) & 1)
-        if peek(self._vm, base) != self._epoch - 1:
-            return None
+        if self._epoch == 1 or peek(self._vm, base) != self._epoch - 1:
+            return None  # there was no load before, or this vCPU never took it up
         return Report((peek(self._vm, base + 1), peek(self._vm, base + 2)))
 
     def _shake_hands(self) -> None:
@@ -347,6 +352,11 @@ class SoftUpdate:
         """Which kind ``change`` is now; MemslotError for what KVM refuses before it touches the slot."""
         kind = classify(change, self._slots.memslots.by_id(change.slot, change.as_id))
         if kind is ChangeKind.MOVE:  # looked at before the slot is invalidated and zapped, as the kernel does
+            memslots = self._slots.memslots
+            if change.flags & ~_USER_FLAGS:
+                raise refusal(memslots, int(FLAGS_BAD), change, memslots.max_slots)
+            if change.base_gfn + change.npages >= _FRAMES:
+                raise refusal(memslots, int(GFN_WRAPS), change, memslots.max_slots)
             for slot in self._slots.memslots.overlapping(
                 change.base_gfn, change.base_gfn + change.npages, change.as_id
             ):
@@ -414,8 +424,7 @@ class SoftUpdate:
     def publish(self) -> None:
         """The instant: the staged set becomes the active one."""
         begun = _clock()
-        self._slots.publish()
-        self._engine.counts.swaps += 1
+        self._engine.counts.swaps += self._slots.publish()
         self._engine.counts.edit_ns += _clock() - begun
 
     def release(self) -> None:
@@ -427,11 +436,11 @@ class SoftUpdate:
     def settle(self) -> None:
         """Wait for readers of the old set and bring it up to date."""
         begun = _clock()
-        self._engine.counts.slept += self._slots.synchronize()
+        counts = self._engine.counts
+        counts.srcu_waits += self._slots.phase in _PUBLISHED
+        counts.slept += self._slots.synchronize()
         grace = _clock()
         if self._slots.phase in _WHOLE:  # else INVALID marks are what was published, and the update goes on
             self._slots.mirror()
-        counts = self._engine.counts
-        counts.srcu_waits += 1
         counts.grace_ns += grace - begun
         counts.edit_ns += _clock() - grace

@@ -70,6 +70,7 @@ class HostMemory:
         return ctypes.c_uint64.from_address(address).value
 
     def close(self) -> None:
-        """Give the memory back. No vCPU may run any more."""
-        del self._view
-        self._map.close()
+        """Give the memory back, once. No vCPU may run any more."""
+        if not self._map.closed:
+            del self._view
+            self._map.close()
