@@ -1,0 +1,286 @@
+"""Where everything lies: the words that tell compiled code a format and geometry, pages, a table's state, a desk.
+
+Five arrays go to most compiled functions of this room, always in this order:
+
+- ``shape`` (Own): the words below that start with the format and geometry of a table. Written once, then only read,
+  so all threads may share it.
+- ``pool`` (Words): memory of table pages. A descriptor at address a is word ``(a - shape[POOL_BASE]) >> 3``; page n
+  starts at word ``n << (shape[PAGE_SHIFT] - 3)`` and uses the first ``1 << shape[STRIDE]`` words (a root of several
+  concatenated tables: the first ``shape[ROOT_ENTRIES]`` words from its page on, so with small tables it is one page).
+- ``pages`` (Words): a side array, a header and a line per page: counts and state. It is never unmapped, so that a
+  late walker may look at the count of a page that is gone. See ``free_list``.
+- ``mmu`` (Words): state of one table: root, discipline, lock, SRCU, deferred pages, counters of invalidations.
+- ``desk`` (Own): what one vCPU needs: its walk, its cache of table pages, results.
+
+``free_list`` holds the compiled functions that take pages from ``pages`` and give them back; ``pool`` makes the memory.
+Levels are Arm's, 0 to 3, for both formats: 3 holds pages.
+
+Idea: ``struct kvm_pgtable``, ``kvm_pgtable_walk_data`` and ``kvm_mmu_memory_cache``, Linux.
+"""
+
+from __future__ import annotations
+
+from ..compiled import const
+
+__all__ = [
+    "ACCESSED",
+    "ADDRESS",
+    "ADDRESS_HIGH_MASK",
+    "ADDRESS_HIGH_SHIFT",
+    "ADDRESS_MASK",
+    "ATTRIBUTES_MASK",
+    "BLOCK_KIND",
+    "CACHE",
+    "CACHED",
+    "CACHE_CAPACITY",
+    "CACHE_COUNT",
+    "CHAIN",
+    "COUNT",
+    "DEAD",
+    "DEFER_INVALIDATE",
+    "DIRTY",
+    "DISCIPLINE",
+    "EAGAIN",
+    "EBUSY",
+    "EEXIST",
+    "EINVAL",
+    "END",
+    "ENOENT",
+    "ENOMEM",
+    "ENTRY",
+    "ENTRY_LEVEL",
+    "EPERM",
+    "ERANGE",
+    "EXECUTE_DENIED",
+    "EXECUTE_GRANTED",
+    "EXECUTE_MASK",
+    "FIND",
+    "FLAGS",
+    "FREE",
+    "FREE_HEAD",
+    "FRESH",
+    "GIVEN",
+    "HELD",
+    "IGNORE_EAGAIN",
+    "IPA_END",
+    "LAST_LEVEL",
+    "LEAF",
+    "LEVEL",
+    "LIMIT",
+    "LINKED",
+    "LOCKED",
+    "LOCK_BASE",
+    "LOCK_SUBTREE",
+    "MIN_BLOCK_LEVEL",
+    "MMU_FIXED",
+    "NEXT",
+    "NEXT_STEP",
+    "OK",
+    "OLD",
+    "OUTPUT_END",
+    "OVER_OWNER",
+    "OWNER_MASK",
+    "OWNER_SHIFT",
+    "OWNER_TYPE",
+    "PAGES",
+    "PAGE_KIND",
+    "PAGE_MASK",
+    "PAGE_SHIFT",
+    "PAGE_WORDS",
+    "PATH",
+    "PERMISSION_MASK",
+    "POOL_BASE",
+    "PROGRESS",
+    "QUEUE_BASE",
+    "QUEUE_CAPACITY",
+    "QUEUE_WORDS",
+    "RCU",
+    "READ_DENIED",
+    "READ_GRANTED",
+    "READ_MASK",
+    "RESULT",
+    "RETRIES",
+    "RETRY_WAITERS",
+    "ROOT",
+    "ROOT_ENTRIES",
+    "RWLOCK",
+    "SHAPE_WORDS",
+    "SHARED",
+    "SKIP_INVALIDATE",
+    "SOFTWARE_MASK",
+    "SRCU_BASE",
+    "START_LEVEL",
+    "STATE",
+    "STRIDE",
+    "TABLE_BITS",
+    "TABLE_KIND",
+    "TABLE_MASK",
+    "TABLE_POST",
+    "TABLE_PRE",
+    "TAKEN",
+    "TLB",
+    "TOP",
+    "TYPE_MASK",
+    "UNSOUND",
+    "VALID",
+    "VCPUS",
+    "WALKER",
+    "WALK_REFS",
+    "WRITE_DENIED",
+    "WRITE_GRANTED",
+    "WRITE_MASK",
+]
+
+# --- shape: geometry -------------------------------------------------------------------------------------------------
+PAGE_SHIFT = const(0)
+"""log2 of a page in bytes: of a level-3 leaf, and of a table's place in the pool."""
+STRIDE = const(1)
+"""Bits of address a level resolves: tables have 1 << STRIDE entries. PAGE_SHIFT - 3, or fewer to explore."""
+START_LEVEL = const(2)
+"""Level of the root's entries."""
+LAST_LEVEL = const(3)
+"""Level of pages: 3."""
+ROOT_ENTRIES = const(4)
+"""Entries of the root, all concatenated tables together; indexed by the whole address above the start level's shift."""
+IPA_END = const(5)
+"""First input address that the table does not cover: 1 << IPA bits."""
+OUTPUT_END = const(6)
+"""First output address that a descriptor cannot hold."""
+MIN_BLOCK_LEVEL = const(7)
+"""Lowest level number (largest size) at which a block may stand: 1 for 4K and NPT, 2 otherwise."""
+POOL_BASE = const(8)
+"""Address of the pool's word 0."""
+
+# --- shape: format ---------------------------------------------------------------------------------------------------
+VALID = const(9)
+"""The valid bit. A descriptor without it is empty (0), LOCKED, or an owner's mark."""
+TABLE_MASK, TABLE_KIND, BLOCK_KIND = const(10), const(11), const(12)
+"""Above the last level, a descriptor d is a table if ``d & TABLE_MASK == TABLE_KIND``, a block if BLOCK_KIND."""
+PAGE_MASK, PAGE_KIND = const(13), const(14)
+"""At the last level, a descriptor d is a page if ``d & PAGE_MASK == PAGE_KIND``; any other valid one is reserved."""
+TABLE_BITS = const(15)
+"""All bits of a new table descriptor but its address (TABLE_KIND, on NPT also writable, user, accessed)."""
+ADDRESS_MASK = const(16)
+"""Bits of a descriptor that are the same bits of the output address, whole pages; of a table descriptor, too."""
+ADDRESS_HIGH_MASK, ADDRESS_HIGH_SHIFT = const(17), const(18)
+"""Bits that lie elsewhere: address |= (d & ADDRESS_HIGH_MASK) << ADDRESS_HIGH_SHIFT. Mask 0: none (then shift 0)."""
+ATTRIBUTES_MASK = const(19)
+"""Bits of a leaf that are neither address nor kind: what a block hands on to its pages when it is split."""
+READ_MASK, READ_GRANTED, READ_DENIED = const(20), const(21), const(22)
+"""A leaf is readable if ``d & READ_MASK == READ_GRANTED``; NPT: mask 0, always."""
+WRITE_MASK, WRITE_GRANTED, WRITE_DENIED = const(23), const(24), const(25)
+"""The same for writes (Arm S2AP[1], NPT bit 1)."""
+EXECUTE_MASK, EXECUTE_GRANTED, EXECUTE_DENIED = const(26), const(27), const(28)
+"""The same for fetches (Arm XN: 00 against 10, NPT bit 63: 0 against 1); GRANTED: for all exception levels."""
+PERMISSION_MASK = const(29)
+"""READ_MASK | WRITE_MASK | EXECUTE_MASK: bits that may change from valid to valid without break-before-make."""
+ACCESSED = const(30)
+"""The access flag (Arm bit 10, NPT bit 5)."""
+DIRTY = const(31)
+"""What hardware sets when it writes: NPT bit 6; Arm S2AP[1] where DBM is used, else 0."""
+SOFTWARE_MASK = const(32)
+"""Bits that hardware ignores in leaves (Arm 58:55, NPT 11:9)."""
+LOCKED = const(33)
+"""The invalid descriptor that says: one walker is between break and make. Holds no reference."""
+TYPE_MASK = const(34)
+"""Bits that tell the type of an invalid descriptor (Arm, as KVM 7.1: 63:60). Owner marks have a type that is not 0 and
+not LOCKED's."""
+OWNER_SHIFT, OWNER_MASK = const(35), const(36)
+"""Owner of an owner's mark: ``d >> OWNER_SHIFT & OWNER_MASK``; the mark's own type is in OWNER_TYPE."""
+OWNER_TYPE = const(37)
+"""Type bits of an owner's mark: ``d & TYPE_MASK == OWNER_TYPE``."""
+SHAPE_WORDS = 48
+
+# --- pages: header, then a line of eight words per page ---------------------------------------------------------------
+FREE_HEAD = const(0)
+"""Head of the free list: page number + 1 (0: empty) in the low 32 bits, above them a count of changes (against ABA)."""
+FRESH = const(8)
+"""First page that was never taken. Pages from here on are zero."""
+LIMIT = const(9)
+"""Number of pages."""
+TAKEN, GIVEN = const(16), const(24)
+"""How many pages were taken from the pool and given back, ever; on lines of their own."""
+PAGES = const(32)
+"""Line of page n: word PAGES + 8 n."""
+COUNT = const(0)
+"""References to the page: one for its allocation and one for each entry that is not 0 and not LOCKED."""
+HELD = const(1)
+"""Discipline walk_refs: one for the link from the parent's entry, and one for each walker inside. 0: to be freed."""
+NEXT = const(2)
+"""Of a free page: page number + 1 of the next one. Of a page being freed: next of its chain."""
+STATE = const(3)
+"""FREE, CACHED (in a vCPU's cache), LINKED (reachable, or part of an unlinked tree being built), DEAD (unlinked)."""
+ENTRY_LEVEL = const(4)
+"""Level of the entry that points, or pointed, here; for a root, start level - 1 modulo 2**64."""
+FREE, CACHED, LINKED, DEAD = const(0), const(1), const(2), const(3)
+PAGE_WORDS = const(8)
+
+# --- mmu: one table ---------------------------------------------------------------------------------------------------
+ROOT = const(0)
+"""Page number of the root + 1; 0 once destroyed."""
+DISCIPLINE = const(1)
+"""Who frees what, when: RCU, LOCK_SUBTREE, RWLOCK or WALK_REFS."""
+VCPUS = const(2)
+"""Number of walkers (vCPUs and, by habit walker 0, the Python thread): readers of lock and SRCU, owners of desks."""
+QUEUE_CAPACITY = const(3)
+"""Places of each walker's queue of deferred pages, a power of two."""
+SRCU_BASE, QUEUE_BASE, QUEUE_WORDS = const(4), const(5), const(6)
+"""Where the SRCU state and walker 0's queue start, and how long a queue is."""
+LOCK_BASE = const(7)
+"""Where the reader-writer lock starts: see ``rwlock``."""
+UNSOUND = const(8)
+"""How often a freed page's count was wrong (KVM would warn); check() reports it."""
+RETRIES, RETRY_WAITERS = const(16), const(24)
+"""Discipline lock_subtree: a makes' count to wait on, and how many wait."""
+TLB = const(32)
+"""Counters of invalidations: see ``invalidate``."""
+MMU_FIXED = 64
+"""Words before the lock."""
+RCU, LOCK_SUBTREE, RWLOCK, WALK_REFS = const(0), const(1), const(2), const(3)
+
+# --- desk: one vCPU ---------------------------------------------------------------------------------------------------
+WALKER = const(0)
+"""Number of this vCPU."""
+ADDRESS, END = const(1), const(2)
+"""The walk: where it is, and where it ends."""
+LEVEL, ENTRY, OLD = const(3), const(4), const(5)
+"""The visit: level, word index in the pool and observed value of the entry."""
+FLAGS, NEXT_STEP = const(6), const(7)
+"""Flags of the walk; what the next step starts with."""
+PROGRESS = const(8)
+"""First address that an operation did not finish; END of its range if it did."""
+RESULT = const(9)
+"""A count or value that an operation returns beside its status."""
+TOP = const(10)
+"""Level at which the walk started."""
+PATH = const(12)
+"""Of each level 0 to 3 of the walk: page number of the table it is in (walk_refs: held, above level TOP)."""
+CHAIN = const(16)
+"""Chain of pages to free, page number + 1; 0: none."""
+FIND = const(20)
+"""Words for a lookup: descriptor, level, address, see ``walk.lookup``."""
+CACHE_COUNT, CACHE_CAPACITY = const(28), const(29)
+"""Table pages in this vCPU's cache, and how many there may be."""
+CACHE = const(32)
+"""The cached pages' numbers; zeroed."""
+
+# --- walks ------------------------------------------------------------------------------------------------------------
+SHARED = const(1)
+"""Flag: other walkers may be active; take part in the locked-entry protocol."""
+LEAF, TABLE_PRE, TABLE_POST = const(2), const(4), const(8)
+"""Flags: which entries a walk visits. Entries that are no table count as leaves, empty ones too."""
+IGNORE_EAGAIN = const(16)
+"""Flag: skip an entry whose race was lost."""
+SKIP_INVALIDATE = const(32)
+"""Flag: the tree is not reachable by hardware yet."""
+OVER_OWNER = const(64)
+"""Flag: map may replace an owner's mark."""
+DEFER_INVALIDATE = const(128)
+"""Flag: unmap invalidates leaves once, by range, at its end; tables still at once."""
+
+# --- status words -----------------------------------------------------------------------------------------------------
+OK = const(0)
+EPERM, EAGAIN, ENOMEM, EBUSY, EEXIST, EINVAL, ERANGE, ENOENT = (
+    const(number) for number in (1, 11, 12, 16, 17, 22, 34, 2)
+)
+"""Linux's numbers. EBUSY: only exclusively (discipline rwlock: a collapse). ENOENT: nothing there."""
