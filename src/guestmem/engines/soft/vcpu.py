@@ -386,7 +386,9 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
             running = wait_out_flux(vm, load, own, vcpu)
         elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
             running = wait_out_invalid(vm, load, own, vcpu, swaps)
-        elif outcome == READONLY:
+        elif outcome == READONLY or (
+            kind == _WRITE and flags & at.MUST != 0 and (old == _SAW_READONLY or new == _SAW_READONLY)
+        ):  # a write to a hole where memory is read-only exits just as it does without the hole
             own[at.READONLY_WRITES] += _ONE
             saw = _SAW_READONLY
             break
