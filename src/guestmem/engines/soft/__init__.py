@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .engine import FLUX_MAX, Report, SoftEngine, SoftUpdate, VcpuCounts
+from .engine import FLUX_MAX, Report, SoftEngine, VcpuCounts
 from .load import PATTERNS, Access, Load, Target, host_words
 from .memory import HostMemory
+from .update import SoftUpdate
 
 __all__ = [
     "FLUX_MAX",

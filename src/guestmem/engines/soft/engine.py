@@ -7,7 +7,6 @@ stalls are the rooms' own. What it cannot show: guest code, devices, stage-2 tab
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import threading
 import time
@@ -16,13 +15,9 @@ from contextlib import contextmanager
 
 from ...atomics import peek, poke, wake_all
 from ...compiled import INTERPRETED, Own, own, words
-from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
-from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, ChangeKind, Slot, classify
-from ...memslots.batch import Action, Effect
-from ...memslots.phases import FLAGS_BAD, GFN_WRAPS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
-from ...memslots.refusal import refusal
+from ...errors import GuestmemError, UsageError
+from ...memslots import Change, ChangeKind, Slot
 from ...memslots.set import Memslots
-from ...memslots.update import Update as SlotUpdate
 from ...rcu import Srcu
 from ..protocol import Capability, Counts
 from . import layout as at
@@ -37,17 +32,15 @@ from .requests import (
     wait_until_outside,
     wake_retries,
 )
+from .update import SoftUpdate
 from .vcpu import vcpu_run
 
-__all__ = ["FLUX_MAX", "Report", "SoftEngine", "SoftUpdate", "VcpuCounts"]
+__all__ = ["FLUX_MAX", "Report", "SoftEngine", "VcpuCounts"]
 
 FLUX_MAX = at.FLUX_MAX
 _ARCHITECTURES = ("x86", "arm64")
 _LOAD_WORDS = 1 << 15
 """Room for one load: 8 190 targets."""
-_WHOLE = (int(IDLE), int(SETTLED))
-_PUBLISHED = (int(MARKS_SWAPPED), int(SWAPPED))
-_USER_FLAGS, _FRAMES = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY, 1 << 52
 _WAKE_AGAIN_S = 0.01
 _clock = time.perf_counter_ns
 
@@ -339,108 +332,3 @@ class SoftEngine:
 
     def __exit__(self, *_exception: object) -> None:
         self.stop()
-
-
-class SoftUpdate:
-    """An update of a SoftEngine in phases; see ``protocol.Update``."""
-
-    def __init__(self, engine: SoftEngine, slots: SlotUpdate) -> None:
-        self._engine, self._slots = engine, slots
-        self._in_flux = False
-
-    def kind(self, change: Change) -> ChangeKind:
-        """Which kind ``change`` is now; MemslotError for what KVM refuses before it touches the slot."""
-        kind = classify(change, self._slots.memslots.by_id(change.slot, change.as_id))
-        if kind is ChangeKind.MOVE:  # looked at before the slot is invalidated and zapped, as the kernel does
-            memslots = self._slots.memslots
-            if change.flags & ~_USER_FLAGS:
-                raise refusal(memslots, int(FLAGS_BAD), change, memslots.max_slots)
-            if change.base_gfn + change.npages >= _FRAMES:
-                raise refusal(memslots, int(GFN_WRAPS), change, memslots.max_slots)
-            for slot in self._slots.memslots.overlapping(
-                change.base_gfn, change.base_gfn + change.npages, change.as_id
-            ):
-                if slot.id != change.slot:
-                    raise MemslotError(errno.EEXIST, f"slot {change.slot}: its new frames overlap {slot!r}")
-        return kind
-
-    def stage(self, change: Change) -> ChangeKind:
-        """Carry out one change on the inactive set."""
-        begun = _clock()
-        kind = self._slots.stage(change)
-        self._engine.counts.edit_ns += _clock() - begun
-        return kind
-
-    def stage_all(self, changes: Sequence[Change]) -> None:
-        """Carry out changes in order on the inactive set; BatchError names the one refused."""
-        begun = _clock()
-        self._slots.stage_all(changes)
-        self._engine.counts.edit_ns += _clock() - begun
-
-    def invalidate(self, slot: int) -> None:
-        """Mark a slot INVALID on the inactive set."""
-        begun = _clock()
-        self._slots.invalidate(slot)
-        self._engine.counts.edit_ns += _clock() - begun
-
-    def net_effect(self) -> list[Effect]:
-        """What the staged changes mean for running vCPUs."""
-        begun = _clock()
-        effects = self._slots.net_effect()
-        self._engine.counts.edit_ns += _clock() - begun
-        return effects
-
-    def swap(self) -> None:
-        """KVM's swap: publish, wait for readers, bring the other set up to date, kick all vCPUs."""
-        self.publish()
-        self.settle()
-        self._engine.swapped()
-
-    def flush(self) -> None:
-        """Flush all TLBs and wait until no vCPU can use an old translation."""
-        self._engine.flush(wait=True)
-
-    def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
-        """Put the ranges that lose memory or rights in flux, zap them, and wait for acknowledgements."""
-        ranges = [
-            (
-                effect.start_gfn,
-                effect.end_gfn,
-                int(at.STALLS_ALL if effect.action is Action.STALL else at.STALLS_WRITES),
-            )
-            for effect in effects
-            if effect.action in {Action.STALL, Action.WRITES}
-        ]
-        if len(ranges) > FLUX_MAX:
-            raise CapabilityError(
-                f"update: {len(ranges)} ranges have to be stalled at once; this engine holds {FLUX_MAX}"
-            )
-        if not ranges:
-            return
-        self._in_flux = True  # before they are: an exception in between must not leave them so
-        self._engine.mark(ranges)
-        self._engine.flush(wait=wait)
-
-    def publish(self) -> None:
-        """The instant: the staged set becomes the active one."""
-        begun = _clock()
-        self._engine.counts.swaps += self._slots.publish()
-        self._engine.counts.edit_ns += _clock() - begun
-
-    def release(self) -> None:
-        """Nothing is in flux any more; stalled vCPUs fault again."""
-        if self._in_flux:
-            self._engine.release()
-            self._in_flux = False
-
-    def settle(self) -> None:
-        """Wait for readers of the old set and bring it up to date."""
-        begun = _clock()
-        counts = self._engine.counts
-        counts.srcu_waits += self._slots.phase in _PUBLISHED
-        counts.slept += self._slots.synchronize()
-        grace = _clock()
-        if self._slots.phase in _WHOLE:  # else INVALID marks are what was published, and the update goes on
-            self._slots.mirror()
-        counts.grace_ns += grace - begun
-        counts.edit_ns += _clock() - grace
