@@ -80,6 +80,8 @@ if TYPE_CHECKING or INTERPRETED:
     # Without a scheduler, real threads may run this form: the GIL may change hands between the read and the write of
     # a read-modify-write, so these (and stores, which must not fall in between) take one lock.
     _lock = threading.Lock()
+    # A memoryview would count from its end, as compiled code never does.
+    _NEGATIVE = "the index of a word is negative"
     _libc: Any = ctypes.CDLL(None, use_errno=True)
 
     def _at(address: int) -> ctypes.c_uint64:
@@ -87,18 +89,24 @@ if TYPE_CHECKING or INTERPRETED:
 
     def load_relaxed(words: Words, index: int) -> int:
         """The word at ``index``; no order."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             return _scheduler.step("load_relaxed", words, index, 0, 0)
         return words.cells[index]
 
     def load_acquire(words: Words, index: int) -> int:
         """The word at ``index``; later accesses stay after it."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             return _scheduler.step("load_acquire", words, index, 0, 0)
         return words.cells[index]
 
     def store_relaxed(words: Words, index: int, value: int) -> None:
         """Write the word at ``index``; no order."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             _scheduler.step("store_relaxed", words, index, value, 0)
             return
@@ -107,6 +115,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def store_release(words: Words, index: int, value: int) -> None:
         """Write the word at ``index``; earlier accesses stay before it."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             _scheduler.step("store_release", words, index, value, 0)
             return
@@ -115,6 +125,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def compare_exchange(words: Words, index: int, old: int, new: int) -> int:
         """Write ``new`` if the word is ``old``; returns what it was. Acquire and release."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             return _scheduler.step("compare_exchange", words, index, old, new)
         with _lock:
@@ -125,6 +137,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def exchange(words: Words, index: int, value: int) -> int:
         """Write ``value``; returns what the word was. Acquire and release."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             return _scheduler.step("exchange", words, index, value, 0)
         with _lock:
@@ -134,6 +148,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def fetch_add(words: Words, index: int, value: int) -> int:
         """Add modulo 2**64; returns what the word was. Acquire and release."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             return _scheduler.step("fetch_add", words, index, value, 0)
         with _lock:
@@ -143,6 +159,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def fetch_and(words: Words, index: int, value: int) -> int:
         """Keep the bits of ``value``; returns what the word was. Acquire and release."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             return _scheduler.step("fetch_and", words, index, value, 0)
         with _lock:
@@ -152,6 +170,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def fetch_or(words: Words, index: int, value: int) -> int:
         """Set the bits of ``value``; returns what the word was. Acquire and release."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             return _scheduler.step("fetch_or", words, index, value, 0)
         with _lock:
@@ -166,6 +186,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def address_of(words: Words, index: int) -> int:
         """Host address of a word."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         return words.address + 8 * index
 
     def host_load(address: int) -> int:
@@ -198,6 +220,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def wait_for(words: Words, index: int, expected: int, nanoseconds: int) -> None:
         """As ``wait``, for at most ``nanoseconds``."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             _scheduler.step("wait", words, index, expected, nanoseconds)
             return
@@ -214,6 +238,8 @@ if TYPE_CHECKING or INTERPRETED:
 
     def wake(words: Words, index: int, count: int) -> None:
         """Wake up to ``count`` threads that wait on the word."""
+        if index < 0:
+            raise IndexError(_NEGATIVE)
         if _scheduler is not None:
             _scheduler.step("wake", words, index, count, 0)
             return
