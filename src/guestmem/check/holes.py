@@ -156,9 +156,10 @@ class Hole:
 def hole_of(transaction: Transaction, run_state: RunState | None) -> Hole | None:
     """The hole that ``transaction`` made, or None. O(n log n) in its changes."""
     changes = transaction.changes
-    if all(each.removed is None for each in changes):
+    if changes[0].old is None and all(each.removed is None for each in changes):
         return None
-    returned, chained = walk(changes)
+    walked = walk(changes)
+    returned = walked.returned
     if not returned:
         return None
     verdict, vcpus, reason = judge(changes, sorted({(each.removed, each.restored) for each in returned}), run_state)
@@ -166,5 +167,5 @@ def hole_of(transaction: Transaction, run_state: RunState | None) -> Hole | None
         HoleRange(each.start_gfn, each.end_gfn, changes[each.removed], changes[each.restored], each.same_host_memory)
         for each in returned
     )
-    sets = atomic_sets(changes, returned, chained)
+    sets = atomic_sets(changes, walked)
     return Hole(transaction.index, transaction.as_id, ranges, sets, verdict, vcpus, reason)

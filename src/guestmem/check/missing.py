@@ -6,10 +6,7 @@ One walk over the changes, with the frames that are missing at the moment in a s
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from .spans import merged, without
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,11 +14,10 @@ if TYPE_CHECKING:
     from ..memslots.slot import Slot
     from ..traces.timeline import RecordedChange
 
-__all__ = ["Returned", "walk"]
+__all__ = ["Returned", "Walk", "walk"]
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(NamedTuple):
     """Frames ``[start_gfn, end_gfn)`` that change ``removed`` took away and change ``restored`` gave back (indices)."""
 
     start_gfn: int
@@ -29,6 +25,17 @@ class Returned:
     removed: int
     restored: int
     same_host_memory: bool
+
+
+class Walk(NamedTuple):
+    """What a list of changes took away and gave back.
+
+    ``removed`` and ``added`` are the slots of each change; ``returned`` is sorted by frame.
+    """
+
+    removed: list[Slot | None]
+    added: list[Slot | None]
+    returned: list[Returned]
 
 
 class _Missing:
@@ -64,42 +71,24 @@ class _Missing:
         self._starts[first:last] = [each[0] for each in rest]
         return [(max(low, start), min(high, end), slot, removed) for low, high, slot, removed in touched]
 
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """All of them."""
-        return merged((low, high) for low, high, _, _ in self._pieces)
 
+def walk(changes: Sequence[RecordedChange]) -> Walk:
+    """What the changes of one transaction took away and gave back, by frame. O(n log n).
 
-def walk(changes: Sequence[RecordedChange]) -> tuple[list[Returned], list[tuple[int, int]]]:
-    """What ``changes`` of one address space took away and gave back, by frame; and which changes undid one another.
-
-    The latter are pairs of indices: the second took away what the first had given. Only frames count that had memory
-    before the first change and have memory after the last. O(n log n).
+    A transaction takes away nothing that it gave; so what it takes away was there before it, and what it gives back
+    is there after it.
     """
+    removed = [each.removed for each in changes]
+    added = [each.added for each in changes]
     missing = _Missing()
-    found: list[Returned] = []
-    chained: list[tuple[int, int]] = []
-    given: dict[int, tuple[int, list[tuple[int, int]]]] = {}  # slot id -> who made it, frames of before that it has
-    for i, each in enumerate(changes):
-        old, new = each.removed, each.added
+    returned: list[Returned] = []
+    for i, (old, new) in enumerate(zip(removed, added, strict=True)):
         if old is not None:
-            maker, spans = given.pop(old.id, (None, [(old.base_gfn, old.end_gfn)]))
-            if maker is not None:
-                chained.append((maker, i))
-            for start, end in spans:
-                missing.add(start, end, old, i)
+            missing.add(old.base_gfn, old.end_gfn, old, i)
         if new is not None:
-            back = missing.take(new.base_gfn, new.end_gfn)
-            found.extend(
-                Returned(start, end, removed, i, same_host_memory=slot.hva(start) == new.hva(start))
-                for start, end, slot, removed in back
+            returned.extend(
+                Returned(start, end, taker, i, slot.hva(start) == new.hva(start))
+                for start, end, slot, taker in missing.take(new.base_gfn, new.end_gfn)
             )
-            given[new.id] = i, [(start, end) for start, end, _, _ in back]
-    gone = missing.spans()
-    if gone:
-        found = [
-            Returned(start, end, each.removed, each.restored, each.same_host_memory)
-            for each in found
-            for start, end in without((each.start_gfn, each.end_gfn), gone)
-        ]
-    found.sort(key=lambda each: (each.start_gfn, each.removed))
-    return found, chained
+    returned.sort()
+    return Walk(removed, added, returned)

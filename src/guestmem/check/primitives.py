@@ -18,10 +18,10 @@ from ..memslots.slot import KVM_MEM_READONLY
 from ..units import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from ..traces.timeline import RecordedChange
-    from .missing import Returned
+    from .missing import Returned, Walk
 
 __all__ = ["AtomicSet", "Primitive", "atomic_sets"]
 
@@ -48,6 +48,9 @@ class Primitive(enum.Enum):
     REHOST = "re-host"
     READONLY_TOGGLE = "read-only toggle"
     RECREATE = "re-create"
+
+
+PRIMITIVES = tuple(Primitive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +95,10 @@ def _slot_dict(each: RecordedChange, *, removed: bool) -> dict[str, int] | None:
     }
 
 
-def atomic_sets(
-    changes: Sequence[RecordedChange], returned: Iterable[Returned], chained: Iterable[tuple[int, int]]
-) -> tuple[AtomicSet, ...]:
-    """The connected sets of ``changes``, by first change.
+def atomic_sets(changes: Sequence[RecordedChange], walked: Walk) -> tuple[AtomicSet, ...]:
+    """The connected sets of ``changes``, over which ``walked`` went, by first change. O(n log n).
 
-    Two changes are connected if the second gave back frames that the first had taken away (``returned``), or took away
-    what the first had given (``chained``, pairs of indices). O(n log n).
+    Two changes are connected if one gave back frames that the other had taken away.
     """
     parent: dict[int, int] = {}
 
@@ -108,74 +108,64 @@ def atomic_sets(
             i = parent[i]
         return i
 
-    returned = tuple(returned)
-    for each in returned:
+    for each in walked.returned:
         parent[root(each.restored)] = root(each.removed)
-    for first, second in chained:
-        if first in parent and second in parent:
-            parent[root(second)] = root(first)
     members: dict[int, list[int]] = defaultdict(list)
     pieces: dict[int, list[Returned]] = defaultdict(list)
     for i in sorted(parent):
         members[root(i)].append(i)
-    for each in returned:
+    for each in walked.returned:
         pieces[root(each.removed)].append(each)
     return tuple(
-        AtomicSet(tuple(changes[i] for i in indices), _primitives(changes, indices, pieces[key]))
+        AtomicSet(tuple([changes[i] for i in indices]), _primitives(changes, walked, indices, pieces[key]))
         for key, indices in members.items()
     )
 
 
-def _primitives(changes: Sequence[RecordedChange], indices: list[int], pieces: list[Returned]) -> tuple[Primitive, ...]:
+def _primitives(
+    changes: Sequence[RecordedChange], walked: Walk, indices: list[int], pieces: list[Returned]
+) -> tuple[Primitive, ...]:
     """What the changes at ``indices``, between which ``pieces`` went and came, amount to."""
-    moved = _moved_pairs(changes, indices)
+    removed, added = walked.removed, walked.added
+    moved = _moved_pairs(changes, walked, indices)
     moved_from, moved_to = {i for i, _ in moved}, {j for _, j in moved}
-    came_back: dict[int, int] = defaultdict(int)
-    came_from: dict[int, int] = defaultdict(int)
-    successors: dict[int, set[int]] = defaultdict(set)
-    predecessors: dict[int, set[int]] = defaultdict(set)
-    found = set()
-    if moved:
-        found.add(Primitive.MOVE)
-    for each in pieces:
-        came_back[each.removed] += each.end_gfn - each.start_gfn
-        came_from[each.restored] += each.end_gfn - each.start_gfn
-        successors[each.removed].add(each.restored)
-        predecessors[each.restored].add(each.removed)
-        old, new = changes[each.removed].removed, changes[each.restored].added
-        assert old is not None
-        assert new is not None
-        if not each.same_host_memory:
-            if (each.removed, each.restored) not in moved:
-                found.add(Primitive.REHOST)
-        elif (old.flags ^ new.flags) & KVM_MEM_READONLY:
-            found.add(Primitive.READONLY_TOGGLE)
-    if any(len(each) > 1 for each in successors.values()):
-        found.add(Primitive.SPLIT)
-    if any(len(each) > 1 for each in predecessors.values()):
-        found.add(Primitive.MERGE)
+    came_back = dict.fromkeys(indices, 0)
+    came_from = dict.fromkeys(indices, 0)
+    successor: dict[int, int] = {}
+    predecessor: dict[int, int] = {}
+    split = merge = rehost = toggle = truncate = grow = False
+    for start, end, i, j, same in pieces:
+        came_back[i] += end - start
+        came_from[j] += end - start
+        split = split or successor.setdefault(i, j) != j
+        merge = merge or predecessor.setdefault(j, i) != i
+        if not same:
+            rehost = rehost or (i, j) not in moved
+        elif not toggle:
+            old, new = removed[i], added[j]
+            toggle = old is not None and new is not None and bool((old.flags ^ new.flags) & KVM_MEM_READONLY)
     for i in indices:
-        old, new = changes[i].removed, changes[i].added
-        if old is not None and i not in moved_from and came_back[i] < old.npages:
-            found.add(Primitive.TRUNCATE)
-        if new is not None and i not in moved_to and came_from[i] < new.npages:
-            found.add(Primitive.GROW)
-    return tuple(each for each in Primitive if each in found) or (Primitive.RECREATE,)
+        old, new = removed[i], added[i]
+        if old is not None and came_back[i] < old.npages:
+            truncate = truncate or i not in moved_from
+        if new is not None and came_from[i] < new.npages:
+            grow = grow or i not in moved_to
+    found = (split, merge, grow, truncate, bool(moved), rehost, toggle)
+    return tuple([each for each, holds in zip(PRIMITIVES, found, strict=False) if holds]) or (Primitive.RECREATE,)
 
 
-def _moved_pairs(changes: Sequence[RecordedChange], indices: list[int]) -> set[tuple[int, int]]:
+def _moved_pairs(changes: Sequence[RecordedChange], walked: Walk, indices: list[int]) -> set[tuple[int, int]]:
     """Pairs (removed, added) of indices with the very same host memory at other frames."""
-    pairs = {(i, i) for i in indices if changes[i].kind is ChangeKind.MOVE}
-    removed: dict[tuple[int, int], int] = {}
+    pairs = set()
+    sources: dict[tuple[int, int], tuple[int, int]] = {}
     for i in indices:
-        old = changes[i].removed
-        if old is not None and (i, i) not in pairs:
-            removed[old.userspace_addr, old.npages] = i
-    for j in indices:
-        new = changes[j].added
-        if new is not None and (j, j) not in pairs:
-            i = removed.get((new.userspace_addr, new.npages), j)
-            old = changes[i].removed
-            if old is not None and old.base_gfn != new.base_gfn:
-                pairs.add((i, j))
+        old, new = walked.removed[i], walked.added[i]
+        if changes[i].kind is ChangeKind.MOVE:
+            pairs.add((i, i))
+        elif old is not None:
+            sources[old.userspace_addr, old.npages] = i, old.base_gfn
+        elif new is not None:
+            source = sources.get((new.userspace_addr, new.npages))
+            if source is not None and source[1] != new.base_gfn:
+                pairs.add((source[0], i))
     return pairs

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..memslots.changes import ChangeKind
+from ..traces.collector import without_collector
 from .holes import Hole, hole_of
 from .verdict import Verdict
 
@@ -90,7 +91,8 @@ def check(timeline: Timeline) -> Report:
         else:
             counts[each.kind.value] += 1
         timed = timed and each.time is not None
-    holes = (hole_of(transaction, timeline.run_state) for transaction in timeline.transactions)
+    with without_collector():
+        found = [hole_of(transaction, timeline.run_state) for transaction in timeline.transactions]
     return Report(
         path=timeline.path,
         format=timeline.format,
@@ -102,5 +104,5 @@ def check(timeline: Timeline) -> Report:
         gap=timeline.gap,
         timed=timed,
         run_state=None if timeline.run_state is None else str(timeline.run_state),
-        holes=tuple(hole for hole in holes if hole is not None),
+        holes=tuple(hole for hole in found if hole is not None),
     )

@@ -3,8 +3,9 @@
 No trace says where a VMM's transaction begins and ends, so it is inferred from what VMMs do: QEMU's listener, and
 every VMM that replaces a slot, first deletes and then creates (QEMU ``accel/kvm/kvm-all.c``, ``kvm_region_commit()``).
 A transaction is a run of deletes, then a run of creates and moves, in one address space, by one thread, where
-neighbours are at most ``gap`` seconds apart. A delete after a create begins the next one. Flag-only changes, which
-open no hole, form transactions of their own; a change that changed nothing joins whatever goes on. Where a stamp is
+neighbours are at most ``gap`` seconds apart. A delete after a create begins the next one, and so does a move of a slot
+that this one created or moved: nothing that a transaction gave does it take away. Flag-only changes, which open no
+hole, form transactions of their own; a change that changed nothing joins whatever goes on. Where a stamp is
 missing, order alone decides. A change of the same address space by another thread ends the transaction, so that
 transactions never interleave and can be replayed one after the other.
 """
@@ -31,28 +32,33 @@ def group(changes: Iterable[RecordedChange], gap: float = DEFAULT_GAP) -> list[T
     ordered: list[list[RecordedChange]] = []
     current: dict[int, list[RecordedChange]] = {}
     phase: dict[int, ChangeKind] = {}
+    given: dict[int, set[int]] = {}
+    create, delete, move, nothing = ChangeKind.CREATE, ChangeKind.DELETE, ChangeKind.MOVE, ChangeKind.NOTHING
     for each in changes:
         if each.ret < 0:
             continue
         kind = each.kind
-        if kind is ChangeKind.MOVE:
-            kind = ChangeKind.CREATE
-        as_id = each.change.as_id
+        slot, as_id = each.change.slot, each.change.as_id
         run = current.get(as_id)
-        if run is not None and _continues(phase[as_id], kind) and _is_near(run[-1], each, gap):
-            run.append(each)
-            if kind is not ChangeKind.NOTHING:
-                phase[as_id] = kind
-        else:
-            current[as_id] = run = [each]
-            ordered.append(run)
-            phase[as_id] = kind
+        if kind is move:
+            kind = create
+            if slot in given.get(as_id, ()):
+                run = None
+        if run is not None:
+            now = phase[as_id]
+            follows = kind is now or kind is nothing or (now is delete and kind is create)
+            if follows and _is_near(run[-1], each, gap):
+                run.append(each)
+                if kind is not nothing:
+                    phase[as_id] = kind
+                if kind is create:
+                    given[as_id].add(slot)
+                continue
+        current[as_id] = run = [each]
+        ordered.append(run)
+        phase[as_id] = kind
+        given[as_id] = {slot} if kind is create else set()
     return [Transaction(index, run[0].change.as_id, tuple(run)) for index, run in enumerate(ordered)]
-
-
-def _continues(phase: ChangeKind, kind: ChangeKind) -> bool:
-    """Whether a change of ``kind`` can follow in a transaction that is at ``phase``."""
-    return kind is phase or kind is ChangeKind.NOTHING or (phase is ChangeKind.DELETE and kind is ChangeKind.CREATE)
 
 
 def _is_near(before: RecordedChange, after: RecordedChange, gap: float) -> bool:

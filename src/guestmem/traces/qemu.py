@@ -17,19 +17,24 @@ from . import ftrace
 from .timeline import DirtyLogClear, GlobalDirtyChange
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .recording import Recording
 
 __all__ = ["QemuReader"]
 
 EVENT = re.compile(r"(?<![\w=/.,-])(kvm_set_user_memory|kvm_clear_dirty_log|global_dirty_changed)(?![\w=/.-])")
-SET_USER_MEMORY = re.compile(
-    r"(.*?)(?<![\w=/.,-])kvm_set_user_memory (?:AddrSpace#(\d+) )?Slot#(\d+) flags=0x([0-9a-f]+) gpa=0x([0-9a-f]+) "
-    r"size=0x([0-9a-f]+) ua=0x([0-9a-f]+)(?: guest_memfd=-?\d+ guest_memfd_offset=0x[0-9a-f]+)? ret=(-?\d+)"
+FIELDS = (
+    r"kvm_set_user_memory (?:AddrSpace#(\d{1,10}) )?Slot#(\d{1,10}) flags=0x([0-9a-f]+) gpa=0x([0-9a-f]+) "
+    r"size=0x([0-9a-f]+) ua=0x([0-9a-f]+)(?: guest_memfd=-?\d+ guest_memfd_offset=0x[0-9a-f]+)? ret=(-?\d{1,10})"
     r"(?: restricted_fd=-?\d+ restricted_offset=0x[0-9a-f]+)?\s*$"
 )
-CLEAR_DIRTY_LOG = re.compile(r"kvm_clear_dirty_log slot#(\d+) start 0x([0-9a-f]+) size 0x([0-9a-f]+)\s*$")
+PLAIN_LINE = re.compile(r"(?:(\d{1,20})@(\d{1,20}\.\d+):)?" + FIELDS)
+"""A change as QEMU's log backend has printed it for years: the one line that has to be read fast."""
+SET_USER_MEMORY = re.compile(FIELDS)
+CLEAR_DIRTY_LOG = re.compile(r"kvm_clear_dirty_log slot#(\d{1,10}) start 0x([0-9a-f]+) size 0x([0-9a-f]+)\s*$")
 GLOBAL_DIRTY = re.compile(r"global_dirty_changed bitmask 0x([0-9a-f]+)\s*$")
-THREAD_AND_TIME = re.compile(r"(?:^|\s)(\d+)@(\d+\.\d+):\s*$")
+THREAD_AND_TIME = re.compile(r"(?:^|\s)(\d{1,20})@(\d{1,20}\.\d+):\s*$")
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?")
 
 
@@ -39,26 +44,29 @@ class QemuReader:
     name = "qemu"
     events = "QEMU's kvm_set_user_memory, kvm_clear_dirty_log or global_dirty_changed (-trace)"
 
-    __slots__ = ("_prefix", "_recording", "_stamp", "_thread")
+    __slots__ = ("_recording",)
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._prefix = ""
-        self._thread: int | None = None
-        self._stamp: float | None = None
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of QEMU's events."""
         if not self._recording.wants_changes:
             return False
-        match = SET_USER_MEMORY.match(text)
+        match = PLAIN_LINE.match(text)
         if match is None:
             return self._other_line(number, text)
-        prefix, as_id, slot, flags, gpa, size, hva, ret = match.groups()
-        if prefix and _quotes(prefix):
-            return False
-        if prefix != self._prefix:
-            self._read_prefix(prefix)
+        thread, time, *fields = match.groups()
+        stamp = None if time is None else float(time)
+        self._change(number, text, fields, None if thread is None else int(thread), stamp)
+        return True
+
+    def finish(self) -> None:
+        """Nothing is left open."""
+
+    def _change(self, number: int, text: str, fields: Sequence[str], thread: int | None, stamp: float | None) -> None:
+        """Hand over a kvm_set_user_memory."""
+        as_id, slot, flags, gpa, size, hva, ret = fields
         key = int(slot)
         if as_id is not None:
             if key > 0xFFFF or int(as_id) > 0xFFFF:
@@ -66,7 +74,6 @@ class QemuReader:
             key |= int(as_id) << 16
         if self._recording.format != self.name:
             self._recording.claim(self.name, number, text)
-        stamp = self._stamp
         self._recording.replay.change(
             number,
             text,
@@ -77,51 +84,47 @@ class QemuReader:
             hva=int(hva, 16),
             ret=int(ret),
             time=stamp,
-            thread=self._thread,
+            thread=thread,
             began=None,
             ended=stamp,
             hides_delete=True,
         )
-        return True
 
-    def finish(self) -> None:
-        """Nothing is left open."""
-
-    def _other_line(self, number: int, text: str) -> bool:  # noqa: RET503 (bad_line never returns)
-        """Take a line that is no well-formed change."""
+    def _other_line(self, number: int, text: str) -> bool:
+        """Take a line that is no plain change."""
         event = EVENT.search(text)
         if event is None:
             return False
         prefix, rest = text[: event.start()], text[event.start() :]
         if _quotes(prefix):
             return False
-        self._read_prefix(prefix)
-        if match := CLEAR_DIRTY_LOG.match(rest):
+        thread, stamp = _thread_and_time(prefix)
+        if match := SET_USER_MEMORY.match(rest):
+            self._change(number, text, match.groups(), thread, stamp)
+        elif match := CLEAR_DIRTY_LOG.match(rest):
             slot, start, npages = int(match[1]), int(match[2], 16), int(match[3], 16)
             self._recording.claim(self.name, number, text)
             self._recording.dirty_log_clears.append(
-                DirtyLogClear(slot >> 16, slot & 0xFFFF, start, npages, number, self._stamp, self._thread)
+                DirtyLogClear(slot >> 16, slot & 0xFFFF, start, npages, number, stamp, thread)
             )
-            return True
-        if match := GLOBAL_DIRTY.match(rest):
+        elif match := GLOBAL_DIRTY.match(rest):
             self._recording.claim(self.name, number, text)
-            self._recording.global_dirty_changes.append(
-                GlobalDirtyChange(int(match[1], 16), number, self._stamp, self._thread)
-            )
-            return True
-        self._recording.bad_line(f"{event[1]}: its fields cannot be read", number, text)
+            self._recording.global_dirty_changes.append(GlobalDirtyChange(int(match[1], 16), number, stamp, thread))
+        else:
+            self._recording.bad_line(f"{event[1]}: its fields cannot be read", number, text)
+        return True
 
-    def _read_prefix(self, prefix: str) -> None:
-        """Note the thread and the time that stand before the event; None for what does not."""
-        self._prefix = prefix
-        self._thread = self._stamp = None
-        if match := THREAD_AND_TIME.search(prefix):
-            self._thread, self._stamp = int(match[1]), float(match[2])
-        elif match := ftrace.PREFIX.match(prefix):
-            self._thread, self._stamp = int(match["thread"]), float(match["time"])
-        elif match := ISO_TIME.search(prefix):
-            stamp = datetime.fromisoformat(match[0].replace(",", "."))
-            self._stamp = (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
+
+def _thread_and_time(prefix: str) -> tuple[int | None, float | None]:
+    """The thread and the time that stand before an event; None for what does not."""
+    if match := THREAD_AND_TIME.search(prefix):
+        return int(match[1]), float(match[2])
+    if match := ftrace.PREFIX.match(prefix):
+        return int(match["thread"]), float(match["time"])
+    if match := ISO_TIME.search(prefix):
+        stamp = datetime.fromisoformat(match[0].replace(",", "."))
+        return None, (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
+    return None, None
 
 
 def _quotes(prefix: str) -> bool:

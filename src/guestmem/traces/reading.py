@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import math
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
 from ..errors import TraceError, UsageError
+from .collector import without_collector
 from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, group
 from .recording import Reader, Recording
@@ -57,7 +57,9 @@ def read(
         raise UsageError(f"gap: {gap} seconds; a finite number of seconds, 0 or more, is allowed")
     if not math.isfinite(run_state_offset):
         raise UsageError(f"run_state_offset: {run_state_offset} seconds; a finite number of seconds is allowed")
-    with _without_collector():
+    if str(path) == "-" and str(run_state) == "-":
+        raise UsageError("run_state: standard input is the trace already")
+    with without_collector():
         recording, lines, skipped = _record(path, vm=vm, wants_changes=True, progress=progress)
         if not recording.format:
             hint = ""
@@ -83,8 +85,6 @@ def read(
         )
     if run_state is not None:
         if not isinstance(run_state, RunState):
-            if str(run_state) == "-" and str(path) == "-":
-                raise UsageError("run_state: standard input is the trace already")
             run_state = read_run_state(run_state, vm=vm)
         timeline.run_state = _on_clock_of(timeline, run_state.shifted(run_state_offset))
     return timeline
@@ -115,14 +115,12 @@ def _record(
 ) -> tuple[Recording, int, int]:
     """Go through one file; the recording, the number of lines, and how many of them said nothing."""
     with _open(path) as (name, stream):
-        _refuse_binary(name, stream)
         recording = Recording(name, wants_changes=wants_changes, vm=vm)
         readers: list[Reader] = [reader(recording) for reader in READERS]
         skipped = number = 0
-        raw = b""
+        text = ""
         done, last_used = 0, True
-        for number, raw in enumerate(stream, 1):
-            text = raw.decode("utf-8", "replace")
+        for number, text in enumerate(stream, 1):
             last_used = readers[0].line(number, text)
             if not last_used:
                 for i in range(1, len(readers)):
@@ -133,10 +131,10 @@ def _record(
                 else:
                     skipped += 1
             if progress is not None:
-                done += len(raw)
+                done += len(text)
                 if number % PROGRESS_LINES == 0:
                     progress(done)
-        if not last_used and not raw.endswith(b"\n") and raw.strip() and not WHOLE_CALL.search(text):
+        if not last_used and not text.endswith("\n") and text.strip() and not WHOLE_CALL.search(text):
             raise TraceError("the file ends inside a line: truncated?", path=name, line=number, text=text)
         for reader in readers:
             reader.finish()
@@ -144,18 +142,22 @@ def _record(
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[tuple[str, io.BufferedReader]]:
-    """The name to show, and a stream of bytes one can look ahead in. Raises TraceError for what cannot be opened."""
+def _open(path: str | os.PathLike[str]) -> Iterator[tuple[str, TextIO]]:
+    """The name to show, and the text. Raises TraceError for what cannot be opened or is no text."""
+    name = "<stdin>" if str(path) == "-" else str(path)
+    if "\0" in name:
+        raise TraceError("a path cannot hold a NUL", path=repr(name))
     try:
-        if str(path) == "-":
-            yield "<stdin>", _with_look_ahead(sys.stdin.buffer)
-            return
-        with Path(path).open("rb", buffering=1 << 17) as stream:
-            yield str(path), cast("io.BufferedReader", stream)
+        with nullcontext(sys.stdin.buffer) if name == "<stdin>" else Path(path).open("rb") as stream:
+            stream = _with_look_ahead(stream)  # noqa: PLW2901 (the same, or a copy)
+            _refuse_binary(name, stream)
+            text = io.TextIOWrapper(stream, "utf-8", "replace", newline="\n")
+            try:
+                yield name, text
+            finally:
+                text.detach()  # standard input stays open
     except OSError as error:
-        raise TraceError(f"cannot be read: {error.strerror or error}", path=str(path)) from None
-    except ValueError as error:  # a NUL in the path
-        raise TraceError(f"cannot be opened: {error}", path=repr(str(path))) from None
+        raise TraceError(f"cannot be read: {error.strerror or error}", path=name) from None
 
 
 def _with_look_ahead(stream: BinaryIO) -> io.BufferedReader:
@@ -174,18 +176,6 @@ def _refuse_binary(name: str, stream: io.BufferedReader) -> None:
             raise TraceError(what, path=name)
     if b"\0" in head:
         raise TraceError(f"a binary file; known are {known_formats()}", path=name)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Hold the cycle collector: a reader makes millions of tuples, none in a cycle, and it would walk them all."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _on_clock_of(timeline: Timeline, state: RunState) -> RunState:

@@ -11,8 +11,12 @@ import itertools
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["RunState", "RunStateRecorder", "Vcpu"]
 
@@ -45,65 +49,53 @@ class RunState:
     ()
     """
 
-    __slots__ = ("_ends", "_starts", "first", "last", "lost", "source")
+    __slots__ = ("_vcpus", "first", "last", "lost", "source")
 
     def __init__(
         self,
-        stretches: dict[Vcpu, list[tuple[float, float]]],
+        stretches: Mapping[Vcpu, Iterable[tuple[float, float]]],
         *,
         first: float,
         last: float,
         source: str = "",
         lost: int = 0,
     ) -> None:
-        self._starts = {vcpu: array("d", [start for start, _ in each]) for vcpu, each in stretches.items()}
-        self._ends = {vcpu: array("d", [end for _, end in each]) for vcpu, each in stretches.items()}
+        self._vcpus = []
+        for vcpu in sorted(stretches, key=lambda vcpu: vcpu.thread):
+            starts, ends = array("d"), array("d")
+            for start, end in stretches[vcpu]:
+                starts.append(start)
+                ends.append(end)
+            self._vcpus.append((vcpu, starts, ends))
         self.first, self.last, self.source, self.lost = first, last, source, lost
-
-    @classmethod
-    def from_arrays(
-        cls,
-        starts: dict[Vcpu, array[float]],
-        ends: dict[Vcpu, array[float]],
-        *,
-        first: float,
-        last: float,
-        source: str,
-        lost: int,
-    ) -> RunState:
-        """The run state whose stretches are already in sorted arrays; they are kept, not copied."""
-        state = cls({}, first=first, last=last, source=source, lost=lost)
-        state._starts, state._ends = starts, ends
-        return state
 
     @property
     def vcpus(self) -> tuple[Vcpu, ...]:
-        """All vCPUs that were ever inside, by thread."""
-        return tuple(sorted(self._starts, key=lambda vcpu: vcpu.thread))
+        """All vCPUs that are known, by thread."""
+        return tuple(vcpu for vcpu, _, _ in self._vcpus)
 
     @property
     def stretches(self) -> int:
         """How many stretches inside the guest are known."""
-        return sum(map(len, self._starts.values()))
+        return sum(len(starts) for _, starts, _ in self._vcpus)
 
     def intervals(self, vcpu: Vcpu) -> tuple[tuple[float, float], ...]:
-        """All stretches ``[entry, exit)`` of one vCPU, in order."""
-        return tuple(zip(self._starts[vcpu], self._ends[vcpu], strict=True))
+        """All stretches ``[entry, exit)`` of one vCPU, in order; () if it is not known."""
+        return tuple(
+            pair for each, starts, ends in self._vcpus if each == vcpu for pair in zip(starts, ends, strict=True)
+        )
 
     def inside(self, start: float, end: float, *, throughout: bool = False) -> tuple[Vcpu, ...]:
         """The vCPUs that were inside the guest at some moment of the closed ``[start, end]``; () if none was.
 
         With ``throughout``, only those that were inside during all of it. O(log n) for each vCPU.
         """
-        return tuple(vcpu for vcpu in self.vcpus if self._was_inside(vcpu, start, end, throughout=throughout))
-
-    def _was_inside(self, vcpu: Vcpu, start: float, end: float, *, throughout: bool) -> bool:
-        starts, ends = self._starts[vcpu], self._ends[vcpu]
-        if throughout:
-            i = bisect_right(starts, start) - 1
-            return i >= 0 and ends[i] > end
-        i = bisect_right(ends, start)  # the first stretch that ends after `start`
-        return i < len(ends) and starts[i] <= end
+        found = []
+        for vcpu, starts, ends in self._vcpus:
+            i = bisect_right(ends, start)  # the first stretch that ends after `start`
+            if i < len(ends) and (starts[i] <= start and ends[i] > end if throughout else starts[i] <= end):
+                found.append(vcpu)
+        return tuple(found)
 
     def covers(self, start: float, end: float) -> bool:
         """Whether the trace knows about all of ``[start, end]``."""
@@ -111,9 +103,11 @@ class RunState:
 
     def shifted(self, offset: float) -> RunState:
         """The same with ``offset`` seconds added to every time: from another clock to this one. O(n)."""
-        return RunState.from_arrays(
-            {vcpu: array("d", [time + offset for time in each]) for vcpu, each in self._starts.items()},
-            {vcpu: array("d", [time + offset for time in each]) for vcpu, each in self._ends.items()},
+        return RunState(
+            {
+                vcpu: [(start + offset, end + offset) for start, end in zip(starts, ends, strict=True)]
+                for vcpu, starts, ends in self._vcpus
+            },
             first=self.first + offset,
             last=self.last + offset,
             source=self.source,
@@ -121,7 +115,7 @@ class RunState:
         )
 
     def __str__(self) -> str:
-        count = len(self._starts)
+        count = len(self._vcpus)
         lost = f", events were lost {self.lost} times" if self.lost else ""
         return f"{count} vCPU{'s' * (count != 1)}, {self.stretches} stretches in the guest, from {self.source}{lost}"
 
@@ -175,10 +169,11 @@ class RunStateRecorder:
         """
         if self.first is None or self.last is None or not self._starts:
             return None
-        vcpus = {thread: Vcpu(thread, self._index.get(thread)) for thread in self._starts}
-        state = RunState.from_arrays(
-            {vcpus[thread]: each for thread, each in self._starts.items()},
-            {vcpus[thread]: each for thread, each in self._ends.items()},
+        state = RunState(
+            {
+                Vcpu(thread, self._index.get(thread)): zip(starts, self._ends[thread], strict=True)
+                for thread, starts in self._starts.items()
+            },
             first=self.first,
             last=self.last,
             source=self.source,

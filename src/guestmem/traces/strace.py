@@ -14,6 +14,7 @@ strace would have split it otherwise.
 from __future__ import annotations
 
 import errno
+import functools
 import re
 from array import array
 from typing import TYPE_CHECKING
@@ -246,8 +247,9 @@ class StraceReader:
             if version2:
                 return False
             recording.bad_line(f"{NAME}: its arguments or result cannot be read", number, text)
-        slot, gpa, size, hva = (_number(region[i]) for i in (1, 3, 4, 5))
-        if slot is None or gpa is None or size is None or hva is None:
+        try:
+            slot, gpa, size, hva = map(_number, region.group(1, 3, 4, 5))
+        except ValueError:
             recording.bad_line(f"{NAME}: a field is not a number", number, text)
         if ended is None and result["duration"] and began is not None:
             ended = began + float(result["duration"])
@@ -353,25 +355,21 @@ class StraceReader:
         return True
 
 
-def _number(text: str) -> int | None:
-    if text == "NULL":
-        return 0
-    try:
-        return int(text, 0)
-    except ValueError:
-        return None
+def _number(text: str) -> int:
+    """Decimal or hex, or NULL. Raises ValueError."""
+    return 0 if text == "NULL" else int(text, 0)
 
 
+@functools.lru_cache(maxsize=64)
 def _flags(text: str) -> int | None:
     """Flags as strace prints them, by name, as a number with a comment, or both; None if a name is unknown."""
     flags = 0
     for word in re.sub(r"/\*.*?\*/", "", text).split("|"):
-        value = FLAGS.get(word.strip())
-        if value is None:
-            value = _number(word.strip())
-        if value is None:
+        name = word.strip()
+        try:
+            flags |= FLAGS[name] if name in FLAGS else int(name, 0)
+        except ValueError:
             return None
-        flags |= value
     return flags
 
 

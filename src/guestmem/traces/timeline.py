@@ -67,7 +67,10 @@ class RecordedChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """Changes of one address space that the VMM made as one step: see ``grouping``. Refused ones are not in it."""
+    """Changes of one address space that the VMM made as one step: see ``grouping``.
+
+    Refused changes are not in it, and no change takes away what one before it gave.
+    """
 
     index: int
     as_id: int
