@@ -80,7 +80,7 @@ def test_a_write_to_memory_that_was_taken_away_is_counted(steps: Plan, monkeypat
 
 
 def test_what_a_design_refuses_is_said_and_applied_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from guestmem.engines.soft import engine as module
+    from guestmem.engines.soft import update as module
 
     monkeypatch.setattr(module, "FLUX_MAX", 1)
     result = compare(read(TRACE), vcpus=[1], designs=["atomic"], repeat=1, interval_ms=0.5)
