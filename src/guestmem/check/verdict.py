@@ -57,7 +57,7 @@ def judge(
         elif run_state.lost:
             doubt = "events of the run state were lost"
         elif run_state.inside(start, end):
-            doubt = "a vCPU entered or left at the edge of the window, closer than the stamps tell"
+            doubt = "a vCPU came or went too close to the edge to tell"
     if seen:
         vcpus = tuple(sorted(seen, key=lambda vcpu: vcpu.thread))
         return Verdict.OPEN, vcpus, f"{', '.join(map(str, vcpus))} in the guest"

@@ -115,9 +115,10 @@ class RunState:
         )
 
     def __str__(self) -> str:
-        count = len(self._vcpus)
+        vcpus, stretches = len(self._vcpus), self.stretches
         lost = f", events were lost {self.lost} times" if self.lost else ""
-        return f"{count} vCPU{'s' * (count != 1)}, {self.stretches} stretches in the guest, from {self.source}{lost}"
+        counts = f"{vcpus} vCPU{'s' * (vcpus != 1)}, {stretches} stretch{'es' * (stretches != 1)} in the guest"
+        return f"{counts}, from {self.source or 'elsewhere'}{lost}"
 
 
 class RunStateRecorder:
