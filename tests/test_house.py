@@ -33,9 +33,10 @@ FLOORS = [
     ["memslots"],
     ["dirty", "ranges"],
     ["rcu"],
+    ["system"],
     ["atomics", "clock"],
     ["compiled"],
-    ["_intrinsics", "_numba"],
+    ["_intrinsics", "_numba", "low_memory"],
     ["futex", "units", "errors"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -66,7 +67,8 @@ def upward(texts: dict[str, str]) -> list[str]:
         f"{path}:{line}: {room(path)} imports {target}"
         for path, text in texts.items()
         for line, target in imported(path, text)
-        if target != room(path) and FLOOR[target] <= FLOOR[room(path)] and (room(path), target) not in LAZY
+        if target != room(path) and (room(path), target) not in LAZY
+        if target not in FLOOR or room(path) not in FLOOR or FLOOR[target] <= FLOOR[room(path)]
     ]
 
 
