@@ -16,10 +16,12 @@ import guestmem
 __all__ = ["Function", "Package", "sources"]
 
 ROOT = Path(guestmem.__file__).parent
-LOADS = {"load_relaxed", "load_acquire", "host_load"}
+PRIMITIVES = {"atomics.py", "clock.py", "system.py"}
+"""Files whose functions at the top are operations that compiled functions may call."""
+LOADS = {"load_relaxed", "load_acquire", "host_load", "host_load8", "host_load16", "host_load32"}
 STORES = {
     *("store_relaxed", "store_release", "compare_exchange", "exchange", "fetch_add", "fetch_and", "fetch_or"),
-    *("host_store", "host_fetch_add"),
+    *("host_store", "host_store8", "host_store16", "host_store32", "host_fetch_add", "system_call"),
 }
 WAITS = {"wait", "wait_for"}
 BUILTINS = {"max", "min"}
@@ -132,7 +134,7 @@ class Package:
             for path, tree in self.trees.items()
             for node in _top_level(tree)
             if isinstance(node, ast.FunctionDef)
-            and (_is_compiled(node) or path in {"atomics.py", "clock.py"} or node.name in {"u64", "wrapping"})
+            and (_is_compiled(node) or path in PRIMITIVES or node.name in {"u64", "wrapping"})
         }
 
     def compiled(self, path: str = "") -> list[Function]:
@@ -171,7 +173,7 @@ class Package:
         seen, todo = set(), [function.key]
         while todo:
             key = todo.pop()
-            if key[0] == "atomics.py" and key[1] in names:
+            if key[0] in PRIMITIVES and key[1] in names:
                 return True
             if key not in seen:
                 seen.add(key)

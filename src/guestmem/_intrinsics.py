@@ -26,12 +26,19 @@ __all__ = [
     "fetch_or",
     "host_fetch_add",
     "host_load",
+    "host_load8",
+    "host_load16",
+    "host_load32",
     "host_store",
+    "host_store8",
+    "host_store16",
+    "host_store32",
     "load_acquire",
     "load_relaxed",
     "now",
     "store_relaxed",
     "store_release",
+    "system_call",
     "wait",
     "wait_for",
     "wake",
@@ -147,9 +154,60 @@ def host_fetch_add(_typing, address, value):
     return types.uint64(types.uint64, types.uint64), generate
 
 
+def _narrow_load(name, bits):
+    @intrinsic
+    def operation(_typing, address):
+        def generate(_context, builder, _signature, args):
+            kind = ir.IntType(bits)
+            pointer = builder.inttoptr(args[0], ir.PointerType(kind))
+            return builder.zext(builder.load_atomic(pointer, "monotonic", bits // 8, typ=kind), _I64)
+
+        return types.uint64(types.uint64), generate
+
+    operation.__name__ = name
+    return operation
+
+
+def _narrow_store(name, bits):
+    @intrinsic
+    def operation(_typing, address, value):
+        def generate(context, builder, _signature, args):
+            kind = ir.IntType(bits)
+            pointer = builder.inttoptr(args[0], ir.PointerType(kind))
+            builder.store_atomic(builder.trunc(args[1], kind), pointer, "monotonic", bits // 8)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint64), generate
+
+    operation.__name__ = name
+    return operation
+
+
+host_load8 = _narrow_load("host_load8", 8)
+host_load16 = _narrow_load("host_load16", 16)
+host_load32 = _narrow_load("host_load32", 32)
+host_store8 = _narrow_store("host_store8", 8)
+host_store16 = _narrow_store("host_store16", 16)
+host_store32 = _narrow_store("host_store32", 32)
+
+
 def _syscall(builder, *args):
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I64, [_I64] * 7), "syscall")
     return builder.call(function, [*args, *[_I64(0)] * (7 - len(args))])
+
+
+@intrinsic
+def system_call(_typing, number, first, second, third):
+    def generate(_context, builder, _signature, args):
+        answer = _syscall(builder, *args)
+        i32 = ir.IntType(32)
+        location = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.PointerType(i32), []), "__errno_location"
+        )
+        number = builder.zext(builder.load(builder.call(location, []), typ=i32), _I64)
+        return builder.select(builder.icmp_signed("==", answer, _I64(-1)), builder.neg(number), answer)
+
+    return types.uint64(*[types.uint64] * 4), generate
 
 
 @intrinsic

@@ -1,0 +1,89 @@
+"""System calls from compiled code, and accesses of 1, 2 and 4 bytes to raw host memory; in both forms.
+
+What drives a device by ioctl and a shared page, such as ``/dev/kvm`` and its ``struct kvm_run``. A system call answers
+as the kernel does: a result, or minus the error number in two's complement (``failed``). Accesses are single and
+relaxed; the address must be mapped, and aligned to the size of the access. Eight bytes: ``atomics.host_load``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from typing import TYPE_CHECKING, Any
+
+from .compiled import INTERPRETED, U64, compiled, const, wrapping
+from .units import U64_MAX
+
+__all__ = [
+    "SYS_IOCTL",
+    "SYS_TGKILL",
+    "failed",
+    "host_load8",
+    "host_load16",
+    "host_load32",
+    "host_store8",
+    "host_store16",
+    "host_store32",
+    "system_call",
+]
+
+_X86 = platform.machine() == "x86_64"
+SYS_IOCTL = const(16 if _X86 else 29)
+"""Numbers of system calls on x86-64; elsewhere those of the generic table (arm64, riscv64)."""
+SYS_TGKILL = const(234 if _X86 else 131)
+
+_FIRST_ERROR = const(U64_MAX - 4094)
+
+if TYPE_CHECKING or INTERPRETED:
+    _libc: Any = ctypes.CDLL(None, use_errno=True)
+    _libc.syscall.restype = ctypes.c_long
+
+    def system_call(number: int, first: int, second: int, third: int) -> int:
+        """Call the kernel with three words; returns its answer, or minus the error number modulo 2**64."""
+        answer: int = _libc.syscall(
+            ctypes.c_long(number), ctypes.c_uint64(first), ctypes.c_uint64(second), ctypes.c_uint64(third)
+        )
+        return (-ctypes.get_errno() if answer == -1 else answer) & U64_MAX
+
+    def host_load8(address: int) -> int:
+        """The byte at a raw host address."""
+        return ctypes.c_uint8.from_address(address).value
+
+    def host_load16(address: int) -> int:
+        """The 2 bytes at a raw host address."""
+        return ctypes.c_uint16.from_address(address).value
+
+    def host_load32(address: int) -> int:
+        """The 4 bytes at a raw host address."""
+        return ctypes.c_uint32.from_address(address).value
+
+    def host_store8(address: int, value: int) -> None:
+        """Write the low byte of ``value``."""
+        ctypes.c_uint8.from_address(address).value = value & 0xFF
+
+    def host_store16(address: int, value: int) -> None:
+        """Write the low 2 bytes of ``value``."""
+        ctypes.c_uint16.from_address(address).value = value & 0xFFFF
+
+    def host_store32(address: int, value: int) -> None:
+        """Write the low 4 bytes of ``value``."""
+        ctypes.c_uint32.from_address(address).value = value & 0xFFFFFFFF
+
+else:
+    from ._intrinsics import (
+        host_load8,
+        host_load16,
+        host_load32,
+        host_store8,
+        host_store16,
+        host_store32,
+        system_call,
+    )
+
+
+@compiled
+def failed(answer: U64) -> U64:
+    """The error number in a system call's answer, 0 if it is a result."""
+    if answer < _FIRST_ERROR:
+        return wrapping(0)
+    return wrapping(~answer) + wrapping(1)
