@@ -15,6 +15,7 @@ __all__ = [
     "GuestmemError",
     "InvariantError",
     "MemslotError",
+    "Stage2Error",
     "TraceError",
     "UsageError",
 ]
@@ -66,6 +67,19 @@ class BatchError(MemslotError):
     def __init__(self, errno: int, message: str, *, entry: int) -> None:
         self.entry = entry
         super().__init__(errno, f"entry {entry}: {message}")
+
+
+class Stage2Error(GuestmemError):
+    """A stage-2 operation, descriptor or configuration that the kernel or the architecture refuses; ``errno`` says how.
+
+    >>> error = Stage2Error(34, "ipa: 0x1000000000000 is outside 48 bits")
+    >>> error.errno, str(error)
+    (34, 'ERANGE: ipa: 0x1000000000000 is outside 48 bits')
+    """
+
+    def __init__(self, errno: int, message: str) -> None:
+        self.errno = errno
+        super().__init__(f"{_errno.errorcode.get(errno, os.strerror(errno))}: {message}")
 
 
 class CapabilityError(GuestmemError):
