@@ -76,10 +76,7 @@ def core_and_bound(
     delete, create = changes[removed], changes[restored]
     assert delete.time is not None
     assert create.time is not None
-    bound = (
-        delete.time if delete.began is None else delete.began,
-        create.time if create.ended is None else create.ended,
-    )
+    bound = delete.time, create.time if create.ended is None else create.ended
     if removed == restored:
         return None, bound
     start = delete.ended if delete.ended is not None else changes[removed + 1].began
