@@ -1,0 +1,87 @@
+"""A read in a range whose writes are stalled goes on, but leaves no translation through which a write could go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from guestmem.designs import find
+from guestmem.engines.soft import Access, Load, SoftEngine
+from guestmem.engines.soft.tlb import tlb_lookup
+from guestmem.engines.soft.vcpu import fault
+from guestmem.explore import load
+from guestmem.memslots import KVM_MEM_READONLY, Change
+from soft_guest import Guest
+
+HOST = 0x10000
+FILLED, IN_FLUX = 0, 4
+
+
+def test_a_read_fault_meanwhile_fills_no_writable_entry() -> None:
+    engine = SoftEngine(1)
+    engine.set_memory_region(Change(0, 0, 2, HOST))
+    mine, words = engine._own[0], (engine._vm, engine.memslots.words, engine.srcu.words)
+    with engine.update() as update:
+        update.stage_all([Change(0), Change(0, 0, 1, HOST, KVM_MEM_READONLY), Change(1, 1, 1, HOST + 4096)])
+        update.stall(update.net_effect())
+        assert fault(*words, mine, 0, False) == FILLED
+        assert (tlb_lookup(mine, 0, False), tlb_lookup(mine, 0, True)) == (HOST, 0)
+        assert fault(*words, mine, 0, True) == IN_FLUX
+        # Its neighbour keeps its rights, and may be written meanwhile.
+        assert fault(*words, mine, 1, False) == FILLED
+        assert tlb_lookup(mine, 1, True) == HOST + 4096
+        update.publish()
+        update.release()
+        assert tlb_lookup(mine, 0, True) == 0
+        update.settle()
+
+
+def writes_after(guest: Guest, rounds: int) -> int:
+    """Writes to memory after it had become read-only under ``atomic``, over many toggles."""
+    apply = find("atomic").prepare(guest.engine)
+    writable = [guest.target(gfn, gfn, gfn, changed=True, readonly=(False, True)) for gfn in range(8)]
+    readonly = [guest.target(gfn, gfn, gfn, changed=True, readonly=(True, False)) for gfn in range(8)]
+    guest.run(writable)
+    wrong = 0
+    for _ in range(rounds):
+        guest.engine.set_load(Load(writable))
+        guest.all_move()
+        with guest.engine.window():
+            apply(guest.engine, [guest.change(0), guest.change(0, 0, 8, 0, KVM_MEM_READONLY)])
+        guest.engine.set_load(Load(readonly))
+        before = guest.written()
+        guest.all_move()
+        wrong += guest.written() - before
+        with guest.engine.window():
+            apply(guest.engine, [guest.change(0), guest.change(0, 0, 8, 0)])
+    guest.engine.stop()
+    return wrong
+
+
+def test_no_write_lands_after_memory_became_readonly(sized: Callable[[int, int], int]) -> None:
+    with Guest(2, access=Access(writes=0.3, fetches=0, changed=1.0)) as guest:
+        guest.create(0, 0, 8, 0)
+        assert writes_after(guest, sized(100, 8)) == 0
+        assert guest.total("stale") == guest.total("strange") == guest.total("refused_writes") == 0
+        assert guest.total("saw_old") + guest.total("saw_new") > 0
+        assert guest.total("writes") == guest.written()
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_filling_with_the_old_rights_is_caught(reads: bool) -> None:
+    """The mutant: what was in this engine's first form."""
+    with load([("engines/soft/vcpu.py", "not writes and in_flux(vm, flux, gfn, True)", "False")]) as twin:
+        vcpu, tlb = twin.room("engines.soft.vcpu"), twin.room("engines.soft.tlb")
+        engine = twin.room("engines.soft").SoftEngine(1)
+        engine.set_memory_region(Change(0, 0, 1, HOST))
+        mine = engine._own[0]
+        with engine.update() as update:
+            update.stage_all([Change(0), Change(0, 0, 1, HOST, KVM_MEM_READONLY)])
+            update.stall(update.net_effect())
+            if reads:
+                vcpu.fault(engine._vm, engine.memslots.words, engine.srcu.words, mine, 0, False)
+            update.publish()
+            update.release()
+            update.settle()
+        assert (tlb.tlb_lookup(mine, 0, True) != 0) == reads
