@@ -8,7 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from guestmem import Memslots
+from guestmem.compiled import own
 from guestmem.memslots import Slot
+from guestmem.memslots.layout import active_set
+from guestmem.memslots.lookup import CURSOR_WORDS, gfn_next, gfn_seek, hva_next, hva_seek
 
 
 def _pages(slots: list[Slot]) -> dict[int, int]:
@@ -62,3 +65,18 @@ def test_ranges_match_pages(node_words: int, rng: random.Random, sized: Callable
         assert [slot.id for slot in memslots.overlapping(start, end)] == seen, (start, end)
         clipped = [(slot.id, page) for slot, a, b in memslots.intersections(start, end) for page in range(a, b)]
         assert clipped == [(pages[page], page) for page in range(start, end) if page in pages], (start, end)
+
+
+@pytest.mark.parametrize("end", range(1, 62))
+def test_a_cursor_at_its_end_stays_there(end: int) -> None:
+    memslots = Memslots(max_slots=30, node_words=17)
+    for slot_id in range(30):
+        memslots.create(slot_id, 2 * slot_id, 1, 2 * slot_id << 12)
+    set_, cursor = active_set(memslots.words, 0), own(CURSOR_WORDS)
+    gfn_seek(memslots.words, cursor, set_, 0, end)
+    found = [gfn_next(memslots.words, cursor) for _ in range(40)]
+    hva_seek(memslots.words, cursor, set_, 0, end << 12)
+    assert found == [hva_next(memslots.words, cursor) for _ in range(40)]
+    count = min(30, (end + 1) // 2)
+    assert all(found[:count])
+    assert not any(found[count:])

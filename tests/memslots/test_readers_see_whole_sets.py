@@ -135,10 +135,13 @@ def test_python_threads_read_while_one_updates(sized: Callable[[int, int], int])
     for thread in threads:
         thread.start()
     try:
-        for number in range(sized(3000, 300)):
+        number = 0
+        deadline = time.monotonic() + 20
+        while number < sized(3000, 300) or (min(looks) <= 3 and time.monotonic() < deadline):
             with memslots.update() as update:
                 update.stage(Change(number % 7))
-                update.stage(Change((number + 1) % 7, 0, 8, 0x100000 + (number + 1) % 7 * 0x10000))
+                number += 1
+                update.stage(Change(number % 7, 0, 8, 0x100000 + number % 7 * 0x10000))
                 update.publish()
     finally:
         stop.set()

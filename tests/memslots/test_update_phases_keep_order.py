@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
-from guestmem import Change, Memslots, UsageError
+from guestmem import Change, ChangeKind, Memslots, UsageError
 from guestmem.errors import MemslotError
-from guestmem.memslots import KVM_MEMSLOT_INVALID, Slot, Update
+from guestmem.memslots import KVM_MEMSLOT_INVALID, Slot, Update, classify
+from guestmem.memslots.phases import publish, settle
+from guestmem.rcu.srcu import Srcu
 
 A, B = Slot(0, 0, 10, 5, 0x10000), Slot(0, 1, 20, 5, 0x20000)
 
@@ -142,6 +144,59 @@ def test_another_address_space_is_refused() -> None:
         update.stage(Change(0, 0, 1, 0, as_id=0))
     with pytest.raises(MemslotError, match="as_id: 2 is not in"):
         memslots.update(2)
+
+
+def test_synchronize_waits_for_readers() -> None:
+    srcu = Srcu(readers=2)
+    memslots = Memslots(srcu=srcu)
+    slept = []
+
+    def change() -> None:
+        with memslots.update() as update:
+            update.stage(Change(0, 0, 1, 0))
+            update.publish()
+            slept.append(update.synchronize())
+
+    srcu.enter(1)
+    worker = threading.Thread(target=change)
+    worker.start()
+    worker.join(0.05)
+    assert worker.is_alive()
+    srcu.exit(1)
+    worker.join(10)
+    assert not worker.is_alive()
+    assert slept[0] > 0
+    memslots.check()
+
+
+@pytest.mark.parametrize(
+    "change", [Change(0), Change(0, 50, 5, 0x10000), Change(0, 10, 5, 0x10000, 1), Change(7, 50, 1)]
+)
+@pytest.mark.parametrize("swap", [0, 1])
+def test_an_interrupted_change_leaves_both_sets_whole(
+    change: Change, swap: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memslots = _memslots()
+    calls = iter(range(100))
+
+    def interrupted() -> None:
+        if next(calls) == swap:
+            raise KeyboardInterrupt
+        settle(memslots.words, memslots.desk)
+
+    def swap_and_wait() -> None:
+        publish(memslots.words, memslots.desk)
+        interrupted()
+
+    monkeypatch.setattr(memslots, "_swap", swap_and_wait)
+    if swap == 0 or classify(change, memslots.by_id(change.slot)) in {ChangeKind.DELETE, ChangeKind.MOVE}:
+        with pytest.raises(KeyboardInterrupt):
+            memslots.apply(change)
+    memslots.check()
+    monkeypatch.undo()
+    assert not memslots.updating
+    memslots.create(9, 100, 1, 0)
+    assert memslots.find(22) == B
 
 
 def test_one_updater_at_a_time() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..compiled import INTERPRETED, Own, own
 from ..errors import MemslotError
@@ -29,6 +30,14 @@ __all__ = ["Memslots", "Update"]
 _INTERNAL = KVM_MEM_SLOTS_NUM - KVM_USER_MEM_SLOTS
 _FRAMES = 1 << 52
 _COPIED = 16  # slots that a range query's first try has room for
+
+
+def _one_at_a_time(lock: threading.Lock, function: Callable[..., Any]) -> Callable[..., Any]:
+    def locked(*arguments: Any) -> Any:
+        with lock:
+            return function(*arguments)
+
+    return locked
 
 
 class Memslots:
@@ -67,6 +76,14 @@ class Memslots:
         """Held by the one updater; time spent in ``update()`` is time spent waiting for it."""
         self._cells = self.words.cells if INTERPRETED else memoryview(self.words)  # type: ignore[arg-type] # an ndarray
         self._spare = [self._room()]
+        self._copy_find, self._copy_by_id, self._copy_slots = copy_find, copy_by_id, copy_slots
+        if (
+            INTERPRETED
+        ):  # a compiled call holds the GIL throughout, so reader 0 is in one section at a time; these do not
+            lock = threading.Lock()
+            self._copy_find, self._copy_by_id, self._copy_slots = (
+                _one_at_a_time(lock, function) for function in (copy_find, copy_by_id, copy_slots)
+            )
 
     @staticmethod
     def _room(slots: int = _COPIED) -> tuple[Own, memoryview]:
@@ -93,7 +110,7 @@ class Memslots:
         except IndexError:  # another thread is at it
             room = self._room()
         slot = None
-        if copy_find(self.words, self.srcu.words, as_id, gfn, room[0]):
+        if self._copy_find(self.words, self.srcu.words, as_id, gfn, room[0]):
             slot = Slot._make(room[1][:6].tolist())
         self._spare.append(room)
         return slot
@@ -107,7 +124,7 @@ class Memslots:
         except IndexError:
             room = self._room()
         slot = None
-        if copy_by_id(self.words, self.srcu.words, as_id, slot_id, room[0]):
+        if self._copy_by_id(self.words, self.srcu.words, as_id, slot_id, room[0]):
             slot = Slot._make(room[1][:6].tolist())
         self._spare.append(room)
         return slot
@@ -161,7 +178,7 @@ class Memslots:
         except IndexError:
             room = self._room()
         while True:
-            count = copy_slots(self.words, self.srcu.words, as_id, start, end, by_hva, room[0])
+            count = self._copy_slots(self.words, self.srcu.words, as_id, start, end, by_hva, room[0])
             if CURSOR_WORDS + 6 * count <= len(room[1]):
                 break
             room = self._room(count + _COPIED)
