@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +70,13 @@ def test_piped_output_is_plain_and_no_row_wraps(capsys: pytest.CaptureFixture[st
     assert sum(bool(re.match(r"\d+-\d+ ", line)) for line in lines) == 6
 
 
-def test_a_terminal_gets_colours_and_its_own_width() -> None:
+@pytest.mark.parametrize(
+    ("columns", "row"), [(200, r"10-16 +21671 +329"), (60, r"lines 10-16, thread 21671, missing for 329")]
+)
+def test_a_terminal_gets_a_table_if_it_is_wide_enough(columns: int, row: str) -> None:
     report = check(traces.read(BOOT))
     controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     with os.fdopen(terminal, "w") as stream:
         print_report(report, stream=stream)
     shown = b""
@@ -81,8 +88,9 @@ def test_a_terminal_gets_colours_and_its_own_width() -> None:
         if len(shown) > 1_000_000:
             break
     os.close(controller)
-    assert b"10-16" in shown
-    assert b"unknown" in shown
+    text = re.sub(r"\x1b\[[\d;]*m", "", shown.decode())
+    assert re.search(row, text)
+    assert "would have to be atomic" in text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -11,6 +12,7 @@ from ..units import PAGE_SHIFT, format_ns
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from ..check import Hole, Report
 
@@ -62,7 +64,8 @@ def summary(report: Report) -> str:
 def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0) -> None:
     """Print summary and table to ``stream`` (standard output if None), at most ``limit`` holes unless it is 0.
 
-    On a terminal the table has its width and colours; elsewhere it is plain text of which no row wraps.
+    Elsewhere than on a terminal it is plain text of which no row wraps. On a terminal that is too narrow for the table,
+    each hole is a few lines instead.
     """
     stream = sys.stdout if stream is None else stream
     stream.write(summary(report) + "\n")
@@ -72,7 +75,13 @@ def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0
 
         stream.write("\n")
         if stream.isatty():
-            Console(file=stream).print(_table(holes))
+            console = Console(file=stream, width=os.get_terminal_size(stream.fileno()).columns or None)
+            table = _table(holes)
+            if console.measure(table, options=console.options.update_width(PIPE_WIDTH)).maximum <= console.width:
+                console.print(table)
+            else:
+                for hole in holes:
+                    console.print(_block(hole), soft_wrap=True)
         else:
             text = io.StringIO()
             Console(file=text, width=PIPE_WIDTH, color_system=None).print(_table(holes))
@@ -95,26 +104,48 @@ def _table(holes: tuple[Hole, ...]) -> Table:
     table.add_column("would have to be atomic", overflow="fold")
     table.add_column("verdict", overflow="fold")
     for hole in holes:
-        sets = [
-            f"{_line_list(each.lines)}: {', '.join(primitive.value for primitive in each.primitives)}"
-            for each in hole.atomic_sets
-        ]
-        frames = _frames(hole)
-        if len(frames) > FRAMES_SHOWN:
-            frames = [*frames[:FRAMES_SHOWN], f"… {len(frames) - FRAMES_SHOWN} more, {_size(hole.nbytes)} in all"]
-        verdict = hole.verdict.value
-        if hole.verdict is Verdict.OPEN or hole.reason != "no run state":
-            verdict += f": {hole.reason}"
         table.add_row(
             f"{hole.first_line}-{hole.last_line}" if hole.first_line != hole.last_line else str(hole.first_line),
             "" if hole.thread is None else str(hole.thread),
             _duration(hole),
-            "\n".join(frames),
+            "\n".join(_some_frames(hole)),
             HOST_MEMORY[hole.same_host_memory],
-            "\n".join(sets),
-            Text(verdict, style=STYLES[hole.verdict]),
+            "\n".join(_sets(hole)),
+            Text(_verdict(hole), style=STYLES[hole.verdict]),
         )
     return table
+
+
+def _block(hole: Hole) -> Text:
+    """One hole on a few short lines."""
+    from rich.text import Text
+
+    thread = "" if hole.thread is None else f", thread {hole.thread}"
+    text = Text(f"{_lines(hole)}{thread}, missing for {_duration(hole)}: ")
+    text.append(_verdict(hole), style=STYLES[hole.verdict])
+    for line in (*_some_frames(hole), f"host memory: {HOST_MEMORY[hole.same_host_memory]}"):
+        text.append(f"\n    {line}")
+    for line in _sets(hole):
+        text.append(f"\n    would have to be atomic: {line}")
+    return text
+
+
+def _sets(hole: Hole) -> list[str]:
+    return [
+        f"{_line_list(each.lines)}: {', '.join(primitive.value for primitive in each.primitives)}"
+        for each in hole.atomic_sets
+    ]
+
+
+def _some_frames(hole: Hole) -> list[str]:
+    frames = _frames(hole)
+    if len(frames) > FRAMES_SHOWN:
+        return [*frames[:FRAMES_SHOWN], f"… {len(frames) - FRAMES_SHOWN} more, {_size(hole.nbytes)} in all"]
+    return frames
+
+
+def _verdict(hole: Hole) -> str:
+    return hole.verdict.value if hole.reason == "no run state" else f"{hole.verdict.value}: {hole.reason}"
 
 
 def _count(number: int, what: str) -> str:
