@@ -28,13 +28,13 @@ __all__ = [
     "ADDRESS_HIGH_MASK",
     "ADDRESS_HIGH_SHIFT",
     "ADDRESS_MASK",
+    "ANNOTATE",
     "ATTRIBUTES_MASK",
     "BLOCK_KIND",
     "CACHE",
     "CACHED",
     "CACHE_CAPACITY",
     "CACHE_COUNT",
-    "CHAIN",
     "COUNT",
     "DEAD",
     "DEFER_INVALIDATE",
@@ -61,6 +61,8 @@ __all__ = [
     "FRESH",
     "GIVEN",
     "HELD",
+    "HELD_CHILD",
+    "HOLDS",
     "IGNORE_EAGAIN",
     "IPA_END",
     "LAST_LEVEL",
@@ -98,6 +100,7 @@ __all__ = [
     "READ_DENIED",
     "READ_GRANTED",
     "READ_MASK",
+    "RECLAIMED",
     "RESULT",
     "RETRIES",
     "RETRY_WAITERS",
@@ -119,7 +122,7 @@ __all__ = [
     "TABLE_PRE",
     "TAKEN",
     "TLB",
-    "TOP",
+    "TREE",
     "TYPE_MASK",
     "UNSOUND",
     "VALID",
@@ -237,9 +240,12 @@ TLB = const(32)
 MMU_FIXED = 64
 """Words before the lock."""
 RCU, LOCK_SUBTREE, RWLOCK, WALK_REFS = const(0), const(1), const(2), const(3)
+"""Those below RWLOCK put pages aside for a grace period, and shared walks are SRCU sections."""
 
 # --- desk: one vCPU ---------------------------------------------------------------------------------------------------
-WALKER = const(0)
+RECLAIMED = const(0)
+"""Where ``rcu.reclaim`` puts the page whose grace period is over."""
+WALKER = const(30)
 """Number of this vCPU."""
 ADDRESS, END = const(1), const(2)
 """The walk: where it is, and where it ends."""
@@ -251,12 +257,12 @@ PROGRESS = const(8)
 """First address that an operation did not finish; END of its range if it did."""
 RESULT = const(9)
 """A count or value that an operation returns beside its status."""
-TOP = const(10)
-"""Level at which the walk started."""
+HELD_CHILD, HOLDS = const(10), const(11)
+"""Discipline walk_refs: page number + 1 of the table that the walk comes up from; 1 if the walk holds pages."""
 PATH = const(12)
-"""Of each level 0 to 3 of the walk: page number of the table it is in (walk_refs: held, above level TOP)."""
-CHAIN = const(16)
-"""Chain of pages to free, page number + 1; 0: none."""
+"""Of each level above the visit's: word index of the entry on the way (walk_refs: the tables they lie in are held)."""
+TREE = const(16)
+"""Of each level 0 to 3: page number of the table that ``create_unlinked`` fills."""
 FIND = const(20)
 """Words for a lookup: descriptor, level, address, see ``walk.lookup``."""
 CACHE_COUNT, CACHE_CAPACITY = const(28), const(29)
@@ -277,6 +283,8 @@ OVER_OWNER = const(64)
 """Flag: map may replace an owner's mark."""
 DEFER_INVALIDATE = const(128)
 """Flag: unmap invalidates leaves once, by range, at its end; tables still at once."""
+ANNOTATE = const(256)
+"""Flag: map stores the attributes as they are, an owner's mark, in pages only."""
 
 # --- status words -----------------------------------------------------------------------------------------------------
 OK = const(0)

@@ -1,0 +1,214 @@
+"""One entry of a table: what its descriptor says, and how it is changed while others look (break-before-make).
+
+*break*: compare-and-exchange the observed descriptor to LOCKED, then invalidate what it was. Only who did that may
+*make*: store the new descriptor. Nobody waits for a LOCKED entry; who meets one, or loses the exchange, returns
+EAGAIN and faults again. Exclusive operations store where shared ones exchange. Each table page counts its entries
+that are neither 0 nor LOCKED. Idea: ``stage2_try_break_pte()`` and ``stage2_make_pte()``, Linux
+``arch/arm64/kvm/hyp/pgtable.c``.
+"""
+
+from __future__ import annotations
+
+from ..atomics import (
+    compare_exchange,
+    fence,
+    fetch_add,
+    load_relaxed,
+    store_relaxed,
+    store_release,
+    wake,
+)
+from ..compiled import U64, Own, Words, compiled, const, wrapping
+from .invalidate import BY_IPA, invalidate_ipa, invalidate_range
+from .layout import (
+    ADDRESS,
+    ADDRESS_HIGH_MASK,
+    ADDRESS_HIGH_SHIFT,
+    ADDRESS_MASK,
+    BLOCK_KIND,
+    COUNT,
+    DISCIPLINE,
+    ENTRY,
+    ENTRY_LEVEL,
+    FLAGS,
+    HELD,
+    LAST_LEVEL,
+    LEVEL,
+    LINKED,
+    LOCK_SUBTREE,
+    LOCKED,
+    OLD,
+    PAGE_KIND,
+    PAGE_SHIFT,
+    PAGES,
+    POOL_BASE,
+    RETRIES,
+    RETRY_WAITERS,
+    SHARED,
+    SKIP_INVALIDATE,
+    STATE,
+    STRIDE,
+    TABLE_BITS,
+    TABLE_KIND,
+    TABLE_MASK,
+    UNSOUND,
+    VALID,
+)
+
+__all__ = [
+    "break_entry",
+    "entry_line",
+    "is_counted",
+    "is_table",
+    "leaf_descriptor",
+    "level_shift",
+    "make_entry",
+    "output_address",
+    "page_get",
+    "page_put",
+    "replace_entry",
+    "set_table_state",
+    "table_descriptor",
+    "table_page",
+]
+
+_ONE = const(1)
+_THREE = const(3)
+_MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
+_EVERYBODY = const(0x7FFFFFFF)
+
+
+@compiled
+def level_shift(shape: Own, level: U64) -> U64:
+    """log2 of the bytes that an entry at ``level`` covers."""
+    return shape[PAGE_SHIFT] + shape[STRIDE] * (shape[LAST_LEVEL] - level)
+
+
+@compiled
+def is_table(shape: Own, descriptor: U64, level: U64) -> bool:
+    """Whether a descriptor at ``level`` points to a table."""
+    return level < shape[LAST_LEVEL] and descriptor & shape[TABLE_MASK] == shape[TABLE_KIND]
+
+
+@compiled
+def is_counted(shape: Own, descriptor: U64) -> bool:
+    """Whether a descriptor holds a reference on its page: any but 0 and LOCKED."""
+    return descriptor != 0 and descriptor != shape[LOCKED]
+
+
+@compiled
+def output_address(shape: Own, descriptor: U64) -> U64:
+    """The address in a table, block or page descriptor."""
+    high = (descriptor & shape[ADDRESS_HIGH_MASK]) << shape[ADDRESS_HIGH_SHIFT]
+    return (descriptor & shape[ADDRESS_MASK]) | high
+
+
+@compiled
+def _packed(shape: Own, address: U64) -> U64:
+    """An output address, as the bits of a descriptor."""
+    return (address & shape[ADDRESS_MASK]) | ((address >> shape[ADDRESS_HIGH_SHIFT]) & shape[ADDRESS_HIGH_MASK])
+
+
+@compiled
+def leaf_descriptor(shape: Own, level: U64, address: U64, attributes: U64) -> U64:
+    """The leaf at ``level`` that maps to ``address``."""
+    kind = shape[PAGE_KIND] if level == shape[LAST_LEVEL] else shape[BLOCK_KIND]
+    return _packed(shape, address) | attributes | kind
+
+
+@compiled
+def table_descriptor(shape: Own, page: U64) -> U64:
+    """The descriptor that points to table page number ``page``."""
+    return _packed(shape, shape[POOL_BASE] + (page << shape[PAGE_SHIFT])) | shape[TABLE_BITS]
+
+
+@compiled
+def table_page(shape: Own, descriptor: U64) -> U64:
+    """Page number that a table descriptor points to."""
+    return (output_address(shape, descriptor) - shape[POOL_BASE]) >> shape[PAGE_SHIFT]
+
+
+@compiled
+def entry_line(shape: Own, entry: U64) -> U64:
+    """Line, in ``pages``, of the page that holds word ``entry`` of the pool."""
+    return PAGES + (entry >> (shape[PAGE_SHIFT] - _THREE) << 3)
+
+
+@compiled
+def page_get(pages: Words, line: U64, shared: bool) -> None:
+    """Count one entry more; atomically if ``shared``."""
+    if shared:
+        fetch_add(pages, line + COUNT, _ONE)
+    else:
+        store_relaxed(pages, line + COUNT, load_relaxed(pages, line + COUNT) + _ONE)
+
+
+@compiled
+def page_put(pages: Words, line: U64, shared: bool) -> None:
+    """Count one entry less."""
+    if shared:
+        fetch_add(pages, line + COUNT, _MINUS_ONE)
+    else:
+        store_relaxed(pages, line + COUNT, wrapping(load_relaxed(pages, line + COUNT) + _MINUS_ONE))
+
+
+@compiled
+def set_table_state(pages: Words, page: U64, level: U64, count: U64) -> None:
+    """Make a cached page a table for an entry at ``level``, with ``count`` references, before the entry is made."""
+    line = PAGES + (page << 3)
+    store_relaxed(pages, line + COUNT, count)
+    store_relaxed(pages, line + ENTRY_LEVEL, level)
+    store_relaxed(pages, line + STATE, LINKED)
+    store_release(pages, line + HELD, _ONE)
+
+
+@compiled
+def replace_entry(pool: Words, desk: Own, new: U64) -> bool:
+    """Change the visited entry from valid to valid (rights, access flag); False if another walker changed it first."""
+    if desk[FLAGS] & SHARED != 0:
+        return compare_exchange(pool, desk[ENTRY], desk[OLD], new) == desk[OLD]
+    store_relaxed(pool, desk[ENTRY], new)
+    return True
+
+
+@compiled
+def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> bool:
+    """Lock the visited entry and invalidate what it was; False if another walker locked or changed it first."""
+    old = desk[OLD]
+    entry = desk[ENTRY]
+    level = desk[LEVEL]
+    shared = desk[FLAGS] & SHARED != 0
+    locked = shape[LOCKED]
+    if old == locked:
+        if not shared:
+            fetch_add(mmu, UNSOUND, _ONE)
+        return False
+    if shared:
+        if compare_exchange(pool, entry, old, locked) != old:
+            return False
+    else:
+        store_relaxed(pool, entry, locked)
+    if old == 0:
+        return True
+    if old & shape[VALID] != 0 and desk[FLAGS] & SKIP_INVALIDATE == 0:
+        if is_table(shape, old, level):
+            shift = level_shift(shape, level)
+            invalidate_range(mmu, desk[ADDRESS] >> shift << shift, _ONE << shift)
+        else:
+            invalidate_ipa(mmu, BY_IPA, desk[ADDRESS], level)
+    page_put(pages, entry_line(shape, entry), shared)
+    return True
+
+
+@compiled
+def make_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, new: U64) -> None:
+    """Store ``new`` over the LOCKED that this walker put there. Release: who sees a table sees its entries."""
+    shared = desk[FLAGS] & SHARED != 0
+    if new != 0:
+        page_get(pages, entry_line(shape, desk[ENTRY]), shared)
+    store_release(pool, desk[ENTRY], new)
+    if shared and load_relaxed(mmu, DISCIPLINE) == LOCK_SUBTREE:
+        fence()  # the entry is made before we look for who waits for it: see lock_subtree
+        if load_relaxed(mmu, RETRY_WAITERS) != 0:
+            fetch_add(mmu, RETRIES, _ONE)
+            wake(mmu, RETRIES, _EVERYBODY)

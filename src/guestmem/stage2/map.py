@@ -1,0 +1,180 @@
+"""Map a range: the largest leaves that fit, tables where none do, blocks split and tables collapsed on the way.
+
+Shared (many vCPUs, under the lock for reading) or exclusive. As merged in Linux, ``stage2_map_walker()``,
+``arch/arm64/kvm/hyp/pgtable.c``: a leaf that is there already, or differs in rights only, is EAGAIN; what a split
+block mapped outside the range is gone until it faults; a collapse happens when the walk meets a table where a block
+fits.
+"""
+
+from __future__ import annotations
+
+from ..atomics import store_relaxed
+from ..compiled import U64, Own, Words, compiled, const
+from .discipline import may_unlink, unlink_table
+from .entry import (
+    break_entry,
+    leaf_descriptor,
+    level_shift,
+    make_entry,
+    set_table_state,
+    table_descriptor,
+    table_page,
+)
+from .free_list import cache_put, cache_take
+from .layout import (
+    ADDRESS,
+    ANNOTATE,
+    EAGAIN,
+    EINVAL,
+    END,
+    ENOMEM,
+    ENTRY,
+    EPERM,
+    ERANGE,
+    FLAGS,
+    IGNORE_EAGAIN,
+    LAST_LEVEL,
+    LEAF,
+    LEVEL,
+    LOCKED,
+    MIN_BLOCK_LEVEL,
+    OK,
+    OLD,
+    OUTPUT_END,
+    OVER_OWNER,
+    PAGE_SHIFT,
+    PERMISSION_MASK,
+    PROGRESS,
+    RESULT,
+    SHARED,
+    SOFTWARE_MASK,
+    TABLE_PRE,
+    VALID,
+)
+from .walk import DONE, LOST, walk_begin, walk_leave, walk_step
+
+__all__ = ["map_range"]
+
+_ONE = const(1)
+
+
+@compiled(nogil=True)
+def map_range(
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    ipa: U64,
+    size: U64,
+    address: U64,
+    attributes: U64,
+    block_level: U64,
+    flags: U64,
+) -> U64:
+    """Map ``[ipa, ipa + size)`` to ``[address, address + size)``, bytes in whole pages; returns a status word.
+
+    ``attributes``: bits of a leaf beside address and kind. ``block_level``: lowest level number at which a leaf may
+    stand (3: pages only, as for a slot with dirty logging). ``flags``: SHARED, IGNORE_EAGAIN, OVER_OWNER,
+    SKIP_INVALIDATE. Shared: yes, with the lock held for reading.
+
+    OK; EAGAIN: another walker was faster, or it is mapped already; ENOMEM: the desk's cache is empty, or its queue is
+    full: refill and reclaim, then go on; EBUSY: a table must go and the discipline lets only exclusive walks do that;
+    EPERM: an owner's mark is in the way; EINVAL, ERANGE: bad range. All that lies before desk[PROGRESS] is done;
+    desk[RESULT] is the number of leaves written. O(leaves + tables).
+    """
+    page_mask = (_ONE << shape[PAGE_SHIFT]) - _ONE
+    if flags & ANNOTATE == 0:
+        if address & page_mask != 0:
+            return EINVAL
+        if address >= shape[OUTPUT_END] or size > shape[OUTPUT_END] - address:
+            return ERANGE
+    status = walk_begin(shape, mmu, desk, ipa, size, flags | LEAF | TABLE_PRE)
+    if status != OK:
+        return status
+    while True:
+        visit = walk_step(shape, pool, pages, mmu, desk)
+        if visit == DONE:
+            break
+        if visit == LOST:
+            status = EAGAIN
+        else:
+            status = _map_visit(shape, pool, pages, mmu, desk, visit, ipa, address, attributes, block_level)
+        if status != OK:
+            if status != EAGAIN or flags & IGNORE_EAGAIN == 0:
+                break
+            status = OK
+    desk[PROGRESS] = desk[ADDRESS] if desk[ADDRESS] < desk[END] else desk[END]
+    walk_leave(shape, pool, pages, mmu, desk)
+    return status
+
+
+@compiled
+def _map_visit(
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    visit: U64,
+    ipa: U64,
+    address: U64,
+    attributes: U64,
+    block_level: U64,
+) -> U64:
+    """Do what a visit asks for: put a leaf, or a table to descend into; returns a status word."""
+    level = desk[LEVEL]
+    old = desk[OLD]
+    flags = desk[FLAGS]
+    last = shape[LAST_LEVEL]
+    locked = shape[LOCKED]
+    output = address + (desk[ADDRESS] - ipa)  # from where the walk is, never summed up: skipped entries count
+    in_granule = (_ONE << level_shift(shape, level)) - _ONE
+    fits = level == last
+    if not fits and level >= block_level and level >= shape[MIN_BLOCK_LEVEL]:
+        fits = (desk[ADDRESS] | output) & in_granule == 0 and desk[END] - desk[ADDRESS] > in_granule
+    if not fits:
+        if visit == TABLE_PRE:
+            return OK
+        return _put_table(shape, pool, pages, mmu, desk)
+    new = attributes
+    if flags & ANNOTATE == 0:
+        new = leaf_descriptor(shape, level, output, attributes)
+    if old & shape[VALID] == 0:
+        if old != 0 and old != locked and flags & OVER_OWNER == 0:
+            return EPERM
+    elif visit == LEAF:
+        if new & shape[VALID] != 0 and (old ^ new) & ~shape[PERMISSION_MASK] == 0:
+            return EAGAIN
+        if flags & SHARED == 0 and (old ^ new) & ~shape[SOFTWARE_MASK] == 0:
+            store_relaxed(pool, desk[ENTRY], new)
+            desk[RESULT] += _ONE
+            return OK
+    else:
+        status = may_unlink(shape, mmu, desk)
+        if status != OK:
+            return status
+    if not break_entry(shape, pool, pages, mmu, desk):
+        return EAGAIN
+    make_entry(shape, pool, pages, mmu, desk, new)
+    desk[RESULT] += _ONE
+    if visit == TABLE_PRE:
+        unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))
+    return OK
+
+
+@compiled
+def _put_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
+    """Put an empty table in place of the visited leaf; its page is taken before the break."""
+    old = desk[OLD]
+    if old & shape[VALID] == 0 and old != 0 and old != shape[LOCKED] and desk[FLAGS] & OVER_OWNER == 0:
+        return EPERM
+    page = cache_take(desk)
+    if page == 0:
+        return ENOMEM
+    if not break_entry(shape, pool, pages, mmu, desk):
+        cache_put(desk, page - _ONE)
+        return EAGAIN
+    set_table_state(pages, page - _ONE, desk[LEVEL], _ONE)
+    make_entry(shape, pool, pages, mmu, desk, table_descriptor(shape, page - _ONE))
+    return OK

@@ -1,0 +1,229 @@
+"""The walker: visits the entries of a range, leaves and tables, in address order; and the lookup of one address.
+
+``walk_step`` returns at each entry that the caller asked for, with the visit in the desk (LEVEL, ENTRY, OLD,
+ADDRESS), and afterwards reads the entry again before it decides to descend, since the caller, or another walker, may
+have changed it. A shared walk is inside an SRCU section (disciplines rcu, lock_subtree) or holds the pages on its
+path (walk_refs) from ``walk_begin`` to ``walk_leave``. Idea: ``kvm_pgtable_walk()``, Linux
+``arch/arm64/kvm/hyp/pgtable.c``; a cursor in place of callbacks and recursion.
+"""
+
+from __future__ import annotations
+
+from ..atomics import load_acquire, load_relaxed
+from ..compiled import U64, Own, Words, compiled, const, u64
+from ..rcu.srcu import srcu_enter, srcu_exit
+from .entry import is_table, output_address, table_page
+from .layout import (
+    ADDRESS,
+    DISCIPLINE,
+    EINVAL,
+    END,
+    ENOENT,
+    ENTRY,
+    ERANGE,
+    FIND,
+    FLAGS,
+    HELD_CHILD,
+    HOLDS,
+    IPA_END,
+    LAST_LEVEL,
+    LEAF,
+    LEVEL,
+    NEXT_STEP,
+    OK,
+    OLD,
+    PAGE_SHIFT,
+    PATH,
+    POOL_BASE,
+    PROGRESS,
+    RESULT,
+    ROOT,
+    RWLOCK,
+    SHARED,
+    SRCU_BASE,
+    START_LEVEL,
+    STRIDE,
+    TABLE_POST,
+    TABLE_PRE,
+    VALID,
+    WALK_REFS,
+    WALKER,
+)
+from .refs import hold_child, release_page
+
+__all__ = ["DONE", "LOST", "lookup", "walk_begin", "walk_leave", "walk_step"]
+
+DONE = const(0)
+"""What ``walk_step`` returns at the end; else LEAF, TABLE_PRE, TABLE_POST or LOST."""
+LOST = const(1)
+"""The table below an entry was taken away while the walk tried to hold it (walk_refs): EAGAIN, or go on past it."""
+
+_LOOK, _AGAIN, _ADVANCE, _NEXT = const(0), const(1), const(2), const(3)
+_ONE = const(1)
+_THREE = const(3)
+
+
+@compiled
+def walk_begin(shape: Own, mmu: Words, desk: Own, address: U64, size: U64, flags: U64) -> U64:
+    """Start a walk of ``[address, address + size)`` bytes; only if OK is there one to leave.
+
+    EINVAL: not in whole pages, no size, or the table was destroyed; ERANGE: beyond the input addresses.
+    """
+    root = load_relaxed(mmu, ROOT)
+    if root == 0 or size == 0 or (address | size) & ((_ONE << shape[PAGE_SHIFT]) - _ONE) != 0:
+        return EINVAL
+    if address >= shape[IPA_END] or size > shape[IPA_END] - address:
+        return ERANGE
+    level = shape[START_LEVEL]
+    shift = shape[PAGE_SHIFT] + shape[STRIDE] * (shape[LAST_LEVEL] - level)
+    desk[ADDRESS] = address
+    desk[END] = address + size
+    desk[PROGRESS] = address
+    desk[RESULT] = u64(0)
+    desk[LEVEL] = level
+    desk[ENTRY] = ((root - _ONE) << (shape[PAGE_SHIFT] - _THREE)) + (address >> shift)
+    desk[FLAGS] = flags
+    desk[NEXT_STEP] = _LOOK
+    desk[HELD_CHILD] = u64(0)
+    desk[HOLDS] = u64(0)
+    if flags & SHARED != 0:
+        discipline = load_relaxed(mmu, DISCIPLINE)
+        if discipline < RWLOCK:
+            srcu_enter(mmu, load_relaxed(mmu, SRCU_BASE), desk[WALKER])
+        elif discipline == WALK_REFS:
+            desk[HOLDS] = _ONE
+    return OK
+
+
+@compiled
+def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
+    """Go on to the next entry that the walk visits: LEAF, TABLE_PRE, TABLE_POST; or DONE, or LOST."""
+    step = desk[NEXT_STEP]
+    level = desk[LEVEL]
+    entry = desk[ENTRY]
+    flags = desk[FLAGS]
+    stride = shape[STRIDE]
+    page_shift = shape[PAGE_SHIFT]
+    last = shape[LAST_LEVEL]
+    in_table = (_ONE << stride) - _ONE
+    if desk[HELD_CHILD] != 0:
+        _release_child(shape, pool, pages, mmu, desk)
+    while True:
+        if step == _ADVANCE:
+            shift = page_shift + stride * (last - level)
+            desk[ADDRESS] = ((desk[ADDRESS] >> shift) + _ONE) << shift
+            step = _NEXT
+        if step == _NEXT:
+            if desk[ADDRESS] < desk[END] and (level == shape[START_LEVEL] or (entry + _ONE) & in_table != 0):
+                entry += _ONE
+                step = _LOOK
+            else:
+                if level == shape[START_LEVEL]:
+                    desk[NEXT_STEP] = _NEXT
+                    return DONE
+                if desk[HOLDS] != 0:
+                    desk[HELD_CHILD] = (entry >> (page_shift - _THREE)) + _ONE
+                level -= _ONE
+                entry = desk[PATH + level]
+                desk[LEVEL] = level
+                desk[ENTRY] = entry
+                if flags & TABLE_POST != 0:
+                    desk[OLD] = load_acquire(pool, entry)
+                    desk[NEXT_STEP] = _NEXT
+                    return TABLE_POST
+                if desk[HELD_CHILD] != 0:
+                    _release_child(shape, pool, pages, mmu, desk)
+                continue
+        old = load_acquire(pool, entry)
+        table = is_table(shape, old, level)
+        if step == _LOOK:
+            if table:
+                if flags & TABLE_PRE != 0:
+                    desk[ENTRY] = entry
+                    desk[LEVEL] = level
+                    desk[OLD] = old
+                    desk[NEXT_STEP] = _AGAIN
+                    return TABLE_PRE
+            elif flags & LEAF != 0:
+                desk[ENTRY] = entry
+                desk[LEVEL] = level
+                desk[OLD] = old
+                desk[NEXT_STEP] = _ADVANCE if level == last else _AGAIN
+                return LEAF
+        if not table:
+            step = _ADVANCE
+            continue
+        if desk[HOLDS] != 0 and not hold_child(shape, pool, pages, mmu, entry, old):
+            desk[ENTRY] = entry
+            desk[LEVEL] = level
+            desk[NEXT_STEP] = _ADVANCE
+            return LOST
+        desk[PATH + level] = entry
+        level += _ONE
+        desk[LEVEL] = level
+        index = (desk[ADDRESS] >> (page_shift + stride * (last - level))) & in_table
+        entry = (table_page(shape, old) << (page_shift - _THREE)) + index
+        desk[ENTRY] = entry
+        step = _LOOK
+
+
+@compiled
+def _release_child(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> None:
+    """Drop the hold on the table that the walk has just come up from."""
+    page = desk[HELD_CHILD] - _ONE
+    desk[HELD_CHILD] = u64(0)
+    release_page(shape, pool, pages, mmu, page)
+
+
+@compiled
+def walk_leave(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> None:
+    """End a walk, wherever it is: drop what it holds, or leave its SRCU section."""
+    if desk[FLAGS] & SHARED == 0:
+        return
+    if desk[HOLDS] != 0:
+        if desk[HELD_CHILD] != 0:
+            _release_child(shape, pool, pages, mmu, desk)
+        while desk[LEVEL] > shape[START_LEVEL]:
+            page = desk[ENTRY] >> (shape[PAGE_SHIFT] - _THREE)
+            desk[LEVEL] -= _ONE
+            desk[ENTRY] = desk[PATH + desk[LEVEL]]
+            release_page(shape, pool, pages, mmu, page)
+        return
+    if load_relaxed(mmu, DISCIPLINE) < RWLOCK:
+        srcu_exit(mmu, load_relaxed(mmu, SRCU_BASE), desk[WALKER])
+
+
+@compiled
+def lookup(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
+    """Walk to the leaf for ``address``: OK, and in the desk from FIND its descriptor, level, output address, entry.
+
+    ENOENT: no valid leaf; FIND still tells the entry where the walk ended. EINVAL: destroyed; ERANGE. Takes no lock and
+    holds nothing: the caller is exclusive, or in a read-side section that keeps table pages (lock held for reading and
+    SRCU), or, as hardware, is waited for by invalidations. O(levels).
+    """
+    root = load_relaxed(mmu, ROOT)
+    if root == 0:
+        return EINVAL
+    if address >= shape[IPA_END]:
+        return ERANGE
+    stride = shape[STRIDE]
+    last = shape[LAST_LEVEL]
+    page_shift = shape[PAGE_SHIFT]
+    level = shape[START_LEVEL]
+    shift = page_shift + stride * (last - level)
+    entry = ((root - _ONE) << (page_shift - _THREE)) + (address >> shift)
+    in_table = (_ONE << stride) - _ONE
+    descriptor = load_acquire(pool, entry)
+    while is_table(shape, descriptor, level):
+        level += _ONE
+        shift -= stride
+        table = output_address(shape, descriptor) - shape[POOL_BASE]
+        entry = (table >> 3) + ((address >> shift) & in_table)
+        descriptor = load_acquire(pool, entry)
+    desk[FIND] = descriptor
+    desk[FIND + _ONE] = level
+    desk[FIND + _THREE] = entry
+    if descriptor & shape[VALID] == 0:
+        return ENOENT
+    desk[FIND + u64(2)] = output_address(shape, descriptor) | (address & ((_ONE << shift) - _ONE))
+    return OK
