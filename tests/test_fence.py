@@ -14,6 +14,7 @@ from guestmem.atomics import fence, fetch_add, load_acquire, store_release, wait
 from guestmem.compiled import U64, Own, Words, compiled, own, u64, words
 
 pytestmark = [
+    pytest.mark.slow,  # two spinning sides need a core each; beside other work they take long
     pytest.mark.compiled_only,  # the interpreted form is sequentially consistent and cannot miss
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores needed"),
 ]
