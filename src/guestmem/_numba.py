@@ -116,12 +116,12 @@ def declared_signature(function: Any) -> Any:
     return _TYPES[function.__annotations__["return"]](*(_TYPES[function.__annotations__[name]] for name in names))
 
 
-def dispatcher(function: Any, *, nogil: bool) -> Any:
+def dispatcher(function: Any, *, nogil: bool, inline: bool = False) -> Any:
     """A Numba dispatcher that compiles the declared signature on first use, from cache if it can, and no other."""
     signature = declared_signature(function)
     # Without Numba's run time, arrays are not counted: 10 atomic operations a call less (a table walk: 480 to 25 ns).
     # Nothing here allocates, and whoever calls holds the arrays.
-    made = njit(nogil=nogil, _nrt=False)(function)
+    made = njit(nogil=nogil, forceinline=inline, _nrt=False)(function)
     if not config.DISABLE_JIT:
         compile_ = type(made).compile
 

@@ -128,14 +128,16 @@ def compiled(function: _F, /) -> _F: ...
 
 
 @overload
-def compiled(*, nogil: bool = False) -> Callable[[_F], _F]: ...
+def compiled(*, nogil: bool = False, inline: bool = False) -> Callable[[_F], _F]: ...
 
 
-def compiled(function: Any = None, /, *, nogil: bool = False) -> Any:
+def compiled(function: Any = None, /, *, nogil: bool = False, inline: bool = False) -> Any:
     """Compile a function by its annotations, on its first call; in the interpreted form, leave it as it is.
 
     ``nogil``: run without the GIL. Only for functions that loop or wait: a short call that gives the GIL away may wait
     5 ms to get it back from a busy Python thread.
+    ``inline``: put the machine code into each caller. For the inside of hot loops: a call between compiled functions
+    hands over seven words an array (a table walk of five arrays: 20 ns a page with calls, 6 without).
 
     The function sees words only, allocates nothing, does not recurse, and reports failure by its return value.
     A call costs 120 ns and some 45 ns an array.
@@ -146,6 +148,6 @@ def compiled(function: Any = None, /, *, nogil: bool = False) -> Any:
             return plain
         from ._numba import dispatcher
 
-        return dispatcher(plain, nogil=nogil)
+        return dispatcher(plain, nogil=nogil, inline=inline)
 
     return decorate if function is None else decorate(function)

@@ -78,13 +78,13 @@ _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
 _EVERYBODY = const(0x7FFFFFFF)
 
 
-@compiled
+@compiled(inline=True)
 def level_shift(shape: Own, level: U64) -> U64:
     """log2 of the bytes that an entry at ``level`` covers."""
     return shape[PAGE_SHIFT] + shape[STRIDE] * (shape[LAST_LEVEL] - level)
 
 
-@compiled
+@compiled(inline=True)
 def is_table(shape: Own, descriptor: U64, level: U64) -> bool:
     """Whether a descriptor at ``level`` points to a table."""
     return level < shape[LAST_LEVEL] and descriptor & shape[TABLE_MASK] == shape[TABLE_KIND]
@@ -96,20 +96,20 @@ def is_counted(shape: Own, descriptor: U64) -> bool:
     return descriptor != 0 and descriptor != shape[LOCKED]
 
 
-@compiled
+@compiled(inline=True)
 def output_address(shape: Own, descriptor: U64) -> U64:
     """The address in a table, block or page descriptor."""
     high = (descriptor & shape[ADDRESS_HIGH_MASK]) << shape[ADDRESS_HIGH_SHIFT]
     return (descriptor & shape[ADDRESS_MASK]) | high
 
 
-@compiled
+@compiled(inline=True)
 def _packed(shape: Own, address: U64) -> U64:
     """An output address, as the bits of a descriptor."""
     return (address & shape[ADDRESS_MASK]) | ((address >> shape[ADDRESS_HIGH_SHIFT]) & shape[ADDRESS_HIGH_MASK])
 
 
-@compiled
+@compiled(inline=True)
 def leaf_descriptor(shape: Own, level: U64, address: U64, attributes: U64) -> U64:
     """The leaf at ``level`` that maps to ``address``."""
     kind = shape[PAGE_KIND] if level == shape[LAST_LEVEL] else shape[BLOCK_KIND]
@@ -122,19 +122,19 @@ def table_descriptor(shape: Own, page: U64) -> U64:
     return _packed(shape, shape[POOL_BASE] + (page << shape[PAGE_SHIFT])) | shape[TABLE_BITS]
 
 
-@compiled
+@compiled(inline=True)
 def table_page(shape: Own, descriptor: U64) -> U64:
     """Page number that a table descriptor points to."""
     return (output_address(shape, descriptor) - shape[POOL_BASE]) >> shape[PAGE_SHIFT]
 
 
-@compiled
+@compiled(inline=True)
 def entry_line(shape: Own, entry: U64) -> U64:
     """Line, in ``pages``, of the page that holds word ``entry`` of the pool."""
     return PAGES + (entry >> (shape[PAGE_SHIFT] - _THREE) << 3)
 
 
-@compiled
+@compiled(inline=True)
 def page_get(pages: Words, line: U64, shared: bool) -> None:
     """Count one entry more; atomically if ``shared``."""
     if shared:
@@ -143,7 +143,7 @@ def page_get(pages: Words, line: U64, shared: bool) -> None:
         store_relaxed(pages, line + COUNT, load_relaxed(pages, line + COUNT) + _ONE)
 
 
-@compiled
+@compiled(inline=True)
 def page_put(pages: Words, line: U64, shared: bool) -> None:
     """Count one entry less."""
     if shared:
@@ -162,7 +162,7 @@ def set_table_state(pages: Words, page: U64, level: U64, count: U64) -> None:
     store_release(pages, line + HELD, _ONE)
 
 
-@compiled
+@compiled(inline=True)
 def replace_entry(pool: Words, desk: Own, new: U64) -> bool:
     """Change the visited entry from valid to valid (rights, access flag); False if another walker changed it first."""
     if desk[FLAGS] & SHARED != 0:
@@ -171,7 +171,7 @@ def replace_entry(pool: Words, desk: Own, new: U64) -> bool:
     return True
 
 
-@compiled
+@compiled(inline=True)
 def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> bool:
     """Lock the visited entry and invalidate what it was; False if another walker locked or changed it first."""
     old = desk[OLD]
@@ -200,7 +200,7 @@ def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) ->
     return True
 
 
-@compiled
+@compiled(inline=True)
 def make_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, new: U64) -> None:
     """Store ``new`` over the LOCKED that this walker put there. Release: who sees a table sees its entries."""
     shared = desk[FLAGS] & SHARED != 0

@@ -109,7 +109,7 @@ def map_range(
     return status
 
 
-@compiled
+@compiled(inline=True)
 def _map_visit(
     shape: Own,
     pool: Words,

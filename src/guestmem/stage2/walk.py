@@ -95,7 +95,7 @@ def walk_begin(shape: Own, mmu: Words, desk: Own, address: U64, size: U64, flags
     return OK
 
 
-@compiled
+@compiled(inline=True)
 def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
     """Go on to the next entry that the walk visits: LEAF, TABLE_PRE, TABLE_POST; or DONE, or LOST."""
     step = desk[NEXT_STEP]
