@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from ..atomics import load_relaxed
 from ..compiled import U64, Own, Words, compiled, const, own, u64, wrapping
 from .changes import Action, Effect
+from .edit import origin
 from .layout import BASE_GFN, CHAIN, EDITED, FLAGS, NPAGES, OTHER, TABLE, TOUCHED, TOUCHED_COUNT, USERSPACE_ADDR
 from .lookup import CURSOR_WORDS, gfn_next, gfn_seek
-from .phases import origin
 
 if TYPE_CHECKING:
     from .set import Memslots

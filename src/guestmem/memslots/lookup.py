@@ -193,7 +193,6 @@ def gfn_next(memslots: Words, cursor: Own) -> U64:
         index = u64(0)
     record = load_relaxed(memslots, node + _ONE + fanout + index)
     if load_relaxed(memslots, (record << 3) + BASE_GFN) >= cursor[u64(3)]:
-        cursor[_PATH + _ONE] = index
         return u64(0)
     cursor[_PATH + _ONE] = index + _ONE
     return record

@@ -13,29 +13,34 @@ from __future__ import annotations
 from ..atomics import load_relaxed, store_relaxed, store_release
 from ..compiled import U64, Own, Words, compiled, const, u64, wrapping
 from ..rcu.srcu import srcu_expired, srcu_start
+from .edit import (
+    CREATE,
+    DELETE,
+    FLAGS_ONLY,
+    MOVE,
+    NOTHING,
+    add,
+    drop,
+    edit,
+    exchange_in_place,
+    give_record,
+    mark,
+    origin,
+)
 from .layout import (
     ADDRESS_SPACES,
-    AS_ID,
     BASE_GFN,
     CHAIN,
-    COUNT,
     DETAIL,
     EDITED,
     FLAGS,
     GENERATION,
-    HVA_TREE,
-    ID,
     IDS,
     KVM_MEM_MAX_NR_PAGES,
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
-    KVM_MEMSLOT_INVALID,
     NPAGES,
-    ORIGIN,
     OTHER,
     PHASE,
-    RECORD_FREE,
-    RECORD_NEXT,
-    RECORDS_USED,
     SET_WORDS,
     SETS,
     SPACE,
@@ -48,7 +53,6 @@ from .layout import (
     active_set,
 )
 from .lookup import last_before
-from .tree import tree_insert, tree_remove, tree_replace
 
 __all__ = [
     "DELETE",
@@ -78,7 +82,6 @@ __all__ = [
     "bring",
     "invalidate",
     "open_change",
-    "origin",
     "publish",
     "settle",
     "stage",
@@ -92,7 +95,6 @@ _AFTER_MARKS = const(8)
 EDITING_AFTER_MARKS = const(9)
 """Bit of the phase EDITING: the active set holds INVALID copies, so the other must be published or undone."""
 
-CREATE, DELETE, MOVE, FLAGS_ONLY, NOTHING = (const(kind) for kind in range(1, 6))
 FIRST_REASON = 16
 (
     NO_SLOT,
@@ -115,88 +117,6 @@ _USER_FLAGS = const(3)
 _FRAMES = const(1 << 52)
 _LARGEST = const((1 << 64) - 1)
 _PAGE_MASK = const(4095)
-
-
-@compiled
-def _take_record(memslots: Words, desk: Own) -> U64:
-    """A record from the free list, else one never used; there is one: see ``geometry``."""
-    record = desk[RECORD_FREE]
-    if record == 0:
-        record = desk[RECORD_NEXT]
-        desk[RECORD_NEXT] = record + _ONE
-    else:
-        desk[RECORD_FREE] = load_relaxed(memslots, (record << 3) + ORIGIN)
-    desk[RECORDS_USED] += _ONE
-    return record
-
-
-@compiled
-def _give_record(memslots: Words, desk: Own, record: U64) -> None:
-    """Back to the free list: a record that was never published, or that left both sets a grace period ago."""
-    store_relaxed(memslots, (record << 3) + ORIGIN, desk[RECORD_FREE])
-    desk[RECORD_FREE] = record
-    desk[RECORDS_USED] -= _ONE
-
-
-@compiled
-def origin(memslots: Words, record: U64) -> U64:
-    """The record that an INVALID copy stands for; any other record (or 0) itself."""
-    if record != 0 and load_relaxed(memslots, (record << 3) + FLAGS) & KVM_MEMSLOT_INVALID != 0:
-        return load_relaxed(memslots, (record << 3) + ORIGIN)
-    return record
-
-
-@compiled
-def _add(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
-    """Put a record into a set. O(log n)."""
-    words = record << 3
-    id_ = load_relaxed(memslots, words + ID)
-    hva = load_relaxed(memslots, words + USERSPACE_ADDR)
-    tree_insert(memslots, desk, set_, load_relaxed(memslots, words + BASE_GFN), u64(0), record, u64(0))
-    end = hva + (load_relaxed(memslots, words + NPAGES) << 12)
-    tree_insert(memslots, desk, set_ + HVA_TREE, hva, id_, record, end)
-    store_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_, record)
-    store_relaxed(memslots, set_ + COUNT, load_relaxed(memslots, set_ + COUNT) + _ONE)
-
-
-@compiled
-def _drop(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
-    """Take a record out of a set. O(log n)."""
-    words = record << 3
-    id_ = load_relaxed(memslots, words + ID)
-    tree_remove(memslots, desk, set_, load_relaxed(memslots, words + BASE_GFN), u64(0))
-    tree_remove(memslots, desk, set_ + HVA_TREE, load_relaxed(memslots, words + USERSPACE_ADDR), id_)
-    store_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_, u64(0))
-    store_relaxed(memslots, set_ + COUNT, load_relaxed(memslots, set_ + COUNT) - _ONE)
-
-
-@compiled
-def _exchange_in_place(memslots: Words, desk: Own, set_: U64, old: U64, new: U64) -> bool:
-    """Put ``new`` where ``old`` is if both are the same ranges; returns whether it was done. O(log n)."""
-    was = old << 3
-    now = new << 3
-    gfn = load_relaxed(memslots, now + BASE_GFN)
-    hva = load_relaxed(memslots, now + USERSPACE_ADDR)
-    if (
-        gfn != load_relaxed(memslots, was + BASE_GFN)
-        or hva != load_relaxed(memslots, was + USERSPACE_ADDR)
-        or load_relaxed(memslots, now + NPAGES) != load_relaxed(memslots, was + NPAGES)
-    ):
-        return False
-    id_ = load_relaxed(memslots, now + ID)
-    tree_replace(memslots, desk, set_, gfn, u64(0), new)
-    tree_replace(memslots, desk, set_ + HVA_TREE, hva, id_, new)
-    store_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_, new)
-    return True
-
-
-@compiled
-def _touch(desk: Own, id_: U64) -> None:
-    """Note that the update changed slot ``id_``. O(1)."""
-    if desk[CHAIN + id_] == 0:
-        desk[CHAIN + id_] = desk[TOUCHED] + _ONE
-        desk[TOUCHED] = id_ + _ONE
-        desk[TOUCHED_COUNT] += _ONE
 
 
 @compiled
@@ -260,50 +180,6 @@ def _judge(
 
 
 @compiled
-def _edit(
-    memslots: Words, desk: Own, as_id: U64, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, kind: U64
-) -> None:
-    """Carry out a judged change on the edited set. O(log n)."""
-    set_ = desk[EDITED]
-    old = load_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_)
-    new = u64(0)
-    if kind != DELETE:
-        new = _take_record(memslots, desk)
-        words = new << 3
-        store_relaxed(memslots, words + AS_ID, as_id)
-        store_relaxed(memslots, words + ID, id_)
-        store_relaxed(memslots, words + BASE_GFN, gfn)
-        store_relaxed(memslots, words + NPAGES, npages)
-        store_relaxed(memslots, words + USERSPACE_ADDR, hva)
-        store_relaxed(memslots, words + FLAGS, flags)
-        store_relaxed(memslots, words + ORIGIN, u64(0))
-    if kind != FLAGS_ONLY or not _exchange_in_place(memslots, desk, set_, old, new):
-        if old != 0:
-            _drop(memslots, desk, set_, old)
-        if new != 0:
-            _add(memslots, desk, set_, new)
-    _touch(desk, id_)
-    if old != 0 and old != origin(memslots, load_relaxed(memslots, load_relaxed(memslots, desk[OTHER] + TABLE) + id_)):
-        _give_record(memslots, desk, old)  # made by this update, never published
-
-
-@compiled
-def _mark(memslots: Words, desk: Own, id_: U64) -> None:
-    """Put an INVALID copy in a slot's place in the edited set. O(log n)."""
-    set_ = desk[EDITED]
-    old = load_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_)
-    copy = _take_record(memslots, desk)
-    field = u64(0)
-    while field < 5:
-        store_relaxed(memslots, (copy << 3) + field, load_relaxed(memslots, (old << 3) + field))
-        field += _ONE
-    store_relaxed(memslots, (copy << 3) + FLAGS, load_relaxed(memslots, (old << 3) + FLAGS) | KVM_MEMSLOT_INVALID)
-    store_relaxed(memslots, (copy << 3) + ORIGIN, old)
-    _exchange_in_place(memslots, desk, set_, old, copy)
-    _touch(desk, id_)
-
-
-@compiled
 def stage(
     memslots: Words, desk: Own, as_id: U64, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, ids: U64
 ) -> U64:
@@ -318,7 +194,7 @@ def stage(
         return OUT_OF_PHASE
     kind = _judge(memslots, desk, desk[EDITED], id_, gfn, npages, hva, flags, ids)
     if kind < NOTHING:
-        _edit(memslots, desk, as_id, id_, gfn, npages, hva, flags, kind)
+        edit(memslots, desk, as_id, id_, gfn, npages, hva, flags, kind)
     elif phase == IDLE:
         desk[PHASE] = IDLE
     return kind
@@ -337,7 +213,7 @@ def invalidate(memslots: Words, desk: Own, as_id: U64, id_: U64) -> U64:
     if phase == IDLE:
         _begin(memslots, desk, as_id, MARKING)
     if desk[CHAIN + id_] == 0:
-        _mark(memslots, desk, id_)
+        mark(memslots, desk, id_)
     return u64(0)
 
 
@@ -366,9 +242,9 @@ def open_change(
         kind = EXISTS
     if DELETE <= kind <= MOVE:
         desk[PHASE] = MARKING
-        _mark(memslots, desk, id_)
+        mark(memslots, desk, id_)
     elif kind < NOTHING:
-        _edit(memslots, desk, as_id, id_, gfn, npages, hva, flags, kind)
+        edit(memslots, desk, as_id, id_, gfn, npages, hva, flags, kind)
     else:
         desk[PHASE] = IDLE
     return kind
@@ -451,12 +327,12 @@ def bring(memslots: Words, desk: Own, undo: bool) -> bool:
         if undo:
             new = origin(memslots, new)
         if old != 0 and old != new:
-            if new == 0 or not _exchange_in_place(memslots, desk, edited, old, new):
-                _drop(memslots, desk, edited, old)
+            if new == 0 or not exchange_in_place(memslots, desk, edited, old, new):
+                drop(memslots, desk, edited, old)
             before = origin(memslots, old)
             if before != old and before != new:
-                _give_record(memslots, desk, before)
-            _give_record(memslots, desk, old)
+                give_record(memslots, desk, before)
+            give_record(memslots, desk, old)
     over = phase < _AFTER_MARKS
     link = desk[TOUCHED]
     while link != 0:
@@ -466,7 +342,7 @@ def bring(memslots: Words, desk: Own, undo: bool) -> bool:
         if undo:
             new = origin(memslots, new)
         if new != 0 and load_relaxed(memslots, stale + id_) != new:
-            _add(memslots, desk, edited, new)
+            add(memslots, desk, edited, new)
         if over:
             desk[CHAIN + id_] = u64(0)
     if over:
