@@ -17,7 +17,7 @@ def done(guest: Guest, before: Counts) -> tuple[int, ...]:
 
 
 def test_one_change_as_kvm_does_it() -> None:
-    """DELETE and MOVE: two swaps, each with a wait and a kick, and a flush. CREATE: one swap. FLAGS_ONLY: and a flush."""
+    """DELETE and MOVE: two swaps, each with wait and kick, and a flush. CREATE: one swap. FLAGS_ONLY: and a flush."""
     with Guest(3) as guest:
         for change, kind, wanted in (
             (guest.change(0, 0, 4, 0), ChangeKind.CREATE, (1, 1, 0, 3, 0, 0)),
