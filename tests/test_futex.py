@@ -58,7 +58,8 @@ def asleep(thread: threading.Thread, shared: Words) -> bool:
 
 @pytest.fixture
 def shared() -> Iterator[Words]:
-    shared = words(16)
+    # Pages of its own: on the heap, a late wake of a lock that was freed there (glibc does that) could reach the word.
+    shared = words(8192)
     yield shared
     poke(shared, WORD, 99)
     wake_all(shared, WORD)
