@@ -1,0 +1,155 @@
+"""Exits that fall into an update: answered when it is over, so that the guest never sees the hole (``exit_retry``).
+
+MMIO: with the update lock held shared, so that every slot stays, one fragment is answered from the memory that is
+there now; KVM_RUN with ``immediate_exit`` lets the emulator go on with the instruction, fragment by fragment, until it
+is complete (EINTR). Its own compare-and-exchange then meets real memory. Registers are neither saved nor restored.
+
+Failed fetches carry no address: the run is repeated if an update was in flight since it began, else it is genuine.
+"""
+
+from __future__ import annotations
+
+from ...atomics import fence, host_load, host_store, load_acquire, load_relaxed, store_release, wait
+from ...compiled import U64, Own, Words, compiled, const, u64
+from ...system import (
+    SYS_IOCTL,
+    failed,
+    host_load8,
+    host_load16,
+    host_load32,
+    host_store8,
+    host_store16,
+    host_store32,
+    system_call,
+)
+from . import layout as at
+from .abi import RUN_DATA, RUN_EXIT_REASON, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
+from .address_map import MAP_HOST, map_find, map_readonly
+from .kicks import leave
+from .stalls import begin_stall, end_stall
+from .update_lock import give_shared, take_shared, updates_since, wait_out_update
+
+__all__ = ["EINTR", "KVM_RUN", "MMIO", "answer_fragment", "copy_fragment", "retry_fetch", "retry_mmio"]
+
+KVM_RUN = const(0xAE80)
+EINTR = const(4)
+MMIO = const(6)
+_ONE = const(1)
+_PAGE = const(0xFFF)
+_BYTE = const(0xFF)
+_SIZE = const(0xFFFFFFFF)
+
+
+@compiled
+def copy_fragment(target: U64, source: U64, size: U64) -> None:
+    """Copy at most 8 bytes: as one access if size and both addresses allow, as the guest's own would be."""
+    unaligned = (target | source) & (size - _ONE)
+    if size == 8 and unaligned == 0:
+        host_store(target, host_load(source))
+    elif size == 4 and unaligned == 0:
+        host_store32(target, host_load32(source))
+    elif size == 2 and unaligned == 0:
+        host_store16(target, host_load16(source))
+    else:
+        byte = u64(0)
+        while byte < size:
+            host_store8(target + byte, host_load8(source + byte))
+            byte += _ONE
+
+
+@compiled
+def answer_fragment(run: U64, host: U64, size: U64, writes: bool) -> None:
+    """Carry out the MMIO exit in ``run`` on host memory."""
+    if writes:
+        copy_fragment(host, run + RUN_DATA, size)
+    else:
+        copy_fragment(run + RUN_DATA, host, size)
+
+
+@compiled
+def take_turn(vm: Words, own: Own, vcpu: U64) -> bool:
+    """Take the update lock shared, and be inside KVM_RUN in the eyes of a pause, none of which is in force.
+
+    False, and nothing taken, if the VM stops.
+    """
+    while load_relaxed(vm, at.STOP) == 0:
+        begin_stall(own)
+        if take_shared(vm) != 0:
+            own[at.HELD] += _ONE
+        store_release(vm, at.VCPUS + at.VCPU * vcpu + at.STATE, at.IN_KVM_RUN)
+        fence()  # inside before we look for pauses: see kicks.py
+        paused = load_acquire(vm, at.PAUSED)
+        if paused == 0:
+            return True
+        leave(vm, vcpu, at.OUTSIDE)
+        give_shared(vm)
+        wait(vm, at.PAUSED, paused)
+    return False
+
+
+@compiled
+def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
+    """Answer an MMIO exit from the slots that are there now and complete its instruction.
+
+    GO_ON; EXIT for a fragment that no slot serves (a device, a write to read-only memory) and for any other exit;
+    FAILED; STOPPED, with the exit kept for the next run. The lock is given back in each case, so a device may change
+    memory itself.
+    """
+    run = own[at.RUN]
+    held = own[at.HELD]
+    if not take_turn(vm, own, vcpu):
+        own[at.STALL_BEGUN] = u64(0)
+        own[at.PENDING] = _ONE
+        return at.STOPPED
+    if own[at.HELD] != held:
+        end_stall(own)
+    own[at.STALL_BEGUN] = u64(0)
+    status = at.GO_ON
+    expected = u64(0)  # where a fragment would go on that the last one left at the end of a page
+    while True:
+        gpa = host_load(run + RUN_PHYS_ADDR)
+        what = host_load(run + RUN_LENGTH)
+        size = what & _SIZE
+        writes = (what >> 32) & _BYTE != 0
+        if gpa == expected and expected != 0:
+            own[at.CROSSINGS] += _ONE
+        entry = map_find(entries, gpa)
+        if entry == 0 or (writes and map_readonly(entries, entry)):
+            status = at.EXIT
+            break
+        answer_fragment(
+            run, load_relaxed(entries, entry + MAP_HOST) + (gpa - load_relaxed(entries, entry)), size, writes
+        )
+        own[at.RETRIED_ANSWERS] += _ONE
+        expected = u64(0)
+        if (gpa + size) & _PAGE == 0:
+            expected = gpa + size
+        host_store(run, RUN_IMMEDIATE_EXIT)
+        error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
+        if error == EINTR:
+            break
+        if error != 0:
+            own[at.ERRNO] = error
+            status = at.FAILED
+            break
+        if host_load32(run + RUN_EXIT_REASON) != MMIO:
+            status = at.EXIT
+            break
+    host_store(run, u64(0))
+    leave(vm, vcpu, at.OUTSIDE)
+    give_shared(vm)
+    return status
+
+
+@compiled
+def retry_fetch(vm: Words, own: Own) -> bool:
+    """After a failed emulation: whether it may be due to an update, which is then over; else it is genuine."""
+    if not updates_since(vm, own[at.BEGAN]):
+        return False
+    own[at.RETRIED_FETCHES] += _ONE
+    begin_stall(own)
+    if wait_out_update(vm) != 0:
+        own[at.HELD] += _ONE
+        end_stall(own)
+    own[at.STALL_BEGUN] = u64(0)
+    return True

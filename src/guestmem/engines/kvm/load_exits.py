@@ -1,0 +1,76 @@
+"""Exits of the load guest: what its access met, written where the guest counts it, and a new start after its death."""
+
+from __future__ import annotations
+
+from ...atomics import host_load, host_store, load_relaxed
+from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...system import SYS_IOCTL, failed, system_call
+from ..soft.layout import MUST, NEW_READONLY, OLD_READONLY, TARGET_FLAGS, TARGET_GPA, TARGET_OLD
+from . import layout as at
+from .abi import RUN_DATA, RUN_LENGTH, RUN_PHYS_ADDR
+from .answers import answer_fragment
+from .load_layout import ANSWERED, BLOCK_OUTCOME, BLOCK_TARGET, DEVICE, HOLE, READONLY_WRITE
+
+__all__ = ["count_kill", "count_mmio"]
+
+_ONE = const(1)
+_BYTE = const(0xFF)
+_SIZE = const(0xFFFFFFFF)
+_WORD = const(8)
+_SET_SREGS, _SET_REGS, _SET_EVENTS = const(0x4138AE84), const(0x4090AE82), const(0x4040AEA0)
+_SHUTDOWN = const(8)
+
+
+@compiled
+def _target(own: Own) -> U64:
+    """Host address of the target that the guest is at."""
+    return host_load(own[at.GUEST] + BLOCK_TARGET) - own[at.GUEST_GPA] + own[at.GUEST_HOST]
+
+
+@compiled
+def count_mmio(vm: Words, own: Own) -> U64:
+    """An access that no slot served: say what it met, and answer it (zero, unless HOLES says from what is behind)."""
+    run = own[at.RUN]
+    block = own[at.GUEST]
+    gpa = host_load(run + RUN_PHYS_ADDR)
+    what = host_load(run + RUN_LENGTH)
+    writes = (what >> 32) & _BYTE != 0
+    target = _target(own)
+    place = wrapping(gpa - host_load(target + TARGET_GPA * _WORD))
+    if place >= _WORD:  # not the 8 bytes that the guest says it is at
+        own[at.STRANGE] += _ONE
+        return at.EXIT
+    flags = host_load(target + TARGET_FLAGS * _WORD)
+    old = host_load(target + TARGET_OLD * _WORD)
+    outcome = DEVICE
+    if writes and flags & (OLD_READONLY | NEW_READONLY) != 0:
+        outcome = READONLY_WRITE
+    elif flags & MUST != 0:
+        outcome = HOLE
+        if load_relaxed(vm, at.HOLES) == at.ANSWER and old != 0:
+            outcome = ANSWERED
+    host_store(block + BLOCK_OUTCOME, outcome)
+    if outcome == ANSWERED:
+        answer_fragment(run, old + place, what & _SIZE, writes)
+    elif not writes:
+        host_store(run + RUN_DATA, u64(0))
+    return at.GO_ON
+
+
+@compiled
+def count_kill(own: Own, reason: U64) -> U64:
+    """The guest is dead: count it, and start it again. What it has counted is in memory and stays."""
+    flags = host_load(_target(own) + TARGET_FLAGS * _WORD)
+    if reason == _SHUTDOWN:
+        own[at.SHUTDOWNS] += _ONE
+    if flags & MUST != 0:
+        own[at.KILLED_FETCHES] += _ONE
+    else:
+        own[at.INTERNAL_ERRORS] += _ONE
+    error = failed(system_call(SYS_IOCTL, own[at.FD], _SET_SREGS, own[at.RESET_SREGS]))
+    error |= failed(system_call(SYS_IOCTL, own[at.FD], _SET_REGS, own[at.RESET_REGS]))
+    error |= failed(system_call(SYS_IOCTL, own[at.FD], _SET_EVENTS, own[at.RESET_EVENTS]))
+    if error != 0:
+        own[at.ERRNO] = error
+        return at.FAILED
+    return at.GO_ON

@@ -1,0 +1,76 @@
+"""The load guest's own memory: tables, code, one block a vCPU, and the targets it works on. Offsets are in bytes.
+
+It lies in a slot of its own that no update touches, at guest address ``area_gpa``; the host sees it at another.
+"""
+
+from __future__ import annotations
+
+from ...compiled import const
+from ..soft.layout import LOAD_HEADER, TARGET
+
+__all__ = [
+    "ANSWERED",
+    "AREA_BYTES",
+    "BLOCKS",
+    "BLOCK_BYTES",
+    "BLOCK_COUNTS",
+    "BLOCK_INSIDE",
+    "BLOCK_INSIDE_CHANGED",
+    "BLOCK_LOADED",
+    "BLOCK_OUTCOME",
+    "BLOCK_SEED",
+    "BLOCK_SHARES",
+    "BLOCK_STACK",
+    "BLOCK_TARGET",
+    "CODE",
+    "COMMON",
+    "COMMON_LOAD",
+    "COMMON_WINDOW",
+    "DEVICE",
+    "HOLE",
+    "KINDS",
+    "LOADS",
+    "LOAD_BYTES",
+    "MEMORY",
+    "OUTCOMES",
+    "READONLY_WRITE",
+    "TABLES",
+    "TABLE_PAGES",
+    "VCPUS_MAX",
+]
+
+TABLES, TABLE_PAGES = 0x0, 64
+"""PML4, then tables of 1 GiB pages, 512 GiB each, taken as they are needed."""
+CODE = 0x40000
+COMMON = 0x41000
+COMMON_WINDOW, COMMON_LOAD = 0x0, 0x40
+"""Odd while an update runs; the number of the load in force."""
+LOADS, LOAD_BYTES = 0x80000, 0x40000
+"""Two loads, as ``soft.Load.words``: the one in force has the parity of its number."""
+BLOCKS, BLOCK_BYTES = 0x100000, 0x2000
+"""Two pages a vCPU: its block, its stack."""
+VCPUS_MAX = 256
+AREA_BYTES = BLOCKS + VCPUS_MAX * BLOCK_BYTES
+
+# A vCPU's block. The first two are written by one side and read by the other, in turn, by one thread.
+BLOCK_OUTCOME = const(0x00)
+BLOCK_TARGET = const(0x08)
+BLOCK_SEED = 0x18
+BLOCK_LOADED = 0x20
+BLOCK_SHARES = 0x30
+"""Shares of writes, fetches and changed targets, of 2**16; the pattern."""
+BLOCK_INSIDE, BLOCK_INSIDE_CHANGED = 0x58, 0x60
+BLOCK_COUNTS = 0x80
+"""Accesses by kind (read, write, fetch) and outcome: KINDS x OUTCOMES words."""
+BLOCK_STACK = 0x2000
+KINDS, OUTCOMES = 3, 8
+
+# What an access met.
+MEMORY = const(0)
+HOLE = const(1)  # there should have been memory
+ANSWERED = const(2)  # the same, and the VMM answered
+DEVICE = const(3)  # rightly no memory
+READONLY_WRITE = const(4)  # rightly not written
+
+assert int(LOAD_HEADER) == 8
+assert int(TARGET) == 4

@@ -1,0 +1,106 @@
+"""A vCPU's loop around KVM_RUN: compiled, without the GIL, no Python between an exit and the next entry.
+
+It leaves for Python only with an exit that is none of its business. What an exit in a hole means is HOLES' word:
+report it, answer it at once from the memory behind, or retry. With a load guest (``load_guest.py``) it counts what the
+guest's accesses met, and starts a killed guest again.
+"""
+
+from __future__ import annotations
+
+from ...atomics import fence, host_store, load_acquire, load_relaxed, store_release, wait
+from ...compiled import U64, Own, Words, compiled, const, u64
+from ...system import SYS_IOCTL, failed, host_load32, system_call
+from . import layout as at
+from .abi import RUN_EXIT_REASON
+from .answers import EINTR, KVM_RUN, MMIO, retry_fetch, retry_mmio
+from .kicks import acknowledge, leave
+from .load_exits import count_kill, count_mmio
+from .stalls import begin_stall, end_stall
+
+__all__ = ["vcpu_run"]
+
+_ONE = const(1)
+_SHUTDOWN = const(8)
+_INTERNAL_ERROR = const(17)
+
+
+@compiled
+def enter(vm: Words, own: Own, vcpu: U64) -> U64:
+    """Wait for the end of pauses and go inside: GO_ON, STOPPED, or SIGNALLED for a caller that looks for signals."""
+    base = at.VCPUS + at.VCPU * vcpu
+    while True:
+        # Cleared, and said to be inside, before we look at what is asked for: see kicks.py.
+        host_store(own[at.RUN], u64(0))
+        store_release(vm, base + at.STATE, at.IN_KVM_RUN)
+        fence()
+        requested = load_acquire(vm, base + at.REQUESTED)
+        if requested != own[at.ACKED]:
+            own[at.ACKED] = requested
+            store_release(vm, base + at.DONE, requested)
+            acknowledge(vm)
+        paused = load_acquire(vm, at.PAUSED)
+        if load_relaxed(vm, at.STOP) != 0:
+            leave(vm, vcpu, at.OUTSIDE)
+            own[at.STALL_BEGUN] = u64(0)
+            return at.STOPPED
+        if paused == 0:
+            end_stall(own)
+            own[at.BEGAN] = load_acquire(vm, at.UPDATES)
+            return at.GO_ON
+        begin_stall(own)
+        own[at.PAUSES] += _ONE
+        leave(vm, vcpu, at.OUTSIDE)
+        wait(vm, at.PAUSED, paused)
+        if own[at.GUEST] == 0:
+            return at.SIGNALLED
+
+
+@compiled
+def handle(vm: Words, entries: Words, own: Own, vcpu: U64, reason: U64) -> U64:
+    """What to do after an exit: GO_ON, EXIT or FAILED."""
+    holes = load_relaxed(vm, at.HOLES)
+    status = at.EXIT
+    if reason == MMIO:
+        own[at.MMIO_EXITS] += _ONE
+        if holes == at.RETRY:
+            status = retry_mmio(vm, entries, own, vcpu)
+            # The exit that is there now may be another one: of a later fragment, or of the instruction's end.
+            reason = u64(host_load32(own[at.RUN] + RUN_EXIT_REASON))
+    elif reason == _INTERNAL_ERROR and holes == at.RETRY and retry_fetch(vm, own):
+        status = at.GO_ON
+    if status == at.EXIT and own[at.GUEST] != 0:
+        if reason == MMIO:
+            return count_mmio(vm, own)
+        if reason == _INTERNAL_ERROR:
+            return count_kill(own, reason)
+        if reason == _SHUTDOWN:
+            return count_kill(own, reason)
+    return status
+
+
+@compiled(nogil=True)
+def vcpu_run(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
+    """Run a vCPU until it stops or has an exit that Python has to see: STOPPED, EXIT, SIGNALLED or FAILED."""
+    if own[at.PENDING] != 0:
+        own[at.PENDING] = u64(0)
+        status = handle(vm, entries, own, vcpu, MMIO)
+        if status != at.GO_ON:
+            return status
+    while True:
+        status = enter(vm, own, vcpu)
+        if status != at.GO_ON:
+            return status
+        error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
+        leave(vm, vcpu, at.OUTSIDE)
+        own[at.EXITS] += _ONE
+        if error == 0:
+            status = handle(vm, entries, own, vcpu, u64(host_load32(own[at.RUN] + RUN_EXIT_REASON)))
+        elif error == EINTR:
+            own[at.INTERRUPTED] += _ONE
+            if own[at.GUEST] == 0:
+                status = at.SIGNALLED
+        else:
+            own[at.ERRNO] = error
+            status = at.FAILED
+        if status != at.GO_ON:
+            return status

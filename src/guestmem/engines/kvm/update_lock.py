@@ -1,0 +1,81 @@
+"""The update lock of ``exit_retry``: shared by vCPUs that answer exits, exclusive for an update, and a sequence.
+
+UPDATES is odd while an update runs. So a vCPU whose instruction fetch failed can tell whether an update was in flight
+at any time since its KVM_RUN began: odd then, or another number now. Updaters go first: answering vCPUs that find an
+update under way step back, so a stream of exits cannot keep an update out. Updaters exclude each other elsewhere.
+"""
+
+from __future__ import annotations
+
+from ...atomics import fence, fetch_add, load_acquire, wait, wake
+from ...compiled import U64, Words, compiled, const, u64
+from .layout import ANSWERING, UPDATES
+
+__all__ = ["give_exclusive", "give_shared", "take_exclusive", "take_shared", "updates_since", "wait_out_update"]
+
+_ONE = const(1)
+_MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
+_EVERYBODY = const(0x7FFFFFFF)
+
+
+@compiled
+def give_shared(vm: Words) -> None:
+    """Stop answering; the last one wakes an updater that waits."""
+    if fetch_add(vm, ANSWERING, _MINUS_ONE) == 1:
+        fence()  # the count is down before we look for an updater; pairs with take_exclusive
+        if load_acquire(vm, UPDATES) & _ONE != 0:
+            wake(vm, ANSWERING, _EVERYBODY)
+
+
+@compiled
+def take_shared(vm: Words) -> U64:
+    """No update begins until ``give_shared``; one under way is waited for. Returns how often it slept."""
+    slept = u64(0)
+    while True:
+        fetch_add(vm, ANSWERING, _ONE)
+        fence()  # we are counted before we look for an update; pairs with take_exclusive
+        updates = load_acquire(vm, UPDATES)
+        if updates & _ONE == 0:
+            return slept
+        give_shared(vm)
+        slept += _ONE
+        wait(vm, UPDATES, updates)
+
+
+@compiled
+def updates_since(vm: Words, began: U64) -> bool:
+    """Whether an update was in flight at any time since UPDATES was ``began``."""
+    return began & _ONE != 0 or load_acquire(vm, UPDATES) != began
+
+
+@compiled
+def wait_out_update(vm: Words) -> U64:
+    """Wait until no update is under way; returns how often it slept."""
+    slept = u64(0)
+    updates = load_acquire(vm, UPDATES)
+    while updates & _ONE != 0:
+        slept += _ONE
+        wait(vm, UPDATES, updates)
+        updates = load_acquire(vm, UPDATES)
+    return slept
+
+
+@compiled(nogil=True)
+def take_exclusive(vm: Words) -> U64:
+    """An update begins: exits that fall into it wait. Returns, once nobody answers any more, how often it slept."""
+    slept = u64(0)
+    fetch_add(vm, UPDATES, _ONE)
+    fence()  # the update is announced before we look for who answers; pairs with take_shared and give_shared
+    while True:
+        answering = load_acquire(vm, ANSWERING)
+        if answering == 0:
+            return slept
+        slept += _ONE
+        wait(vm, ANSWERING, answering)
+
+
+@compiled
+def give_exclusive(vm: Words) -> None:
+    """The update is over."""
+    fetch_add(vm, UPDATES, _ONE)
+    wake(vm, UPDATES, _EVERYBODY)

@@ -1,0 +1,185 @@
+"""One vCPU: its file, its ``struct kvm_run``, registers, dirty ring, and running it.
+
+``run()`` is for whoever wants exits one by one, in the calling thread; ``KvmVm.start()`` runs all vCPUs in threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ...atomics import poke
+from ...compiled import own
+from ...errors import GuestmemError, UsageError
+from . import layout as at
+from .abi import (
+    DIRTY_GFN,
+    DIRTY_GFN_DIRTY,
+    DIRTY_GFN_RESET,
+    DIRTY_LOG_PAGE_OFFSET,
+    REG_NAMES,
+    REGS,
+    SREGS_BYTES,
+    Ioctl,
+)
+from .exits import Exit, Io, Mmio, decode
+from .run_loop import vcpu_run
+
+if TYPE_CHECKING:
+    from .vm import KvmVm
+
+__all__ = ["KvmVcpu"]
+
+_RUN_DATA = 40
+_EVENTS_BYTES = 0x40
+_XCRS = struct.Struct("<IIIIQ360x")
+
+
+class KvmVcpu:
+    """vCPU ``index`` of a VM. Made by ``KvmVm``."""
+
+    def __init__(self, vm: KvmVm, index: int, *, cpuid: bytearray, run_bytes: int, ring_bytes: int) -> None:
+        self._vm, self.index = vm, index
+        self.fd = fcntl.ioctl(vm.fd, Ioctl.CREATE_VCPU, index)
+        self._run = mmap.mmap(self.fd, run_bytes)
+        self._view = ctypes.c_char.from_buffer(self._run)
+        self._ring: mmap.mmap | None = None
+        self._ring_next = 0
+        if ring_bytes:
+            self._ring = mmap.mmap(self.fd, ring_bytes, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
+        fcntl.ioctl(self.fd, Ioctl.SET_CPUID2, cpuid)
+        self.words = own(at.OWN_WORDS)
+        self.words[int(at.FD)] = self.fd
+        self.words[int(at.RUN)] = ctypes.addressof(self._view)
+        self._base = int(at.VCPUS) + int(at.VCPU) * index
+        poke(vm.words, self._base + int(at.RUN_PAGE), ctypes.addressof(self._view))
+
+    # -- registers -------------------------------------------------------------------------------------------------
+
+    def registers(self) -> dict[str, int]:
+        """General registers, rip and rflags by name."""
+        buffer = bytearray(REGS.size)
+        fcntl.ioctl(self.fd, Ioctl.GET_REGS, buffer)
+        return dict(zip(REG_NAMES, REGS.unpack(buffer), strict=True))
+
+    def set_registers(self, values: Mapping[str, int] | None = None, /, **registers: int) -> None:
+        """Set the named ones; the others stay. UsageError for an unknown name."""
+        given = {**(values or {}), **registers}
+        if unknown := given.keys() - set(REG_NAMES):
+            raise UsageError(f"registers: {', '.join(sorted(unknown))}; known are {', '.join(REG_NAMES)}")
+        now = self.registers() | given
+        fcntl.ioctl(self.fd, Ioctl.SET_REGS, REGS.pack(*(now[name] for name in REG_NAMES)))
+
+    def sregs(self) -> bytes:
+        """``struct kvm_sregs`` as it is; ``guests`` makes new ones of it."""
+        buffer = bytearray(SREGS_BYTES)
+        fcntl.ioctl(self.fd, Ioctl.GET_SREGS, buffer)
+        return bytes(buffer)
+
+    def set_sregs(self, sregs: bytes) -> None:
+        """Set segments, tables, control registers and EFER."""
+        fcntl.ioctl(self.fd, Ioctl.SET_SREGS, sregs)
+
+    def events(self) -> bytes:
+        """``struct kvm_vcpu_events``: what is pending."""
+        buffer = bytearray(_EVENTS_BYTES)
+        fcntl.ioctl(self.fd, Ioctl.GET_VCPU_EVENTS, buffer)
+        return bytes(buffer)
+
+    def set_xcr0(self, value: int) -> None:
+        """Which state XSAVE and vector instructions may use: 7 for AVX."""
+        fcntl.ioctl(self.fd, Ioctl.SET_XCRS, _XCRS.pack(1, 0, 0, 0, value))
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Exit:
+        """Run until an exit that is none of the engine's business, and decode it. Ctrl-C ends it.
+
+        GuestmemError with errno if KVM_RUN fails, or if the VM was told to stop. Inside a pause, waits for its end.
+        """
+        self._enlist(threading.get_native_id())
+        try:
+            while True:
+                status = self.run_compiled()
+                if status == at.EXIT:
+                    return decode(memoryview(self._run))
+                if status == at.STOPPED:
+                    raise GuestmemError(f"vCPU {self.index}: the VM has been stopped")
+                if status == at.FAILED:
+                    raise self.failure()
+        finally:
+            self._enlist(0)
+
+    def run_compiled(self) -> int:
+        """One call of the compiled loop; see ``run_loop.vcpu_run`` for what it returns."""
+        return int(vcpu_run(self._vm.words, self._vm.map, self.words, self.index))
+
+    def failure(self) -> GuestmemError:
+        """What to raise after FAILED."""
+        number = int(self.words[int(at.ERRNO)])
+        error = GuestmemError(f"vCPU {self.index}: KVM_RUN: {os.strerror(number)}")
+        error.errno = number
+        return error
+
+    def _enlist(self, tid: int) -> None:
+        """Say which thread runs the vCPU, so that it can be kicked; 0: none."""
+        poke(self._vm.words, self._base + int(at.TID), tid)
+
+    def thread(self) -> Exit | None:
+        """Body of a vCPU thread: run until the VM stops (None) or until an exit that the loop leaves to others."""
+        self._enlist(threading.get_native_id())
+        try:
+            status = self.run_compiled()
+            while status == at.SIGNALLED:
+                status = self.run_compiled()
+        finally:
+            self._enlist(0)
+        return decode(memoryview(self._run)) if status == at.EXIT else None
+
+    def answer(self, exit_: Mmio | Io, data: bytes) -> None:
+        """Answer a read or an ``in`` before the next run: ``data`` is as long as what was asked for."""
+        if isinstance(exit_, Mmio):
+            place, size = _RUN_DATA, exit_.size
+        else:
+            (place,) = struct.unpack_from("<Q", self._run, _RUN_DATA)
+            size = exit_.size * exit_.count
+        if len(data) != size:
+            raise UsageError(f"data: {len(data)} bytes; the exit asks for {size}")
+        self._run[place : place + size] = data
+
+    # -- dirty ring ------------------------------------------------------------------------------------------------
+
+    def harvest(self) -> list[tuple[int, int]]:
+        """Take the filled entries of the dirty ring: (slot | as_id << 16, frame in the slot). The VM resets them.
+
+        UsageError if the VM has no rings. O(entries).
+        """
+        if self._ring is None:
+            raise UsageError("dirty ring: the VM was made without (ring_bytes)")
+        found: list[tuple[int, int]] = []
+        count = len(self._ring) // DIRTY_GFN.size
+        while True:
+            place = self._ring_next % count * DIRTY_GFN.size
+            flags, slot, offset = DIRTY_GFN.unpack_from(self._ring, place)
+            if flags != DIRTY_GFN_DIRTY:
+                return found
+            found.append((slot, offset))
+            struct.pack_into("<I", self._ring, place, DIRTY_GFN_RESET)
+            self._ring_next += 1
+
+    def close(self) -> None:
+        """Unmap and close; the vCPU does not run."""
+        if self.fd >= 0:
+            poke(self._vm.words, self._base + int(at.RUN_PAGE), 0)
+            del self._view
+            self._run.close()
+            if self._ring is not None:
+                self._ring.close()
+            os.close(self.fd)
+            self.fd = -1

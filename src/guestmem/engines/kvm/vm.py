@@ -1,0 +1,285 @@
+"""A VM of ``/dev/kvm``: memory regions by both ioctls, dirty logs, guest_memfd, vCPUs in threads, kicks and pauses.
+
+Thin over the ioctls, whose errors come as MemslotError with the kernel's errno. Updates that no vCPU can see half-done
+are the designs' business (``designs/exit_retry.py``, ``designs/pause_if_overlap.py``); this holds what they need.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...atomics import poke, wake_all
+from ...compiled import own, words
+from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
+from . import layout as at
+from .abi import CREATE_GUEST_MEMFD, DIRTY_CLEAR, DIRTY_LOG, ENABLE_CAP, REGION, REGION2, Ioctl
+from .address_map import map_insert, map_remove, map_words
+from .capabilities import Cap
+from .device import DEVICE, Device, Host, host
+from .exits import Exit
+from .kicks import kick_all, pause_all, resume_all
+from .signals import block_all_but, kick_signal
+from .update_lock import give_exclusive, take_exclusive
+from .vcpu import KvmVcpu
+
+__all__ = ["KvmVm"]
+
+_CPUID_ENTRIES = 256
+_EMULATION_FAILURE = 1
+_AGAIN_S = 0.01
+
+
+class KvmVm:
+    """A VM with ``vcpus`` vCPUs, none of which runs yet, and no memory.
+
+    ``ring_bytes``: a dirty ring of so many bytes a vCPU instead of bitmaps. CapabilityError, in one line, for all that
+    this machine or kernel cannot do.
+    """
+
+    def __init__(self, vcpus: int = 1, *, ring_bytes: int = 0, path: str = DEVICE) -> None:
+        if vcpus < 1:
+            raise UsageError(f"vcpus: {vcpus} is not at least 1")
+        self.device = Device(path)
+        self.fd = -1
+        self.vcpus: list[KvmVcpu] = []
+        self._threads: list[threading.Thread] = []
+        self.ended: dict[int, Exit | GuestmemError] = {}
+        """vCPU threads that ended by themselves, and what they ended with."""
+        self._guest_memfds: list[int] = []
+        try:
+            self._open(vcpus, ring_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, vcpus: int, ring_bytes: int) -> None:
+        device = self.device
+        device.need(Cap.IMMEDIATE_EXIT)
+        self.host: Host = host()
+        most = device.check_extension(Cap.MAX_VCPUS)
+        if vcpus > most:
+            raise CapabilityError(f"engine kvm: {vcpus} vCPUs; this kernel allows {most}")
+        self.max_slots = device.check_extension(Cap.NR_MEMSLOTS)
+        self.address_spaces = max(1, device.check_extension(Cap.MULTI_ADDRESS_SPACE))
+        self.fd = fcntl.ioctl(device.fd, Ioctl.CREATE_VM, 0)
+        self.exits_on_emulation_failure = bool(device.check_extension(Cap.EXIT_ON_EMULATION_FAILURE))
+        if self.exits_on_emulation_failure:
+            # A failed fetch then leaves the vCPU as it was; else KVM queues #UD before it exits.
+            self.enable_cap(Cap.EXIT_ON_EMULATION_FAILURE, _EMULATION_FAILURE)
+        if ring_bytes:
+            device.need(Cap.DIRTY_LOG_RING_ACQ_REL)
+            self.enable_cap(Cap.DIRTY_LOG_RING_ACQ_REL, ring_bytes)
+        self.words = words(at.vm_words(vcpus))
+        self.map = words(map_words(self.max_slots))
+        self._targets = own(vcpus)
+        poke(self.words, int(at.PID), os.getpid())
+        poke(self.words, int(at.SIGNAL), kick_signal())
+        cpuid = bytearray(8 + 40 * _CPUID_ENTRIES)
+        struct.pack_into("<I", cpuid, 0, _CPUID_ENTRIES)
+        fcntl.ioctl(device.fd, Ioctl.GET_SUPPORTED_CPUID, cpuid)
+        self.cpuid = cpuid
+        """``struct kvm_cpuid2``: all that this kernel can give its guests."""
+        run_bytes = fcntl.ioctl(device.fd, Ioctl.GET_VCPU_MMAP_SIZE, 0)
+        for index in range(vcpus):
+            self.vcpus.append(KvmVcpu(self, index, cpuid=self.cpuid, run_bytes=run_bytes, ring_bytes=ring_bytes))
+
+    @property
+    def physical_bits(self) -> int:
+        """Width of a guest physical address, by CPUID leaf 0x80000008; 36 if there is none."""
+        (count,) = struct.unpack_from("<I", self.cpuid)
+        for entry in range(count):
+            leaf, eax = struct.unpack_from("<I8xI", self.cpuid, 8 + 40 * entry)  # function, index, flags, eax
+            if leaf == 0x80000008:
+                return int(eax & 0xFF)
+        return 36
+
+    def enable_cap(self, cap: Cap | int, *args: int) -> None:
+        """KVM_ENABLE_CAP on the VM; CapabilityError if the kernel refuses."""
+        packed = ENABLE_CAP.pack(int(cap), 0, *args, *[0] * (4 - len(args)))
+        try:
+            fcntl.ioctl(self.fd, Ioctl.ENABLE_CAP, packed)
+        except OSError as error:
+            raise CapabilityError(f"engine kvm: KVM_ENABLE_CAP({int(cap)}, {args}): {error.strerror}") from None
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    def set_user_memory_region(
+        self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, flags: int = 0, as_id: int = 0
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION, sizes in bytes; 0 deletes. MemslotError with the kernel's errno.
+
+        The VMM's own map of slots is ``map_insert`` and ``map_remove``: see ``KvmEngine``.
+        """
+        region = REGION.pack(as_id << 16 | slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        self._memory(Ioctl.SET_USER_MEMORY_REGION, region, f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}")
+
+    def set_user_memory_region2(
+        self,
+        slot: int,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+        flags: int = 0,
+        as_id: int = 0,
+        *,
+        guest_memfd: int = 0,
+        guest_memfd_offset: int = 0,
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION2: the same, and a guest_memfd behind the slot (flag KVM_MEM_GUEST_MEMFD)."""
+        self.device.need(Cap.USER_MEMORY2)
+        region = REGION2.pack(
+            as_id << 16 | slot,
+            flags,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+            guest_memfd_offset,
+            guest_memfd,
+            0,
+        )
+        self._memory(Ioctl.SET_USER_MEMORY_REGION2, region, f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}")
+
+    def _memory(self, request: Ioctl, argument: bytes, what: str) -> int:
+        try:
+            answer: int = fcntl.ioctl(self.fd, request, bytearray(argument))
+        except OSError as error:
+            raise MemslotError(error.errno or 0, f"{what}: KVM_{request.name}") from None
+        return answer
+
+    def map_insert(self, gpa: int, size: int, host_address: int, flags: int) -> None:
+        """Have MMIO in ``[gpa, gpa + size)`` answered from host memory. Only while exits are held, or none runs."""
+        map_insert(self.map, gpa, gpa + size, host_address, flags)
+
+    def map_remove(self, gpa: int) -> None:
+        """The slot that begins at ``gpa`` answers nothing any more."""
+        map_remove(self.map, gpa)
+
+    def get_dirty_log(self, slot: int, npages: int, as_id: int = 0) -> bytes:
+        """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared."""
+        bitmap = ctypes.create_string_buffer((npages + 63) // 64 * 8)
+        argument = DIRTY_LOG.pack(as_id << 16 | slot, 0, ctypes.addressof(bitmap))
+        self._memory(Ioctl.GET_DIRTY_LOG, argument, f"slot {slot}")
+        return bitmap.raw
+
+    def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int = 0) -> None:
+        """KVM_CLEAR_DIRTY_LOG: clear and re-protect the pages whose bits are set in ``bitmap``."""
+        if len(bitmap) < (num_pages + 63) // 64 * 8:
+            raise UsageError(f"bitmap: {len(bitmap)} bytes; {num_pages} pages need {(num_pages + 63) // 64 * 8}")
+        held = ctypes.create_string_buffer(bitmap, len(bitmap) or 1)
+        argument = DIRTY_CLEAR.pack(as_id << 16 | slot, num_pages, first_page, ctypes.addressof(held))
+        self._memory(Ioctl.CLEAR_DIRTY_LOG, argument, f"slot {slot}")
+
+    def reset_dirty_rings(self) -> int:
+        """KVM_RESET_DIRTY_RINGS: re-protect what was harvested; returns the number of entries."""
+        return self._memory(Ioctl.RESET_DIRTY_RINGS, b"", "dirty rings")
+
+    def create_guest_memfd(self, size: int, flags: int = 0) -> int:
+        """KVM_CREATE_GUEST_MEMFD: a file of private memory for this VM; closed with the VM."""
+        self.device.need(Cap.GUEST_MEMFD)
+        fd = self._memory(Ioctl.CREATE_GUEST_MEMFD, CREATE_GUEST_MEMFD.pack(size, flags), f"guest_memfd of {size:#x}")
+        self._guest_memfds.append(fd)
+        return fd
+
+    # -- vCPUs -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run every vCPU in a thread, until ``stop()`` or until it has an exit that the loop leaves to others."""
+        if self._threads:
+            raise GuestmemError("start: vCPUs are running already")
+        poke(self.words, int(at.STOP), 1)  # compiles the loop here, not in a thread whose first moments are measured
+        for vcpu in self.vcpus:
+            vcpu.run_compiled()
+        poke(self.words, int(at.STOP), 0)
+        self.ended = {}
+        atexit.register(self.stop)
+        for vcpu in self.vcpus:
+            thread = threading.Thread(target=self._run, args=(vcpu,), name=f"kvm-vcpu{vcpu.index}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _run(self, vcpu: KvmVcpu) -> None:
+        block_all_but(kick_signal())
+        exit_ = vcpu.thread()
+        if exit_ is not None:
+            self.ended[vcpu.index] = exit_
+        elif vcpu.words[int(at.ERRNO)]:
+            self.ended[vcpu.index] = vcpu.failure()
+
+    @property
+    def running(self) -> int:
+        """How many vCPU threads run."""
+        return sum(thread.is_alive() for thread in self._threads)
+
+    def stop(self) -> None:
+        """Stop the vCPU threads, paused or waiting ones too, and wait for them."""
+        poke(self.words, int(at.STOP), 1)
+        for thread in self._threads:
+            while thread.is_alive():
+                kick_all(self.words, len(self.vcpus), self._targets)
+                for word in (at.PAUSED, at.UPDATES):  # what a vCPU may sleep on
+                    wake_all(self.words, int(word))
+                thread.join(_AGAIN_S)
+        self._threads = []
+        poke(self.words, int(at.STOP), 0)
+        atexit.unregister(self.stop)
+
+    def pause(self) -> int:
+        """Stop all vCPUs; they nest. Returns, when none is in KVM_RUN, how often it slept."""
+        return int(pause_all(self.words, len(self.vcpus), own(len(self.vcpus))))
+
+    def resume(self) -> None:
+        """End one pause."""
+        resume_all(self.words)
+
+    def kick(self) -> int:
+        """Have every vCPU leave the guest once; returns how often the wait slept."""
+        return int(kick_all(self.words, len(self.vcpus), own(len(self.vcpus))))
+
+    @contextmanager
+    def exits_held(self) -> Iterator[None]:
+        """Exits that fall into it are answered when it ends (HOLES: RETRY). One thread at a time."""
+        take_exclusive(self.words)
+        try:
+            yield
+        finally:
+            give_exclusive(self.words)
+
+    def set_holes(self, holes: int) -> None:
+        """What becomes of exits in holes: ``layout.REPORT``, ``ANSWER`` or ``RETRY``."""
+        poke(self.words, int(at.HOLES), int(holes))
+
+    def counts(self) -> list[dict[str, int]]:
+        """What each vCPU's loop counted so far, by ``layout.COUNTER_NAMES``; exact once they are stopped."""
+        first = int(at.COUNTERS)
+        return [
+            {name: int(vcpu.words[first + place]) for place, name in enumerate(at.COUNTER_NAMES)} for vcpu in self.vcpus
+        ]
+
+    def close(self) -> None:
+        """Stop the vCPUs and close everything."""
+        if self._threads:
+            self.stop()
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.vcpus = []
+        for fd in (*self._guest_memfds, self.fd):
+            with contextlib.suppress(OSError):
+                if fd >= 0:
+                    os.close(fd)
+        self.fd = -1
+        self._guest_memfds = []
+        self.device.close()
+
+    def __enter__(self) -> KvmVm:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
