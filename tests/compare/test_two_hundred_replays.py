@@ -1,0 +1,92 @@
+"""Over 200 replays of a real boot: sequential shows holes, pauses and ``atomic`` none, the broken design is caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from guestmem.compare import Comparison, Row, compare
+from guestmem.designs import BROKEN
+from guestmem.engines.soft import Access
+from guestmem.traces import Timeline, read
+
+pytestmark = [pytest.mark.slow, pytest.mark.compiled_only]
+
+TRACE = Path(__file__).parents[2] / "examples" / "traces" / "pc-seabios-smp2.log"
+REPLAYS = 200
+STALLS = 2_000
+MOST_ROUNDS = 12
+"""Of 200 replays each: on a loaded machine fewer accesses run into a stall."""
+RIGHT = ("pause", "pause_if_overlap")
+
+
+@pytest.fixture(scope="module")
+def timeline() -> Timeline:
+    return read(TRACE)
+
+
+def replays(timeline: Timeline, seed: int, *designs: str, access: Access | None = None) -> Comparison:
+    return compare(timeline, vcpus=[2], designs=designs, repeat=REPLAYS, seed=seed, interval_ms=0.2, access=access)
+
+
+@pytest.fixture(scope="module")
+def rows(timeline: Timeline) -> dict[str, Row]:
+    """All designs but atomic, and the broken one, in one run."""
+    found = replays(timeline, 1, "sequential", *RIGHT)
+    assert found.strong_enough, "the load was too weak to show anything"
+    return {row.design: row for row in found.rows}
+
+
+@pytest.fixture(scope="module")
+def atomic(timeline: Timeline) -> list[Comparison]:
+    """Runs of atomic and the broken design, until vCPUs ran into 2 000 stalls."""
+    runs: list[Comparison] = []
+    while sum(map(flux_stalls, runs)) < STALLS and len(runs) < MOST_ROUNDS:
+        runs.append(replays(timeline, len(runs), "atomic", access=Access(changed=0.95)))
+    return runs
+
+
+def flux_stalls(run: Comparison) -> int:
+    """How often vCPUs waited for a range in flux under atomic."""
+    return sum(counts["flux_stalls"] for row in run.rows if row.design == "atomic" for counts in row.vcpu_counts)
+
+
+def test_sequential_shows_holes_and_killed_fetches(rows: dict[str, Row]) -> None:
+    row = rows["sequential"]
+    assert row.replays == REPLAYS
+    assert row.holes > 0
+    assert row.killed > 0
+    assert row.wrong == row.stale == row.strange == 0
+
+
+@pytest.mark.parametrize("design", RIGHT)
+def test_pauses_show_none(rows: dict[str, Row], design: str) -> None:
+    row = rows[design]
+    assert (row.replays, row.refusals) == (REPLAYS, [])
+    assert row.inside_changed > 0
+    assert (row.failures, row.torn) == (0, 0)
+
+
+def test_atomic_shows_none_and_its_stalls_were_met(atomic: list[Comparison]) -> None:
+    for run in atomic:
+        row = run.rows[0]
+        assert (row.design, row.replays, row.refusals) == ("atomic", REPLAYS, [])
+        assert row.inside_changed > 0
+        assert (row.holes, row.killed, row.lost, row.wrong, row.stale, row.refused, row.strange) == (0,) * 7
+        assert row.failures == 0
+    assert sum(map(flux_stalls, atomic)) >= STALLS
+
+
+def test_atomic_has_one_instant(atomic: list[Comparison]) -> None:
+    """The latest start of an access that saw old is before the earliest end of one that saw new, on one clock."""
+    assert sum(run.rows[0].instants for run in atomic) > 0
+    assert sum(run.rows[0].torn for run in atomic) == 0
+
+
+def test_the_broken_design_is_caught_in_each_run(rows: dict[str, Row], atomic: list[Comparison]) -> None:
+    assert rows[BROKEN].caught
+    for run in atomic:
+        assert [row.design for row in run.rows] == ["atomic", BROKEN]
+        assert run.rows[1].caught
+        assert run.strong_enough
