@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .descriptor import Empty, Entry, Leaf, Locked, Malformed, Memory, Owned, Rights, Table
     from .format import Annotations, Format, InvalidType, guest_payload, host_payload
     from .geometry import Geometry, stage2_geometry
-    from .npt import NptFormat, NptLeaf, NptTable, npt
+    from .npt import NptFormat, NptLeaf, NptTable, amd_npt
     from .pool import Pool
     from .printer import Range, dump, format_dump, format_tree
     from .vtcr import Vtcr, vtcr_el2, vttbr_el2
@@ -40,13 +40,13 @@ __all__ = [
     "Rights",
     "Table",
     "Vtcr",
+    "amd_npt",
     "arm_stage2",
     "dump",
     "format_dump",
     "format_tree",
     "guest_payload",
     "host_payload",
-    "npt",
     "stage2_geometry",
     "vtcr_el2",
     "vttbr_el2",
@@ -57,7 +57,7 @@ _FILES = {
     "descriptor": "Empty Entry Leaf Locked Malformed Memory Owned Rights Table",
     "format": "Annotations Format InvalidType guest_payload host_payload",
     "geometry": "Geometry stage2_geometry",
-    "npt": "NptFormat NptLeaf NptTable npt",
+    "npt": "NptFormat NptLeaf NptTable amd_npt",
     "pool": "Pool",
     "printer": "Range dump format_dump format_tree",
     "vtcr": "Vtcr vtcr_el2 vttbr_el2",

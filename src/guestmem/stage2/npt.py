@@ -18,7 +18,7 @@ from .descriptor import Entry, Leaf, Malformed, Memory, Rights, Table
 from .format import Annotations, Format, Shape, bits, check_software, stray
 from .geometry import LAST_LEVEL, Geometry
 
-__all__ = ["NptFormat", "NptLeaf", "NptTable", "npt"]
+__all__ = ["NptFormat", "NptLeaf", "NptTable", "amd_npt"]
 
 _P, _RW, _US, _PWT, _PCD, _A, _D, _PS, _G = (1 << bit for bit in range(9))
 _PAT_BLOCK = 1 << 12
@@ -47,7 +47,7 @@ class NptTable(Table):
 
 @dataclass(frozen=True)
 class NptFormat(Format):
-    """Nested tables for one geometry; make it with ``npt``."""
+    """Nested tables for one geometry; make it with ``amd_npt``."""
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class NptFormat(Format):
     ) -> int:
         """The bits of a leaf beside address and kind; D is set by who writes.
 
-        >>> hex(npt().attributes(Rights.READ | Rights.WRITE))
+        >>> hex(amd_npt().attributes(Rights.READ | Rights.WRITE))
         '0x8000000000000026'
         """
         index = _TYPES[Memory.NORMAL if memory is Memory.AS_S1 else memory]
@@ -175,10 +175,10 @@ class NptFormat(Format):
         )
 
 
-def npt(pa_bits: int = 48, *, annotations: Annotations = Annotations.LINUX_7_1) -> NptFormat:
+def amd_npt(pa_bits: int = 48, *, annotations: Annotations = Annotations.LINUX_7_1) -> NptFormat:
     """Nested tables of four levels, 48 bits of input. ``pa_bits``: 32 to 52 (CPUID 8000_0008).
 
-    >>> hex(npt().table(0x5000)), npt().decode(0x5027, 1).address == 0x5000
+    >>> hex(amd_npt().table(0x5000)), amd_npt().decode(0x5027, 1).address == 0x5000
     ('0x5027', True)
     """
     if not 32 <= pa_bits <= 52:

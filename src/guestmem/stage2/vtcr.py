@@ -100,7 +100,7 @@ class Vtcr:
 
 
 def vtcr_el2(arm: ArmFormat, *, vmid_bits: int = 16, ha: bool = True) -> int:
-    """The value KVM programs for a format: PS its ``pa_bits``, VS by VMID width, HA: hardware access flags, HD: ``dbm``.
+    """The value KVM programs for a format: PS its ``pa_bits``, VS by VMID width, HA access flags, HD ``dbm``.
 
     EINVAL for a geometry that Arm does not have (tables of 8 entries), for VMIDs of neither 8 nor 16 bits, and for a
     start at level 0 (4K) or 1 (16K and 64K) with fewer output bits than that needs.
