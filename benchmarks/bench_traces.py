@@ -124,7 +124,8 @@ def main() -> None:
             seconds, mib = got["read"], got["mib"]
             verdict = "reached" if seconds <= BOUND_SECONDS and mib <= BOUND_MIB else "NOT reached"
             bounds = f"at most {BOUND_SECONDS:.0f} s and {BOUND_MIB:.0f} MiB"
-            print(f"{name}: {seconds:.2f} s by the clock ({got['cpu']:.2f} s of the processor), {mib:.0f} MiB; {bounds}: {verdict}")
+            took = f"{seconds:.2f} s by the clock ({got['cpu']:.2f} s of the processor), {mib:.0f} MiB"
+            print(f"{name}: {took}; {bounds}: {verdict}")
 
 
 if __name__ == "__main__":
