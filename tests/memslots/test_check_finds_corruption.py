@@ -15,7 +15,7 @@ Plant = Callable[[Memslots, memoryview, int], None]
 
 
 def _memslots(rng: random.Random) -> Memslots:
-    memslots = Memslots(max_slots=80, node_words=17)
+    memslots = Memslots(max_slots=80, node_words=33)
     for slot_id in rng.sample(range(80), 80):
         memslots.create(slot_id, 5 * slot_id, 3, 0x1000 * (slot_id % 20))
     for slot_id in rng.sample(range(80), 20):
@@ -105,6 +105,7 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "space of a slot": (_add(_first_record, 1), "address space"),
     "id of a slot": (_add(lambda cells, set_: _first_record(cells, set_) + 1, 500), "not below"),
     "flags of a slot": (_add(lambda cells, set_: _first_record(cells, set_) + 5, 64), "flags"),
+    "end by gfn": (_add(lambda cells, set_: _leaf(cells, set_) + 2 + 2 * cells[set_ + 2], -1), "by gfn at"),
     "mark left over": (_add(lambda cells, set_: _first_record(cells, set_) + 5, 1 << 16), "INVALID"),
     "generation in progress": (_add(lambda cells, _set: cells[ACTIVE] + 4, 1 << 63), "generation"),
     "active set": (_add(lambda _cells, _set: ACTIVE, 1), "active set"),

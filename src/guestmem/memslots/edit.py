@@ -86,9 +86,10 @@ def add(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
     words = record << 3
     id_ = load_relaxed(memslots, words + ID)
     hva = load_relaxed(memslots, words + USERSPACE_ADDR)
-    tree_insert(memslots, desk, set_, load_relaxed(memslots, words + BASE_GFN), u64(0), record, u64(0))
-    end = hva + (load_relaxed(memslots, words + NPAGES) << 12)
-    tree_insert(memslots, desk, set_ + HVA_TREE, hva, id_, record, end)
+    gfn = load_relaxed(memslots, words + BASE_GFN)
+    npages = load_relaxed(memslots, words + NPAGES)
+    tree_insert(memslots, desk, set_, gfn, u64(0), record, gfn + npages)
+    tree_insert(memslots, desk, set_ + HVA_TREE, hva, id_, record, hva + (npages << 12))
     store_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_, record)
     store_relaxed(memslots, set_ + COUNT, load_relaxed(memslots, set_ + COUNT) + _ONE)
 

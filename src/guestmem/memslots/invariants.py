@@ -106,6 +106,7 @@ def _set(shape: Geometry, cells: memoryview, as_id: int, set_: int, nodes: list[
         _require(base >= stop, f"{name}: slot {id_} from {base:#x} overlaps the slot before it, to {stop:#x}")
         _require(flags & ~(_INVALID | 3) == 0, f"{name}: slot {id_} has flags {flags:#x}")
         stop = base + npages
+        _require(entry.end == stop, f"{name}: slot {id_} ends at {stop:#x}, by gfn at {entry.end:#x}")
     for entry in by_hva:
         record = entry.value
         _, id_, _, npages, hva, _ = cells[8 * record : 8 * record + 6].tolist()

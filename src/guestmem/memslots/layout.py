@@ -63,7 +63,7 @@ SET_WORDS = const(16)
 FIRST_RECORD = 11
 
 # A set. It starts with its tree by gfn; a tree is root (word index of a node), height (0: the root is a leaf),
-# fan-out, and columns (2: key, value; 4: also the largest end below, and the slot id that orders equal keys).
+# fan-out, and columns (3: key, value, largest end below; 4: also the slot id that orders equal keys).
 GFN_TREE, HVA_TREE = const(0), const(8)
 ROOT, HEIGHT, FANOUT, COLUMNS = (const(word) for word in range(4))
 GENERATION, COUNT, TABLE = (const(word) for word in range(4, 7))
@@ -154,10 +154,10 @@ class Geometry(NamedTuple):
 def geometry(address_spaces: int, ids: int, node_words: int = 64) -> Geometry:
     """Geometry in which no update can run out of room: sized for the worst fill of all trees and one whole update.
 
-    ``node_words`` at least 17 (fan-out 8 by gfn, 4 by hva). A tiny instance takes a few hundred words.
+    ``node_words`` at least 17 (fan-out 5 by gfn, 4 by hva). A tiny instance takes a few hundred words.
 
     >>> geometry(1, 4, node_words=17).words
-    506
+    608
     """
     if not 1 <= address_spaces <= MAX_ADDRESS_SPACES:
         raise UsageError(f"address_spaces: {address_spaces} is not in 1..{MAX_ADDRESS_SPACES}")
@@ -168,7 +168,7 @@ def geometry(address_spaces: int, ids: int, node_words: int = 64) -> Geometry:
     # At worst an update holds, beside each space's slots, an INVALID copy and a replacement of each slot.
     records = (address_spaces + 2) * ids + 1
     nodes = 0
-    for columns in (2, 4):
+    for columns in (3, 4):
         least = (node_words - 1) // columns // 2
         level = ids
         while True:
@@ -220,7 +220,7 @@ def format_memslots(
             store_relaxed(memslots, set_ + GENERATION, as_id)
             store_relaxed(memslots, set_ + TABLE, table)
             table += ids
-            columns = u64(2)
+            columns = u64(3)
             while columns < 5:
                 tree = set_ + (HVA_TREE if columns == 4 else GFN_TREE)
                 store_relaxed(memslots, tree + ROOT, desk[NODE_NEXT])
@@ -228,7 +228,7 @@ def format_memslots(
                 store_relaxed(memslots, tree + COLUMNS, columns)
                 desk[NODE_NEXT] += node_words
                 desk[NODES_USED] += one
-                columns += u64(2)
+                columns += one
             copy += one
         as_id += one
 

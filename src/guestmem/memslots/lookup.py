@@ -66,10 +66,10 @@ def _last_gfn(memslots: Words, keys: U64, count: U64, gfn: U64) -> U64:
 
 
 @compiled
-def last_before(memslots: Words, set_: U64, gfn: U64) -> U64:
-    """The record with the largest base that is at most ``gfn``, else the first one; 0 in an empty set. O(log n).
+def _entry_before(memslots: Words, set_: U64, gfn: U64) -> U64:
+    """Word of the leaf's key that is the last at most ``gfn``, else the first one; 0 in an empty set. O(log n).
 
-    For ``gfn`` from 2**63 on, some record.
+    For ``gfn`` from 2**63 on, some entry.
     """
     node = load_relaxed(memslots, set_ + ROOT)
     level = load_relaxed(memslots, set_ + HEIGHT)
@@ -78,23 +78,33 @@ def last_before(memslots: Words, set_: U64, gfn: U64) -> U64:
     if count == 0:
         return u64(0)
     while True:
-        index = _last_gfn(memslots, node + _ONE, count, gfn)
-        node = load_relaxed(memslots, node + _ONE + fanout + index)
+        entry = node + _ONE + _last_gfn(memslots, node + _ONE, count, gfn)
         if level == 0:
-            return node
+            return entry
+        node = load_relaxed(memslots, entry + fanout)
         count = load_relaxed(memslots, node)
         level -= _ONE
 
 
 @compiled
+def last_before(memslots: Words, set_: U64, gfn: U64) -> U64:
+    """The record with the largest base that is at most ``gfn``, else the first one; 0 in an empty set. O(log n)."""
+    entry = _entry_before(memslots, set_, gfn)
+    return u64(0) if entry == 0 else load_relaxed(memslots, entry + load_relaxed(memslots, set_ + FANOUT))
+
+
+@compiled
 def find_in(memslots: Words, set_: U64, gfn: U64) -> U64:
-    """The record that holds frame ``gfn`` in a set, or 0. O(log n)."""
-    record = last_before(memslots, set_, gfn)
-    if record == 0:
-        return record
-    words = record << 3
-    if wrapping(gfn - load_relaxed(memslots, words + BASE_GFN)) < load_relaxed(memslots, words + NPAGES):
-        return record
+    """The record that holds frame ``gfn`` in a set, or 0. O(log n).
+
+    Both bounds stand in the leaf: the record, a cache line elsewhere, is not touched, and need not be for a hole.
+    """
+    entry = _entry_before(memslots, set_, gfn)
+    if entry == 0:
+        return entry
+    fanout = load_relaxed(memslots, set_ + FANOUT)
+    if load_relaxed(memslots, entry) <= gfn < load_relaxed(memslots, entry + fanout + fanout):
+        return load_relaxed(memslots, entry + fanout)
     return u64(0)
 
 

@@ -1,7 +1,7 @@
 """A B+tree over flat words: the order of a set's slots, by gfn and (with the largest end below) by hva.
 
-Each node is a count and columns of ``fanout`` words: key, value; in trees by hva also the largest end in the subtree
-and the slot id that orders equal keys (slots may alias host memory). An inner node's entry is the exact summary of
+Each node is a count and columns of ``fanout`` words: key, value, largest end in the subtree; in trees by hva also the
+slot id that orders equal keys (slots may alias host memory). An inner node's entry is the exact summary of
 its child: its smallest key, and the largest end. Only the updater edits, and only the set that no reader is in, so
 all accesses are relaxed. Splits fill the left node when slots come in ascending order; a node other than the last of
 its level is at least half full. Idea: an interval tree (Linux ``lib/interval_tree.c``) on a B+tree's memory.
@@ -69,7 +69,7 @@ def _descend(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64) -> U64:
     last = level
     while True:
         count = load_relaxed(memslots, node)
-        if columns == 2:
+        if columns == 3:
             index = last_at_most(memslots, node + _ONE, count, key)
         else:
             index = _last_tied(memslots, node, fanout, key, tie)
@@ -91,8 +91,8 @@ def _write(
     at = node + _ONE + index
     store_relaxed(memslots, at, key)
     store_relaxed(memslots, at + fanout, value)
+    store_relaxed(memslots, at + fanout + fanout, end)
     if columns == 4:
-        store_relaxed(memslots, at + fanout + fanout, end)
         store_relaxed(memslots, at + fanout * u64(3), tie)
 
 
@@ -135,6 +135,18 @@ def _close_gap(memslots: Words, node: U64, fanout: U64, columns: U64, index: U64
 
 
 @compiled
+def _largest_end(memslots: Words, node: U64, fanout: U64) -> U64:
+    """The largest end of a node's entries. O(fan-out)."""
+    end = u64(0)
+    count = load_relaxed(memslots, node)
+    entry = u64(0)
+    while entry < count:
+        end = max(end, load_relaxed(memslots, node + _ONE + fanout + fanout + entry))
+        entry += _ONE
+    return end
+
+
+@compiled
 def _refresh(memslots: Words, parent: U64, fanout: U64, columns: U64, index: U64) -> bool:
     """Make entry ``index`` the summary of its child again; returns whether it changed. O(fan-out)."""
     at = parent + _ONE + index
@@ -149,15 +161,10 @@ def _refresh(memslots: Words, parent: U64, fanout: U64, columns: U64, index: U64
         if tie != load_relaxed(memslots, at + fanout * u64(3)):
             store_relaxed(memslots, at + fanout * u64(3), tie)
             changed = True
-        end = u64(0)
-        count = load_relaxed(memslots, child)
-        entry = u64(0)
-        while entry < count:
-            end = max(end, load_relaxed(memslots, child + _ONE + fanout + fanout + entry))
-            entry += _ONE
-        if end != load_relaxed(memslots, at + fanout + fanout):
-            store_relaxed(memslots, at + fanout + fanout, end)
-            changed = True
+    end = _largest_end(memslots, child, fanout)
+    if end != load_relaxed(memslots, at + fanout + fanout):
+        store_relaxed(memslots, at + fanout + fanout, end)
+        changed = True
     return changed
 
 
@@ -229,7 +236,7 @@ def tree_insert(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64, value
         if growing:  # the new node's summary is filled in by the refresh below
             key = load_relaxed(memslots, value + _ONE)
             tie = load_relaxed(memslots, value + _ONE + fanout * u64(3)) if columns == 4 else u64(0)
-            end = _largest_end(memslots, value, fanout, columns)
+            end = _largest_end(memslots, value, fanout)
             index += _ONE
         elif not changed:
             return
@@ -243,19 +250,6 @@ def tree_insert(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64, value
         _refresh(memslots, root, fanout, columns, _ONE)
         store_relaxed(memslots, tree + ROOT, root)
         store_relaxed(memslots, tree + HEIGHT, height + _ONE)
-
-
-@compiled
-def _largest_end(memslots: Words, node: U64, fanout: U64, columns: U64) -> U64:
-    """The largest end of a node's entries; 0 in trees that keep none. O(fan-out)."""
-    end = u64(0)
-    if columns == 4:
-        count = load_relaxed(memslots, node)
-        entry = u64(0)
-        while entry < count:
-            end = max(end, load_relaxed(memslots, node + _ONE + fanout + fanout + entry))
-            entry += _ONE
-    return end
 
 
 @compiled
