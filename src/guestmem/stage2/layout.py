@@ -12,7 +12,7 @@ Five arrays go to most compiled functions of this room, always in this order:
 - ``mmu`` (Words): state of one table: root, discipline, lock, SRCU, deferred pages, counters of invalidations.
 - ``desk`` (Own): what one vCPU needs: its walk, its cache of table pages, results.
 
-``free_list`` holds the compiled functions that take pages from ``pages`` and give them back; ``pool`` makes the memory.
+``free_list`` holds the functions that take pages and give them back, and a bit a page behind the lines of ``pages``.
 Levels are Arm's, 0 to 3, for both formats: 3 holds pages.
 
 Idea: ``struct kvm_pgtable``, ``kvm_pgtable_walk_data`` and ``kvm_mmu_memory_cache``, Linux.
@@ -31,10 +31,13 @@ __all__ = [
     "ANNOTATE",
     "ATTRIBUTES_MASK",
     "BLOCK_KIND",
+    "BLOCK_LEVELS",
     "CACHE",
     "CACHED",
     "CACHE_CAPACITY",
     "CACHE_COUNT",
+    "CLEANED",
+    "CLEANS",
     "COUNT",
     "DEAD",
     "DEFER_INVALIDATE",
@@ -57,8 +60,6 @@ __all__ = [
     "FIND",
     "FLAGS",
     "FREE",
-    "FREE_HEAD",
-    "FRESH",
     "GIVEN",
     "HELD",
     "HELD_CHILD",
@@ -182,7 +183,7 @@ ACCESSED = const(30)
 DIRTY = const(31)
 """What hardware sets when it writes: NPT bit 6; Arm S2AP[1] where DBM is used, else 0."""
 SOFTWARE_MASK = const(32)
-"""Bits that hardware ignores in leaves (Arm 58:55, NPT 11:9)."""
+"""Bits that hardware ignores in leaves (58:55 in both formats)."""
 LOCKED = const(33)
 """The invalid descriptor that says: one walker is between break and make. Holds no reference."""
 TYPE_MASK = const(34)
@@ -190,15 +191,13 @@ TYPE_MASK = const(34)
 not LOCKED's."""
 OWNER_SHIFT, OWNER_MASK = const(35), const(36)
 """Owner of an owner's mark: ``d >> OWNER_SHIFT & OWNER_MASK``; the mark's own type is in OWNER_TYPE."""
+BLOCK_LEVELS = const(38)
+"""Bit L: hardware takes a block at level L. A valid leaf at any other level above the last does not translate."""
 OWNER_TYPE = const(37)
 """Type bits of an owner's mark: ``d & TYPE_MASK == OWNER_TYPE``."""
 SHAPE_WORDS = 48
 
 # --- pages: header, then a line of eight words per page ---------------------------------------------------------------
-FREE_HEAD = const(0)
-"""Head of the free list: page number + 1 (0: empty) in the low 32 bits, above them a count of changes (against ABA)."""
-FRESH = const(8)
-"""First page that was never taken. Pages from here on are zero."""
 LIMIT = const(9)
 """Number of pages."""
 TAKEN, GIVEN = const(16), const(24)
@@ -210,7 +209,7 @@ COUNT = const(0)
 HELD = const(1)
 """Discipline walk_refs: one for the link from the parent's entry, and one for each walker inside. 0: to be freed."""
 NEXT = const(2)
-"""Of a free page: page number + 1 of the next one. Of a page being freed: next of its chain."""
+"""Of a page being freed: page number + 1 of the next one of its chain."""
 STATE = const(3)
 """FREE, CACHED (in a vCPU's cache), LINKED (reachable, or part of an unlinked tree being built), DEAD (unlinked)."""
 ENTRY_LEVEL = const(4)
@@ -237,6 +236,8 @@ RETRIES, RETRY_WAITERS = const(16), const(24)
 """Discipline lock_subtree: a makes' count to wait on, and how many wait."""
 TLB = const(32)
 """Counters of invalidations: see ``invalidate``."""
+CLEANS, CLEANED = const(40), const(41)
+"""How often data caches were cleaned for a leaf, and how many bytes: see ``flush``."""
 MMU_FIXED = 64
 """Words before the lock."""
 RCU, LOCK_SUBTREE, RWLOCK, WALK_REFS = const(0), const(1), const(2), const(3)

@@ -15,7 +15,10 @@ from ..rcu.srcu import srcu_enter, srcu_exit
 from .entry import is_table, output_address, table_page
 from .layout import (
     ADDRESS,
+    BLOCK_KIND,
+    BLOCK_LEVELS,
     DISCIPLINE,
+    EAGAIN,
     EINVAL,
     END,
     ENOENT,
@@ -32,6 +35,8 @@ from .layout import (
     NEXT_STEP,
     OK,
     OLD,
+    PAGE_KIND,
+    PAGE_MASK,
     PAGE_SHIFT,
     PATH,
     POOL_BASE,
@@ -43,15 +48,15 @@ from .layout import (
     SRCU_BASE,
     START_LEVEL,
     STRIDE,
+    TABLE_MASK,
     TABLE_POST,
     TABLE_PRE,
-    VALID,
     WALK_REFS,
     WALKER,
 )
 from .refs import hold_child, release_page
 
-__all__ = ["DONE", "LOST", "lookup", "walk_begin", "walk_leave", "walk_step"]
+__all__ = ["DONE", "LOST", "lookup", "lookup_shared", "walk_begin", "walk_leave", "walk_past", "walk_step"]
 
 DONE = const(0)
 """What ``walk_step`` returns at the end; else LEAF, TABLE_PRE, TABLE_POST or LOST."""
@@ -167,6 +172,12 @@ def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U
         step = _LOOK
 
 
+@compiled(inline=True)
+def walk_past(desk: Own) -> None:
+    """Do not look at the visited entry again, nor descend: the next step goes on after it."""
+    desk[NEXT_STEP] = _ADVANCE
+
+
 @compiled
 def _release_child(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> None:
     """Drop the hold on the table that the walk has just come up from."""
@@ -197,8 +208,8 @@ def walk_leave(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> 
 def lookup(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
     """Walk to the leaf for ``address``: OK, and in the desk from FIND its descriptor, level, output address, entry.
 
-    ENOENT: no valid leaf; FIND still tells the entry where the walk ended. EINVAL: destroyed; ERANGE. Takes no lock and
-    holds nothing: the caller is exclusive, or in a read-side section that keeps table pages (lock held for reading and
+    ENOENT: no leaf that hardware takes; FIND still tells the entry where the walk ended. EINVAL: destroyed; ERANGE.
+    Takes no lock and holds nothing: the caller is exclusive, or in a read-side section that keeps table pages (lock and
     SRCU), or, as hardware, is waited for by invalidations. O(levels).
     """
     root = load_relaxed(mmu, ROOT)
@@ -220,10 +231,35 @@ def lookup(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
         table = output_address(shape, descriptor) - shape[POOL_BASE]
         entry = (table >> 3) + ((address >> shift) & in_table)
         descriptor = load_acquire(pool, entry)
+    return _found(shape, desk, address, descriptor, level, entry)
+
+
+@compiled
+def lookup_shared(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, address: U64) -> U64:
+    """As ``lookup``, for a caller that holds the lock for reading only; also EAGAIN. O(levels)."""
+    page = _ONE << shape[PAGE_SHIFT]
+    status = walk_begin(shape, mmu, desk, address & ~(page - _ONE), page, SHARED | LEAF)
+    if status != OK:
+        return status
+    status = EAGAIN
+    if walk_step(shape, pool, pages, mmu, desk) == LEAF:
+        status = _found(shape, desk, address, desk[OLD], desk[LEVEL], desk[ENTRY])
+    walk_leave(shape, pool, pages, mmu, desk)
+    return status
+
+
+@compiled(inline=True)
+def _found(shape: Own, desk: Own, address: U64, descriptor: U64, level: U64, entry: U64) -> U64:
+    """Write what a lookup found to the desk."""
+    last = shape[LAST_LEVEL]
+    shift = shape[PAGE_SHIFT] + shape[STRIDE] * (last - level)
     desk[FIND] = descriptor
     desk[FIND + _ONE] = level
     desk[FIND + _THREE] = entry
-    if descriptor & shape[VALID] == 0:
+    if level == last:
+        if descriptor & shape[PAGE_MASK] != shape[PAGE_KIND]:
+            return ENOENT
+    elif descriptor & shape[TABLE_MASK] != shape[BLOCK_KIND] or (shape[BLOCK_LEVELS] >> level) & _ONE == 0:
         return ENOENT
     desk[FIND + u64(2)] = output_address(shape, descriptor) | (address & ((_ONE << shift) - _ONE))
     return OK

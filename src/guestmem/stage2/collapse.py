@@ -1,0 +1,147 @@
+"""Collapse tables into blocks where they map one run of memory with the same attributes.
+
+What mainline leaves to the next fault (``map`` meets a table where a block fits) done eagerly; x86 does it when
+dirty logging ends (``kvm_mmu_recover_huge_pages()``, Linux ``arch/x86/kvm/mmu/tdp_mmu.c``). With break-before-make.
+"""
+
+from __future__ import annotations
+
+from ..atomics import load_acquire
+from ..compiled import U64, Own, Words, compiled, const, u64
+from .discipline import may_unlink, unlink_table
+from .entry import break_entry, is_table, leaf_descriptor, level_shift, make_entry, output_address, table_page
+from .layout import (
+    ACCESSED,
+    ADDRESS,
+    ATTRIBUTES_MASK,
+    DIRTY,
+    EAGAIN,
+    END,
+    ENTRY,
+    HOLDS,
+    LAST_LEVEL,
+    LEVEL,
+    MIN_BLOCK_LEVEL,
+    OK,
+    OLD,
+    PAGE_SHIFT,
+    PERMISSION_MASK,
+    PROGRESS,
+    RESULT,
+    SHARED,
+    STRIDE,
+    TABLE_POST,
+    TABLE_PRE,
+    VALID,
+)
+from .refs import hold_child, release_page
+from .walk import DONE, LOST, walk_begin, walk_leave, walk_past, walk_step
+
+__all__ = ["collapse_range"]
+
+_ONE = const(1)
+_THREE = const(3)
+
+
+@compiled(nogil=True)
+def collapse_range(
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    ipa: U64,
+    size: U64,
+    block_level: U64,
+    flags: U64,
+) -> U64:
+    """Collapse tables that lie in ``[ipa, ipa + size)`` into blocks as large as ``block_level`` and the format allow.
+
+    A table is collapsed if all its entries are leaves, map one aligned run, and differ in access and dirty flags only;
+    the block gets a flag that any of them has. ``flags``: SHARED. OK; EAGAIN: another walker was faster; ENOMEM: the
+    queue of deferred pages is full: reclaim, go on at desk[PROGRESS]; EBUSY: discipline rwlock does this exclusively;
+    EINVAL, ERANGE. desk[RESULT]: tables collapsed.
+
+    Shared: yes, with the lock held for reading. A flag or right that another walker adds to an entry between the look
+    and the break is lost, and comes back with the next fault. O(entries in the range's tables).
+    """
+    status = walk_begin(shape, mmu, desk, ipa, size, (flags & SHARED) | TABLE_PRE | TABLE_POST)
+    if status != OK:
+        return status
+    end = ipa + size
+    while True:
+        visit = walk_step(shape, pool, pages, mmu, desk)
+        if visit == DONE:
+            desk[PROGRESS] = desk[END]
+            break
+        if visit == LOST:
+            desk[PROGRESS] = desk[ADDRESS]
+            status = EAGAIN
+            break
+        level = desk[LEVEL]
+        # Tables of pages are looked at on the way down, and not walked; those above when the ones below are done.
+        pages_below = level + _ONE == shape[LAST_LEVEL]
+        if (visit == TABLE_PRE) != pages_below:
+            continue
+        shift = level_shift(shape, level)
+        start = desk[ADDRESS] if visit == TABLE_PRE else desk[ADDRESS] - _ONE
+        start = start >> shift << shift
+        if pages_below:
+            walk_past(desk)
+        if level < block_level or level < shape[MIN_BLOCK_LEVEL] or start < ipa or end - start < _ONE << shift:
+            continue
+        old = desk[OLD]
+        if not is_table(shape, old, level):
+            continue
+        desk[PROGRESS] = start
+        hold = desk[HOLDS] != 0
+        if hold and not hold_child(shape, pool, pages, mmu, desk[ENTRY], old):
+            status = EAGAIN
+            break
+        block = _block_of(shape, pool, old, level)
+        if hold:
+            release_page(shape, pool, pages, mmu, table_page(shape, old))
+        if block == 0:
+            continue
+        status = may_unlink(shape, mmu, desk)
+        if status == OK:
+            desk[ADDRESS] = start
+            if break_entry(shape, pool, pages, mmu, desk):
+                make_entry(shape, pool, pages, mmu, desk, block)
+                unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))
+                desk[RESULT] += _ONE
+            else:
+                status = EAGAIN
+            if visit == TABLE_POST:
+                desk[ADDRESS] = start + (_ONE << shift)
+        if status != OK:
+            break
+    walk_leave(shape, pool, pages, mmu, desk)
+    return status
+
+
+@compiled
+def _block_of(shape: Own, pool: Words, descriptor: U64, level: U64) -> U64:
+    """The block at ``level`` that can stand for the table that ``descriptor`` points to; 0 if none can."""
+    below = level + _ONE
+    entry = table_page(shape, descriptor) << (shape[PAGE_SHIFT] - _THREE)
+    end = entry + (_ONE << shape[STRIDE])
+    first = load_acquire(pool, entry)
+    if first & shape[VALID] == 0 or is_table(shape, first, below):
+        return u64(0)
+    loose = shape[ACCESSED] | (shape[DIRTY] & ~shape[PERMISSION_MASK])
+    address = output_address(shape, first)
+    if address & ((_ONE << level_shift(shape, level)) - _ONE) != 0:
+        return u64(0)
+    attributes = first & shape[ATTRIBUTES_MASK] & ~loose
+    granule = _ONE << level_shift(shape, below)
+    flags = u64(0)
+    output = address
+    while entry < end:
+        word = load_acquire(pool, entry)
+        if word & ~loose != leaf_descriptor(shape, below, output, attributes):
+            return u64(0)
+        flags |= word & loose
+        output += granule
+        entry += _ONE
+    return leaf_descriptor(shape, level, address, attributes | flags)

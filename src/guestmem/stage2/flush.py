@@ -1,0 +1,43 @@
+"""Clean data caches for what a range maps: a hook that counts, since memory is coherent here.
+
+Idea: ``kvm_pgtable_stage2_flush()``, Linux ``arch/arm64/kvm/hyp/pgtable.c``, which has work to do where the machine has
+no FWB.
+"""
+
+from __future__ import annotations
+
+from ..atomics import fetch_add
+from ..compiled import U64, Own, Words, compiled, const
+from .entry import level_shift
+from .layout import CLEANED, CLEANS, END, LEAF, LEVEL, OK, OLD, PROGRESS, RESULT, VALID
+from .walk import DONE, walk_begin, walk_step
+
+__all__ = ["clean_data", "flush_range"]
+
+_ONE = const(1)
+
+
+@compiled
+def clean_data(mmu: Words, size: U64) -> None:
+    """Called for each leaf, with its size in bytes."""
+    fetch_add(mmu, CLEANS, _ONE)
+    fetch_add(mmu, CLEANED, size)
+
+
+@compiled(nogil=True)
+def flush_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64) -> U64:
+    """Clean data for every leaf that ``[ipa, ipa + size)`` touches; OK, EINVAL or ERANGE. desk[RESULT]: leaves.
+
+    Exclusive, as in Linux. O(entries in the range's tables).
+    """
+    status = walk_begin(shape, mmu, desk, ipa, size, LEAF)
+    if status != OK:
+        return status
+    while True:
+        if walk_step(shape, pool, pages, mmu, desk) == DONE:
+            break
+        if desk[OLD] & shape[VALID] != 0:
+            clean_data(mmu, _ONE << level_shift(shape, desk[LEVEL]))
+            desk[RESULT] += _ONE
+    desk[PROGRESS] = desk[END]
+    return OK

@@ -1,0 +1,92 @@
+"""Take away the right to write from a range, or add rights to one page: valid to valid, without break-before-make.
+
+Idea: ``kvm_pgtable_stage2_wrprotect()`` and ``kvm_pgtable_stage2_relax_perms()``, Linux
+``arch/arm64/kvm/hyp/pgtable.c``.
+"""
+
+from __future__ import annotations
+
+from ..compiled import U64, Own, Words, compiled, const, u64
+from .entry import replace_entry
+from .invalidate import BY_IPA_LOCAL, invalidate_ipa
+from .layout import (
+    EAGAIN,
+    END,
+    EXECUTE_GRANTED,
+    EXECUTE_MASK,
+    LEAF,
+    LEVEL,
+    OK,
+    OLD,
+    PAGE_SHIFT,
+    PROGRESS,
+    READ_GRANTED,
+    READ_MASK,
+    RESULT,
+    SHARED,
+    VALID,
+    WRITE_DENIED,
+    WRITE_GRANTED,
+    WRITE_MASK,
+)
+from .walk import DONE, walk_begin, walk_leave, walk_step
+
+__all__ = ["relax_permissions", "write_protect_range"]
+
+_ONE = const(1)
+_TWO = const(2)
+_FOUR = const(4)
+
+
+@compiled(nogil=True)
+def write_protect_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64) -> U64:
+    """Take the right to write from every leaf that ``[ipa, ipa + size)`` touches; OK, EINVAL or ERANGE.
+
+    Invalidates nothing: the caller does, by range, before it trusts a dirty bitmap. desk[RESULT]: leaves changed.
+    Exclusive. O(entries in the range's tables).
+    """
+    status = walk_begin(shape, mmu, desk, ipa, size, LEAF)
+    if status != OK:
+        return status
+    while True:
+        if walk_step(shape, pool, pages, mmu, desk) == DONE:
+            break
+        old = desk[OLD]
+        if old & shape[VALID] != 0 and old & shape[WRITE_MASK] == shape[WRITE_GRANTED]:
+            replace_entry(pool, desk, (old & ~shape[WRITE_MASK]) | shape[WRITE_DENIED])
+            desk[RESULT] += _ONE
+    desk[PROGRESS] = desk[END]
+    return OK
+
+
+@compiled(nogil=True)
+def relax_permissions(
+    shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, rights: U64, flags: U64
+) -> U64:
+    """Add ``rights`` (1 read, 2 write, 4 execute) to the leaf for ``ipa``; OK, EAGAIN, EINVAL or ERANGE.
+
+    EAGAIN: no leaf there, or another walker was faster. Either way this vCPU's own translation is invalidated: a
+    stale stricter one would only fault again, for ever. Other vCPUs' stale ones just fault once. ``flags``: SHARED.
+    Shared: yes, with the lock held for reading. O(levels).
+    """
+    page = _ONE << shape[PAGE_SHIFT]
+    status = walk_begin(shape, mmu, desk, ipa & ~(page - _ONE), page, (flags & SHARED) | LEAF)
+    if status != OK:
+        return status
+    status = EAGAIN
+    level = _FOUR  # no hint, if the walk loses its way
+    if walk_step(shape, pool, pages, mmu, desk) == LEAF:
+        level = desk[LEVEL]
+        new = desk[OLD]
+        if new & shape[VALID] != 0:
+            if rights & _ONE != 0:
+                new = (new & ~shape[READ_MASK]) | shape[READ_GRANTED]
+            if rights & _TWO != 0:
+                new = (new & ~shape[WRITE_MASK]) | shape[WRITE_GRANTED]
+            if rights & _FOUR != 0:
+                new = (new & ~shape[EXECUTE_MASK]) | shape[EXECUTE_GRANTED]
+            if replace_entry(pool, desk, new):
+                status = u64(OK)
+    walk_leave(shape, pool, pages, mmu, desk)
+    invalidate_ipa(mmu, BY_IPA_LOCAL, ipa, level)
+    return status
