@@ -76,6 +76,11 @@ def _empty_a_leaf(_memslots: Memslots, cells: memoryview, set_: int) -> None:
     cells[_leaf(cells, set_)] = 1
 
 
+def _grow_over_the_next(_memslots: Memslots, cells: memoryview, set_: int) -> None:
+    cells[_first_record(cells, set_) + 3] += 20
+    cells[_leaf(cells, set_) + 1 + 2 * cells[set_ + 2]] += 20  # no further than its node's last: no parent notices
+
+
 PLANTS: dict[str, tuple[Plant, str]] = {
     "keys out of order": (_swap_keys, "follows"),
     "key of another slot": (_add(lambda cells, set_: _leaf(cells, set_) + 2, 1), "its key is"),
@@ -98,7 +103,8 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "fan-out": (_add(lambda _cells, set_: set_ + 2, -1), "fan-out"),
     "count": (_add(lambda _cells, set_: set_ + 5, 1), "count"),
     "table": (_add(lambda cells, set_: cells[set_ + 6] + cells[_first_record(cells, set_) + 1], 1), "the table says"),
-    "slot grown over the next": (_add(lambda cells, set_: _first_record(cells, set_) + 3, 200), "overlaps"),
+    "slot grown": (_add(lambda cells, set_: _first_record(cells, set_) + 3, 1), "by gfn at"),
+    "slot grown over the next": (_grow_over_the_next, "overlaps"),
     "empty slot": (_add(lambda cells, set_: _first_record(cells, set_) + 3, -3), "is empty"),
     "slot moved": (_add(lambda cells, set_: _first_record(cells, set_) + 2, 1), "its key is"),
     "slot re-hosted": (_add(lambda cells, set_: _first_record(cells, set_) + 4, 0x1000), "by hva"),
