@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...errors import CapabilityError, MemslotError
+from ...errors import BatchError, CapabilityError, MemslotError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Action, Change, ChangeKind, Effect, classify
 from ...memslots.phases import FLAGS_BAD, GFN_WRAPS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.refusal import refusal
@@ -58,7 +58,11 @@ class SoftUpdate:
     def stage_all(self, changes: Sequence[Change]) -> None:
         """Carry out changes in order on the inactive set; BatchError names the one refused."""
         begun = _clock()
-        self._slots.stage_all(changes)
+        try:
+            self._slots.stage_all(changes)
+        except BatchError:
+            self._engine.wake_retries()  # INVALID marks that were published are taken back by now
+            raise
         self._engine.counts.edit_ns += _clock() - begun
 
     def invalidate(self, slot: int) -> None:
