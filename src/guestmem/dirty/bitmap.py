@@ -1,0 +1,190 @@
+"""A slot's dirty bitmap: one bit a page, set by vCPUs, taken by KVM_GET_DIRTY_LOG or cleared by KVM_CLEAR_DIRTY_LOG.
+
+Two halves of equal size, as in KVM: the bitmap itself, and behind it room for what a call took out, which is what it
+must write-protect again and copy to user space. Source: ``kvm_alloc_dirty_bitmap()``, ``kvm_get_dirty_log_protect()``
+and ``kvm_clear_dirty_log_protect()``, Linux 6.18, ``virt/kvm/kvm_main.c``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..atomics import exchange, fetch_and, fetch_or, load_relaxed, store_relaxed
+from ..compiled import INTERPRETED, U64, Words, compiled, const, u64, words
+from ..errors import InvariantError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["DirtyBitmap", "bitmap_clear", "bitmap_fill", "bitmap_set", "bitmap_take", "bitmap_words"]
+
+_ONE = const(1)
+_ONES = const((1 << 64) - 1)
+
+
+@compiled
+def bitmap_set(bitmap: Words, page: U64) -> bool:
+    """A vCPU wrote ``page``: set its bit; returns whether it was clear. O(1).
+
+    Looks before it writes, so that a page written again and again does not bounce a cache line.
+    """
+    bit = _ONE << (page & u64(63))
+    word = page >> 6
+    if load_relaxed(bitmap, word) & bit != 0:
+        return False
+    return fetch_or(bitmap, word, bit) & bit == 0
+
+
+@compiled(nogil=True)
+def bitmap_take(bitmap: Words, half: U64) -> U64:
+    """Move each word that is not 0 to the second half, and leave 0; returns how many there were. O(words).
+
+    One exchange a word: a bit set by a vCPU meanwhile is in what was taken, or stays. The caller write-protects what
+    was taken before it lets anybody read the pages.
+    """
+    taken = u64(0)
+    word = u64(0)
+    while word < half:
+        bits = u64(0)
+        if load_relaxed(bitmap, word) != 0:
+            bits = exchange(bitmap, word, u64(0))
+            taken += _ONE
+        store_relaxed(bitmap, half + word, bits)
+        word += _ONE
+    return taken
+
+
+@compiled(nogil=True)
+def bitmap_clear(bitmap: Words, half: U64, first: U64, count: U64, limit: U64) -> U64:
+    """Clear, in ``count`` words from ``first`` on, the bits of the second half's first words; returns how many words.
+
+    The second half is left with the bits that really were set: those are write-protected again. Only the first
+    ``limit`` pages exist. O(count).
+    """
+    changed = u64(0)
+    at = u64(0)
+    while at < count and first + at < half:
+        mask = load_relaxed(bitmap, half + at)
+        if mask != 0:
+            mask &= fetch_and(bitmap, first + at, mask ^ _ONES)
+            if (first + at + _ONE) << 6 > limit and limit & u64(63) != 0:
+                mask &= (_ONE << (limit & u64(63))) - _ONE
+            store_relaxed(bitmap, half + at, mask)
+            if mask != 0:
+                changed += _ONE
+        at += _ONE
+    return changed
+
+
+@compiled(nogil=True)
+def bitmap_fill(bitmap: Words, pages: U64) -> None:
+    """Set the bits of all ``pages``. Before any vCPU: relaxed is enough. O(words)."""
+    word = u64(0)
+    while word < pages >> 6:
+        store_relaxed(bitmap, word, _ONES)
+        word += _ONE
+    if pages & u64(63) != 0:
+        store_relaxed(bitmap, word, (_ONE << (pages & u64(63))) - _ONE)
+
+
+def bitmap_words(npages: int) -> int:
+    """Words of one half: a bit a page, rounded up to whole words.
+
+    >>> bitmap_words(130)
+    3
+    """
+    return (npages + 63) >> 6
+
+
+class DirtyBitmap:
+    """The dirty bitmap of a slot of ``npages``; ``ones``: all pages are dirty at first (KVM_DIRTY_LOG_INITIALLY_SET).
+
+    vCPUs call ``bitmap_set`` on ``words``; the methods are for one thread at a time (KVM holds ``slots_lock``).
+
+    >>> log = DirtyBitmap(130)
+    >>> log.mark(129), log.mark(129), log.count()
+    (True, False, 1)
+    >>> log.take()[16:], log.count()
+    (b'\\x02\\x00\\x00\\x00\\x00\\x00\\x00\\x00', 0)
+    """
+
+    __slots__ = ("_cells", "half", "npages", "words")
+
+    def __init__(self, npages: int, *, ones: bool = False) -> None:
+        if npages < 1:
+            raise UsageError(f"npages: {npages} is not at least 1")
+        self.npages, self.half = npages, bitmap_words(npages)
+        self.words = words(2 * self.half)
+        self._cells = self.words.cells if INTERPRETED else memoryview(self.words)  # type: ignore[arg-type] # an ndarray
+        if ones:
+            bitmap_fill(self.words, npages)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that KVM_GET_DIRTY_LOG copies out."""
+        return 8 * self.half
+
+    def mark(self, page: int) -> bool:
+        """Set a page's bit, counted from the slot's first; returns whether it was clear. O(1)."""
+        if not 0 <= page < self.npages:
+            raise UsageError(f"page: {page} is not in 0..{self.npages - 1}")
+        return bool(bitmap_set(self.words, page))
+
+    def copy(self) -> bytes:
+        """The bitmap as KVM copies it out: little-endian, whole words. Clears nothing. O(words)."""
+        return _bytes(self._cells[: self.half])
+
+    def take(self) -> bytes:
+        """KVM_GET_DIRTY_LOG without manual protection: the bitmap, which is 0 afterwards. O(words)."""
+        bitmap_take(self.words, self.half)
+        return _bytes(self._cells[self.half :])
+
+    def clear(self, first_page: int, num_pages: int, bits: bytes) -> int:
+        """KVM_CLEAR_DIRTY_LOG: clear ``bits``; returns how many words really changed. O(num_pages / 64).
+
+        ``first_page`` is a multiple of 64; ``bits`` has whole words. Bits beyond the slot are harmless.
+        """
+        if first_page & 63:
+            raise UsageError(f"first_page: {first_page} is not a multiple of 64")
+        count = bitmap_words(num_pages)
+        if len(bits) < 8 * count or count > self.half:
+            raise UsageError(f"bits: {len(bits)} bytes for {num_pages} pages of {self.npages}")
+        self._cells[self.half : self.half + count] = memoryview(bits)[: 8 * count].cast("Q")
+        return int(bitmap_clear(self.words, self.half, first_page >> 6, count, self.npages))
+
+    def protected(self) -> bytes:
+        """What the last ``take`` or ``clear`` found set, counted from its first page: to be write-protected again."""
+        return _bytes(self._cells[self.half :])
+
+    def count(self) -> int:
+        """How many pages are dirty. O(words)."""
+        return sum(word.bit_count() for word in self._cells[: self.half].tolist())
+
+    def array(self) -> npt.NDArray[np.bool_]:
+        """A boolean a page, as a NumPy array of its own. O(npages)."""
+        return as_array(self.copy(), self.npages)
+
+    def check(self) -> None:
+        """Raise InvariantError if a bit beyond the last page is set. O(1)."""
+        rest = self.npages & 63
+        if rest and self._cells[self.half - 1] >> rest:
+            raise InvariantError(f"dirty bitmap: a bit beyond page {self.npages - 1} is set")
+
+
+def _bytes(cells: memoryview) -> bytes:
+    if sys.byteorder == "little":
+        return cells.tobytes()
+    return b"".join(word.to_bytes(8, "little") for word in cells.tolist())
+
+
+def as_array(bits: bytes, npages: int) -> Any:
+    """A boolean a page from a bitmap as the kernel copies it out. O(npages).
+
+    >>> as_array(b"\\x05", 4).tolist()
+    [True, False, True, False]
+    """
+    import numpy as np
+
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=npages, bitorder="little").view(np.bool_)

@@ -1,0 +1,209 @@
+"""KVM's memory ABI: ioctl numbers, structures as bytes, flags, limits and capabilities.
+
+Source: ``include/uapi/linux/kvm.h``, Linux 6.18 (7.3 is the same in all of these); limits from
+``include/linux/kvm_host.h``. Everything is little-endian, as on x86-64 and arm64.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+
+__all__ = [
+    "KVM_DIRTY_LOG_INITIALLY_SET",
+    "KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE",
+    "KVM_MEM_GUEST_MEMFD",
+    "KVM_MEM_MAX_NR_PAGES",
+    "MAX_VCPU_IDS",
+    "V1_FLAGS",
+    "ClearDirtyLog",
+    "CreateGuestMemfd",
+    "DirtyLog",
+    "EnableCap",
+    "MemoryCap",
+    "MemoryIoctl",
+    "MemoryRegion",
+]
+
+KVM_MEM_GUEST_MEMFD = 1 << 2
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
+KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1 << 0
+KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
+V1_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+"""Flags that KVM_SET_USER_MEMORY_REGION knows; the rest needs …REGION2."""
+MAX_VCPU_IDS = 4096
+
+_REGION = struct.Struct("<IIQQQ")
+_REGION2 = struct.Struct("<IIQQQQI")  # the padding behind is never looked at, by no kernel
+_REGION2_BYTES = 160
+_DIRTY_LOG = struct.Struct("<IIQ")
+_CLEAR_DIRTY_LOG = struct.Struct("<IIQQ")
+_ENABLE_CAP = struct.Struct("<II4Q64x")
+_GUEST_MEMFD = struct.Struct("<QQ48x")
+
+
+class MemoryIoctl(enum.IntEnum):
+    """Requests on a VM that concern its memory; the size of the argument is in bits 16 to 29."""
+
+    CREATE_VCPU = 0x0000AE41
+    GET_DIRTY_LOG = 0x4010AE42
+    SET_NR_MMU_PAGES = 0x0000AE44
+    SET_USER_MEMORY_REGION = 0x4020AE46
+    SET_USER_MEMORY_REGION2 = 0x40A0AE49
+    CHECK_EXTENSION = 0x0000AE03
+    ENABLE_CAP = 0x4068AEA3
+    CLEAR_DIRTY_LOG = 0xC018AEC0
+    RESET_DIRTY_RINGS = 0x0000AEC7
+    CREATE_GUEST_MEMFD = 0xC040AED4
+
+    @property
+    def argument_bytes(self) -> int:
+        """Size of the structure that the argument points to; 0: the argument is a number.
+
+        >>> MemoryIoctl.SET_USER_MEMORY_REGION2.argument_bytes
+        160
+        """
+        return int(self) >> 16 & 0x3FFF
+
+
+class MemoryCap(enum.IntEnum):
+    """Capabilities that concern memory."""
+
+    USER_MEMORY = 3
+    NR_MEMSLOTS = 10
+    SYNC_MMU = 16
+    READONLY_MEM = 81
+    MULTI_ADDRESS_SPACE = 118
+    MANUAL_DIRTY_LOG_PROTECT = 166
+    MANUAL_DIRTY_LOG_PROTECT2 = 168
+    DIRTY_LOG_RING = 192
+    DIRTY_LOG_RING_ACQ_REL = 223
+    DIRTY_LOG_RING_WITH_BITMAP = 225
+    USER_MEMORY2 = 231
+    MEMORY_FAULT_INFO = 232
+    MEMORY_ATTRIBUTES = 233
+    GUEST_MEMFD = 234
+    PRE_FAULT_MEMORY = 236
+    GUEST_MEMFD_FLAGS = 244
+
+
+class MemoryRegion(NamedTuple):
+    """``struct kvm_userspace_memory_region2``; the first form (32 bytes) has all but the last two fields.
+
+    >>> region = MemoryRegion(slot=1 << 16 | 4, memory_size=0x1000)
+    >>> region.id, region.as_id, len(region.pack()), len(region.pack2())
+    (4, 1, 32, 160)
+    >>> MemoryRegion.unpack(region.pack2()) == region
+    True
+    """
+
+    slot: int
+    """Bits 0 to 15 the slot's id, 16 to 31 its address space."""
+    flags: int = 0
+    guest_phys_addr: int = 0
+    memory_size: int = 0
+    """Bytes; 0 deletes."""
+    userspace_addr: int = 0
+    guest_memfd_offset: int = 0
+    guest_memfd: int = 0
+
+    @property
+    def id(self) -> int:
+        """The slot's id."""
+        return self.slot & 0xFFFF
+
+    @property
+    def as_id(self) -> int:
+        """The slot's address space."""
+        return self.slot >> 16
+
+    def pack(self) -> bytes:
+        """As the 32 bytes of the first form."""
+        return _REGION.pack(*self[:5])
+
+    def pack2(self) -> bytes:
+        """As the 160 bytes of the second form."""
+        return _REGION2.pack(*self).ljust(_REGION2_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, argument: bytes | bytearray | memoryview) -> MemoryRegion:
+        """From either form, by its length; padding is not looked at."""
+        if len(argument) < _REGION2_BYTES:
+            return cls._make(_REGION.unpack(argument))
+        return cls._make(_REGION2.unpack_from(argument))
+
+
+class DirtyLog(NamedTuple):
+    """``struct kvm_dirty_log``, 16 bytes: argument of KVM_GET_DIRTY_LOG."""
+
+    slot: int
+    padding: int = 0
+    dirty_bitmap: int = 0
+    """User address of the bitmap."""
+
+    def pack(self) -> bytes:
+        """As 16 bytes."""
+        return _DIRTY_LOG.pack(*self)
+
+    @classmethod
+    def unpack(cls, argument: bytes | bytearray | memoryview) -> DirtyLog:
+        """From 16 bytes."""
+        return cls._make(_DIRTY_LOG.unpack(argument))
+
+
+class ClearDirtyLog(NamedTuple):
+    """``struct kvm_clear_dirty_log``, 24 bytes: argument of KVM_CLEAR_DIRTY_LOG."""
+
+    slot: int
+    num_pages: int = 0
+    first_page: int = 0
+    dirty_bitmap: int = 0
+    """User address of the bits to clear; bit 0 is ``first_page``."""
+
+    def pack(self) -> bytes:
+        """As 24 bytes."""
+        return _CLEAR_DIRTY_LOG.pack(*self)
+
+    @classmethod
+    def unpack(cls, argument: bytes | bytearray | memoryview) -> ClearDirtyLog:
+        """From 24 bytes."""
+        return cls._make(_CLEAR_DIRTY_LOG.unpack(argument))
+
+
+class EnableCap(NamedTuple):
+    """``struct kvm_enable_cap``, 104 bytes."""
+
+    cap: int
+    flags: int = 0
+    arg0: int = 0
+    arg1: int = 0
+    arg2: int = 0
+    arg3: int = 0
+
+    def pack(self) -> bytes:
+        """As 104 bytes."""
+        return _ENABLE_CAP.pack(*self)
+
+    @classmethod
+    def unpack(cls, argument: bytes | bytearray | memoryview) -> EnableCap:
+        """From 104 bytes."""
+        return cls._make(_ENABLE_CAP.unpack(argument))
+
+
+class CreateGuestMemfd(NamedTuple):
+    """``struct kvm_create_guest_memfd``, 64 bytes."""
+
+    size: int
+    flags: int = 0
+
+    def pack(self) -> bytes:
+        """As 64 bytes."""
+        return _GUEST_MEMFD.pack(*self)
+
+    @classmethod
+    def unpack(cls, argument: bytes | bytearray | memoryview) -> CreateGuestMemfd:
+        """From 64 bytes."""
+        return cls._make(_GUEST_MEMFD.unpack(argument))

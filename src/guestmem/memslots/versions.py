@@ -1,0 +1,103 @@
+"""What differs between kernels in KVM's memory ABI: 6.12, 6.18 and 7.3, named one by one.
+
+Source: the three kernels' ``virt/kvm/kvm_main.c``, ``guest_memfd.c`` and ``dirty_ring.c`` compared; each field says
+what a kernel does, so a difference is in one place and has a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass, fields
+
+from ..errors import UsageError
+
+__all__ = ["DIFFERENCES", "LINUX_6_12", "LINUX_6_18", "LINUX_7_3", "VERSIONS", "KernelVersion", "version_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelVersion:
+    """How one kernel answers where kernels differ."""
+
+    name: str
+    gmem_needs_private_vm: bool
+    """KVM_MEM_GUEST_MEMFD only for VM types with private memory, not for every VM."""
+    gmem_overlap_errno: int
+    """Binding a range of a guest_memfd that another slot has."""
+    gmem_flags: int
+    """Flags that KVM_CREATE_GUEST_MEMFD knows: MMAP 1, INIT_SHARED 2."""
+    page_limit_for_internal_slots: bool
+    """Whether 2**31 - 1 pages is also the limit of KVM's own slots."""
+    internal_slots_have_flags: bool
+    """Whether KVM's own slots may be made with flags (``__kvm_set_memory_region()`` was exported)."""
+    ring_reset_is_overflow_safe: bool
+    """Whether the reset of a ring entry with a huge offset cannot wrap past the end of its slot."""
+    prefault_retries: bool
+    """KVM_PRE_FAULT_MEMORY on an INVALID slot retries for ever; later kernels answer EAGAIN."""
+
+    def __str__(self) -> str:
+        return f"Linux {self.name}"
+
+
+LINUX_6_12 = KernelVersion(
+    name="6.12",
+    gmem_needs_private_vm=True,
+    gmem_overlap_errno=errno.EINVAL,
+    gmem_flags=0,
+    page_limit_for_internal_slots=True,
+    internal_slots_have_flags=True,
+    ring_reset_is_overflow_safe=True,
+    prefault_retries=True,
+)
+LINUX_6_18 = KernelVersion(
+    name="6.18",
+    gmem_needs_private_vm=False,
+    gmem_overlap_errno=errno.EINVAL,
+    gmem_flags=3,
+    page_limit_for_internal_slots=False,
+    internal_slots_have_flags=False,
+    ring_reset_is_overflow_safe=False,
+    prefault_retries=False,
+)
+LINUX_7_3 = KernelVersion(
+    name="7.3",
+    gmem_needs_private_vm=False,
+    gmem_overlap_errno=errno.EEXIST,
+    gmem_flags=3,
+    page_limit_for_internal_slots=False,
+    internal_slots_have_flags=False,
+    ring_reset_is_overflow_safe=True,
+    prefault_retries=False,
+)
+VERSIONS = (LINUX_6_12, LINUX_6_18, LINUX_7_3)
+
+DIFFERENCES = {
+    "gmem_needs_private_vm": "KVM_MEM_GUEST_MEMFD is refused for ordinary VMs",
+    "gmem_overlap_errno": "errno of binding a guest_memfd range that is bound already",
+    "gmem_flags": "flags of KVM_CREATE_GUEST_MEMFD",
+    "page_limit_for_internal_slots": "the limit of 2**31 - 1 pages is also for KVM's own slots",
+    "internal_slots_have_flags": "KVM's own slots may have flags",
+    "ring_reset_is_overflow_safe": "a ring entry with a huge offset is dropped at reset",
+    "prefault_retries": "KVM_PRE_FAULT_MEMORY retries on an INVALID slot",
+}
+"""Each difference in a line."""
+
+
+def version_of(release: str) -> KernelVersion:
+    """The version whose answers a kernel ``release`` gives: the newest that is not newer; UsageError if none is known.
+
+    >>> str(version_of("6.18.15-generic")), str(version_of("6.14")), str(version_of("9.0"))
+    ('Linux 6.18', 'Linux 6.12', 'Linux 7.3')
+    """
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None:
+        raise UsageError(f"release: {release!r} does not begin with a version, such as 6.18")
+    wanted = int(match[1]), int(match[2])
+    for version in reversed(VERSIONS):
+        major, _, minor = version.name.partition(".")
+        if (int(major), int(minor)) <= wanted:
+            return version
+    raise UsageError(f"release: {release!r} is older than what is known: {', '.join(v.name for v in VERSIONS)}")
+
+
+assert set(DIFFERENCES) == {field.name for field in fields(KernelVersion)} - {"name"}
