@@ -78,7 +78,8 @@ def _empty_a_leaf(_memslots: Memslots, cells: memoryview, set_: int) -> None:
 
 def _grow_over_the_next(_memslots: Memslots, cells: memoryview, set_: int) -> None:
     cells[_first_record(cells, set_) + 3] += 20
-    cells[_leaf(cells, set_) + 1 + 2 * cells[set_ + 2]] += 20  # no further than its node's last: no parent notices
+    for each in (16, 32):  # no further than the last of its node, so that no parent notices
+        cells[_leaf(cells, each) + 1 + 2 * cells[each + 2]] += 20
 
 
 PLANTS: dict[str, tuple[Plant, str]] = {
