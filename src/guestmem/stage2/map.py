@@ -36,7 +36,6 @@ from .layout import (
     LAST_LEVEL,
     LEAF,
     LEVEL,
-    LOCKED,
     MIN_BLOCK_LEVEL,
     OK,
     OLD,
@@ -51,6 +50,7 @@ from .layout import (
     TABLE_PRE,
     VALID,
 )
+from .marks import is_mark, table_holds_mark
 from .walk import DONE, LOST, walk_begin, walk_leave, walk_step
 
 __all__ = ["map_range"]
@@ -127,7 +127,6 @@ def _map_visit(
     old = desk[OLD]
     flags = desk[FLAGS]
     last = shape[LAST_LEVEL]
-    locked = shape[LOCKED]
     output = address + (desk[ADDRESS] - ipa)  # from where the walk is, never summed up: skipped entries count
     in_granule = (_ONE << level_shift(shape, level)) - _ONE
     fits = level == last
@@ -141,7 +140,7 @@ def _map_visit(
     if flags & ANNOTATE == 0:
         new = leaf_descriptor(shape, level, output, attributes)
     if old & shape[VALID] == 0:
-        if old != 0 and old != locked and flags & OVER_OWNER == 0:
+        if is_mark(shape, old) and flags & OVER_OWNER == 0:
             return EPERM
     elif visit == LEAF:
         if new & shape[VALID] != 0 and (old ^ new) & ~shape[PERMISSION_MASK] == 0:
@@ -154,6 +153,9 @@ def _map_visit(
         status = may_unlink(shape, mmu, desk)
         if status != OK:
             return status
+        entry = desk[ENTRY]
+        if flags & OVER_OWNER == 0 and table_holds_mark(shape, pool, pages, mmu, desk, entry, old, level):
+            return EPERM
     if not break_entry(shape, pool, pages, mmu, desk):
         return EAGAIN
     make_entry(shape, pool, pages, mmu, desk, new)
@@ -167,7 +169,7 @@ def _map_visit(
 def _put_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
     """Put an empty table in place of the visited leaf; its page is taken before the break."""
     old = desk[OLD]
-    if old & shape[VALID] == 0 and old != 0 and old != shape[LOCKED] and desk[FLAGS] & OVER_OWNER == 0:
+    if is_mark(shape, old) and desk[FLAGS] & OVER_OWNER == 0:
         return EPERM
     page = cache_take(desk)
     if page == 0:
