@@ -1,0 +1,186 @@
+"""A search on disk (SQLite): frontier, findings and counters, so that one that was killed goes on from there.
+
+Of a search over states only what was added since the last time is written: memories, histories, states. Histories are
+written as (parent, answer); the threads' code runs again for them when the search goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import marshal
+import sqlite3
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from . import operations as op
+from .finding import Finding
+from .outcome import Outcome
+from .world import Where
+
+if TYPE_CHECKING:
+    from .dpor import Dpor
+    from .sampling import Sampling
+    from .states import States
+    from .world import World
+
+__all__ = ["Store", "stamp"]
+
+_PACKAGE = Path(__file__).parents[1]
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS searches (name TEXT PRIMARY KEY, outcome TEXT, frontier BLOB);
+CREATE TABLE IF NOT EXISTS findings (search TEXT, finding TEXT);
+CREATE TABLE IF NOT EXISTS chunks (search TEXT, number INTEGER, chunk BLOB, PRIMARY KEY (search, number));
+"""
+
+
+def stamp(options: Iterable[object]) -> str:
+    """What a search depends on: the package's sources, the options, and the Python that hashed its ends."""
+    digest = hashlib.sha256(repr((*options, sys.version_info[:2], hash((1, 2)))).encode())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class Store:
+    """The file of a search. Made for one ``stamp``: with another, going on would mix two searches."""
+
+    def __init__(self, path: str | Path, made_for: str) -> None:
+        self.path = Path(path)
+        try:
+            self._db = sqlite3.connect(self.path)
+            self._db.executescript(_TABLES)
+            known = self._db.execute("SELECT value FROM meta WHERE key = 'stamp'").fetchone()
+        except sqlite3.Error as error:
+            raise UsageError(f"{self.path}: not a search on disk: {error}") from None
+        if known is None:
+            with self._db:
+                self._db.execute("INSERT INTO meta VALUES ('stamp', ?)", (made_for,))
+        elif known[0] != made_for:
+            self._db.close()
+            raise UsageError(f"{self.path}: was begun with other sources, models or options; begin a new file")
+        self._written: dict[str, tuple[int, int, int, int]] = {}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def points(self, model: str) -> list[int]:
+        """The shared words that were found so far."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (f"points {model}",)).fetchone()
+        return json.loads(row[0]) if row else []
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of a search: it begins again."""
+        with self._db:
+            for table, column in (("searches", "name"), ("findings", "search"), ("chunks", "search")):
+                self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608 - names of our own
+        self._written.pop(name, None)
+
+    def save(self, name: str, search: States | Dpor | Sampling, outcome: Outcome, world: World) -> None:
+        """Write where a search is. O(what was added since the last time)."""
+        kind = type(search).__name__
+        frontier: Any
+        with self._db:
+            if kind == "States":
+                frontier = self._save_states(name, search)  # type: ignore[arg-type]
+            elif kind == "Dpor":
+                frontier = search.frontier()  # type: ignore[union-attr]
+            else:
+                frontier = (search.next, search.ends)  # type: ignore[union-attr]
+            row = (name, json.dumps(outcome.as_dict()), marshal.dumps((frontier, outcome.finals)))
+            self._db.execute("INSERT OR REPLACE INTO searches VALUES (?, ?, ?)", row)
+            self._db.execute("DELETE FROM findings WHERE search = ?", (name,))
+            self._db.executemany(
+                "INSERT INTO findings VALUES (?, ?)", [(name, json.dumps(vars(each))) for each in outcome.findings]
+            )
+            points = json.dumps(sorted(world.points))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"points {outcome.model}", points))
+
+    def restore(self, name: str, search: States | Dpor | Sampling, outcome: Outcome) -> bool:
+        """Bring a fresh search to where it was left; whether there is anything of it."""
+        row = self._db.execute("SELECT outcome, frontier FROM searches WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return False
+        for key, value in json.loads(row[0]).items():
+            setattr(outcome, key, value)
+        frontier, finals = marshal.loads(row[1])  # noqa: S302 - our own file, under its stamp
+        outcome.finals.update(finals)
+        for (text,) in self._db.execute("SELECT finding FROM findings WHERE search = ?", (name,)):
+            outcome.findings.append(_finding(json.loads(text)))
+        if outcome.complete or outcome.stopped == "finding":
+            return True
+        kind = type(search).__name__
+        if kind == "States":
+            self._restore_states(name, search, frontier)  # type: ignore[arg-type]
+        elif kind == "Dpor":
+            search.resume(frontier)  # type: ignore[union-attr]
+        else:
+            search.next, ends = frontier  # type: ignore[union-attr]
+            search.ends.update(ends)  # type: ignore[union-attr]
+        return True
+
+    # States, as numbers: of its memory, of its nodes, and what the memory model adds, which is plain tuples.
+
+    def _save_states(self, name: str, search: States) -> tuple[int, int]:
+        machine = search.machine
+        tree, n = machine.tree, machine.threads
+        memories, nodes, states, number = self._written.get(name, (0, n, 0, 0))
+        if search.bound is None and len(search.order) > states:
+            chunk = (
+                [memory.values for memory in tree.by_number[memories:]],
+                [_birth(node) for node in tree.nodes[nodes:]],
+                [(s[0].number, *[node.number for node in s[1 : n + 1]], s[n + 1 :]) for s in search.order[states:]],
+                search.parents[states:].tobytes(),
+                search.moves[states:].tobytes(),
+            )
+            self._db.execute("INSERT INTO chunks VALUES (?, ?, ?)", (name, number, marshal.dumps(chunk)))
+            self._written[name] = (len(tree.by_number), len(tree.nodes), len(search.order), number + 1)
+        return search.done, search.level_end
+
+    def _restore_states(self, name: str, search: States, frontier: tuple[int, int]) -> None:
+        machine = search.machine
+        tree, n = machine.tree, machine.threads
+        if search.bound is not None:
+            search.outcome.depth = search.outcome.points = 0
+            return
+        search.clear()
+        rows = self._db.execute("SELECT chunk FROM chunks WHERE search = ? ORDER BY number", (name,))
+        chunks = 0
+        for (chunk,) in rows:
+            chunks += 1
+            memories, births, states, parents, moves = marshal.loads(chunk)  # noqa: S302 - as above
+            for values in memories:
+                tree.memory(values)
+            for parent, value, asleep in births:
+                node = tree.nodes[parent]
+                if asleep:
+                    tree.asleep(node)
+                else:
+                    tree.kid(node, value)
+            search.order += [(tree.by_number[s[0]], *[tree.nodes[i] for i in s[1 : n + 1]], *s[n + 1]) for s in states]
+            search.parents.frombytes(parents)
+            search.moves.frombytes(moves)
+        search.done, search.level_end = frontier
+        search.remember()
+        self._written[name] = (len(tree.by_number), len(tree.nodes), len(search.order), chunks)
+
+
+def _birth(node: Any) -> tuple[int, int, bool]:
+    return node.parent.number, node.value, node.code == op.ASLEEP
+
+
+def _finding(values: dict[str, Any]) -> Finding:
+    where: Sequence[Any] | None = values["where"]
+    lists = {"moves": tuple(values["moves"]), "points": tuple(values["points"])}
+    return Finding(**{**values, **lists, "where": Where(*where) if where else None})

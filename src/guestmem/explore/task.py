@@ -1,0 +1,120 @@
+"""One piece of a search, complete in itself: what a process, or a machine, is handed, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from ..errors import UsageError
+from .dpor import Dpor, Part
+from .machine import Buffers, Machine
+from .outcome import Budget, Outcome
+from .sampling import Sampling
+from .scene import Model
+from .stale import Stale
+from .states import States
+from .store import Store
+from .tree import Tree
+from .twin import Mutation
+from .world import Reshaped, World
+
+__all__ = ["MEMORIES", "Task", "machine", "run"]
+
+MEMORIES = ("sc", "tso", "relaxed", "stale")
+"""Memory models: see ``machine.py`` and ``stale.py``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Search ``search`` (states, dpor, random, pct) of a model under ``memory``, or a part of one.
+
+    ``seed``, ``first``, ``stride`` and ``last`` say which runs of a random search; ``depth`` is PCT's. ``part`` is a
+    part of a DPOR search between ``points`` (``dpor.split``); such a task stops as "reshaped" if it needs more points.
+    """
+
+    model: Model
+    search: str
+    memory: str = "sc"
+    mutations: tuple[Mutation, ...] = ()
+    bound: int | None = None
+    seed: int = 1
+    first: int = 0
+    stride: int = 1
+    last: int | None = None
+    depth: int | None = None
+    part: Part | None = None
+    points: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tells it from other tasks of a search."""
+        return f"{self.model.name} {self.search} {self.memory} {self.first}"
+
+
+def machine(world: World, memory: str, points: Iterable[int] | None = None) -> Machine:
+    """A machine with an empty tree, stopping at the world's points or at others. Raises Reshaped."""
+    if memory not in MEMORIES:
+        raise UsageError(f"memory: {memory!r} is not one of {', '.join(MEMORIES)}")
+    tree = Tree(world, fences=memory != "sc", points=points)
+    if memory == "sc":
+        return Machine(tree)
+    return Stale(tree) if memory == "stale" else Buffers(tree, overtake=memory == "relaxed")
+
+
+def run(task: Task, budget: Budget, *, world: World | None = None, store: Store | None = None) -> Outcome:
+    """Carry out a task; in ``world``, else in one of its own. With ``store``, from where that was left."""
+    if world is None:
+        with World(task.model, task.mutations) as own:
+            return run(task, budget, world=own, store=store)
+    world.points.update(task.points)
+    if store is not None:
+        world.points.update(store.points(task.model.name))
+    while True:
+        outcome = Outcome(task.model.name, task.search, task.memory, task.bound)
+        try:
+            search = _search(task, world, outcome)
+            if store is not None:
+                store.restore(task.name, search, outcome)
+                if outcome.complete or outcome.stopped == "finding":
+                    return outcome
+                outcome.stopped = ""
+                budget.checkpoint = _saver(store, task, search, world)
+            search.run(budget)
+            outcome.shared = len(world.points)
+            points = tuple(search.machine.tree.points)
+            outcome.findings = [replace(finding, points=points) for finding in outcome.findings]
+        except Reshaped:
+            if task.part is not None:
+                outcome.stopped = "reshaped"
+                outcome.shared = len(world.points)
+                return outcome
+            if store is not None:
+                store.forget(task.name)
+            continue
+        finally:
+            budget.checkpoint = None
+        if store is not None:
+            store.save(task.name, search, outcome, world)
+        return outcome
+
+
+def _saver(store: Store, task: Task, search: States | Dpor | Sampling, world: World) -> Callable[[], object]:
+    return lambda: store.save(task.name, search, search.outcome, world)
+
+
+def _search(task: Task, world: World, outcome: Outcome) -> States | Dpor | Sampling:
+    if task.search == "states":
+        return States(machine(world, task.memory), outcome, bound=task.bound)
+    if task.search == "dpor":
+        return Dpor(machine(world, task.memory), outcome, part=task.part or ((), 0))
+    if task.search in {"random", "pct"}:
+        return Sampling(
+            lambda: machine(world, task.memory),
+            outcome,
+            seed=task.seed,
+            last=task.last,
+            depth=task.depth,
+            first=task.first,
+            stride=task.stride,
+        )
+    raise UsageError(f"search: {task.search!r} is not one of states, dpor, random, pct")

@@ -1,0 +1,315 @@
+"""A model's scene, set up in a twin, and its threads as greenlets that stop at each point where another may go on.
+
+The world is the twin's scheduler. A thread runs until an operation on a *point*: a word that two threads share and one
+writes. Operations on all other words (constants, and what only one thread touches) commute with everything, so they
+are carried out at once, for this thread alone. Which words are points is found out, not declared: when a thread
+touches a word that has become shared, the word is added and the search begins again (``Reshaped``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+import greenlet
+
+from ..compiled import Words
+from ..errors import UsageError
+from ..units import U64_MAX
+from . import operations as op
+from .scene import Model, Region, Scene, SceneThread
+from .twin import Mutation, load
+
+__all__ = ["Failure", "Livelock", "Place", "Reshaped", "Strand", "Where", "World"]
+
+_PACKAGE = Path(__file__).parents[1]
+_ALONE = 200_000
+"""Operations in a row, without a point, after which a thread counts as caught in a loop."""
+_UNSEEN = {str(_PACKAGE / name) for name in ("atomics.py", "compiled.py", "explore/scene.py", "explore/world.py")}
+
+
+class Reshaped(BaseException):
+    """A word turned out to be shared: what was searched before took too few points."""
+
+
+class Livelock(Exception):  # noqa: N818 - says what it is, as a finding's kind
+    """A thread went on and on."""
+
+
+class Where(NamedTuple):
+    """A line of source: path relative to the package (or the model's file name), line, function."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Failure(NamedTuple):
+    """An exception that ended a thread."""
+
+    error: str
+    message: str
+    where: Where
+
+
+@dataclass(frozen=True)
+class Place:
+    """A shared word: its region and index."""
+
+    region: Region
+    index: int
+
+    def __str__(self) -> str:
+        return self.region.named(self.index)
+
+
+class Strand:
+    """One run of a thread's code, stopped at a point. ``past`` is answered without a stop."""
+
+    __slots__ = (
+        "compact",
+        "count",
+        "fed",
+        "fences",
+        "greenlet",
+        "notes",
+        "outcome",
+        "overlay",
+        "past",
+        "pending",
+        "thread",
+        "ticks",
+        "where",
+    )
+
+    def __init__(self, thread: int, compact: dict[int, int], past: Sequence[int], *, fences: bool) -> None:
+        self.thread, self.compact, self.fences, self.past = thread, compact, fences, past
+        self.greenlet: Any = None
+        self.fed = self.count = self.ticks = 0
+        self.overlay: dict[int, int] = {}
+        self.notes: dict[str, object] = {}
+        self.outcome: Any = None
+        self.pending = (op.ENDED, 0, 0, 0)
+        self.where: Where | None = None
+
+
+def _where(frame: FrameType | None) -> Where:
+    """The innermost line that is neither the atomics' nor the explorer's."""
+    while frame is not None and frame.f_code.co_filename in _UNSEEN and frame.f_back is not None:
+        frame = frame.f_back
+    if frame is None:
+        return Where("?", 0, "?")
+    return _relative(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def _relative(file: str, line: int, function: str) -> Where:
+    path = Path(file)
+    name = path.relative_to(_PACKAGE).as_posix() if path.is_relative_to(_PACKAGE) else path.name
+    return Where(name, line, function)
+
+
+def _failure(error: Exception) -> Failure:
+    trace: TracebackType | None = error.__traceback__
+    seen = Where("?", 0, "?")
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename not in _UNSEEN:
+            seen = _relative(code.co_filename, trace.tb_lineno, code.co_name)
+        trace = trace.tb_next
+    return Failure(type(error).__name__, " ".join(str(error).split()), seen)
+
+
+class World:
+    """A model in a twin of its own, with ``mutations``; a context manager that takes the twin down again.
+
+    ``points`` are the places (numbers of shared words over all regions) where threads stop; they grow while a search
+    finds words shared.
+    """
+
+    def __init__(self, model: Model, mutations: Iterable[Mutation | tuple[str, str, str]] = ()) -> None:
+        self.model = model
+        self.mutations = tuple(Mutation(*each) for each in mutations)
+        self._stack = ExitStack()
+        twin = self._stack.enter_context(load((*model.geometry, *self.mutations)))
+        try:
+            vars(twin.room("clock"))["now"] = (
+                self._now
+            )  # before any room takes it: real time is no function of a history
+            self.atomics = twin.room("atomics")
+            self.scene = Scene(twin)
+            self.scene.scheduler = self
+            self.strand: Strand | None = None
+            model.build(self.scene)
+            self._stack.enter_context(self.atomics.schedule(self))
+        except BaseException:
+            self._stack.close()
+            raise
+        self.threads: list[SceneThread] = self.scene.threads
+        if not self.threads:
+            self._stack.close()
+            raise UsageError(f"model {model.name}: it has no threads")
+        self.places = [Place(region, i) for region in self.scene.regions for i in range(len(region.words.cells))]
+        self.initial = [place.region.words.cells[place.index] for place in self.places]
+        self._bases = {region.words: (region.base, len(region.words.cells)) for region in self.scene.regions}
+        self._readers = [0] * len(self.places)
+        self._writers = [0] * len(self.places)
+        self.points: set[int] = set()
+        self.stale = False
+        self.dirty: set[int] = set()
+        """Places that a view wrote final values to."""
+
+    def close(self) -> None:
+        """Forget the twin."""
+        self._stack.close()
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def number(self, region: str, index: int) -> int:
+        """The number of word ``index`` of a region."""
+        for each in self.scene.regions:
+            if each.name == region and 0 <= index < len(each.words.cells):
+                return each.base + index
+        raise UsageError(f"{region}[{index}]: model {self.model.name} has no such word")
+
+    def share(self, place: int) -> None:
+        """Make a word a point from the next search on."""
+        self.points.add(place)
+        self.stale = True
+
+    # Running a thread.
+
+    def start(self, thread: int, compact: dict[int, int], past: Sequence[int], *, fences: bool) -> Strand:
+        """Start a run of a thread and let it come to its first point after ``past``, the answers it gets until then."""
+        strand = Strand(thread, compact, past, fences=fences)
+        _, body, arguments = self.threads[thread]
+        fresh = [memoryview(bytearray(a.tobytes())).cast("Q") if isinstance(a, memoryview) else a for a in arguments]
+
+        def run() -> None:
+            try:
+                strand.outcome = body(*fresh)
+                strand.pending = (op.ENDED, 0, 0, 0)
+            except Exception as error:  # noqa: BLE001 - whatever model code raises is a finding
+                strand.outcome = _failure(error)
+                strand.pending = (op.FAILED, 0, 0, 0)
+
+        strand.greenlet = greenlet.greenlet(run)
+        self.strand = strand
+        try:
+            strand.greenlet.switch()
+        finally:
+            self.strand = None
+        return strand
+
+    def go_on(self, strand: Strand, value: int) -> None:
+        """Answer the operation that a run stopped at, and let it come to its next point."""
+        self.strand = strand
+        try:
+            strand.greenlet.switch(value)
+        finally:
+            self.strand = None
+
+    # What the twin's atomics and the model call.
+
+    def note(self, key: str, value: object) -> None:
+        """See ``Scene.note``."""
+        if self.strand is not None:
+            self.strand.notes = {**self.strand.notes, key: value}
+
+    def _now(self) -> int:
+        """The clock of a thread: it ticks when it is looked at, so that time, too, is a function of the history."""
+        if self.strand is None:
+            return 1
+        self.strand.ticks += 1
+        return self.strand.ticks
+
+    def step(self, operation: str, words: Words | None, index: int, first: int, second: int) -> int:
+        """See ``atomics.Scheduler``."""
+        strand = self.strand
+        if strand is None:
+            return self._directly(operation, words, index, first, second)
+        code = op.CODES[operation]
+        strand.count += 1
+        if code == op.FENCE:
+            if not strand.fences:
+                return 0
+            at = 0
+        else:
+            if first >> 64 or (second >> 64 and code == op.COMPARE_EXCHANGE):
+                raise OverflowError(f"{first:#x} leaves an unsigned 64-bit word")
+            place = self._place(words, index)
+            at = strand.compact.get(place, -1)
+            if at < 0:
+                return self._alone(strand, code, place, first, second)
+        if strand.fed < len(strand.past):
+            strand.fed += 1
+            return strand.past[strand.fed - 1]
+        strand.pending = (code, at, first, second)
+        strand.where = _where(sys._getframe(1))  # noqa: SLF001 - the caller's line is what a story tells
+        return self._hub(strand).switch()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _hub(strand: Strand) -> Any:
+        return strand.greenlet.parent
+
+    def _place(self, words: Words | None, index: int) -> int:
+        if words is None:
+            for address, region in self.scene.hosts:
+                offset = index - address
+                if 0 <= offset < 8 * len(region.words.cells):
+                    if offset & 7:
+                        raise IndexError(f"host address {index:#x} is not aligned to 8 bytes")
+                    return region.base + offset // 8
+            raise IndexError(f"host address {index:#x} is in none of the model's host memory")
+        try:
+            base, size = self._bases[words]
+        except KeyError:
+            raise LookupError("an operation on words that the scene does not name: Scene.words()") from None
+        if not 0 <= index < size:
+            raise IndexError(f"word {index} is not one of {size}")
+        return base + index
+
+    def _alone(self, strand: Strand, code: int, place: int, first: int, second: int) -> int:
+        """An operation on a word that is no point: carried out for this thread, and noted."""
+        if strand.count > _ALONE:
+            raise Livelock(f"{_ALONE} operations in a row on words that nobody else touches")
+        me = 1 << strand.thread
+        if code >= op.LOCK or code == op.UNLOCK:  # others wake and wait: always points
+            self.share(place)
+            raise Reshaped
+        reads = code <= op.LOAD_ACQUIRE
+        if reads:
+            self._readers[place] |= me
+        else:
+            self._writers[place] |= me
+        if (self._writers[place] | (0 if reads else self._readers[place])) & ~me:
+            self.share(place)
+        seen = strand.overlay.get(place, self.initial[place])
+        if not reads:
+            strand.overlay[place] = op.after(code, seen, first, second)
+        return seen if reads or code >= op.COMPARE_EXCHANGE else 0
+
+    def _directly(self, operation: str, words: Words | None, index: int, first: int, second: int) -> int:
+        """Outside threads (final properties): at once, on the words themselves."""
+        code = op.CODES[operation]
+        if code in {op.FENCE, op.WAKE}:
+            return 0
+        if words is None or code == op.WAIT:
+            raise LookupError(f"{operation}: only a model's threads may do this")
+        if first >> 64 or first < 0:
+            raise OverflowError(f"{first:#x} leaves an unsigned 64-bit word")
+        seen: int = words.cells[index]
+        if code > op.LOAD_ACQUIRE:
+            words.cells[index] = op.after(code, seen, first, second & U64_MAX)
+        return seen
