@@ -120,7 +120,8 @@ def step(pair: Pair, rng: random.Random) -> str:
         pa = 0x8000_0000 - 0x8000_0000 % pair.sizes[0] + ipa + shift
         rights = rng.choice([Rights.READ, Rights.RW, Rights.RWX])
         skip = rng.random() < 0.5
-        wanted = got = None
+        wanted: object = None
+        got: object = None
         try:
             wanted = oracle.map(ipa, size, pa, text(rights), largest, skip)
         except Refused as refused:
