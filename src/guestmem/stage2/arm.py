@@ -141,14 +141,18 @@ class ArmFormat(Format):
         ):
             if not 0 <= value < limit:
                 raise Stage2Error(errno.EINVAL, f"{name}: {value:#x} is not in 0..{limit - 1:#x}")
-        if extra.nt and entry.level == LAST_LEVEL:
-            raise Stage2Error(errno.EINVAL, f"nt: level {LAST_LEVEL} holds pages, only a block has nT")
+        if extra.nt and not self._nt(entry.level):
+            raise Stage2Error(errno.EINVAL, f"nt: level {entry.level} of {self.name} has none, only a block has")
         self.check_leaf(entry.level, entry.address)
         word = self._packed(entry.address) | (_PAGE if entry.level == LAST_LEVEL else _BLOCK)
         word |= attributes << _MEMATTR_SHIFT | shareability << _SH_SHIFT
         word |= entry.software << _SW_SHIFT | extra.pbha << _PBHA_SHIFT | self._rights(entry.rights)
         flags = (entry.accessed, _AF), (extra.dbm, _DBM), (extra.contiguous, _CONTIGUOUS), (extra.fnxs, _FNXS)
         return word | sum(bit for flag, bit in (*flags, (extra.nt, _NT)) if flag)
+
+    def _nt(self, level: int) -> int:
+        """The nT bit of a leaf: of blocks, and where tables of few entries make the block so small, an address bit."""
+        return _NT if level != LAST_LEVEL and self.geometry.size(level) > _NT else 0
 
     def _decode_valid(self, word: int, level: int) -> Entry:
         if word & 2 and level != LAST_LEVEL:
@@ -158,11 +162,12 @@ class ArmFormat(Format):
         if level != LAST_LEVEL and level not in self.block_levels:
             return Malformed(word, level, f"level {level} allows no block", faults=True)
         below = bits(self.geometry.shift(level) - 1, self.geometry.page_shift) & bits(47, 12)
-        attributes = self._attribute_bits | (_NT if level != LAST_LEVEL else 0)
+        nt = self._nt(level)
+        attributes = self._attribute_bits | nt
         allowed = (self._address_bits & ~below) | attributes | 3
         if malformed := stray(word, allowed, level, "a leaf"):
             return malformed
-        address = self._output(word & ~(_NT if level != LAST_LEVEL else 0))
+        address = self._output(word & ~nt)
         memory_attributes = word >> _MEMATTR_SHIFT & 0xF
         known = _MEMATTR_FWB if self.fwb else _MEMATTR
         rights = _XN_RIGHTS[word >> _XN_SHIFT & 3]
@@ -180,7 +185,7 @@ class ArmFormat(Format):
             bool(word & _DBM),
             bool(word & _CONTIGUOUS),
             bool(word & _FNXS),
-            bool(level != LAST_LEVEL and word & _NT),
+            bool(word & nt),
             word >> _PBHA_SHIFT & 0xF,
         )
 

@@ -77,6 +77,7 @@ class Pool:
         if page_shift not in {12, 14, 16}:
             raise UsageError(f"page_shift: {page_shift} is not 12, 14 or 16")
         self.limit, self.page_shift, self.page_size = limit, page_shift, 1 << page_shift
+        self._run_words = int(MAX_RUN) << (page_shift - 3)
         self.fd: int | None = None
         """File descriptor of the memory, for other processes."""
         if base is None:
@@ -150,8 +151,10 @@ class Pool:
         poke(self.words, self._word(table, index), word)
 
     def _word(self, table: int, index: int) -> int:
-        word = (self.page_of(table) << (self.page_shift - 3)) + index
-        if not 0 <= index < int(MAX_RUN) << (self.page_shift - 3) or word >= self.limit << (self.page_shift - 3):
+        start, words_ = table - self.base, self.limit << (self.page_shift - 3)
+        word = (start >> 3) + index
+        if start & (self.page_size - 1) or not 0 <= start >> 3 <= word < words_ or index >= self._run_words:
+            self.page_of(table)
             raise UsageError(f"index: {index} from {table:#x} leaves {self}")
         return word
 

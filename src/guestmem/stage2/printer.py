@@ -86,10 +86,14 @@ def _leaves(format_: Format, read: ReadEntry, table: int, start: int, level: int
         if isinstance(entry, Table):
             limited = above & getattr(entry, "rights", Rights.RWX)
             yield from _leaves(format_, read, entry.address, at, level + 1, limited)
-        elif isinstance(entry, Leaf):
-            yield Range(at, at + size, level, entry, above & entry.rights, entry.address)
         else:
-            yield Range(at, at + size, level, entry, Rights.NONE)
+            yield _range(at, at + size, level, entry, above)
+
+
+def _range(start: int, end: int, level: int, entry: Entry, above: Rights) -> Range:
+    if isinstance(entry, Leaf):
+        return Range(start, end, level, entry, above & entry.rights, entry.address)
+    return Range(start, end, level, entry, Rights.NONE)
 
 
 def _merged(ranges: Iterator[Range]) -> Iterator[Range]:
@@ -148,34 +152,33 @@ def format_tree(format_: Format, read: ReadEntry, root: int) -> str:
     geometry = format_.geometry
     pages = f"{geometry.root_pages} page" + "s" * (geometry.root_pages > 1)
     head = f"{format_.name}, {geometry.ipa_bits} bits: root {root:#x} level {geometry.start_level}, {pages}"
-    return "\n".join([head, *_branches(format_, read, root, 0, geometry.start_level, Rights.RWX)])
+    return "\n".join([head, *_branches(format_, read, root, 0, geometry.start_level, Rights.RWX)[0]])
 
 
-def _branches(format_: Format, read: ReadEntry, table: int, start: int, level: int, above: Rights) -> Iterator[str]:
+def _branches(
+    format_: Format, read: ReadEntry, table: int, start: int, level: int, above: Rights
+) -> tuple[list[str], int]:
+    """Lines of a table's entries and all below, and how many entries it has."""
     size = format_.geometry.size(level)
-    children: list[tuple[Range, list[str]]] = []
+    children: list[tuple[Range, str, list[str]]] = []
+    used = 0
     for at, entry in _entries(format_, read, table, start, level):
+        used += 1
         if isinstance(entry, Table):
-            limited = above & getattr(entry, "rights", Rights.RWX)
-            below = list(_branches(format_, read, entry.address, at, level + 1, limited))
-            children.append((Range(at, at + size, level, entry, limited, entry.address), below))
+            rights = above & getattr(entry, "rights", Rights.RWX)
+            below, count = _branches(format_, read, entry.address, at, level + 1, rights)
+            child = Range(at, at + size, level, entry, rights, entry.address)
+            text = f"[{at:#x}, {at + size:#x}) table {entry.address:#x} level {level + 1}, "
+            text += f"{count} of {format_.geometry.entries}" + f" {rights}" * (rights != Rights.RWX)
+            children.append((child, text, below))
             continue
-        own = Range(at, at + size, level, entry, Rights.NONE)
-        if isinstance(entry, Leaf):
-            own = replace(own, rights=above & entry.rights, address=entry.address)
-        if children and not children[-1][1] and children[-1][0].continued_by(own):
-            children[-1] = replace(children[-1][0], end=own.end), []
-        else:
-            children.append((own, []))
-    for place, (child, below) in enumerate(children):
+        own = _range(at, at + size, level, entry, above)
+        if children and children[-1][0].continued_by(own):
+            own = replace(children.pop()[0], end=own.end)
+        children.append((own, "", []))
+    lines = []
+    for place, (child, text, below) in enumerate(children):
         last = place == len(children) - 1
-        text = str(child)
-        if isinstance(child.entry, Table):
-            used = sum(1 for _ in _entries(format_, read, child.entry.address, child.start, level + 1))
-            text = (
-                f"[{child.start:#x}, {child.end:#x}) table {child.address:#x} level {level + 1}, "
-                f"{used} of {format_.geometry.entries}" + f" {child.rights}" * (child.rights != Rights.RWX)
-            )
-        yield ("└─ " if last else "├─ ") + text
-        for line in below:
-            yield ("   " if last else "│  ") + line
+        lines.append(("└─ " if last else "├─ ") + (text or str(child)))
+        lines += [("   " if last else "│  ") + line for line in below]
+    return lines, used
