@@ -22,6 +22,7 @@ def format_shape(format_: Format, shape: Shape, pool_base: int) -> Own:
         "IPA_END": 1 << geometry.ipa_bits,
         "OUTPUT_END": 1 << format_.pa_bits,
         "MIN_BLOCK_LEVEL": max(format_.min_block_level, geometry.start_level),
+        "BLOCK_LEVELS": sum(1 << level for level in format_.block_levels),
         "POOL_BASE": pool_base,
         "VALID": 1,
         "TABLE_MASK": shape.table_mask,
