@@ -132,7 +132,7 @@ class MemoryRegion(NamedTuple):
     def unpack(cls, argument: bytes | bytearray | memoryview) -> MemoryRegion:
         """From either form, by its length; padding is not looked at."""
         if len(argument) < _REGION2_BYTES:
-            return cls._make(_REGION.unpack(argument))
+            return cls(*_REGION.unpack(argument))
         return cls._make(_REGION2.unpack_from(argument))
 
 

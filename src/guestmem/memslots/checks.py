@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import MemslotError
 from ..units import PAGE_SIZE, U64_MAX
-from .abi import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, V1_FLAGS, MemoryRegion
+from .abi import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, V1_FLAGS
 from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS
 from .versions import LINUX_6_18, KernelVersion
 
@@ -48,14 +48,24 @@ class Host:
         return self.guest_memfd and (self.private_memory or not self.version.gmem_needs_private_vm)
 
 
-def check_region(host: Host, region: MemoryRegion, *, v2: bool, internal: bool = False) -> None:
-    """Steps 3 to 13 for ``region``, of the second form if ``v2``; MemslotError (EINVAL) names the field. O(1).
+def check_region(
+    host: Host,
+    slot: int,
+    flags: int,
+    gpa: int,
+    size: int,
+    hva: int,
+    offset: int = 0,
+    *,
+    v2: bool,
+    internal: bool = False,
+) -> None:
+    """Steps 3 to 13 for the fields of a region, of the second form if ``v2``; MemslotError (EINVAL) names one. O(1).
 
-    >>> check_region(Host(), MemoryRegion(3, memory_size=0x1800), v2=False)
+    >>> check_region(Host(), 3, 0, 0, 0x1800, 0, v2=False)
     Traceback (most recent call last):
     guestmem.errors.MemslotError: EINVAL: slot 3: memory_size 0x1800 is not a multiple of 0x1000
     """
-    slot, flags, gpa, size, hva, offset, _ = region
     id_ = slot & 0xFFFF
     name = id_
     if not v2 and flags & ~V1_FLAGS and not internal:

@@ -1,0 +1,266 @@
+"""Dirty logs, dirty rings and the capabilities of a VM: the ioctls of ``KvmModel`` that are not about regions.
+
+Source: ``kvm_get_dirty_log_protect()``, ``kvm_clear_dirty_log_protect()``, ``kvm_vm_ioctl_enable_cap_generic()``,
+Linux 6.18, ``virt/kvm/kvm_main.c``; ``virt/kvm/dirty_ring.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from ..dirty.bitmap import DirtyBitmap
+from ..dirty.ring import ENTRY_BYTES, MAX_ENTRIES, DirtyRing, Run, ring_size
+from ..errors import MemslotError
+from ..memslots.abi import (
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    MAX_VCPU_IDS,
+    ClearDirtyLog,
+    CreateGuestMemfd,
+    DirtyLog,
+    EnableCap,
+    MemoryCap,
+)
+from .guest_memfds import create_guest_memfd
+
+if TYPE_CHECKING:
+    from .model import KvmModel, ModelSlot
+
+__all__ = ["DirtyState"]
+
+_MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
+_RINGS = (MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL)
+_FIRST_FILE = 1000
+
+
+class DirtyState:
+    """How a VM logs dirty pages, its vCPUs' rings, and which pages a vCPU can write without being noticed again."""
+
+    def __init__(self, vm: KvmModel) -> None:
+        self._vm = vm
+        self.manual = 0
+        """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_DIRTY_LOG_INITIALLY_SET."""
+        self.ring_entries = 0
+        self.rings: dict[int, DirtyRing | None] = {}
+        """vCPUs by id, and their rings if the VM has rings."""
+        self.writable: set[tuple[int, int]] = set()
+        """(id | as_id << 16, page): noticed by a ring, and not write-protected since."""
+        self._next_file = _FIRST_FILE
+
+    # -- capabilities, vCPUs, files ------------------------------------------------------------------------------------
+
+    def check_extension(self, cap: int) -> int:
+        """KVM_CHECK_EXTENSION: the value of a memory capability; 0 for all others."""
+        host = self._vm.host
+        values = {
+            MemoryCap.USER_MEMORY: 1,
+            MemoryCap.NR_MEMSLOTS: host.user_slots,
+            MemoryCap.SYNC_MMU: 1,
+            MemoryCap.READONLY_MEM: int(host.readonly),
+            MemoryCap.MULTI_ADDRESS_SPACE: host.address_spaces if host.address_spaces > 1 else 0,
+            MemoryCap.MANUAL_DIRTY_LOG_PROTECT2: _MANUAL_CAPS,
+            MemoryCap.DIRTY_LOG_RING: MAX_ENTRIES * ENTRY_BYTES,
+            MemoryCap.DIRTY_LOG_RING_ACQ_REL: MAX_ENTRIES * ENTRY_BYTES,
+            MemoryCap.USER_MEMORY2: 1,
+            MemoryCap.MEMORY_FAULT_INFO: 1,
+            MemoryCap.MEMORY_ATTRIBUTES: 8 if host.private_memory else 0,
+            MemoryCap.GUEST_MEMFD: int(host.has_guest_memfd),
+            MemoryCap.GUEST_MEMFD_FLAGS: host.version.gmem_flags if host.has_guest_memfd else 0,
+        }
+        return values.get(cap, 0)  # type: ignore[call-overload, no-any-return] # an int finds its IntEnum
+
+    def enable_cap(self, argument: bytes) -> int:
+        """KVM_ENABLE_CAP of what concerns dirty logs; EINVAL for every other capability."""
+        cap, flags, arg0, *_ = EnableCap.unpack(argument)
+        if cap == MemoryCap.MANUAL_DIRTY_LOG_PROTECT2:
+            allowed = _MANUAL_CAPS if arg0 & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE else KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+            if flags or arg0 & ~allowed:
+                raise MemslotError(errno.EINVAL, f"manual dirty log: flags {flags:#x}, {arg0:#x}; allowed are 0, 1 and 3")
+            self.manual = arg0
+            return 0
+        if cap in _RINGS:
+            entries = ring_size(arg0)
+            if self.ring_entries or self.rings:
+                raise MemslotError(errno.EINVAL, "dirty ring: it is enabled already, or vCPUs exist")
+            self.ring_entries = entries
+            return 0
+        raise MemslotError(errno.EINVAL, f"cap: {cap} with flags {flags:#x} cannot be enabled here")
+
+    def create_vcpu(self, vcpu: int) -> int:
+        """KVM_CREATE_VCPU: EINVAL for an id from 4096 on, EEXIST for one that is taken; returns a made-up file."""
+        if not 0 <= vcpu < MAX_VCPU_IDS:
+            raise MemslotError(errno.EINVAL, f"vcpu: {vcpu} is not in 0..{MAX_VCPU_IDS - 1}")
+        if vcpu in self.rings:
+            raise MemslotError(errno.EEXIST, f"vcpu: {vcpu} exists")
+        self.rings[vcpu] = DirtyRing(self.ring_entries) if self.ring_entries else None
+        return self._file(("vcpu", vcpu))
+
+    def create_guest_memfd(self, argument: bytes) -> int:
+        """KVM_CREATE_GUEST_MEMFD; returns a made-up file, which ``KvmModel.files`` knows."""
+        size, flags = CreateGuestMemfd.unpack(argument)
+        return self._file(create_guest_memfd(self._vm, size, flags, self._vm.host.version))
+
+    def _file(self, what: object) -> int:
+        while self._next_file in self._vm.files:
+            self._next_file += 1
+        self._vm.files[self._next_file] = what
+        return self._next_file
+
+    # -- bitmaps -------------------------------------------------------------------------------------------------------
+
+    def bitmap_for(self, key: int, old: ModelSlot | None, npages: int) -> DirtyBitmap | None:
+        """The bitmap of a slot that logs from now on: the one it had, else a new one; none if the VM has rings.
+
+        Logging switched on write-protects the slot's pages.
+        """
+        if old is not None and old.bitmap is not None:
+            return old.bitmap
+        if self.ring_entries:
+            if self.writable and old is not None and not old.slot.logs_dirty_pages:
+                self.writable = {page for page in self.writable if page[0] != key}
+            return None
+        return DirtyBitmap(npages, ones=self.manual == _MANUAL_CAPS)
+
+    def zapped(self) -> None:
+        """A DELETE or MOVE threw all translations away: the next write to any page is noticed again."""
+        if self.writable:
+            self.writable.clear()
+
+    def _logged(self, slot: int) -> tuple[ModelSlot, DirtyBitmap]:
+        """The slot of a log ioctl and its bitmap, or the errno that KVM has for it."""
+        host = self._vm.host
+        if slot >> 16 >= host.address_spaces or slot & 0xFFFF >= host.user_slots:
+            raise MemslotError(errno.EINVAL, f"slot: {slot:#x} is no slot id with address space")
+        return self._with_bitmap(slot)
+
+    def _with_bitmap(self, slot: int) -> tuple[ModelSlot, DirtyBitmap]:
+        held = self._vm.slots.get(slot)
+        if held is None or held.bitmap is None:
+            raise MemslotError(errno.ENOENT, f"slot {slot & 0xFFFF}: it does not exist, or has no dirty bitmap")
+        return held, held.bitmap
+
+    def get_dirty_log(self, argument: bytes) -> int:
+        """KVM_GET_DIRTY_LOG: the bitmap to user memory; without manual protection it is 0 afterwards.
+
+        Where user memory cannot be written, EFAULT; the bits are lost all the same, as in the kernel.
+        """
+        log = DirtyLog.unpack(argument)
+        if self.ring_entries:
+            raise MemslotError(errno.ENXIO, "dirty log: the VM logs by rings")
+        _, bitmap = self._logged(log.slot)
+        self._vm.user.write(log.dirty_bitmap, bitmap.copy() if self.manual else bitmap.take())
+        return 0
+
+    def clear_dirty_log(self, argument: bytes) -> int:
+        """KVM_CLEAR_DIRTY_LOG, with or without manual protection."""
+        log = ClearDirtyLog.unpack(argument)
+        if self.ring_entries:
+            raise MemslotError(errno.ENXIO, "dirty log: the VM logs by rings")
+        host = self._vm.host
+        name = f"slot {log.slot & 0xFFFF}"
+        if log.slot >> 16 >= host.address_spaces or log.slot & 0xFFFF >= host.user_slots:
+            raise MemslotError(errno.EINVAL, f"slot: {log.slot:#x} is no slot id with address space")
+        if log.first_page & 63:
+            raise MemslotError(errno.EINVAL, f"{name}: first_page {log.first_page} is not a multiple of 64")
+        held, bitmap = self._with_bitmap(log.slot)
+        npages = held.slot.npages
+        if log.first_page > npages or log.num_pages > npages - log.first_page:
+            raise MemslotError(
+                errno.EINVAL, f"{name}: pages {log.first_page} + {log.num_pages} are past its {npages} pages"
+            )
+        if log.num_pages < npages - log.first_page and log.num_pages & 63:
+            raise MemslotError(
+                errno.EINVAL, f"{name}: num_pages {log.num_pages} is not a multiple of 64, nor up to the slot's end"
+            )
+        bits = self._vm.user.read(log.dirty_bitmap, (log.num_pages + 63) // 64 * 8)
+        if log.num_pages:
+            bitmap.clear(log.first_page, log.num_pages, bits)
+        return 0
+
+    # -- rings ---------------------------------------------------------------------------------------------------------
+
+    def reset_dirty_rings(self, _argument: int) -> int:
+        """KVM_RESET_DIRTY_RINGS: how many harvested entries were given back; EINVAL without rings."""
+        if not self.ring_entries:
+            raise MemslotError(errno.EINVAL, "dirty ring: the VM has none")
+        count = 0
+        for ring in self.rings.values():
+            if ring is not None:
+                entries, runs = ring.reset()
+                count += entries
+                for run in runs:
+                    self._protect(run)
+        return count
+
+    def _protect(self, run: Run) -> None:
+        """Write-protect a run's pages; one that names a slot or pages that are not there is dropped."""
+        key = run.as_id << 16 | run.slot
+        held = self._vm.slots.get(key)
+        last = run.offset + run.mask.bit_length() - 1
+        if not self._vm.host.version.ring_reset_is_overflow_safe:
+            last %= 1 << 64
+        if held is None or last >= held.slot.npages:
+            return
+        for bit in range(run.mask.bit_length()):
+            if run.mask >> bit & 1:
+                self.writable.discard((key, run.offset + bit))
+
+    # -- vCPUs ---------------------------------------------------------------------------------------------------------
+
+    def mark(self, key: int, page: int, vcpu: int | None) -> bool:
+        """A write to a page of a slot that logs: into the vCPU's ring, else into the bitmap; whether the ring is full.
+
+        Without a vCPU (KVM's own writes) only a bitmap takes it. Source: ``mark_page_dirty_in_slot()``.
+        """
+        held = self._vm.slots[key]
+        if not held.slot.logs_dirty_pages:
+            return False
+        ring = self.rings.get(vcpu) if vcpu is not None else None
+        if ring is None:
+            if held.bitmap is not None:
+                held.bitmap.mark(page)
+            return False
+        if (key, page) in self.writable:
+            return False
+        self.writable.add((key, page))
+        return ring.push(key & 0xFFFF, page, key >> 16)
+
+    # -- designs -------------------------------------------------------------------------------------------------------
+
+    def take_over(self, keys: list[int]) -> None:
+        """See ``KvmModel.changed_by_a_design``: a page keeps its bit as long as frame and host page stay a pair."""
+        from .model import ModelSlot
+
+        vm = self._vm
+        before = {key: held for key in keys if (held := vm.slots.get(key)) is not None}
+        dirty: set[tuple[int, int, int]] = set()
+        logged: set[tuple[int, int, int]] = set()
+        for key, held in before.items():
+            if held.bitmap is None:
+                continue
+            bits = held.bitmap.array()
+            for page in range(held.slot.npages):
+                pair = (key >> 16, held.slot.base_gfn + page, held.slot.userspace_addr + (page << 12))
+                logged.add(pair)
+                if bits[page]:
+                    dirty.add(pair)
+        for key in keys:
+            held_before = before.get(key)
+            if held_before is not None:
+                vm.accounting.delete(held_before.slot.npages)
+                vm.slots.pop(key)
+        for key in keys:
+            slot = vm.memslots.by_id(key & 0xFFFF, key >> 16)
+            if slot is None:
+                continue
+            vm.accounting.create(slot.npages)
+            made = vm.slots[key] = ModelSlot(slot)
+            if not slot.logs_dirty_pages or self.ring_entries:
+                continue
+            made.bitmap = DirtyBitmap(slot.npages)
+            for page in range(slot.npages):
+                pair = (slot.as_id, slot.base_gfn + page, slot.userspace_addr + (page << 12))
+                if pair in dirty or (pair not in logged and self.manual == _MANUAL_CAPS):
+                    made.bitmap.mark(page)
+        self.zapped()

@@ -1,0 +1,49 @@
+"""guest_memfd as far as memslots concern it: files of a VM, and which of their ranges are bound to which slot.
+
+Source: ``kvm_gmem_create()`` and ``kvm_gmem_bind()``, Linux 6.18, ``virt/kvm/guest_memfd.c``. What is in the files,
+and who may see it, is another room's business (``gmem``).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ..errors import MemslotError
+from ..memslots.versions import KernelVersion
+from ..units import PAGE_SIZE
+
+__all__ = ["GuestMemfd", "create_guest_memfd"]
+
+
+def create_guest_memfd(owner: object, size: int, flags: int, version: KernelVersion) -> GuestMemfd:
+    """KVM_CREATE_GUEST_MEMFD: EINVAL for unknown flags, and for a size that is 0, negative or not of whole pages."""
+    if flags & ~version.gmem_flags:
+        raise MemslotError(errno.EINVAL, f"guest_memfd: flags {flags:#x} are not of {version.gmem_flags:#x}")
+    if not 0 < size < 1 << 63 or size % PAGE_SIZE:
+        raise MemslotError(errno.EINVAL, f"guest_memfd: size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}")
+    return GuestMemfd(owner, size, flags)
+
+
+class GuestMemfd:
+    """One file: its VM, its size in bytes, and the ranges that slots have bound."""
+
+    def __init__(self, owner: object, size: int, flags: int = 0) -> None:
+        self.owner, self.size, self.flags = owner, size, flags
+        self.bound: dict[tuple[int, int], tuple[int, int]] = {}
+        """By (as_id, slot id): offset and size in bytes."""
+
+    def check_bind(self, owner: object, name: int, offset: int, size: int, version: KernelVersion) -> None:
+        """Step 19: MemslotError unless slot ``name`` of the VM ``owner`` may bind ``[offset, offset + size)``."""
+        if self.owner is not owner:
+            raise MemslotError(errno.EINVAL, f"slot {name}: guest_memfd belongs to another VM")
+        if offset >> 63 or offset % PAGE_SIZE or offset + size > self.size:
+            raise MemslotError(
+                errno.EINVAL,
+                f"slot {name}: guest_memfd_offset {offset:#x} with size {size:#x} is not in a file of {self.size:#x}",
+            )
+        for (as_id, id_), (start, length) in self.bound.items():
+            if offset < start + length and start < offset + size:
+                raise MemslotError(
+                    version.gmem_overlap_errno,
+                    f"slot {name}: guest_memfd range {offset:#x} is bound to slot {as_id}:{id_} already",
+                )

@@ -1,0 +1,319 @@
+"""The kernel's side of a VM's memory, as a model: every memory ioctl, with its checks in order and their errnos.
+
+Slots themselves, their two sets, generations and grace periods, are ``memslots``'; this adds what an ioctl does around
+them: structures as bytes, accounting, dirty logs and rings, guest_memfds, capabilities. The steps are numbered as in
+docs/abi.md. Source: ``virt/kvm/kvm_main.c``, Linux 6.18; answers compared with a running kernel by ``conform``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..dirty.bitmap import DirtyBitmap
+from ..errors import InvariantError, MemslotError
+from ..memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, ChangeKind, Memslots, Slot
+from ..memslots.abi import KVM_MEM_GUEST_MEMFD, MemoryIoctl, MemoryRegion
+from ..memslots.accounting import MmuPagesForm, PageAccounting
+from ..memslots.checks import Host, check_region
+from ..units import U64_MAX
+from .dirty_state import DirtyState
+from .guest_memfds import GuestMemfd
+from .user_memory import ProcessMemory, UserMemory
+
+__all__ = ["KvmModel", "ModelSlot"]
+
+_RIGHTS = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
+MMIO_GENERATION_BITS = 19
+"""Bits of a generation that an MMIO translation keeps."""
+_REGION = struct.Struct("<IIQQQ")
+
+
+@dataclass(slots=True)
+class ModelSlot:
+    """What the kernel keeps of a slot beside its place: dirty bitmap and guest_memfd."""
+
+    slot: Slot
+    bitmap: DirtyBitmap | None = None
+    guest_memfd: GuestMemfd | None = None
+
+
+class KvmModel:
+    """One VM as the kernel keeps it. ``ioctl`` answers as the kernel does; everything else is for looking.
+
+    ``apply`` carries a judged change out on running vCPUs (``Memslots.apply`` unless given). ``user`` is what pointers
+    point to (this process unless given).
+
+    >>> vm = KvmModel()
+    >>> region = MemoryRegion(slot=3, memory_size=0x4000, userspace_addr=0x7F0000000000)
+    >>> vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, region.pack())
+    0
+    >>> vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, region._replace(slot=4).pack())
+    Traceback (most recent call last):
+    guestmem.errors.MemslotError: EEXIST: slot 4: [0x0, 0x4000) 16 KiB overlaps Slot 3 [0x0, 0x4000) 16 KiB -> 0x7f0000000000
+    >>> list(vm.memslots), vm.accounting.pages
+    ([Slot 3 [0x0, 0x4000) 16 KiB -> 0x7f0000000000], 4)
+    """
+
+    def __init__(
+        self,
+        host: Host | None = None,
+        *,
+        memslots: Memslots | None = None,
+        apply: Callable[[Change], ChangeKind] | None = None,
+        user: UserMemory | None = None,
+        mmu_pages: MmuPagesForm = MmuPagesForm.RATIO,
+    ) -> None:
+        self.host = Host() if host is None else host
+        self.memslots = Memslots(self.host.address_spaces, max_slots=self.host.user_slots) if memslots is None else memslots
+        self.accounting = PageAccounting(self.host.word_bits, mmu_pages)
+        self.slots: dict[int, ModelSlot] = {}
+        """By id | as_id << 16."""
+        self.files: dict[int, object] = {}
+        """What file descriptors of a caller are; a GuestMemfd, or anything else, which is none."""
+        self.user: UserMemory = ProcessMemory() if user is None else user
+        self.dead = False
+        """The VM is marked dead (``kvm_vm_dead``): every ioctl on it fails with EIO."""
+        self.dirty = DirtyState(self)
+        self._apply = self.memslots.apply if apply is None else apply
+        self._pid = os.getpid()
+        self.lock = threading.RLock()
+        """KVM's ``slots_lock``, as far as this model needs one."""
+        self._handlers: dict[int, Callable[[bytes], int]] = {
+            MemoryIoctl.SET_USER_MEMORY_REGION: self._region1,
+            MemoryIoctl.SET_USER_MEMORY_REGION2: self._region2,
+            MemoryIoctl.GET_DIRTY_LOG: self.dirty.get_dirty_log,
+            MemoryIoctl.CLEAR_DIRTY_LOG: self.dirty.clear_dirty_log,
+            MemoryIoctl.ENABLE_CAP: self.dirty.enable_cap,
+            MemoryIoctl.CREATE_GUEST_MEMFD: self.dirty.create_guest_memfd,
+        }
+        self._numbers: dict[int, Callable[[int], int]] = {
+            MemoryIoctl.SET_NR_MMU_PAGES: self._set_nr_mmu_pages,
+            MemoryIoctl.CREATE_VCPU: self.dirty.create_vcpu,
+            MemoryIoctl.RESET_DIRTY_RINGS: self.dirty.reset_dirty_rings,
+            MemoryIoctl.CHECK_EXTENSION: self.dirty.check_extension,
+        }
+
+    # -- the ioctl ---------------------------------------------------------------------------------------------------
+
+    def ioctl(self, request: int, argument: bytes | bytearray | memoryview | int = 0) -> int:
+        """Any memory ioctl: the structure as bytes, its address in user memory, or the number it takes.
+
+        Returns what the kernel returns; MemslotError has its errno: EIO for a dead VM or another process (step 1),
+        ENOTTY for a request that is none of this model's, EFAULT for an address that is not mapped (step 2).
+        """
+        if self.dead or os.getpid() != self._pid:
+            raise MemslotError(errno.EIO, "vm: it is dead, or belongs to another process")
+        by_number = self._numbers.get(request)
+        if by_number is not None:
+            if not isinstance(argument, int):
+                raise MemslotError(errno.EINVAL, f"{MemoryIoctl(request).name}: it takes a number")
+            with self.lock:
+                return by_number(argument)
+        handler = self._handlers.get(request)
+        if handler is None:
+            raise MemslotError(errno.ENOTTY, f"ioctl: {request:#x} is no memory ioctl")
+        size = request >> 16 & 0x3FFF
+        if isinstance(argument, int):
+            argument = self.user.read(argument, size)
+        if len(argument) != size:
+            raise MemslotError(errno.EFAULT, f"{MemoryIoctl(request).name}: {len(argument)} bytes, not {size}")
+        with self.lock:
+            return handler(bytes(argument))
+
+    def _region1(self, argument: bytes) -> int:
+        self._set_region(*_REGION.unpack(argument), 0, 0, False, False)
+        return 0
+
+    def _region2(self, argument: bytes) -> int:
+        self._set_region(*MemoryRegion.unpack(argument), True, False)
+        return 0
+
+    def _set_nr_mmu_pages(self, count: int) -> int:
+        self.accounting.set_mmu_pages(count)
+        return 0
+
+    # -- regions -----------------------------------------------------------------------------------------------------
+
+    def set_internal_region(self, region: MemoryRegion) -> ChangeKind:
+        """One of KVM's own slots (TSS, APIC access page, identity map): ids from ``host.user_slots`` on."""
+        if region.id < self.host.user_slots:
+            raise MemslotError(errno.EINVAL, f"slot: {region.id} is user space's; KVM's are from {self.host.user_slots}")
+        return self.set_region(region, v2=True, internal=True)
+
+    def set_region(self, region: MemoryRegion, *, v2: bool, internal: bool = False) -> ChangeKind:
+        """Steps 3 to 22 of either region ioctl; returns what it came to. O(log n) and grace periods."""
+        with self.lock:
+            return self._set_region(*region, v2, internal)
+
+    def _set_region(
+        self, key: int, flags: int, gpa: int, size: int, hva: int, offset: int, file: int, v2: bool, internal: bool
+    ) -> ChangeKind:
+        check_region(self.host, key, flags, gpa, size, hva, offset, v2=v2, internal=internal)
+        old = self.slots.get(key)
+        base_gfn, npages = gpa >> 12, size >> 12
+        change = Change(key & 0xFFFF, base_gfn, npages, hva, flags, key >> 16)
+        if npages == 0:
+            if old is None:
+                raise MemslotError(errno.EINVAL, f"slot {change.slot}: no such slot")
+            self._delete(key, change, old, internal=internal)
+            return ChangeKind.DELETE
+        if old is None:
+            kind = ChangeKind.CREATE
+            if not self.accounting.can_create(npages):
+                raise self._wraps(change)
+        else:
+            kind = self._kind_of_existing(change, old.slot)
+            if kind is ChangeKind.NOTHING:
+                return kind
+        private = flags & KVM_MEM_GUEST_MEMFD
+        if private or base_gfn + npages - 1 > self.host.max_gfn:
+            self._look_further(change, kind, offset, file)
+        # Steps 17 and 18, and the swaps.
+        if internal:
+            self.memslots.apply(change, internal=True)
+        elif private:
+            self._apply(change._replace(flags=0))
+        else:
+            self._apply(change)
+        # Source: kvm_commit_memory_region().
+        new = ModelSlot(Slot(key >> 16, key & 0xFFFF, base_gfn, npages, hva, flags))
+        if old is None:
+            self.accounting.create(npages)
+            if private:
+                self._bind(change, new, offset, file)
+        elif kind is ChangeKind.MOVE:
+            self.dirty.zapped()
+        if flags & KVM_MEM_LOG_DIRTY_PAGES:
+            new.bitmap = self.dirty.bitmap_for(key, old, npages)
+        self.slots[key] = new
+        return kind
+
+    def _delete(self, key: int, change: Change, old: ModelSlot, *, internal: bool) -> None:
+        npages = old.slot.npages
+        if self.accounting.pages < npages:
+            raise MemslotError(
+                errno.EIO, f"slot {change.slot}: the total of {self.accounting.pages:#x} pages would underflow"
+            )
+        if internal:
+            self.memslots.apply(change, internal=True)
+        else:
+            self._apply(change)
+        self.dirty.zapped()
+        del self.slots[key]
+        self.accounting.delete(npages)
+        if old.guest_memfd is not None:
+            del old.guest_memfd.bound[change.as_id, change.slot]
+
+    def _wraps(self, change: Change) -> MemslotError:
+        return MemslotError(
+            errno.EINVAL,
+            f"slot {change.slot}: npages {change.npages:#x} and the {self.accounting.pages:#x} of all slots "
+            f"wrap a word of {self.accounting.word_bits} bits",
+        )
+
+    @staticmethod
+    def _kind_of_existing(change: Change, was: Slot) -> ChangeKind:
+        """Step 16."""
+        name, base_gfn, npages, hva, flags, _ = change
+        if flags & KVM_MEM_GUEST_MEMFD:
+            raise MemslotError(errno.EINVAL, f"slot {name}: a slot with a guest_memfd can only be deleted")
+        if hva != was.userspace_addr or npages != was.npages or (flags ^ was.flags) & _RIGHTS:
+            for field, given, there in (
+                ("userspace_addr", hva, was.userspace_addr),
+                ("npages", npages, was.npages),
+                ("flags", flags & _RIGHTS, was.flags & _RIGHTS),
+            ):
+                if given != there:
+                    raise MemslotError(
+                        errno.EINVAL,
+                        f"slot {name}: {field} {given:#x} differs from {there:#x}; an existing slot can only be "
+                        "moved, or its logging changed",
+                    )
+        if base_gfn != was.base_gfn:
+            return ChangeKind.MOVE
+        return ChangeKind.FLAGS_ONLY if flags != was.flags else ChangeKind.NOTHING
+
+    def _look_further(self, change: Change, kind: ChangeKind, offset: int, file: int) -> None:
+        """Where step 19 or 21 may refuse: overlap (step 17) comes before them, a way back (22) after."""
+        late = self._late_refusal(change, offset, file)
+        if late is None:
+            return
+        for other in self.memslots.overlapping(change.base_gfn, change.base_gfn + change.npages, change.as_id):
+            if other.id != change.slot:
+                raise MemslotError(errno.EEXIST, f"slot {change.slot}: it overlaps {other!r}")
+        if kind is ChangeKind.MOVE:
+            self._invalidate_and_revert(change)
+        raise late
+
+    def _bind(self, change: Change, new: ModelSlot, offset: int, fd: int) -> None:
+        file = self.files[fd]
+        assert isinstance(file, GuestMemfd)
+        file.bound[change.as_id, change.slot] = (offset, change.memory_size)
+        new.guest_memfd = file
+
+    def _late_refusal(self, change: Change, offset: int, fd: int) -> MemslotError | None:
+        """Steps 19 and 21: why they refuse, or None."""
+        name = change.slot
+        if change.flags & KVM_MEM_GUEST_MEMFD:
+            file = self.files.get(fd)
+            if file is None:
+                return MemslotError(errno.EBADF, f"slot {name}: guest_memfd {fd} is not open")
+            if not isinstance(file, GuestMemfd):
+                return MemslotError(errno.EINVAL, f"slot {name}: file {fd} is no guest_memfd")
+            try:
+                file.check_bind(self, name, offset, change.memory_size, self.host.version)
+            except MemslotError as error:
+                return error
+        if change.base_gfn + change.npages - 1 > self.host.max_gfn:
+            return MemslotError(
+                errno.EINVAL, f"slot {name}: its last frame is past {self.host.max_gfn:#x}, the last of this host"
+            )
+        return None
+
+    def _invalidate_and_revert(self, change: Change) -> None:
+        """Step 22: a MOVE refused at step 21 has invalidated and zapped its slot already, and swaps it back."""
+        with self.memslots.update(change.as_id) as update:
+            update.invalidate(change.slot)
+            update.publish()
+            update.synchronize()
+        self.dirty.zapped()
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def slot(self, id_: int, as_id: int = 0) -> ModelSlot | None:
+        """What the kernel keeps of a slot, or None. O(1)."""
+        return self.slots.get(as_id << 16 | id_)
+
+    @property
+    def mmio_zaps(self) -> int:
+        """How often all MMIO translations were zapped since the 19 bits that they keep of a generation came round to 0.
+
+        The bits of the address space are not looked at. Source: ``kvm_mmu_invalidate_mmio_sptes()``.
+        """
+        spaces = range(self.host.address_spaces)
+        return sum((self.memslots.generation(as_id) % (1 << 63)) >> MMIO_GENERATION_BITS for as_id in spaces)
+
+    def changed_by_a_design(self, keys: Iterable[int]) -> None:
+        """A design has changed slots ``keys`` by ways of its own: take over what is there now. O(pages of these)."""
+        with self.lock:
+            self.dirty.take_over(sorted(set(keys)))
+
+    def check(self) -> None:
+        """Raise InvariantError unless slots, sets, accounting and bitmaps agree. O(n)."""
+        self.memslots.check()
+        there = {slot.id | slot.as_id << 16: slot for slot in self.memslots}
+        if there.keys() != self.slots.keys():
+            raise InvariantError(f"model: the sets have slots {sorted(there)}, the ABI {sorted(self.slots)}")
+        for key, held in self.slots.items():
+            if there[key][:5] != held.slot[:5]:
+                raise InvariantError(f"model: {held.slot!r} is {there[key]!r} in the sets")
+            if held.bitmap is not None:
+                held.bitmap.check()
+                if held.bitmap.npages != held.slot.npages or not held.slot.logs_dirty_pages:
+                    raise InvariantError(f"model: {held.slot!r} has a bitmap of {held.bitmap.npages} pages")
+        self.accounting.check(sum(slot.npages for slot in there.values()) & U64_MAX)
