@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -10,10 +11,12 @@ from typing import NamedTuple
 
 import pytest
 
+from guestmem.errors import Stage2Error
 from guestmem.low_memory import low_memory
-from guestmem.stage2 import NptFormat, NptTable, Pool, Rights, amd_npt
+from guestmem.stage2 import Leaf, NptFormat, NptTable, Pool, Rights, amd_npt
+from guestmem.stage2.table import PageTable
 from stage2.naive_walker import Fault, Read, Seen, npt_pages, npt_walk, reader
-from stage2.unicorn_guest import CODE_SLOT, PA_BITS, Guest
+from stage2.unicorn_guest import CODE, CODE_SLOT, PA_BITS, Guest
 
 GIB = 1 << 30
 SIZE = 3 * GIB
@@ -88,14 +91,28 @@ def probes(read: Read, root: int, rng: random.Random, leaves: dict[int, Seen]) -
     return [gpa for gpa in found if gpa >> 39 != CODE_SLOT]
 
 
-def compare(bench: Bench, guest: Guest, root: int, rng: random.Random, most: int) -> tuple[int, int]:
-    """Every access of each kind against the naive walker; how many went through, and how many faulted."""
+def looked_up(table: PageTable, gpa: int) -> tuple[int, str] | None:
+    """What the compiled walk and the decoder say."""
+    found = table.lookup(gpa)
+    if found is None:
+        return None
+    entry = table.format.decode(found.descriptor, found.level)
+    assert isinstance(entry, Leaf)
+    return found.address, str(entry.rights)
+
+
+def compare(
+    bench: Bench, guest: Guest, root: int, rng: random.Random, most: int, table: PageTable | None = None
+) -> tuple[int, int]:
+    """Every kind of access against the naive walker (and the compiled); how many went through, how many faulted."""
     read = reader(bench.pool.words, bench.pool.base)
     every = probes(read, root, rng, npt_pages(read, root, pa_bits=PA_BITS))
     through = faulted = 0
     for gpa in rng.sample(every, min(most, len(every))):
         seen = npt_walk(read, root, gpa, pa_bits=PA_BITS)
         rights = seen.rights if isinstance(seen, Seen) else "---"
+        if table is not None:
+            assert looked_up(table, gpa) == (None if isinstance(seen, Fault) else (seen.pa, rights)), (hex(gpa), seen)
         if isinstance(seen, Fault):
             assert guest.read(root, gpa) is None, (hex(gpa), seen)
             assert not guest.write(root, gpa, 1), (hex(gpa), seen)
@@ -132,6 +149,50 @@ def test_random_tables(raw: bool, bench: Bench, rng: random.Random, sized: Calla
     assert through > 100
     assert faulted > 100
     assert guest.accesses > through
+
+
+def change(table: PageTable, bench: Bench, rng: random.Random) -> str:
+    """One random operation on one of four places; its name, or why it was refused."""
+    place = rng.choice([0, 0x7F << 39, 0x1FF << 39 | 0x1FF << 30, 5 << 39 | 3 << 30])
+    step = rng.choice([0x1000, 0x1000, 0x200000])
+    ipa = place + rng.randrange(64) * step
+    size = step * rng.randrange(1, 6) if rng.random() < 0.9 else GIB
+    ipa, size = (ipa // GIB * GIB, size) if size == GIB else (ipa, size)
+    kind = rng.choice(["map"] * 5 + ["unmap", "write_protect", "relax", "split", "collapse", "annotate", "young"])
+    at = bench.memory + rng.choice([ipa % GIB, rng.randrange(SIZE // step - 8) * step]) if size < GIB else bench.memory
+    try:
+        match kind:
+            case "map":
+                table.map(ipa, size, at, rng.choice(RIGHTS), over_owner=rng.random() < 0.5)
+            case "relax":
+                table.relax(ipa, rng.choice(RIGHTS))
+            case "split":
+                table.split(ipa, min(size, 0x400000))
+            case "annotate":
+                table.annotate(ipa, min(size, 0x5000), bench.format.owned(2, rng.getrandbits(40)))
+            case "young":
+                table.young(ipa, size, clear=True)
+            case _:
+                getattr(table, kind)(ipa, size)
+    except Stage2Error as error:
+        return f"{kind} {errno.errorcode[error.errno or 0]}"
+    return kind
+
+
+def test_tables_of_random_operations(bench: Bench, rng: random.Random, sized: Callable[[int, int], int]) -> None:
+    table = PageTable(bench.format, bench.pool)
+    table.map(CODE, 0x1000, bench.code, Rights.RWX)
+    guest = Guest([(bench.pool.base, bench.pool.limit << 12), (bench.memory, SIZE)], bench.code, table.root)
+    through = faulted = 0
+    kinds: set[str] = set()
+    for _ in range(sized(25, 5)):
+        kinds |= {change(table, bench, rng) for _ in range(12)}
+        counts = compare(bench, guest, table.root, rng, sized(60, 30), table)
+        through, faulted = through + counts[0], faulted + counts[1]
+        table.check()  # Unicorn sets A and D, nothing else
+    assert through > sized(1000, 50)
+    assert faulted > sized(1000, 50)
+    assert len(kinds & {"map", "unmap", "write_protect", "relax", "split", "annotate"}) >= sized(6, 3)
 
 
 def test_hardware_sets_accessed_and_dirty_where_decode_finds_them(bench: Bench) -> None:
