@@ -14,15 +14,20 @@ import os
 from collections.abc import Iterable
 
 from ...errors import GuestmemError, UsageError
+from ...low_memory import low_memory
 from ...units import PAGE_SIZE, format_size
 
 __all__ = ["HostMemory"]
 
 _MAP_NORESERVE = 0x4000
+_LARGE, _GIB = 1 << 21, 1 << 30
 
 
 class HostMemory:
     """Memory behind the recorded host ranges ``[start, end)``, in bytes.
+
+    ``low``: below 2**40, for descriptors and emulators that follow them; then each range also lies as it did modulo
+    2 MiB (from 1 GiB on: modulo 1 GiB), so that the same large pages fit. GuestmemError if there is no such room.
 
     >>> memory = HostMemory([(0x7f0000000000, 0x7f0000002000), (0x7f0000001000, 0x7f0000003000)])
     >>> memory.size
@@ -32,7 +37,7 @@ class HostMemory:
     >>> memory.close()
     """
 
-    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]], *, low: bool = False) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         for start, end in sorted(ranges):
@@ -44,9 +49,16 @@ class HostMemory:
         self._offsets = []
         self.size = 0
         for start, end in zip(self._starts, self._ends, strict=True):
+            if low:
+                self.size += (start - self.size) % (_GIB if end - start >= _GIB else _LARGE)
             self._offsets.append(self.size)
             self.size += end - start
         self.size = max(self.size, PAGE_SIZE)
+        self._map: mmap.mmap | memoryview
+        if low:
+            self.address, self._map, fd = low_memory(self.size, _GIB if self.size >= _GIB else _LARGE)
+            os.close(fd)
+            return
         fd = os.memfd_create("guestmem")
         try:
             os.ftruncate(fd, self.size)
@@ -69,8 +81,14 @@ class HostMemory:
         """The 8 bytes at a real address."""
         return ctypes.c_uint64.from_address(address).value
 
+    def write(self, address: int, data: bytes) -> None:
+        """Write ``data`` at a real address."""
+        ctypes.memmove(address, data, len(data))
+
     def close(self) -> None:
         """Give the memory back, once. No vCPU may run any more."""
-        if not self._map.closed:
+        if isinstance(self._map, memoryview):
+            self._map.release()  # unmapped with its last view
+        elif not self._map.closed:
             del self._view
             self._map.close()
