@@ -26,7 +26,10 @@ _PACKAGE = Path(__file__).parents[1]
 _REAL = "guestmem"
 _numbers = itertools.count(1)
 
-SHARED = ("errors", "units", "memslots.slot", "memslots.changes", "traces", "check", "report", "cli", "explore")
+SHARED = (
+    *("errors", "units", "memslots.slot", "memslots.changes", "stage2.descriptor", "stage2.geometry"),
+    *("traces", "check", "report", "cli", "explore"),
+)
 """Modules (and all below them) that a twin takes from the compiled copy: they hold no words that threads share."""
 
 _COMPILED_ONLY = ("_intrinsics.py", "_numba.py")

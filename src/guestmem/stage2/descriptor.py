@@ -9,7 +9,19 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-__all__ = ["Empty", "Entry", "Leaf", "Locked", "Malformed", "Memory", "Owned", "Rights", "Table"]
+__all__ = [
+    "Annotations",
+    "Empty",
+    "Entry",
+    "InvalidType",
+    "Leaf",
+    "Locked",
+    "Malformed",
+    "Memory",
+    "Owned",
+    "Rights",
+    "Table",
+]
 
 
 class Rights(enum.IntFlag):
@@ -42,6 +54,23 @@ class Memory(enum.Enum):
     NORMAL_NC = "non-cacheable"
     DEVICE = "device"
     AS_S1 = "as stage 1"
+
+
+class Annotations(enum.Enum):
+    """How invalid entries are written: by Linux 6.2 to 7.0, or since 7.1."""
+
+    LINUX_6_2 = "6.2"
+    """Owner id in bits 9:2, locked: bit 10."""
+    LINUX_7_1 = "7.1"
+    """Type in bits 63:60, payload in 59:1."""
+
+
+class InvalidType(enum.IntEnum):
+    """Types of invalid entries since Linux 7.1 (bits 63:60)."""
+
+    LOCKED = 1
+    HOST_DONATION = 2
+    GUEST_POISONED = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ in the form of Linux 6.2 to 7.0 and in that of 7.1 (``arch/arm64/kvm/hyp/pgtable
 from __future__ import annotations
 
 import abc
-import enum
 import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import Stage2Error
-from .descriptor import Empty, Entry, Locked, Malformed, Memory, Owned, Rights
+from .descriptor import Annotations, Empty, Entry, InvalidType, Locked, Malformed, Memory, Owned, Rights
 from .geometry import LAST_LEVEL, Geometry
 
 if TYPE_CHECKING:
@@ -30,23 +29,6 @@ __all__ = [
     "host_payload",
     "stray",
 ]
-
-
-class Annotations(enum.Enum):
-    """How invalid entries are written: by Linux 6.2 to 7.0, or since 7.1."""
-
-    LINUX_6_2 = "6.2"
-    """Owner id in bits 9:2, locked: bit 10."""
-    LINUX_7_1 = "7.1"
-    """Type in bits 63:60, payload in 59:1."""
-
-
-class InvalidType(enum.IntEnum):
-    """Types of invalid entries since Linux 7.1 (bits 63:60)."""
-
-    LOCKED = 1
-    HOST_DONATION = 2
-    GUEST_POISONED = 3
 
 
 _OWNER_6_2 = 0xFF << 2
