@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from .npt import NptFormat, NptLeaf, NptTable, amd_npt
     from .pool import Pool
     from .printer import Range, dump, format_dump, format_tree
+    from .table import DISCIPLINES, PageTable, Translation
     from .vtcr import Vtcr, vtcr_el2, vttbr_el2
 
 __all__ = [
+    "DISCIPLINES",
     "Annotations",
     "ArmFormat",
     "ArmLeaf",
@@ -35,10 +37,12 @@ __all__ = [
     "NptLeaf",
     "NptTable",
     "Owned",
+    "PageTable",
     "Pool",
     "Range",
     "Rights",
     "Table",
+    "Translation",
     "Vtcr",
     "amd_npt",
     "arm_stage2",
@@ -60,6 +64,7 @@ _FILES = {
     "npt": "NptFormat NptLeaf NptTable amd_npt",
     "pool": "Pool",
     "printer": "Range dump format_dump format_tree",
+    "table": "DISCIPLINES PageTable Translation",
     "vtcr": "Vtcr vtcr_el2 vttbr_el2",
 }
 _WHERE = {name: file for file, names in _FILES.items() for name in names.split()}
