@@ -117,7 +117,10 @@ class DirtyBitmap:
             raise UsageError(f"npages: {npages} is not at least 1")
         self.npages, self.half = npages, bitmap_words(npages)
         self.words = words(2 * self.half)
-        self._cells = self.words.cells if INTERPRETED else memoryview(self.words)  # type: ignore[arg-type] # an ndarray
+        if INTERPRETED:
+            self._cells = self.words.cells
+        else:
+            self._cells = memoryview(self.words).cast("B").cast("Q")  # type: ignore[arg-type] # an ndarray
         if ones:
             bitmap_fill(self.words, npages)
 

@@ -40,6 +40,10 @@ class Host:
     """End of user addresses; (1 << 56) - 4096 with five levels of tables."""
     max_gfn: int = _MAX_GFN
     """Last frame a slot may have: from the physical address width with TDP, from 52 bits without."""
+    tdp: bool = False
+    """Whether the hardware walks two dimensions of tables."""
+    pml: bool = False
+    """Whether the hardware logs dirty pages itself, 512 at a time (Intel PML): rings then hold more in reserve."""
     word_bits: int = 64
 
     @property

@@ -10,7 +10,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from ..dirty.bitmap import DirtyBitmap
-from ..dirty.ring import ENTRY_BYTES, MAX_ENTRIES, DirtyRing, Run, ring_size
+from ..dirty.ring import ENTRY_BYTES, MAX_ENTRIES, RESERVED_ENTRIES, DirtyRing, Run, ring_size
 from ..errors import MemslotError
 from ..memslots.abi import (
     KVM_DIRTY_LOG_INITIALLY_SET,
@@ -32,6 +32,7 @@ __all__ = ["DirtyState"]
 _MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
 _RINGS = (MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL)
 _FIRST_FILE = 1000
+_PML_ENTRIES = 512
 
 
 class DirtyState:
@@ -47,6 +48,10 @@ class DirtyState:
         self.writable: set[tuple[int, int]] = set()
         """(id | as_id << 16, page): noticed by a ring, and not write-protected since."""
         self._next_file = _FIRST_FILE
+
+    @property
+    def _reserved(self) -> int:
+        return RESERVED_ENTRIES + (_PML_ENTRIES if self._vm.host.pml else 0)
 
     # -- capabilities, vCPUs, files ------------------------------------------------------------------------------------
 
@@ -66,6 +71,7 @@ class DirtyState:
             MemoryCap.MEMORY_FAULT_INFO: 1,
             MemoryCap.MEMORY_ATTRIBUTES: 8 if host.private_memory else 0,
             MemoryCap.GUEST_MEMFD: int(host.has_guest_memfd),
+            MemoryCap.PRE_FAULT_MEMORY: int(host.tdp),
             MemoryCap.GUEST_MEMFD_FLAGS: host.version.gmem_flags if host.has_guest_memfd else 0,
         }
         return values.get(cap, 0)  # type: ignore[call-overload, no-any-return] # an int finds its IntEnum
@@ -80,7 +86,7 @@ class DirtyState:
             self.manual = arg0
             return 0
         if cap in _RINGS:
-            entries = ring_size(arg0)
+            entries = ring_size(arg0, reserved=self._reserved)
             if self.ring_entries or self.rings:
                 raise MemslotError(errno.EINVAL, "dirty ring: it is enabled already, or vCPUs exist")
             self.ring_entries = entries
@@ -93,7 +99,7 @@ class DirtyState:
             raise MemslotError(errno.EINVAL, f"vcpu: {vcpu} is not in 0..{MAX_VCPU_IDS - 1}")
         if vcpu in self.rings:
             raise MemslotError(errno.EEXIST, f"vcpu: {vcpu} exists")
-        self.rings[vcpu] = DirtyRing(self.ring_entries) if self.ring_entries else None
+        self.rings[vcpu] = DirtyRing(self.ring_entries, reserved=self._reserved) if self.ring_entries else None
         return self._file(("vcpu", vcpu))
 
     def create_guest_memfd(self, argument: bytes) -> int:

@@ -1,0 +1,223 @@
+"""Calls to send to a kernel and to the model, and how eight random bytes become one.
+
+Values are small pools of what is likely to meet (five slots, their own host memory, neighbouring frames) and of what
+sits on the edge of each check; so that a random sequence creates, moves, logs and deletes, and is refused in every way.
+All addresses are fixed: a sequence is the same bytes in every process.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..memslots.abi import MemoryCap, MemoryIoctl
+
+__all__ = [
+    "ARENA",
+    "ARENA_BYTES",
+    "BUFFER",
+    "BUFFER_BYTES",
+    "CALL_BYTES",
+    "DONE_GPA",
+    "GUEST_BYTES",
+    "HOME_GPA",
+    "HOME_HVA",
+    "HOME_SLOT",
+    "LOG_BYTES",
+    "Answer",
+    "Call",
+    "decode",
+    "decode_block",
+    "in_short",
+]
+
+CALL_BYTES = 8
+ARENA = 0x1000_0000_0000
+"""Host memory of guests, in every process that conforms."""
+ARENA_BYTES = 32 << 20
+BUFFER = 0x1100_0000_0000
+"""Where logs are copied to and from; nothing is mapped around it."""
+BUFFER_BYTES = 4096
+LOG_BYTES = 96
+"""As much of the buffer is compared: more than any log has."""
+GUEST_BYTES = 32 << 20
+"""Frames that guest writes go to, and that ordinary slots lie in."""
+HOME_SLOT = 100
+HOME_GPA = 48 << 20
+DONE_GPA = 60 << 20
+"""Where there never is memory: a guest that has done its work writes there."""
+HOME_HVA = ARENA + ARENA_BYTES - (1 << 20)
+"""Code and page tables of the guest that writes: a slot that random calls do not name."""
+
+_UNMAPPED = 0x2000_0000_0000
+_TASK_SIZE_MAX = (1 << 47) - 4096
+_TOP = 1 << 64
+
+_IDS = (0, 1, 2, 3, 4, 5)
+_ODD_IDS = (7, 32763, 32764, 32766, 32767, 32768, 65535, 1 << 16, 1 << 16 | 3, 2 << 16, 0xFFFF << 16, 100 | 1 << 16)
+_FLAGS = (0, 0, 0, 1, 1, 1, 2, 3)
+_ODD_FLAGS = (*(1 << bit for bit in range(2, 32)), 5, 6, 7, 0xFFFFFFFF)
+_SIZES = (0x1000, 0x40000, 0x41000, 0x82000, 0x100000, 0x3000)
+"""By slot id: 1, 64, 65, 130, 256 and 3 pages."""
+_ODD_SIZES = (1, 0x800, 0x1800, 0x2000, 0x42000, 1 << 43, (1 << 43) + 0x1000, 1 << 44, 1 << 63, _TOP - 0x1000, _TOP - 1)
+_SHIFTS = (0, 0, 0, 0x1000, 0x40000, 0x80000, 0xFF000, 0x3000)
+_ODD_GPAS = (
+    *(1, 0x800, 0xFFF, 0x100800, (1 << 52) - 0x1000, 1 << 52, (1 << 52) - 0x2000, (1 << 46) - 0x1000, 1 << 46),
+    *(1 << 51, 1 << 63, _TOP - 0x1000, _TOP - 0x100000, _TOP - 1, 1 << 40, 3 << 50),
+)
+_ODD_HVAS = (
+    *(ARENA, ARENA + 0x1000, ARENA + 1, ARENA + 0x800, 0, 0x1000, _UNMAPPED, _TASK_SIZE_MAX - 0x1000),
+    *(_TASK_SIZE_MAX, 1 << 47, 1 << 56, 1 << 63, _TOP - 0x1000, _TOP - 1, _TASK_SIZE_MAX - 0x100000),
+)
+_OFFSETS = (0, 0, 0, 0x1000, 0x40000, 0x80000, 1, _TOP - 0x1000, 1 << 63, 0x100000)
+_GMEM_SIZES = (0x100000, 0x100000, 0x1000, 0x82000, 0, 1, 1 << 63, _TOP - 0x1000)
+_CAPS = (168, 168, 168, 192, 223, 225, 166, 3, 10, 9999)
+_CAP_ARGUMENTS = (0, 1, 2, 3, 4, 4096, 2048, 5000, 1 << 20, 1 << 21, (1 << 32) + 4096, 1 << 63)
+_PATTERNS = (0, 0xFF, 0xFF, 0x55, 0x01, 0x80)
+_VCPUS = (1, 2, 1, 4095, 4096, 1 << 20)
+_NR_MMU_PAGES = (64, 63, 0, 1000)
+_POINTED_TO = (
+    MemoryIoctl.SET_USER_MEMORY_REGION,
+    MemoryIoctl.SET_USER_MEMORY_REGION2,
+    MemoryIoctl.GET_DIRTY_LOG,
+    MemoryIoctl.CLEAR_DIRTY_LOG,
+    MemoryIoctl.ENABLE_CAP,
+    MemoryIoctl.CREATE_GUEST_MEMFD,
+)
+_UNKNOWN = (0xAEFE, 0xAE45, 0x4021AE46, 0x4020AE49, 0xAED9)
+_LENGTHS = (1, 1, 1, 2, 3, 8, 70, 200)
+
+
+class Call(NamedTuple):
+    """One call: what it is, and its numbers. ``home`` makes a vCPU that can write, ``write`` has it write pages."""
+
+    kind: str
+    args: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        names = _NAMES[self.kind]
+        return f"{self.kind}({', '.join(f'{name}={value:#x}' for name, value in zip(names, self.args, strict=True))})"
+
+
+class Answer(NamedTuple):
+    """What came of a call: the result, or minus the errno; a log, if it copies one; a guest's exits, in order."""
+
+    result: int
+    log: bytes = b""
+    exits: tuple[str, ...] = ()
+
+
+def in_short(exits: list[tuple[str, int]]) -> tuple[str, ...]:
+    """Exits by name and gpa, with page after page of the same as one.
+
+    >>> in_short([("mmio write 8", 0x1000), ("mmio write 8", 0x2000), ("done", 0)])
+    ('mmio write 8 at 0x1000, 2 pages', 'done')
+    """
+    found: list[tuple[str, int, int]] = []
+    for name, gpa in exits:
+        if found and gpa and found[-1][0] == name and found[-1][1] + found[-1][2] * 4096 == gpa:
+            found[-1] = (name, found[-1][1], found[-1][2] + 1)
+        else:
+            found.append((name, gpa, 1))
+    return tuple(
+        name + (f" at {gpa:#x}" if gpa else "") + (f", {pages} pages" if pages > 1 else "") for name, gpa, pages in found
+    )
+
+
+_REGION = ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr")
+_NAMES = {
+    "region": _REGION,
+    "region2": (*_REGION, "guest_memfd_offset", "file", "padding"),
+    "get_log": ("slot", "padding", "address"),
+    "clear_log": ("slot", "num_pages", "first_page", "address", "pattern"),
+    "cap": ("cap", "flags", "argument"),
+    "extension": ("cap",),
+    "vcpu": ("id",),
+    "guest_memfd": ("size", "flags"),
+    "mmu_pages": ("count",),
+    "bad_pointer": ("request",),
+    "unknown": ("request",),
+    "home": (),
+    "write": ("guest_phys_addr", "pages"),
+    "harvest": (),
+    "reset": (),
+}
+"""Names of the arguments of each kind. ``file``: 0 one that is not open, 1 /dev/kvm, 2 the VM, 3… guest_memfds."""
+
+
+def decode(piece: bytes) -> Call | None:
+    """The call that 8 bytes stand for, or None; zeroes stand for none, so that shrinking ends there.
+
+    >>> decode(bytes(8))
+    >>> str(decode(bytes([1, 0, 0, 0, 1, 0, 0, 0])))
+    'region(slot=0x0, flags=0x0, guest_phys_addr=0x0, memory_size=0x1000, userspace_addr=0x100000000000)'
+    """
+    op, a, b, c, d, e, f, g = piece
+    if op == 0:
+        return None
+    if op < 130:
+        return _region(op, a, b, c, d, e, f, g)
+    id_ = _IDS[a % len(_IDS)] if a < 232 else _ODD_IDS[a % len(_ODD_IDS)]
+    if op < 160:
+        return Call("get_log", (id_, b, BUFFER if c < 240 else (8, BUFFER + BUFFER_BYTES - 8, _UNMAPPED)[c % 3]))
+    if op < 185:
+        own = _SIZES[id_ % len(_SIZES)] >> 12
+        first = (0, 0, 0, 64, 128, 192, 1, 63, own, own + 64)[b % 10] if b < 200 else b
+        count = (own, max(own - first, 0), 64, 0, 1, 63, 65, 128, own + 1, 0xFFFFFFFF)[c % 10]
+        address = BUFFER if d < 240 else (8, BUFFER + BUFFER_BYTES - 8)[d % 2]
+        return Call("clear_log", (id_, count, first, address, _PATTERNS[e % len(_PATTERNS)]))
+    if op < 225:
+        page = (c | b << 8) % (GUEST_BYTES >> 12) if a < 40 else (_near(b, c) >> 12) % (GUEST_BYTES >> 12)
+        return Call("write", (page << 12, _LENGTHS[d % len(_LENGTHS)]))
+    if op < 230:
+        return Call("cap", (_CAPS[a % 10], b if b > 250 else 0, _CAP_ARGUMENTS[c % 12]))
+    if op < 234:
+        return Call("guest_memfd", (_GMEM_SIZES[a % 8], (0, 0, 1, 2, 3, 4, 0x80)[b % 7]))
+    if op < 238:
+        return Call("extension", (list(MemoryCap)[a % len(MemoryCap)] if a < 240 else a,))
+    if op < 241:
+        return Call("mmu_pages", (_NR_MMU_PAGES[a % 4],))
+    if op < 243:
+        return Call("vcpu", (_VCPUS[a % len(_VCPUS)],))
+    if op < 246:
+        return Call("bad_pointer", (int(_POINTED_TO[a % len(_POINTED_TO)]),))
+    if op < 247:
+        return Call("unknown", (_UNKNOWN[a % len(_UNKNOWN)],))
+    return Call("harvest") if op < 252 else Call("reset")
+
+
+def _near(b: int, c: int) -> int:
+    return ((b & 15) << 20) + _SHIFTS[b >> 5] + ((c & 3) << 12 if c < 128 else 0)
+
+
+def _region(op: int, a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> Call:
+    id_ = _IDS[a % len(_IDS)] if a < 240 else _ODD_IDS[a % len(_ODD_IDS)]
+    flags = _FLAGS[b % 8] if b < 230 else _ODD_FLAGS[(b + g) % len(_ODD_FLAGS)]
+    gpa = _near(c, 255) if c < 236 else _ODD_GPAS[(c + f) % len(_ODD_GPAS)]
+    own = _SIZES[id_ % len(_SIZES)]
+    size = 0 if d < 1 or 180 < d < 220 else own if d <= 180 else _ODD_SIZES[(d + f) % len(_ODD_SIZES)]
+    hva = ARENA + 0x200000 * (id_ % 8) if e < 236 else _ODD_HVAS[(e + f) % len(_ODD_HVAS)]
+    if op < 100:
+        return Call("region", (id_, flags, gpa, size, hva))
+    file = (3, 4, 3, 5, 0, 1, 2, 6)[f & 7]
+    if op < 118:
+        flags = 4 if b < 200 else flags | 4
+    return Call("region2", (id_, flags, gpa, size, hva, _OFFSETS[g % len(_OFFSETS)], file, g & 1))
+
+
+_PROLOGUES: tuple[tuple[Call, ...], ...] = (
+    (),
+    (Call("home"),),
+    (Call("cap", (168, 0, 1)), Call("home")),
+    (Call("cap", (168, 0, 3)), Call("home")),
+    (Call("cap", (192, 0, 4096)), Call("home")),
+)
+
+
+def decode_block(block: bytes) -> list[Call]:
+    """The calls of a block; its first bytes say how the VM begins: without a vCPU, with one, with which kind of log."""
+    calls = list(_PROLOGUES[block[0] % len(_PROLOGUES)] if block else ())
+    for at in range(CALL_BYTES, len(block) - CALL_BYTES + 1, CALL_BYTES):
+        call = decode(block[at : at + CALL_BYTES])
+        if call is not None:
+            calls.append(call)
+    return calls

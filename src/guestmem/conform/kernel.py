@@ -1,0 +1,330 @@
+"""Calls carried out on ``/dev/kvm``: what the kernel of this machine answers.
+
+Raw ioctls on one VM a sequence; memory at fixed addresses, so that every process sends the same bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..engines.kvm import abi
+from ..engines.kvm.device import Device
+from ..engines.kvm.device import host as kvm_host
+from ..engines.kvm.exits import DirtyRingFull, Exit, InternalError, Mmio, Shutdown, decode
+from ..engines.kvm.guests import user_mode
+from ..errors import GuestmemError
+from ..memslots.abi import (
+    ClearDirtyLog,
+    CreateGuestMemfd,
+    DirtyLog,
+    EnableCap,
+    MemoryCap,
+    MemoryIoctl,
+    MemoryRegion,
+)
+from ..memslots.checks import Host
+from ..memslots.versions import version_of
+from .calls import (
+    ARENA,
+    ARENA_BYTES,
+    BUFFER,
+    BUFFER_BYTES,
+    DONE_GPA,
+    HOME_GPA,
+    HOME_HVA,
+    HOME_SLOT,
+    LOG_BYTES,
+    Answer,
+    Call,
+    in_short,
+)
+from .guest import CODE_GPA, HOME_BYTES, RFLAGS, TABLES_GPA, home_memory
+
+__all__ = ["Kernel", "KernelVm", "host_of"]
+
+_PROT, _FLAGS = 3, 0x22 | 0x4000 | 0x100000  # private, anonymous, no reserve, fixed without replacing
+_UNTOUCHED = b"\xa5" * LOG_BYTES
+_CLOSED, _DEVICE, _VM, _FIRST = 0, 1, 2, 3
+_RING_PAGES = 64
+_EXITS_MAX = 512
+
+
+def host_of(release: str = "") -> Host:
+    """What of this machine decides answers, found without asking KVM what is then compared with it."""
+    here = kvm_host()
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    bits = 52
+    if here.tdp:
+        sizes = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("address sizes"))
+        bits = int(sizes.partition(":")[2].split()[0])
+    pml = Path("/sys/module/kvm_intel/parameters/pml")
+    return Host(
+        version=version_of(release or platform.release()),
+        task_size_max=(1 << (56 if " la57" in flags else 47)) - 4096,
+        max_gfn=(1 << (bits - 12)) - 1,
+        tdp=here.tdp,
+        pml=here.tdp and pml.exists() and pml.read_text().strip() in {"Y", "1"},
+    )
+
+
+class Kernel:
+    """An open ``/dev/kvm`` and memory at fixed addresses, for VMs one after another.
+
+    CapabilityError, in a line, without a usable device.
+    """
+
+    def __init__(self, path: str = "/dev/kvm") -> None:
+        self.device = Device(path)
+        self.name = str(kvm_host())
+        self._libc: Any = ctypes.CDLL(None, use_errno=True)
+        self._libc.mmap.restype = ctypes.c_void_p
+        self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+        self._mapped: list[tuple[int, int]] = []
+        try:
+            for address, size in ((ARENA, ARENA_BYTES), (BUFFER, BUFFER_BYTES)):
+                got = self._libc.mmap(address, size, _PROT, _FLAGS, -1, 0)
+                if got != address:
+                    raise GuestmemError(f"conform: address {address:#x} is taken in this process")
+                self._mapped.append((address, size))
+        except BaseException:
+            self.close()
+            raise
+        self.arena = (ctypes.c_char * ARENA_BYTES).from_address(ARENA)
+        self.buffer = (ctypes.c_char * BUFFER_BYTES).from_address(BUFFER)
+        self.run_bytes = fcntl.ioctl(self.device.fd, abi.Ioctl.GET_VCPU_MMAP_SIZE, 0)
+        home = home_memory()
+        ctypes.memmove(HOME_HVA, home, len(home))
+        cpuid = bytearray(8 + 40 * 256)
+        struct.pack_into("<I", cpuid, 0, 256)
+        fcntl.ioctl(self.device.fd, abi.Ioctl.GET_SUPPORTED_CPUID, cpuid)
+        self.cpuid = cpuid
+
+    def ioctl(self, fd: int, request: int, argument: int | bytes = 0) -> int:
+        """The kernel's result, or minus its errno. Bytes are passed by address."""
+        if isinstance(argument, bytes):
+            held = ctypes.create_string_buffer(argument, len(argument))
+            argument = ctypes.addressof(held)
+        result: int = self._libc.ioctl(fd, request, argument)
+        return result if result >= 0 else -ctypes.get_errno()
+
+    def vm(self) -> KernelVm:
+        """A new VM."""
+        return KernelVm(self)
+
+    def close(self) -> None:
+        """Unmap and close."""
+        for address, size in self._mapped:
+            self._libc.munmap(address, size)
+        self._mapped = []
+        self.device.close()
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+class KernelVm:
+    """One VM of the kernel that answers calls."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        fd = kernel.ioctl(kernel.device.fd, abi.Ioctl.CREATE_VM, 0)
+        if fd < 0:
+            raise GuestmemError(f"conform: KVM_CREATE_VM: {os.strerror(-fd)}")
+        self.fd = fd
+        self._open = [fd]
+        self._files: list[int] = []
+        self._vcpu_fd = -1
+        self._run: mmap.mmap | None = None
+        self._ring: mmap.mmap | None = None
+        self._ring_next = 0
+        self._ring_bytes = 0
+        self._harvested = 0
+        self._calls: dict[str, Callable[..., Answer]] = {
+            name[1:]: getattr(self, name)
+            for name in (
+                *("_region", "_region2", "_get_log", "_clear_log", "_cap", "_extension", "_vcpu", "_guest_memfd"),
+                *("_mmu_pages", "_bad_pointer", "_unknown", "_home", "_write", "_harvest", "_reset"),
+            )
+        }
+
+    def answer(self, call: Call) -> Answer:
+        """What this kernel answers."""
+        return self._calls[call.kind](*call.args)
+
+    def _ioctl(self, request: int, argument: int | bytes) -> Answer:
+        return Answer(self._kernel.ioctl(self.fd, request, argument))
+
+    def _region(self, *fields: int) -> Answer:
+        return self._ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, MemoryRegion(*fields).pack())
+
+    def _region2(self, *fields: int) -> Answer:
+        *region, file, padding = fields
+        argument = bytearray(MemoryRegion(*region, self._file(file)).pack2())
+        argument[44:] = bytes([padding]) * len(argument[44:])
+        return self._ioctl(MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
+
+    def _file(self, file: int) -> int:
+        if file == _DEVICE:
+            return self._kernel.device.fd
+        if file == _VM:
+            return self.fd
+        if file >= _FIRST and self._files:
+            return self._files[(file - _FIRST) % len(self._files)]
+        return 0x7FFFFFFF
+
+    def _get_log(self, slot: int, padding: int, address: int) -> Answer:
+        self._kernel.buffer[:LOG_BYTES] = _UNTOUCHED
+        result = self._kernel.ioctl(self.fd, MemoryIoctl.GET_DIRTY_LOG, DirtyLog(slot, padding, address).pack())
+        return Answer(result, self._kernel.buffer[:LOG_BYTES] if result >= 0 else b"")
+
+    def _clear_log(self, slot: int, num_pages: int, first_page: int, address: int, pattern: int) -> Answer:
+        self._kernel.buffer[:] = bytes([pattern]) * BUFFER_BYTES
+        return self._ioctl(MemoryIoctl.CLEAR_DIRTY_LOG, ClearDirtyLog(slot, num_pages, first_page, address).pack())
+
+    def _cap(self, cap: int, flags: int, argument: int) -> Answer:
+        answer = self._ioctl(MemoryIoctl.ENABLE_CAP, EnableCap(cap, flags, argument).pack())
+        if answer.result == 0 and cap in {MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL}:
+            self._ring_bytes = argument & 0xFFFFFFFF
+        return answer
+
+    def _extension(self, cap: int) -> Answer:
+        return self._ioctl(MemoryIoctl.CHECK_EXTENSION, cap)
+
+    def _vcpu(self, id_: int) -> Answer:
+        fd = self._kernel.ioctl(self.fd, MemoryIoctl.CREATE_VCPU, id_)
+        return self._file_or_errno(fd)
+
+    def _file_or_errno(self, fd: int) -> Answer:
+        if fd < 0:
+            return Answer(fd)
+        self._open.append(fd)
+        return Answer(0)
+
+    def _guest_memfd(self, size: int, flags: int) -> Answer:
+        fd = self._kernel.ioctl(self.fd, MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack())
+        if fd >= 0:
+            self._files.append(fd)
+        return self._file_or_errno(fd)
+
+    def _mmu_pages(self, count: int) -> Answer:
+        return self._ioctl(MemoryIoctl.SET_NR_MMU_PAGES, count)
+
+    def _bad_pointer(self, request: int) -> Answer:
+        return self._ioctl(request, 8)
+
+    def _unknown(self, request: int) -> Answer:
+        return self._ioctl(request, 0)
+
+    # -- a guest that writes -----------------------------------------------------------------------------------------
+
+    def _home(self) -> Answer:
+        kernel = self._kernel
+        region = MemoryRegion(HOME_SLOT, 0, HOME_GPA, HOME_BYTES, HOME_HVA)
+        result = kernel.ioctl(self.fd, MemoryIoctl.SET_USER_MEMORY_REGION, region.pack())
+        if result < 0:
+            return Answer(result)
+        fd = kernel.ioctl(self.fd, MemoryIoctl.CREATE_VCPU, 0)
+        if fd < 0:
+            return Answer(fd)
+        self._open.append(fd)
+        self._vcpu_fd = fd
+        self._run = mmap.mmap(fd, kernel.run_bytes)
+        if self._ring_bytes:
+            self._ring = mmap.mmap(fd, self._ring_bytes, offset=_RING_PAGES * mmap.PAGESIZE)
+        fcntl.ioctl(fd, abi.Ioctl.SET_CPUID2, kernel.cpuid)
+        sregs = bytearray(abi.SREGS_BYTES)
+        fcntl.ioctl(fd, abi.Ioctl.GET_SREGS, sregs)
+        fcntl.ioctl(fd, abi.Ioctl.SET_SREGS, user_mode(bytes(sregs), TABLES_GPA))
+        return Answer(0)
+
+    def _write(self, gpa: int, pages: int) -> Answer:
+        run = self._run
+        if run is None:
+            raise GuestmemError("conform: write without home")
+        registers = dict.fromkeys(abi.REG_NAMES, 0) | {"rip": CODE_GPA, "rflags": RFLAGS, "rax": 1, "rbx": gpa}
+        registers["rcx"] = pages
+        result = self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.SET_REGS, abi.REGS.pack(*registers.values()))
+        exits: list[tuple[str, int]] = []
+        while result >= 0 and len(exits) < _EXITS_MAX:
+            result = self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.RUN)
+            if result == -errno.EINTR:
+                result = 0
+                continue
+            if result < 0:
+                return Answer(result, exits=in_short(exits))
+            name = _name(decode(memoryview(run)))
+            exits.append(name)
+            if not name[0].startswith("mmio"):
+                break
+        run[1] = 1  # immediate_exit: completes the instruction, and does not enter the guest
+        self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.RUN)
+        run[1] = 0
+        return Answer(result, exits=in_short(exits))
+
+    def _harvest(self) -> Answer:
+        ring = self._ring
+        if ring is None:
+            raise GuestmemError("conform: harvest without a ring")
+        found = set()
+        count = len(ring) // abi.DIRTY_GFN.size
+        while True:
+            at = self._ring_next % count * abi.DIRTY_GFN.size
+            flags, slot, offset = abi.DIRTY_GFN.unpack_from(ring, at)
+            if flags != abi.DIRTY_GFN_DIRTY:
+                return Answer(0, exits=tuple(sorted(found)))
+            found.add(f"{slot:#x}+{offset:#x}")
+            struct.pack_into("<I", ring, at, abi.DIRTY_GFN_DIRTY | abi.DIRTY_GFN_RESET)
+            self._ring_next += 1
+            self._harvested += 1
+
+    def _reset(self) -> Answer:
+        result = self._kernel.ioctl(self.fd, MemoryIoctl.RESET_DIRTY_RINGS)
+        if result < 0:
+            return Answer(result)
+        given, self._harvested = self._harvested, 0
+        return Answer(result - given)
+
+    def close(self) -> None:
+        """Close the VM and all that belongs to it."""
+        for held in (self._run, self._ring):
+            if held is not None:
+                held.close()
+        for fd in reversed(self._open):
+            os.close(fd)
+        self._open = []
+
+    def __enter__(self) -> KernelVm:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def _name(exit_: Exit) -> tuple[str, int]:
+    match exit_:
+        case Mmio(gpa=gpa) if gpa == DONE_GPA:
+            return "done", 0
+        case Mmio(gpa=gpa, size=size, is_write=is_write):
+            return f"mmio {'write' if is_write else 'read'} {size}", gpa
+        case DirtyRingFull():
+            return "dirty ring full", 0
+        case Shutdown():
+            return "shutdown", 0
+        case InternalError(suberror=suberror):
+            return f"internal error {suberror}", 0
+        case _:
+            return str(exit_), 0

@@ -1,0 +1,1 @@
+PROMISES: tuple = ()
