@@ -111,6 +111,16 @@ def test_a_change_is_noticed_by_a_file_outside_the_package(house: House) -> None
 
 
 @pytest.mark.slow
+def test_a_file_that_is_a_script_and_a_module_is_two(house: House) -> None:
+    script = house.root / "script.py"
+    script.write_text(CALLER.format(callee="callee").replace("from .", "from guestmem.") + "\nprint(caller(100))\n")
+    as_script = f"import runpy; runpy.run_path({str(script)!r}, run_name='elsewhere')"
+    assert house.run(as_script) == [101]
+    assert house.run("import script") == [101]
+    assert house.run(as_script) == [101]
+
+
+@pytest.mark.slow
 def test_two_copies_do_not_share_entries(house: House, tmp_path: Path) -> None:
     """Modules of one name at two places are two functions, even with one cache directory."""
     other = House(tmp_path / "other")

@@ -74,14 +74,15 @@ def source_stamp(path: Path) -> str:
 class _Locator(UserWideCacheLocator):
     def __init__(self, function: Any, path: str) -> None:
         super().__init__(function, path)
-        self._path = Path(path)
+        self._path, self._module = Path(path), function.__module__
         self._cache_path = str(cache_directory())
 
     def get_source_stamp(self) -> str:
         return source_stamp(self._path)
 
     def get_disambiguator(self) -> str:
-        return hashlib.sha256(self._path.as_posix().encode()).hexdigest()[:12]
+        # A cached function imports its module by name: a file run as a script and imported is two.
+        return hashlib.sha256(f"{self._path.as_posix()} {self._module}".encode()).hexdigest()[:12]
 
 
 class _Implementation(CompileResultCacheImpl):

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.atomics import fetch_add, load_acquire, load_relaxed, peek, poke, store_release
-from guestmem.compiled import U64, Own, Words, compiled, own, u64, words
+from guestmem.clock import now
+from guestmem.compiled import INTERPRETED, U64, Own, Words, compiled, own, u64, words
 from guestmem.errors import InvariantError, UsageError
 from guestmem.rcu import (
     Deferred,
@@ -147,17 +148,18 @@ def test_check_finds(place: int, value: int, message: str) -> None:
 
 # Real threads: an updater replaces objects from a pool and scribbles over each one that it is handed back.
 STOP, CAUGHT, SECTIONS, STARTED, FIRST_OBJECT = 8, 16, 24, 248, 32
+LOOKS = 16 if INTERPRETED else 256  # a section is long, so that it is cut into: by another core, or by the scheduler
 
 
 @compiled(nogil=True)
-def read_objects(shared: Words, srcu: Words, reader: U64) -> None:
+def read_objects(shared: Words, srcu: Words, reader: U64, looks: U64) -> None:
     caught = u64(0)
     sections = u64(0)
     while load_acquire(shared, u64(8)) == 0:
         srcu_enter(srcu, u64(0), reader)
         where = load_acquire(shared, u64(0))
         look = u64(0)
-        while look < 16:
+        while look < looks:
             if load_acquire(shared, where) != 0x600D:
                 caught += u64(1)
             look += u64(1)
@@ -171,7 +173,15 @@ def read_objects(shared: Words, srcu: Words, reader: U64) -> None:
 
 @compiled(nogil=True)
 def replace_objects(
-    shared: Words, srcu: Words, readers: U64, queue: Words, free: Own, freed: Own, times: U64, early: bool
+    shared: Words,
+    srcu: Words,
+    readers: U64,
+    queue: Words,
+    free: Own,
+    freed: Own,
+    times: U64,
+    deadline: U64,
+    early: bool,
 ) -> U64:
     """Eight free objects, the one that was freed first is used first. ``early``: the broken updater.
 
@@ -181,7 +191,7 @@ def replace_objects(
     put = u64(8)
     waited = u64(0)
     done = u64(0)
-    while done < times:
+    while done < times and now() < deadline:
         if taken == put:
             waited += u64(1)
             back = reclaim_wait(queue, u64(0), u64(8), srcu, u64(0), readers, freed, u64(8))
@@ -207,7 +217,7 @@ def replace_objects(
 
 
 def race(times: int, *, early: bool) -> tuple[int, int]:
-    """Uses after free, and read-side sections, with two readers."""
+    """Uses after free, and read-side sections, with two readers, in two seconds at most."""
     srcu, shared, queue = Srcu(3), words(256), words(deferred_words(8))
     free, freed = own(8), own(8)
     objects = [FIRST_OBJECT + 8 * each for each in range(9)]
@@ -216,13 +226,16 @@ def race(times: int, *, early: bool) -> tuple[int, int]:
     poke(shared, objects[0], 0x600D)
     poke(shared, 0, objects[0])
     threads = [
-        threading.Thread(target=read_objects, args=(shared, srcu.words, reader), daemon=True) for reader in (1, 2)
+        threading.Thread(target=read_objects, args=(shared, srcu.words, reader, LOOKS), daemon=True)
+        for reader in (1, 2)
     ]
     for thread in threads:
         thread.start()
     while peek(shared, STARTED) < len(threads):
+        assert all(thread.is_alive() for thread in threads)
         time.sleep(0.001)
-    replace_objects(shared, srcu.words, srcu.readers, queue, free, freed, times, early)
+    deadline = time.monotonic_ns() + 2_000_000_000
+    replace_objects(shared, srcu.words, srcu.readers, queue, free, freed, times, deadline, early)
     for thread in threads:
         thread.join()
     return peek(shared, CAUGHT), peek(shared, SECTIONS)

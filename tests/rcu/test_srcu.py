@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from guestmem.atomics import fetch_add, load_acquire, peek, poke, store_release
-from guestmem.compiled import U64, Words, compiled, u64, words
+from guestmem.clock import now
+from guestmem.compiled import INTERPRETED, U64, Words, compiled, u64, words
 from guestmem.errors import InvariantError, UsageError
 from guestmem.rcu import Srcu, srcu_enter, srcu_exit, srcu_expired, srcu_oldest, srcu_start, srcu_wait
 
@@ -146,22 +147,23 @@ def test_check_finds_a_reader_ahead_of_the_epoch() -> None:
         srcu.check()
 
 
-# Real threads: an updater replaces one of two objects and scribbles over the old one after the grace period. A reader
-# that finds a scribbled object has used it after its grace period.
+# Real threads: an updater goes round eight objects, publishes the next one, and scribbles over the old one after the
+# grace period. A reader that finds a scribbled object has used it after its grace period.
 CURRENT, STOP, CAUGHT, SECTIONS, STARTED = 0, 8, 16, 24, 248
-OBJECTS = 64
-ALIVE, DEAD = 0x600D, 0xDEAD
+OBJECTS = 64  # eight of them, a cache line apart
+ALIVE = 0x600D
+LOOKS = 16 if INTERPRETED else 256  # a section is long, so that it is cut into: by another core, or by the scheduler
 
 
 @compiled(nogil=True)
-def read_objects(shared: Words, srcu: Words, reader: U64, times: U64) -> None:
+def read_objects(shared: Words, srcu: Words, reader: U64, looks: U64) -> None:
     caught = u64(0)
     sections = u64(0)
-    while sections < times and load_acquire(shared, u64(8)) == 0:
+    while load_acquire(shared, u64(8)) == 0:
         srcu_enter(srcu, u64(0), reader)
         where = load_acquire(shared, u64(0))
         look = u64(0)
-        while look < 16:
+        while look < looks:
             if load_acquire(shared, where) != 0x600D:
                 caught += u64(1)
             look += u64(1)
@@ -174,13 +176,13 @@ def read_objects(shared: Words, srcu: Words, reader: U64, times: U64) -> None:
 
 
 @compiled(nogil=True)
-def replace_objects(shared: Words, srcu: Words, readers: U64, times: U64, skip: bool) -> U64:
+def replace_objects(shared: Words, srcu: Words, readers: U64, times: U64, deadline: U64, skip: bool) -> U64:
     """``skip``: the broken updater, which does not wait."""
     slept = u64(0)
     done = u64(0)
-    while done < times:
+    while done < times and now() < deadline:
         old = load_acquire(shared, u64(0))
-        fresh = u64(64 + 64 + 8) - old
+        fresh = u64(64) + ((old - u64(56)) & u64(63))
         store_release(shared, fresh, u64(0x600D))
         store_release(shared, u64(0), fresh)
         cookie = srcu_start(srcu, u64(0))
@@ -208,19 +210,21 @@ class Outcome(NamedTuple):
 
 
 def race(times: int, *, skip: bool) -> Outcome:
-    """``times`` updates under two readers."""
+    """Up to ``times`` updates, or two seconds, under two readers."""
     srcu, shared = Srcu(3), words(256)
     poke(shared, CURRENT, OBJECTS)
     poke(shared, OBJECTS, ALIVE)
     threads = [
-        threading.Thread(target=read_objects, args=(shared, srcu.words, reader, 2**40), daemon=True)
+        threading.Thread(target=read_objects, args=(shared, srcu.words, reader, LOOKS), daemon=True)
         for reader in (1, 2)
     ]
     for thread in threads:
         thread.start()
     while peek(shared, STARTED) < len(threads):
+        assert all(thread.is_alive() for thread in threads)
         time.sleep(0.001)
-    slept = replace_objects(shared, srcu.words, srcu.readers, times, skip)
+    deadline = time.monotonic_ns() + 2_000_000_000
+    slept = replace_objects(shared, srcu.words, srcu.readers, times, deadline, skip)
     for thread in threads:
         thread.join()
     srcu.check()
