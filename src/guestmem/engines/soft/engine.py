@@ -72,7 +72,15 @@ class SoftEngine:
     """
 
     name = "soft"
-    capabilities = Capability.SET_MEMORY_REGION | Capability.PAUSE | Capability.ANSWER_MMIO | Capability.UPDATE
+    capabilities = (
+        Capability.SET_MEMORY_REGION
+        | Capability.PAUSE
+        | Capability.ANSWER_MMIO
+        | Capability.UPDATE
+        | Capability.RETRY_EXITS
+    )
+    host = ""
+    unmeasured: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -104,6 +112,8 @@ class SoftEngine:
         self._epoch = 0
         self._window = 0
         self._threads: list[threading.Thread] = []
+        self._holding = threading.Lock()
+        self._retries = False
         poke(self._vm, int(at.CORES), self.cores)
         poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
         self._own = [own(at.OWN_WORDS) for _ in range(vcpus)]
@@ -152,7 +162,7 @@ class SoftEngine:
         for thread in self._threads:
             while thread.is_alive():
                 # STOP is not the word they sleep on: one that looked at it just before falls asleep after this wake.
-                for word in (at.STOP, at.PAUSED, at.FLUX, at.SWAPS):
+                for word in (at.STOP, at.PAUSED, at.FLUX, at.SWAPS, at.UPDATES):
                     wake_all(self._vm, int(word))
                 thread.join(_WAKE_AGAIN_S)
         self._threads = []
@@ -268,6 +278,27 @@ class SoftEngine:
     def answer_mmio(self, answer: bool) -> None:
         """Whether the VMM answers data accesses in a hole from the memory behind it."""
         poke(self._vm, int(at.ANSWERS), int(answer))
+
+    def retry_exits(self, retry: bool) -> None:
+        """Whether accesses that find a hole during ``exits_held()`` wait for its end and are made again."""
+        self._retries = retry
+
+    @contextmanager
+    def exits_held(self) -> Iterator[None]:
+        """An update of several calls: exits wait for its end. vCPUs run on."""
+        if not self._retries:
+            yield
+            return
+        begun = _clock()
+        with self._holding:
+            self.counts.lock_ns += _clock() - begun
+            updates = int(peek(self._vm, int(at.UPDATES)))
+            poke(self._vm, int(at.UPDATES), updates + 1)
+            try:
+                yield
+            finally:
+                poke(self._vm, int(at.UPDATES), updates + 2)
+                wake_all(self._vm, int(at.UPDATES))
 
     @contextmanager
     def update(self, as_id: int = 0) -> Iterator[SoftUpdate]:

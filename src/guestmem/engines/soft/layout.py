@@ -21,6 +21,7 @@ FLUSHES = const(9 * 8)  # TLB flushes asked for so far
 LOAD = const(10 * 8)  # which half of the load's words is in force
 CORES = const(11 * 8)  # core tokens; read-only once vCPUs run
 RETRIES_INVALID = const(12 * 8)  # whether an access to an INVALID slot retries (x86) or exits (arm64)
+UPDATES = const(14 * 8)  # odd while an update holds exits; futex for vCPUs whose exit fell into it
 ANSWERS = const(13 * 8)  # whether the VMM answers MMIO that falls into a hole from the memory behind it
 
 FLUX_RANGES = const(16 * 8)
@@ -105,6 +106,7 @@ SLOW_SECTIONS = COUNTERS + const(26)
 ABANDONED = COUNTERS + const(27)  # accesses that a new load cut short
 STALL_WORST = COUNTERS + const(28)  # ns
 STALL_TOTAL = COUNTERS + const(29)  # ns
+EXITS_HELD = COUNTERS + const(30)  # exits that fell into an update and were carried out after it
 
 COUNTER_NAMES = (
     "accesses",
@@ -137,6 +139,7 @@ COUNTER_NAMES = (
     "abandoned",
     "stall_worst",
     "stall_total",
+    "exits_held",
 )
 """The counters above, in order, in lower case."""
 

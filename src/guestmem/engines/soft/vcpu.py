@@ -249,6 +249,18 @@ def wait_out_invalid(vm: Words, load: Words, own: Own, vcpu: U64, swaps: U64) ->
 
 
 @compiled
+def wait_out_update(vm: Words, load: Words, own: Own, vcpu: U64) -> bool:
+    """An exit that fell into an update: sleep outside until that is over; the access is then made again."""
+    own[at.EXITS_HELD] += _ONE
+    leave_core(vm, own, vcpu, True)
+    updates = load_acquire(vm, at.UPDATES)
+    while updates & _ONE != 0 and load_relaxed(vm, at.STOP) == 0:
+        wait(vm, at.UPDATES, updates)
+        updates = load_acquire(vm, at.UPDATES)
+    return enter_guest(vm, load, own, vcpu)
+
+
+@compiled
 def pick(own: Own) -> U64:
     """Where in the load's words the next target is; 0 if there is none. Not uniform below 2**-32, which is nothing."""
     random = next_random(own)
@@ -378,6 +390,7 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
             break
         own[at.TLB_MISSES] += _ONE
         swaps = load_acquire(vm, at.SWAPS)
+        updates = load_acquire(vm, at.UPDATES)
         outcome = fault(vm, memslots, srcu, own, gfn, kind == _WRITE)
         running = True
         if outcome == FILLED:
@@ -392,6 +405,8 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
             own[at.READONLY_WRITES] += _ONE
             saw = _SAW_READONLY
             break
+        elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
+            running = wait_out_update(vm, load, own, vcpu)
         else:
             meet_hole(vm, own, kind, flags & at.MUST != 0, behind)
             break
