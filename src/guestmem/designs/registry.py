@@ -11,7 +11,7 @@ from ..engines import Capability, Engine
 from ..errors import CapabilityError, UsageError
 from ..memslots import Change
 
-__all__ = ["BROKEN", "DESIGNS", "Design", "find"]
+__all__ = ["BROKEN", "DESIGNS", "Design", "control", "find"]
 
 
 class Design(NamedTuple):
@@ -47,6 +47,7 @@ DESIGNS = (
     Design("sequential_answered", "the same, and the VMM answers MMIO that falls into a hole"),
     Design("pause", "stop all vCPUs, then sequential"),
     Design("pause_if_overlap", "stop them only if a removed range overlaps an added one: QEMU since 8.0"),
+    Design("exit_retry", "nobody is stopped; exits that fall into the update are carried out after it"),
     Design("batch", "invalidate all, swap, apply all, swap: the 2022 RFC"),
     Design("atomic", "one instant for all changes; only vCPUs that touch them wait"),
     Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True),
@@ -54,7 +55,13 @@ DESIGNS = (
 """In the order in which tables show them."""
 
 BROKEN = "atomic_unacknowledged"
-"""The design that every measurement has to catch."""
+"""The design that every measurement has to catch; on an engine that cannot do it, ``sequential``."""
+
+
+def control(engine: Engine) -> Design:
+    """The design that a measurement on ``engine`` has to catch, or its zeros mean nothing."""
+    broken = find(BROKEN)
+    return find("sequential") if broken.needs & ~engine.capabilities else broken
 
 
 def find(name: str) -> Design:

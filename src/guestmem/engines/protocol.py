@@ -10,12 +10,15 @@ import enum
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..memslots import Change, ChangeKind, Slot
 from ..memslots.batch import Effect
 
-__all__ = ["Capability", "Counts", "Engine", "Update"]
+if TYPE_CHECKING:
+    from .soft import Access, Load, Report, VcpuCounts
+
+__all__ = ["Capability", "Counts", "Engine", "MeasuredEngine", "Update"]
 
 
 class Capability(enum.Flag):
@@ -29,6 +32,8 @@ class Capability(enum.Flag):
     """Answer MMIO that falls into a hole from the memory behind it."""
     UPDATE = enum.auto()
     """Several changes as phases of one update: stage, invalidate, swap, stall, publish."""
+    RETRY_EXITS = enum.auto()
+    """Exits that fall into an update wait for its end and are carried out then."""
 
 
 @dataclass(slots=True)
@@ -129,5 +134,44 @@ class Engine(Protocol):
     def answer_mmio(self, answer: bool) -> None:
         """Whether MMIO in a hole is answered from the memory behind it."""
 
+    def retry_exits(self, retry: bool) -> None:
+        """Whether exits that fall into ``exits_held()`` wait for its end, and are carried out then."""
+
+    def exits_held(self) -> AbstractContextManager[None]:
+        """An update goes on; vCPUs run, and only exits wait (if ``retry_exits``)."""
+
     def update(self, as_id: int = 0) -> AbstractContextManager[Update]:
         """Start an update in phases."""
+
+
+class MeasuredEngine(Engine, Protocol):
+    """An engine whose vCPUs work on a load and count what they saw: what ``compare`` and ``demo`` need."""
+
+    cores: int
+    """How many vCPUs can be in the guest at once."""
+    host: str
+    """What must stand beside each figure: kernel, module, settings; "" for an engine that depends on none."""
+    unmeasured: frozenset[str]
+    """Names of ``Counts`` and of a row's fields that this engine cannot measure; shown as "-", never as 0."""
+
+    def set_access(self, access: Access, vcpu: int | None = None) -> None:
+        """How vCPU ``vcpu`` (all unless given) accesses its targets. Before ``start()``."""
+
+    def set_load(self, load: Load) -> Sequence[Report | None]:
+        """Have the vCPUs work on ``load``; returns, by vCPU, their reports of the load before, if there are any."""
+
+    def start(self) -> None:
+        """Start the vCPUs."""
+
+    def stop(self) -> None:
+        """Stop them; their counts stay."""
+
+    def window(self) -> AbstractContextManager[None]:
+        """Accesses made meanwhile count as inside an update."""
+
+    def vcpu_counts(self) -> Sequence[VcpuCounts]:
+        """What each vCPU counted so far, by name; exact once they are stopped."""
+
+    def __enter__(self) -> MeasuredEngine: ...
+
+    def __exit__(self, *exception: object) -> None: ...

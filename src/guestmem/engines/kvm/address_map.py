@@ -1,6 +1,9 @@
 """The slots as the VMM needs them to answer MMIO: sorted by guest address, edited while exits are held.
 
 An entry is four words: first byte and end of the guest range, host address, flags. Lookup O(log n), edits O(n).
+
+Beside them, the last read-only slots that went, each with the update that took it. KVM emulates every write to such a
+slot; an emulation that began before the update has read the old memory, and its write must not meet the new.
 """
 
 from __future__ import annotations
@@ -8,11 +11,15 @@ from __future__ import annotations
 from ...atomics import load_relaxed, store_relaxed
 from ...compiled import U64, Words, compiled, const, u64
 
-__all__ = ["ENTRY", "MAP_HOST", "map_find", "map_insert", "map_readonly", "map_remove", "map_words"]
+__all__ = ["ENTRY", "MAP_HOST", "map_find", "map_insert", "map_readonly", "map_remove", "map_words", "was_readonly"]
 
 ENTRY = const(4)
 _COUNT = const(0)
-_FIRST = const(8)
+_GONE_COUNT = const(1)  # read-only slots that went, so far
+_GONE = const(8)
+_GONE_ENTRY = const(3)  # first byte and end, update
+_GONE_MAX = const(64)
+_FIRST = const(8 + 3 * 64)
 _END = const(1)
 MAP_HOST = const(2)
 _FLAGS = const(3)
@@ -74,11 +81,36 @@ def map_insert(entries: Words, gpa: U64, end: U64, host: U64, flags: U64) -> Non
 
 
 @compiled
-def map_remove(entries: Words, gpa: U64) -> bool:
-    """Take out the slot that begins at ``gpa``; False if there is none."""
+def was_readonly(entries: Words, gpa: U64, began: U64) -> bool:
+    """Whether a read-only slot that held ``gpa`` went in an update under way at UPDATES ``began``, or in a later one.
+
+    Of the last 64 that went.
+    """
+    count = load_relaxed(entries, _GONE_COUNT)
+    looked = u64(0)
+    while looked < count and looked < _GONE_MAX:
+        looked += _ONE
+        entry = _GONE + _GONE_ENTRY * ((count - looked) % _GONE_MAX)
+        if load_relaxed(entries, entry + u64(2)) < began:
+            return False
+        if load_relaxed(entries, entry) <= gpa < load_relaxed(entries, entry + _ONE):
+            return True
+    return False
+
+
+@compiled
+def map_remove(entries: Words, gpa: U64, updates: U64) -> bool:
+    """Take out the slot that begins at ``gpa``, in update ``updates``; False if there is none."""
     entry = map_find(entries, gpa)
     if entry == 0 or load_relaxed(entries, entry) != gpa:
         return False
+    if map_readonly(entries, entry):
+        gone = load_relaxed(entries, _GONE_COUNT)
+        place = _GONE + _GONE_ENTRY * (gone % _GONE_MAX)
+        store_relaxed(entries, place, gpa)
+        store_relaxed(entries, place + _ONE, load_relaxed(entries, entry + _END))
+        store_relaxed(entries, place + u64(2), updates)
+        store_relaxed(entries, _GONE_COUNT, gone + _ONE)
     count = load_relaxed(entries, _COUNT)
     end = _FIRST + ENTRY * (count - _ONE)
     word = entry

@@ -24,12 +24,22 @@ from ...system import (
 )
 from . import layout as at
 from .abi import RUN_DATA, RUN_EXIT_REASON, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
-from .address_map import MAP_HOST, map_find, map_readonly
+from .address_map import MAP_HOST, map_find, map_readonly, was_readonly
 from .kicks import leave
 from .stalls import begin_stall, end_stall
 from .update_lock import give_shared, take_shared, updates_since, wait_out_update
 
-__all__ = ["EINTR", "KVM_RUN", "MMIO", "answer_fragment", "copy_fragment", "retry_fetch", "retry_mmio"]
+__all__ = [
+    "EINTR",
+    "KVM_RUN",
+    "MMIO",
+    "NEXT_FRAGMENT",
+    "answer_fragment",
+    "complete_device",
+    "copy_fragment",
+    "retry_fetch",
+    "retry_mmio",
+]
 
 KVM_RUN = const(0xAE80)
 EINTR = const(4)
@@ -38,6 +48,8 @@ _ONE = const(1)
 _PAGE = const(0xFFF)
 _BYTE = const(0xFF)
 _SIZE = const(0xFFFFFFFF)
+NEXT_FRAGMENT = const(5)
+"""Beside what vcpu_run returns: an MMIO exit of the same instruction."""
 
 
 @compiled
@@ -114,7 +126,8 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
         if gpa == expected and expected != 0:
             own[at.CROSSINGS] += _ONE
         entry = map_find(entries, gpa)
-        if entry == 0 or (writes and map_readonly(entries, entry)):
+        if entry == 0 or (writes and not is_writable(entries, own, entry, gpa)):
+            left_to_device(own, gpa, size, writes)
             status = at.EXIT
             break
         answer_fragment(
@@ -124,18 +137,78 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
         expected = u64(0)
         if (gpa + size) & _PAGE == 0:
             expected = gpa + size
-        host_store(run, RUN_IMMEDIATE_EXIT)
-        error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
-        if error == EINTR:
-            break
-        if error != 0:
-            own[at.ERRNO] = error
-            status = at.FAILED
-            break
-        if host_load32(run + RUN_EXIT_REASON) != MMIO:
-            status = at.EXIT
+        status = complete(own)
+        if status != NEXT_FRAGMENT:
             break
     host_store(run, u64(0))
+    leave(vm, vcpu, at.OUTSIDE)
+    give_shared(vm)
+    return status
+
+
+@compiled
+def complete(own: Own) -> U64:
+    """Have KVM go on with the instruction whose fragment is answered: GO_ON at its end, or what it left the guest for.
+
+    Under the update lock. ``immediate_exit`` stays set.
+    """
+    run = own[at.RUN]
+    host_store(run, RUN_IMMEDIATE_EXIT)
+    error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
+    if error == 0:
+        if host_load32(run + RUN_EXIT_REASON) == MMIO:
+            return NEXT_FRAGMENT
+        own[at.DEVICE] = u64(0)
+        return at.EXIT
+    own[at.DEVICE] = u64(0)
+    if error == EINTR:
+        return at.GO_ON
+    own[at.ERRNO] = error
+    return at.FAILED
+
+
+@compiled
+def left_to_device(own: Own, gpa: U64, size: U64, writes: bool) -> None:
+    """Note that a device answers this fragment: what it reads there it has to write there, too."""
+    if own[at.DEVICE] == 0:
+        own[at.DEVICE_START] = u64(0)
+        own[at.DEVICE_END] = u64(0)
+    own[at.DEVICE] = _ONE
+    if not writes:
+        if own[at.DEVICE_END] == 0:
+            own[at.DEVICE_START] = gpa
+        own[at.DEVICE_END] = gpa + size
+
+
+@compiled
+def is_writable(entries: Words, own: Own, entry: U64, gpa: U64) -> bool:
+    """Whether the instruction may write to the slot that is there now: not if it has read what was there before."""
+    if map_readonly(entries, entry) or was_read_from_device(own, gpa):
+        return False
+    return not was_readonly(entries, gpa, own[at.BEGAN])
+
+
+@compiled
+def was_read_from_device(own: Own, gpa: U64) -> bool:
+    """Whether the instruction in progress has read ``gpa`` from a device.
+
+    Memory that an update puts there before the instruction writes must not get what was computed from the device.
+    """
+    return own[at.DEVICE] != 0 and own[at.DEVICE_START] <= gpa < own[at.DEVICE_END]
+
+
+@compiled
+def complete_device(vm: Words, own: Own, vcpu: U64) -> U64:
+    """A device has answered: go on with the instruction while no update can begin.
+
+    GO_ON at its end; NEXT_FRAGMENT; EXIT with another exit; FAILED; STOPPED, to be called again.
+    """
+    if not take_turn(vm, own, vcpu):
+        own[at.STALL_BEGUN] = u64(0)
+        return at.STOPPED
+    own[at.STALL_BEGUN] = u64(0)
+    status = complete(own)
+    host_store(own[at.RUN], u64(0))
     leave(vm, vcpu, at.OUTSIDE)
     give_shared(vm)
     return status

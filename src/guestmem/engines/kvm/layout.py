@@ -51,6 +51,9 @@ GUEST_GPA = const(8)
 RESET_SREGS = const(9)  # host addresses of the state that a killed load guest starts again with
 RESET_REGS = const(10)
 RESET_EVENTS = const(11)
+DEVICE = const(13)  # non-zero: an MMIO exit was left to a device, and its instruction is not complete yet
+DEVICE_START = const(14)  # guest addresses that this instruction has read from devices
+DEVICE_END = const(15)
 PENDING = const(12)  # non-zero: kvm_run holds an exit that a stop kept from being answered
 
 COUNTERS = const(16)

@@ -9,7 +9,7 @@ from ..soft.layout import MUST, NEW_READONLY, OLD_READONLY, TARGET_FLAGS, TARGET
 from . import layout as at
 from .abi import RUN_DATA, RUN_LENGTH, RUN_PHYS_ADDR
 from .answers import answer_fragment
-from .load_layout import ANSWERED, BLOCK_OUTCOME, BLOCK_TARGET, DEVICE, HOLE, READONLY_WRITE
+from .load_layout import ANSWERED, BLOCK_KIND, BLOCK_OUTCOME, BLOCK_TARGET, DEVICE, HOLE, LANDED, READONLY_WRITE
 
 __all__ = ["count_kill", "count_mmio"]
 
@@ -18,13 +18,17 @@ _BYTE = const(0xFF)
 _SIZE = const(0xFFFFFFFF)
 _WORD = const(8)
 _SET_SREGS, _SET_REGS, _SET_EVENTS = const(0x4138AE84), const(0x4090AE82), const(0x4040AEA0)
-_SHUTDOWN = const(8)
+_SHUTDOWN, _INTERNAL_ERROR = const(8), const(17)
+_WRITE = const(1)
 
 
 @compiled
 def _target(own: Own) -> U64:
-    """Host address of the target that the guest is at."""
-    return host_load(own[at.GUEST] + BLOCK_TARGET) - own[at.GUEST_GPA] + own[at.GUEST_HOST]
+    """Host address of the target that the guest is at; 0 before its first."""
+    target = host_load(own[at.GUEST] + BLOCK_TARGET)
+    if target < own[at.GUEST_GPA]:
+        return u64(0)
+    return target - own[at.GUEST_GPA] + own[at.GUEST_HOST]
 
 
 @compiled
@@ -36,6 +40,9 @@ def count_mmio(vm: Words, own: Own) -> U64:
     what = host_load(run + RUN_LENGTH)
     writes = (what >> 32) & _BYTE != 0
     target = _target(own)
+    if target == 0:
+        own[at.STRANGE] += _ONE
+        return at.EXIT
     place = wrapping(gpa - host_load(target + TARGET_GPA * _WORD))
     if place >= _WORD:  # not the 8 bytes that the guest says it is at
         own[at.STRANGE] += _ONE
@@ -49,8 +56,10 @@ def count_mmio(vm: Words, own: Own) -> U64:
         outcome = HOLE
         if load_relaxed(vm, at.HOLES) == at.ANSWER and old != 0:
             outcome = ANSWERED
+    if not writes and host_load(block + BLOCK_KIND) == _WRITE:
+        outcome += LANDED  # unless a write exit follows
     host_store(block + BLOCK_OUTCOME, outcome)
-    if outcome == ANSWERED:
+    if outcome == ANSWERED or outcome == ANSWERED + LANDED:
         answer_fragment(run, old + place, what & _SIZE, writes)
     elif not writes:
         host_store(run + RUN_DATA, u64(0))
@@ -60,9 +69,15 @@ def count_mmio(vm: Words, own: Own) -> U64:
 @compiled
 def count_kill(own: Own, reason: U64) -> U64:
     """The guest is dead: count it, and start it again. What it has counted is in memory and stays."""
-    flags = host_load(_target(own) + TARGET_FLAGS * _WORD)
+    target = _target(own)
+    if target == 0:
+        own[at.STRANGE] += _ONE
+        return at.EXIT
+    flags = host_load(target + TARGET_FLAGS * _WORD)
     if reason == _SHUTDOWN:
         own[at.SHUTDOWNS] += _ONE
+    elif reason != _INTERNAL_ERROR:
+        own[at.STRANGE] += _ONE
     if flags & MUST != 0:
         own[at.KILLED_FETCHES] += _ONE
     else:

@@ -16,6 +16,7 @@ __all__ = [
     "BLOCK_COUNTS",
     "BLOCK_INSIDE",
     "BLOCK_INSIDE_CHANGED",
+    "BLOCK_KIND",
     "BLOCK_LOADED",
     "BLOCK_OUTCOME",
     "BLOCK_SEED",
@@ -29,6 +30,7 @@ __all__ = [
     "DEVICE",
     "HOLE",
     "KINDS",
+    "LANDED",
     "LOADS",
     "LOAD_BYTES",
     "MEMORY",
@@ -39,22 +41,24 @@ __all__ = [
     "VCPUS_MAX",
 ]
 
-TABLES, TABLE_PAGES = 0x0, 64
-"""PML4, then tables of 1 GiB pages, 512 GiB each, taken as they are needed."""
-CODE = 0x40000
-COMMON = 0x41000
+CODE = 0x0
+COMMON = 0x1000
 COMMON_WINDOW, COMMON_LOAD = 0x0, 0x40
 """Odd while an update runs; the number of the load in force."""
-LOADS, LOAD_BYTES = 0x80000, 0x40000
+LOADS, LOAD_BYTES = 0x40000, 0x40000
 """Two loads, as ``soft.Load.words``: the one in force has the parity of its number."""
-BLOCKS, BLOCK_BYTES = 0x100000, 0x2000
+BLOCKS, BLOCK_BYTES = 0xC0000, 0x2000
 """Two pages a vCPU: its block, its stack."""
 VCPUS_MAX = 256
-AREA_BYTES = BLOCKS + VCPUS_MAX * BLOCK_BYTES
+TABLES, TABLE_PAGES = BLOCKS + VCPUS_MAX * BLOCK_BYTES, 1024
+"""The root, then tables as they are needed: one for 512 GiB, one for each GiB in it (2 MiB pages)."""
+AREA_BYTES = TABLES + TABLE_PAGES * 0x1000
 
 # A vCPU's block. The first two are written by one side and read by the other, in turn, by one thread.
 BLOCK_OUTCOME = const(0x00)
 BLOCK_TARGET = const(0x08)
+BLOCK_KIND = const(0x10)
+"""Of the access: 0 read, 1 write, 2 fetch."""
 BLOCK_SEED = 0x18
 BLOCK_LOADED = 0x20
 BLOCK_SHARES = 0x30
@@ -71,6 +75,7 @@ HOLE = const(1)  # there should have been memory
 ANSWERED = const(2)  # the same, and the VMM answered
 DEVICE = const(3)  # rightly no memory
 READONLY_WRITE = const(4)  # rightly not written
+LANDED = const(4)  # added to HOLE, ANSWERED, DEVICE: an increment that read there, and then met memory after all
 
 assert int(LOAD_HEADER) == 8
 assert int(TARGET) == 4

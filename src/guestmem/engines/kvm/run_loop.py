@@ -12,7 +12,7 @@ from ...compiled import U64, Own, Words, compiled, const, u64
 from ...system import SYS_IOCTL, failed, host_load32, system_call
 from . import layout as at
 from .abi import RUN_EXIT_REASON
-from .answers import EINTR, KVM_RUN, MMIO, retry_fetch, retry_mmio
+from .answers import EINTR, KVM_RUN, MMIO, NEXT_FRAGMENT, complete_device, retry_fetch, retry_mmio
 from .kicks import acknowledge, leave
 from .load_exits import count_kill, count_mmio
 from .stalls import begin_stall, end_stall
@@ -20,7 +20,6 @@ from .stalls import begin_stall, end_stall
 __all__ = ["vcpu_run"]
 
 _ONE = const(1)
-_SHUTDOWN = const(8)
 _INTERNAL_ERROR = const(17)
 
 
@@ -56,51 +55,54 @@ def enter(vm: Words, own: Own, vcpu: U64) -> U64:
 
 
 @compiled
-def handle(vm: Words, entries: Words, own: Own, vcpu: U64, reason: U64) -> U64:
-    """What to do after an exit: GO_ON, EXIT or FAILED."""
-    holes = load_relaxed(vm, at.HOLES)
-    status = at.EXIT
+def handle_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
+    """An MMIO exit: retried, if that is what HOLES says, else left to others: GO_ON, EXIT, FAILED or STOPPED."""
+    own[at.MMIO_EXITS] += _ONE
+    if load_relaxed(vm, at.HOLES) == at.RETRY:
+        return retry_mmio(vm, entries, own, vcpu)
+    return at.EXIT
+
+
+@compiled
+def run_once(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
+    """Enter the guest once, or go on with an instruction that an exit has cut short."""
+    if own[at.PENDING] != 0:
+        own[at.PENDING] = u64(0)
+        return handle_mmio(vm, entries, own, vcpu)
+    if own[at.DEVICE] != 0:
+        status = complete_device(vm, own, vcpu)
+        if status == NEXT_FRAGMENT:
+            return handle_mmio(vm, entries, own, vcpu)
+        return status
+    status = enter(vm, own, vcpu)
+    if status != at.GO_ON:
+        return status
+    error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
+    leave(vm, vcpu, at.OUTSIDE)
+    own[at.EXITS] += _ONE
+    if error == EINTR:
+        own[at.INTERRUPTED] += _ONE
+        if own[at.GUEST] == 0:
+            return at.SIGNALLED
+        return at.GO_ON
+    if error != 0:
+        own[at.ERRNO] = error
+        return at.FAILED
+    reason = u64(host_load32(own[at.RUN] + RUN_EXIT_REASON))
     if reason == MMIO:
-        own[at.MMIO_EXITS] += _ONE
-        if holes == at.RETRY:
-            status = retry_mmio(vm, entries, own, vcpu)
-            # The exit that is there now may be another one: of a later fragment, or of the instruction's end.
-            reason = u64(host_load32(own[at.RUN] + RUN_EXIT_REASON))
-    elif reason == _INTERNAL_ERROR and holes == at.RETRY and retry_fetch(vm, own):
-        status = at.GO_ON
-    if status == at.EXIT and own[at.GUEST] != 0:
-        if reason == MMIO:
-            return count_mmio(vm, own)
-        if reason == _INTERNAL_ERROR:
-            return count_kill(own, reason)
-        if reason == _SHUTDOWN:
-            return count_kill(own, reason)
-    return status
+        return handle_mmio(vm, entries, own, vcpu)
+    if reason == _INTERNAL_ERROR and load_relaxed(vm, at.HOLES) == at.RETRY and retry_fetch(vm, own):
+        return at.GO_ON
+    return at.EXIT
 
 
 @compiled(nogil=True)
 def vcpu_run(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     """Run a vCPU until it stops or has an exit that Python has to see: STOPPED, EXIT, SIGNALLED or FAILED."""
-    if own[at.PENDING] != 0:
-        own[at.PENDING] = u64(0)
-        status = handle(vm, entries, own, vcpu, MMIO)
-        if status != at.GO_ON:
-            return status
     while True:
-        status = enter(vm, own, vcpu)
-        if status != at.GO_ON:
-            return status
-        error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
-        leave(vm, vcpu, at.OUTSIDE)
-        own[at.EXITS] += _ONE
-        if error == 0:
-            status = handle(vm, entries, own, vcpu, u64(host_load32(own[at.RUN] + RUN_EXIT_REASON)))
-        elif error == EINTR:
-            own[at.INTERRUPTED] += _ONE
-            if own[at.GUEST] == 0:
-                status = at.SIGNALLED
-        else:
-            own[at.ERRNO] = error
-            status = at.FAILED
+        status = run_once(vm, entries, own, vcpu)
+        if status == at.EXIT and own[at.GUEST] != 0:
+            reason = u64(host_load32(own[at.RUN] + RUN_EXIT_REASON))
+            status = count_mmio(vm, own) if reason == MMIO else count_kill(own, reason)
         if status != at.GO_ON:
             return status

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...atomics import poke
+from ...atomics import peek, poke
 from ...compiled import own
 from ...errors import GuestmemError, UsageError
 from . import layout as at
@@ -60,12 +60,17 @@ class KvmVcpu:
         self._base = int(at.VCPUS) + int(at.VCPU) * index
         poke(vm.words, self._base + int(at.RUN_PAGE), ctypes.addressof(self._view))
 
+    def _ioctl(self, request: Ioctl, argument: bytearray) -> None:
+        if peek(self._vm.words, self._base + int(at.STATE)) == at.IN_KVM_RUN:  # the kernel would wait for it, for ever
+            raise GuestmemError(f"vCPU {self.index} is in KVM_RUN: pause or stop the VM before KVM_{request.name}")
+        fcntl.ioctl(self.fd, request, argument)
+
     # -- registers -------------------------------------------------------------------------------------------------
 
     def registers(self) -> dict[str, int]:
         """General registers, rip and rflags by name."""
         buffer = bytearray(REGS.size)
-        fcntl.ioctl(self.fd, Ioctl.GET_REGS, buffer)
+        self._ioctl(Ioctl.GET_REGS, buffer)
         return dict(zip(REG_NAMES, REGS.unpack(buffer), strict=True))
 
     def set_registers(self, values: Mapping[str, int] | None = None, /, **registers: int) -> None:
@@ -74,27 +79,27 @@ class KvmVcpu:
         if unknown := given.keys() - set(REG_NAMES):
             raise UsageError(f"registers: {', '.join(sorted(unknown))}; known are {', '.join(REG_NAMES)}")
         now = self.registers() | given
-        fcntl.ioctl(self.fd, Ioctl.SET_REGS, REGS.pack(*(now[name] for name in REG_NAMES)))
+        self._ioctl(Ioctl.SET_REGS, bytearray(REGS.pack(*(now[name] for name in REG_NAMES))))
 
     def sregs(self) -> bytes:
         """``struct kvm_sregs`` as it is; ``guests`` makes new ones of it."""
         buffer = bytearray(SREGS_BYTES)
-        fcntl.ioctl(self.fd, Ioctl.GET_SREGS, buffer)
+        self._ioctl(Ioctl.GET_SREGS, buffer)
         return bytes(buffer)
 
     def set_sregs(self, sregs: bytes) -> None:
         """Set segments, tables, control registers and EFER."""
-        fcntl.ioctl(self.fd, Ioctl.SET_SREGS, sregs)
+        self._ioctl(Ioctl.SET_SREGS, bytearray(sregs))
 
     def events(self) -> bytes:
         """``struct kvm_vcpu_events``: what is pending."""
         buffer = bytearray(_EVENTS_BYTES)
-        fcntl.ioctl(self.fd, Ioctl.GET_VCPU_EVENTS, buffer)
+        self._ioctl(Ioctl.GET_VCPU_EVENTS, buffer)
         return bytes(buffer)
 
     def set_xcr0(self, value: int) -> None:
         """Which state XSAVE and vector instructions may use: 7 for AVX."""
-        fcntl.ioctl(self.fd, Ioctl.SET_XCRS, _XCRS.pack(1, 0, 0, 0, value))
+        self._ioctl(Ioctl.SET_XCRS, bytearray(_XCRS.pack(1, 0, 0, 0, value)))
 
     # -- running ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...atomics import poke, wake_all
+from ...atomics import peek, poke, wake_all
 from ...compiled import own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from . import layout as at
@@ -160,7 +160,7 @@ class KvmVm:
 
     def map_remove(self, gpa: int) -> None:
         """The slot that begins at ``gpa`` answers nothing any more."""
-        map_remove(self.map, gpa)
+        map_remove(self.map, gpa, peek(self.words, int(at.UPDATES)))
 
     def get_dirty_log(self, slot: int, npages: int, as_id: int = 0) -> bytes:
         """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared."""

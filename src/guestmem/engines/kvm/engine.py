@@ -1,0 +1,152 @@
+"""The kernel engine: a VM of ``/dev/kvm`` behind the Engine protocol, for designs that this kernel can carry out.
+
+Designs that edit several slots before one swap (``batch``, ``atomic``) need a kernel that has such a call; none has.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from ...errors import CapabilityError
+from ...memslots import Change, ChangeKind, Slot, classify
+from ...units import PAGE_SHIFT
+from ..protocol import Capability, Counts, Update
+from . import layout as at
+from .vm import KvmVm
+
+__all__ = ["KvmEngine"]
+
+_clock = time.perf_counter_ns
+
+
+class KvmEngine:
+    """A VM of ``vcpus`` vCPUs on the real kernel. ``vm`` is the VM itself: registers, exits, logs, rings.
+
+    Slots are changed through ``set_memory_region``, so that the engine knows what memory answers an exit. Closed by
+    ``close()`` or as a context manager. CapabilityError where there is no usable ``/dev/kvm``.
+    """
+
+    name = "kvm"
+    capabilities = Capability.SET_MEMORY_REGION | Capability.PAUSE | Capability.ANSWER_MMIO | Capability.RETRY_EXITS
+    arch = "x86"
+
+    def __init__(self, vcpus: int = 1, *, ring_bytes: int = 0) -> None:
+        self.vcpus = vcpus
+        self.vm = KvmVm(vcpus, ring_bytes=ring_bytes)
+        self.cores = len(os.sched_getaffinity(0))
+        self.host = str(self.vm.host)
+        self.counts = Counts()
+        self._slots: dict[tuple[int, int], Slot] = {}
+        self._lock = threading.RLock()
+        self._held = 0
+        self._retries = False
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    def set_memory_region(self, change: Change) -> ChangeKind:
+        """One change by KVM_SET_USER_MEMORY_REGION; MemslotError with the kernel's errno."""
+        begun = _clock()
+        with self._lock:
+            got = _clock()
+            self.counts.lock_ns += got - begun
+            if self._retries and not self._held:  # the map below is what vCPUs answer exits from
+                with self.exits_held():
+                    return self._set_memory_region(change)
+            return self._set_memory_region(change)
+
+    def _set_memory_region(self, change: Change) -> ChangeKind:
+        key = (change.as_id, change.slot)
+        old = self._slots.get(key)
+        begun = _clock()
+        self.vm.set_user_memory_region(
+            change.slot,
+            change.guest_phys_addr,
+            change.memory_size,
+            change.userspace_addr,
+            change.flags,
+            change.as_id,
+        )
+        self.counts.edit_ns += _clock() - begun
+        kind = classify(change, old)
+        if old is not None and kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
+            self.vm.map_remove(old.base_gfn << PAGE_SHIFT)
+        if kind in {ChangeKind.CREATE, ChangeKind.MOVE}:
+            self.vm.map_insert(change.guest_phys_addr, change.memory_size, change.userspace_addr, change.flags)
+        if change.deletes:
+            del self._slots[key]
+        else:
+            self._slots[key] = change.as_slot()
+        return kind
+
+    def slot(self, slot: int, as_id: int = 0) -> Slot | None:
+        """The slot that has this id now."""
+        return self._slots.get((as_id, slot))
+
+    def slots(self) -> list[Slot]:
+        """All slots, by address space and id."""
+        return sorted(self._slots.values())
+
+    # -- vCPUs -----------------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop all vCPUs; returns when none is in KVM_RUN."""
+        begun = _clock()
+        self.counts.slept += self.vm.pause()
+        self.counts.acks_ns += _clock() - begun
+        self.counts.kicks += self.vcpus
+        self.counts.pauses += 1
+
+    def resume(self) -> None:
+        """End one pause."""
+        self.vm.resume()
+
+    def kick(self) -> None:
+        """Kick all vCPUs once and wait until each has left the guest."""
+        begun = _clock()
+        self.counts.slept += self.vm.kick()
+        self.counts.acks_ns += _clock() - begun
+        self.counts.kicks += self.vcpus
+
+    def answer_mmio(self, answer: bool) -> None:
+        """Whether MMIO in a hole is answered at once from the memory behind it (a load guest's; else by the caller)."""
+        self.vm.set_holes(at.ANSWER if answer else at.REPORT)
+        self._retries = False
+
+    def retry_exits(self, retry: bool) -> None:
+        """Whether exits that fall into ``exits_held()`` wait for its end and are answered from what is there then."""
+        self.vm.set_holes(at.RETRY if retry else at.REPORT)
+        self._retries = retry
+
+    @contextmanager
+    def exits_held(self) -> Iterator[None]:
+        """An update: exits wait for its end, vCPUs that have none run on. Updaters exclude each other; it nests."""
+        begun = _clock()
+        with self._lock:
+            self.counts.lock_ns += _clock() - begun
+            if self._held or not self._retries:
+                yield
+                return
+            self._held += 1
+            try:
+                with self.vm.exits_held():
+                    yield
+            finally:
+                self._held -= 1
+
+    def update(self, as_id: int = 0) -> AbstractContextManager[Update]:
+        """CapabilityError: no kernel has an update in phases."""
+        raise CapabilityError(f"engine kvm: no kernel can carry out an update in phases (address space {as_id})")
+
+    def close(self) -> None:
+        """Stop the vCPUs and close the VM."""
+        self.vm.close()
+
+    def __enter__(self) -> KvmEngine:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
