@@ -19,6 +19,8 @@ __all__ = ["Plan", "Step", "plan"]
 
 PAGES_A_RANGE = 16
 PAGES_ELSEWHERE = 64
+_RET = b"\xc3"
+"""Last byte of each word: a ``ret``, so that real vCPUs can fetch there. The counter is the seven bytes before it."""
 MOST_RANGES = 256
 """Of a step with more changed ranges than this, so many, evenly chosen, are touched."""
 
@@ -213,4 +215,7 @@ def plan(timeline: Timeline) -> Plan:
                 load,
             )
         )
-    return Plan(timeline.path, tuple(steps), memory, 1 + max(spaces, default=0))
+    made = Plan(timeline.path, tuple(steps), memory, 1 + max(spaces, default=0))
+    for word in made.words:
+        memory.write(word + 7, _RET)
+    return made

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from ..designs import Design, pause
-from ..engines.soft import Access, Load, SoftEngine
+from ..engines import MeasuredEngine
+from ..engines.soft import Access, Load
 from ..engines.soft.stalls import percentile
 from ..errors import CapabilityError, MemslotError
 from ..memslots import Change
@@ -23,7 +24,7 @@ _NEVER = (1 << 64) - 1
 def replay(
     plan: Plan,
     design: Design,
-    engine: SoftEngine,
+    engine: MeasuredEngine,
     *,
     access: Access,
     repeat: int,
@@ -36,7 +37,7 @@ def replay(
     ``stopped`` is asked between transactions; ``advanced`` is called after each replay.
     """
     apply = design.prepare(engine)
-    row = Row(design.name, engine.vcpus, engine.cores, broken=design.broken)
+    row = Row(design.name, engine.vcpus, engine.cores, broken=design.broken, unmeasured=sorted(engine.unmeasured))
     engine.set_access(access)
     counted = Counters(plan)
     updates: list[float] = []
@@ -75,7 +76,7 @@ def replay(
                 advanced()
             _note_instant(row, engine, Load())
             counted.start_over()
-            _forget(engine)
+            _forget(engine, plan)
     finally:
         engine.stop()
     counted.look()
@@ -84,18 +85,19 @@ def replay(
     return row
 
 
-def _forget(engine: SoftEngine) -> None:
-    """Delete all slots while no vCPU runs; not counted."""
+def _forget(engine: MeasuredEngine, plan: Plan) -> None:
+    """Delete all slots of the plan while no vCPU runs; not counted."""
     counts = engine.counts
     engine.counts = counts.copy()
     engine.pause()
-    for slot in list(engine.memslots):
-        engine.set_memory_region(Change(slot=slot.id, as_id=slot.as_id))
+    for as_id, slot in sorted({(change.as_id, change.slot) for step in plan.steps for change in step.changes}):
+        if engine.slot(slot, as_id) is not None:
+            engine.set_memory_region(Change(slot=slot, as_id=as_id))
     engine.resume()
     engine.counts = counts
 
 
-def _note_instant(row: Row, engine: SoftEngine, load: Load) -> None:
+def _note_instant(row: Row, engine: MeasuredEngine, load: Load) -> None:
     """Give the vCPUs their next load, and see from what they report of the last one whether it had one instant."""
     reports = [report for report in engine.set_load(load) if report is not None]
     last_old = max((report[0] for report in reports), default=0)
@@ -105,7 +107,7 @@ def _note_instant(row: Row, engine: SoftEngine, load: Load) -> None:
         row.torn += last_old > first_new
 
 
-def _sum_up(row: Row, engine: SoftEngine, counted: Counters) -> None:
+def _sum_up(row: Row, engine: MeasuredEngine, counted: Counters) -> None:
     every = engine.vcpu_counts()
     total = {name: sum(counts[name] for counts in every) for name in every[0]}
     histogram = [sum(column) for column in zip(*(counts.histogram for counts in every), strict=True)]
@@ -118,5 +120,5 @@ def _sum_up(row: Row, engine: SoftEngine, counted: Counters) -> None:
     row.answered = total["answered_reads"] + total["answered_writes"]
     row.lost = total["writes"] + total["holes_write"] + total["answered_writes"] - counted.written()
     row.wrong = counted.wrong
-    row.stale, row.refused, row.strange = total["stale"], total["refused_writes"], total["strange"]
+    row.stale, row.refused, row.strange = total.get("stale", 0), total.get("refused_writes", 0), total["strange"]
     row.vcpu_counts = [dict(counts) for counts in every]

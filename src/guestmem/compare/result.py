@@ -86,6 +86,8 @@ class Row:
     strange: int = 0
     counts: Counts = field(default_factory=Counts)
     vcpu_counts: list[dict[str, int]] = field(default_factory=list)
+    unmeasured: list[str] = field(default_factory=list)
+    """Fields of this row and of its ``counts`` that the engine cannot measure: their zeros say nothing."""
     refusals: list[str] = field(default_factory=list)
     """Transactions that engine or design refused, in words; they were applied with all vCPUs paused instead."""
 
@@ -104,14 +106,17 @@ class Row:
         """Whether this row shows its design to be broken."""
         return bool(self.failures or self.torn)
 
+    def _measured(self, name: str, value: Any) -> Any:
+        return None if name in self.unmeasured else value
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: all fields, durations in ns."""
+        """For JSON: all fields, durations in ns; None for what the engine cannot measure."""
         result: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if isinstance(value, Spread | Counts):
-                value = {part: getattr(value, part) for part in value.__dataclass_fields__}
-            result[name] = value
+                value = {part: self._measured(part, getattr(value, part)) for part in value.__dataclass_fields__}
+            result[name] = self._measured(name, value)
         return result | {"oversubscribed": self.oversubscribed, "failures": self.failures, "caught": self.caught}
 
 
@@ -131,11 +136,15 @@ class Comparison:
     rows: list[Row] = field(default_factory=list)
     interrupted: bool = False
     slow_vcpu_ms: float = 0.0
+    host: str = ""
+    """Of an engine that depends on it: kernel, module and settings that the figures come from."""
+    control: str = ""
+    """The design that has to be caught: the one broken on purpose, or, where the engine cannot do that, today's."""
 
     @property
     def broken_rows(self) -> list[Row]:
-        """Rows of the design that is broken on purpose."""
-        return [row for row in self.rows if row.broken]
+        """Rows of the design that has to be caught."""
+        return [row for row in self.rows if row.broken or row.design == self.control]
 
     @property
     def strong_enough(self) -> bool:

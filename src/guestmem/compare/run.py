@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from ..designs import BROKEN, DESIGNS, Design, find
-from ..engines.soft import Access, SoftEngine
+from ..designs import DESIGNS, Design, control, find
+from ..engines import MeasuredEngine, measured_engine
+from ..engines.soft import Access
 from ..errors import UsageError
 from ..traces import Timeline
 from .plan import plan
@@ -32,20 +33,21 @@ def compare(
     slow_vcpu_ms: float = 0.0,
     access: Access | None = None,
     cores: int | None = None,
+    engine: str = "soft",
     stopped: Callable[[], bool] = lambda: False,
     advanced: Callable[[str], object] = lambda _row: None,
 ) -> Comparison:
     """Replay ``timeline`` with each of ``designs`` (all unless named) at each number of ``vcpus``.
 
+    ``engine`` is a name of ``engines.ENGINES``; designs that it cannot do are left out, unless named: CapabilityError.
     The recorded pauses are not waited for: ``interval_ms`` passes between transactions. The broken design is always
     among them; a comparison that does not catch it (``strong_enough``) shows nothing. ``stopped`` is asked often;
     when it says so, what was measured so far is returned. ``advanced`` is told after each replay which row it was of.
 
     Raises UsageError for arguments that cannot be meant, TraceError comes from reading the trace.
     """
-    chosen: list[Design] = [find(name) for name in designs] or [design for design in DESIGNS if not design.broken]
-    if BROKEN not in designs:
-        chosen.append(find(BROKEN))
+    for name in designs:
+        find(name)
     for count in vcpus:
         if count < 1:
             raise UsageError(f"vcpus: {count} is not at least 1")
@@ -57,7 +59,7 @@ def compare(
     steps = plan(timeline)
     result = Comparison(
         timeline.path,
-        SoftEngine.name,
+        engine,
         arch,
         seed,
         repeat,
@@ -68,8 +70,9 @@ def compare(
         slow_vcpu_ms=slow_vcpu_ms,
     )
 
-    def fresh(count: int) -> SoftEngine:
-        return SoftEngine(
+    def fresh(count: int) -> MeasuredEngine:
+        return measured_engine(
+            engine,
             count,
             cores=cores,
             address_spaces=steps.address_spaces,
@@ -79,26 +82,40 @@ def compare(
         )
 
     try:
+        with fresh(1) as probe:
+            chosen = _chosen(designs, probe)
+            result.host, result.control = probe.host, control(probe).name
         for design in chosen:  # what is compiled on first use is not measured
             if not stopped():
-                replay(steps, design, fresh(1), access=access or Access(), repeat=1, interval_s=0, stopped=stopped)
+                with fresh(1) as warm:
+                    replay(steps, design, warm, access=access or Access(), repeat=1, interval_s=0, stopped=stopped)
         for design in chosen:
             for count in vcpus:
                 if stopped():
                     break
                 name = f"{design.name}, {count} vCPU{'s' * (count > 1)}"
-                row = replay(
-                    steps,
-                    design,
-                    fresh(count),
-                    access=access or Access(),
-                    repeat=repeat,
-                    interval_s=interval_ms / 1e3,
-                    stopped=stopped,
-                    advanced=lambda name=name: advanced(name),  # type: ignore[misc]  # mypy: no default in a lambda
-                )
+                with fresh(count) as fresh_engine:
+                    row = replay(
+                        steps,
+                        design,
+                        fresh_engine,
+                        access=access or Access(),
+                        repeat=repeat,
+                        interval_s=interval_ms / 1e3,
+                        stopped=stopped,
+                        advanced=lambda name=name: advanced(name),  # type: ignore[misc]  # mypy: no default in a lambda
+                    )
                 result.rows.append(row)
     finally:
         steps.close()
     result.interrupted = stopped()
     return result
+
+
+def _chosen(names: Sequence[str], engine: MeasuredEngine) -> list[Design]:
+    """The designs to run: those named, or all that the engine can do, and the control."""
+    able = [design for design in DESIGNS if not design.needs & ~engine.capabilities]
+    chosen = [find(name) for name in names] or [design for design in able if not design.broken]
+    if (must := control(engine)) not in chosen:
+        chosen.append(must)
+    return chosen

@@ -33,6 +33,11 @@ SEEN = (
     ("torn", "updates without one instant: saw old later than another saw new; of those that could tell"),
 )
 
+UNMEASURED = (
+    "a real guest cannot tell which host memory it sees, and what the kernel does inside an ioctl is not seen "
+    "from outside (edit: time in ioctls; slowest vCPU: kicks and waits for them)"
+)
+
 
 def verdict(comparison: Comparison) -> str:
     """One line: whether the run was strong enough to be believed.
@@ -61,6 +66,8 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
         f"({comparison.arch}) on {comparison.cores} cores, seed {comparison.seed}{slow}\n"
     )
     text = io.StringIO()
+    if comparison.host:
+        stream.write(f"host: {comparison.host}\n")
     terminal = stream.isatty()
     console = Console(file=stream) if terminal else Console(file=text, width=PIPE_WIDTH, color_system=None)
     for table in (_seen(comparison), _cost(comparison), _work(comparison)):
@@ -73,6 +80,8 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
     stream.write("  update: a transaction; trace: all of one replay; stall: how long vCPUs had to wait for an update\n")
     if any(row.oversubscribed for row in comparison.rows):
         stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
+    if comparison.rows and comparison.rows[0].unmeasured:
+        stream.write(f"  -: engine {comparison.engine} cannot measure it: {UNMEASURED}\n")
     if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
         stream.writelines(
             f"  refused, so done with all vCPUs paused: {row.design}, {row.vcpus} vCPUs: {text}\n"
@@ -99,6 +108,11 @@ def _vcpus(row: Row) -> str:
 
 def _bad(count: int) -> str:
     return f"[bold red]{count}[/]" if count else "0"
+
+
+def _unless(row: Row, name: str, text: str, seen: int = 0) -> str:
+    """``text``, or "-" where the engine cannot measure ``name`` and nothing was ``seen`` of it all the same."""
+    return "-" if name in row.unmeasured and not seen else text
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -134,8 +148,8 @@ def _seen(comparison: Comparison) -> Table:
             str(row.answered),
             _bad(row.lost),
             _bad(row.wrong),
-            _bad(row.stale + row.refused + row.strange),
-            f"{_bad(row.torn)} of {row.instants}",
+            _unless(row, "stale", _bad(row.stale + row.refused + row.strange), row.strange),
+            _unless(row, "torn", f"{_bad(row.torn)} of {row.instants}"),
         ]
         for index, row in enumerate(comparison.rows)
     }
@@ -200,20 +214,12 @@ def _work(comparison: Comparison) -> Table:
         counts = row.counts
         cells[index] = [
             *(
-                f"{value / replays:.0f}"
-                for value in (
-                    counts.swaps,
-                    counts.srcu_waits,
-                    counts.kicks,
-                    counts.flushes,
-                    counts.pauses,
-                    counts.stalls,
-                    counts.slept,
-                )
+                _unless(row, name, f"{getattr(counts, name) / replays:.0f}")
+                for name in ("swaps", "srcu_waits", "kicks", "flushes", "pauses", "stalls", "slept")
             ),
             *(
-                format_ns(value / replays)
-                for value in (counts.lock_ns, counts.edit_ns, counts.kick_ns, counts.acks_ns, counts.grace_ns)
+                _unless(row, name, format_ns(getattr(counts, name) / replays))
+                for name in ("lock_ns", "edit_ns", "kick_ns", "acks_ns", "grace_ns")
             ),
         ]
     _add(table, comparison, cells)
