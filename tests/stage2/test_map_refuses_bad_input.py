@@ -75,6 +75,18 @@ def test_a_locked_entry_is_eagain_for_shared_walkers() -> None:
     table.check()
 
 
+def test_a_table_page_that_lost_its_place_goes_back_to_the_cache() -> None:
+    table = made()
+    level2 = table.format.decode(table.pool.load(table.root, 0), 1).address  # type: ignore[union-attr]
+    table.pool.store(level2, 2, table.format.locked)
+    with pytest.raises(Stage2Error, match="EAGAIN"):
+        table.map(0x40_0000, 0x1000, 0x9000_0000, RW, shared=True, walker=1)
+    assert len(table.pool.cached(table.desks[1])) == 4
+    table.pool.store(level2, 2, 0)
+    table.check()
+    assert table.map(0x40_0000, 0x1000, 0x9000_0000, RW, shared=True, walker=1) == 1
+
+
 def test_an_owner_is_replaced_when_asked_for() -> None:
     table = made()
     assert table.map(0x4000, 0x2000, 0x9000_0000, RW, over_owner=True) == 2

@@ -2,7 +2,8 @@
 
 Every operation that takes a valid descriptor away, or takes rights from it, calls one of these functions between
 break and make. For now they count and remember the last range; a model of the TLBs replaces their bodies and may then
-say at each call whether the level hint or range was enough. Names and duties: Linux
+say at each call whether the level hint or range was enough. They may wait until no vCPU in the guest can use the old
+translation; walkers are outside the guest, so none is waited for. Names and duties: Linux
 ``arch/arm64/kvm/hyp/vhe/tlb.c``.
 
 Layout, from word TLB of a table's words: +0 by IPA, +1 by IPA on this vCPU only, +2 by range, +3 all of the table,
