@@ -14,6 +14,9 @@ __all__ = ["Commands", "cli", "main"]
 COMMANDS = {
     "check": "Where can a vCPU of my VMM see memory vanish?",
     "compare": "Which way of updating memory is right, and what does it cost?",
+    "explore": "Is this concurrent page-table algorithm correct?",
+    "replay": "Follow the schedule of a counterexample that explore found.",
+    "conform": "Does this kernel behave as KVM documents?",
 }
 """Name and one-line help of each command; ``guestmem.cli.NAME`` holds ``command``."""
 

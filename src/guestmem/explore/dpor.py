@@ -3,8 +3,8 @@
 Depth first. While a run goes on, vector clocks tell which of its steps happened before which; where two dependent
 steps of two threads are not ordered, the earlier point must also try one that leads to the other order. Sleep sets cut
 runs that would only repeat. Source: Flanagan and Godefroid, "Dynamic partial-order reduction for model checking
-software", POPL 2005; which thread to try: source sets, Abdulla, Aronis, Jonsson and Sagonas, POPL 2014 (the racing thread
-itself, as in 2005, loses schedules of three threads once sleep sets are used). Sequentially consistent memory only.
+software", POPL 2005. Which thread to try: source sets, Abdulla, Aronis, Jonsson and Sagonas, POPL 2014; the racing
+thread itself, as in 2005, loses schedules of three threads once sleep sets are used. Sequentially consistent only.
 
 Steps are dependent if they touch the same word and one writes it; a wait also reads, and a wake writes, the word's
 queue of sleepers. A timeout fires only when nothing else can happen, so all that happened is before it.

@@ -8,6 +8,7 @@ ASPLOS 2010. Run ``i`` of a seed is the same everywhere, whatever ran before it.
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class Sampling:
             if len(self.machine.tree.nodes) > _NODES:
                 self._runs_before += self.machine.tree.runs
                 self._begin()
+                gc.collect()  # histories know each other: parents and children
         else:
             outcome.complete = True
         outcome.distinct = len(self.ends)

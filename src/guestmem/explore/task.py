@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -66,6 +67,16 @@ def run(task: Task, budget: Budget, *, world: World | None = None, store: Store 
     if world is None:
         with World(task.model, task.mutations) as own:
             return run(task, budget, world=own, store=store)
+    collects = gc.isenabled()
+    gc.disable()  # what a search makes it keeps: millions of tuples, looked through in vain again and again
+    try:
+        return _run(task, budget, world, store)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outcome:
     world.points.update(task.points)
     if store is not None:
         world.points.update(store.points(task.model.name))

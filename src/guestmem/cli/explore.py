@@ -1,0 +1,223 @@
+"""``guestmem explore``: search the schedules of models of guestmem's own concurrent algorithms."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..explore.outcome import Outcome
+    from ..explore.scene import Model
+    from ..explore.search import Report
+
+__all__ = ["command"]
+
+
+@click.command("explore", short_help="Is this concurrent page-table algorithm correct?")
+@click.argument("names", metavar="[MODEL]…", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every model that can be searched whole.")
+@click.option("--list", "listed", is_flag=True, help="Say what each model proves, and its size.")
+@click.option("--exhaustive", is_flag=True, help="Search all schedules (the default).")
+@click.option("--random", "random", metavar="N", type=click.IntRange(1), help="N random schedules instead.")
+@click.option("--pct", metavar="D", type=click.IntRange(1, 10), help="PCT schedules for bugs of depth D instead.")
+@click.option("--runs", metavar="N", type=click.IntRange(1), default=10_000, show_default=True, help="Of --pct.")
+@click.option("--bound", metavar="B", type=click.IntRange(0), help="At most B preemptions.")
+@click.option("--time", "seconds", metavar="T", type=click.FloatRange(0, min_open=True), help="Seconds, at most.")
+@click.option("--states", metavar="N", type=click.IntRange(1), default=10_000_000, show_default=True, help="At most.")
+@click.option("--weak/--no-weak", default=True, show_default=True, help="Also under weaker memory than sequential.")
+@click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Of --random and --pct.")
+@click.option("--go-on", is_flag=True, help="Do not stop at the first finding.")
+@click.option("--jobs", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
+@click.option("--resume", metavar="FILE", type=click.Path(), help="Keep the search in FILE, and go on from there.")
+@click.option("--save", metavar="FILE", type=click.Path(), help="Write the first counterexample, for `replay`.")
+@click.option("--perfetto", metavar="FILE", type=click.Path(), help="Write it as trace events, for ui.perfetto.dev.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    *,
+    names: tuple[str, ...],
+    every: bool,
+    listed: bool,
+    exhaustive: bool,
+    random: int | None,
+    pct: int | None,
+    runs: int,
+    bound: int | None,
+    seconds: float | None,
+    states: int,
+    weak: bool,
+    seed: int,
+    go_on: bool,
+    jobs: int,
+    resume: str | None,
+    save: str | None,
+    perfetto: str | None,
+    as_json: bool,
+) -> int:
+    """Search the schedules of models: the functions that run, in every order of their atomic operations.
+
+    Each model is searched twice, over states and by partial-order reduction, then under store buffers (x86, and with
+    relaxed stores that overtake) and, where it asks, with loads that return old values. What is found is shrunk to the
+    fewest switches and told. The bounds are part of the answer: docs/explore.md.
+
+    Exit status: 0; 1 if something was found; 2 for bad input; 130 after Ctrl-C.
+    """
+    from ..explore.models import models
+
+    known = models()
+    if listed:
+        return _list(known, as_json=as_json)
+    if exhaustive + (random is not None) + (pct is not None) > 1:
+        raise UsageError("--exhaustive, --random and --pct: one of them")
+    if bound is not None and (random is not None or pct is not None):
+        raise UsageError("--bound: only an exhaustive search has bounds")
+    chosen = _chosen(known, names, every=every, sampled=random is not None or pct is not None)
+    if resume and (len(chosen) > 1 or jobs > 1):
+        raise UsageError("--resume: for one model and one job")
+    for option, file in (("--save", save), ("--perfetto", perfetto), ("--resume", resume)):
+        if file and not Path(file).absolute().parent.is_dir():
+            raise UsageError(f"{option} {file}: there is no such folder")
+    from ..explore.parallel import explore_in
+    from ..explore.search import explore
+
+    reports: list[Report] = []
+    interrupted = False
+    with _interruptible() as stopped, _progress() as progress:
+        for model in chosen:
+            common: dict[str, Any] = {
+                "weak": weak,
+                "random": random,
+                "pct": pct,
+                "runs": runs,
+                "bound": bound,
+                "seed": seed,
+                "seconds": None if seconds is None else seconds / len(chosen),
+                "go_on": go_on,
+                "states": states,
+            }
+            if jobs > 1:
+                report = explore_in(jobs, model, stopped=stopped, **common)
+            else:
+                report = explore(model, resume=resume, progress=progress, stopped=stopped, **common)
+            reports.append(report)
+            if not as_json:
+                _print(report)
+            if interrupted := stopped():
+                break
+    if as_json:
+        print(json.dumps([report.as_dict() for report in reports], indent=1))
+    first = next((c for report in reports for c in report.counterexamples), None)
+    if first is not None:
+        if save:
+            first.save(save)
+        if perfetto:
+            first.save_trace(perfetto)
+        return 1
+    return 130 if interrupted else 0
+
+
+def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sampled: bool) -> list[Model]:
+    """The models that were asked for; those too large to be searched whole only if chance is."""
+    by_name = {model.name: model for model in known}
+    for name in names:
+        if name not in by_name:
+            raise UsageError(f"model: {name!r} is not one of {', '.join(by_name)}")
+    if every == bool(names):
+        raise UsageError("MODEL: name some, or --all; --list says which there are")
+    if every:
+        return [model for model in known if model.exhaustive or sampled]
+    return [by_name[name] for name in dict.fromkeys(names)]
+
+
+def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
+    if as_json:
+        rows = [
+            {"model": m.name, "proves": m.proves, "size": m.size, "exhaustive": m.exhaustive, "stale": m.stale}
+            for m in known
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    for model in known:
+        print(f"{model.name}: {model.proves}")
+        print(f"    {model.size}" + ("" if model.exhaustive else "; too large to be searched whole: --random, --pct"))
+    return 0
+
+
+def _print(report: Report) -> None:
+    model = report.model
+    print(f"{model.name}: {model.proves}")
+    print(f"  {model.size}")
+    for outcome in report.outcomes:
+        print(f"  {_row(outcome)}")
+        if outcome.note:
+            print(f"    {outcome.note}")
+    if report.agree is not None:
+        text = "came to the same ends" if report.agree else "DISAGREE on the ends: a defect of the explorer"
+        print(f"  states and dpor {text}")
+    for found in report.counterexamples:
+        fewest = "the fewest" if found.finding.minimal else "no fewer found"
+        print()
+        print(f"  {found.finding}")
+        print(
+            f"  memory {found.finding.memory}; {len(found.finding.moves)} steps, {found.switches} switches ({fewest})"
+        )
+        print()
+        print(found.story)
+    print("  " + ("nothing found" if report.clean else f"{len(report.counterexamples)} found"))
+    print()
+
+
+def _row(outcome: Outcome) -> str:
+    """One search in one line."""
+    size = f"{outcome.distinct:,} states" if outcome.search == "states" else f"{outcome.runs:,} runs"
+    if outcome.search == "dpor":
+        size += f" ({outcome.pruned:,} pruned)"
+    elif outcome.search != "states":
+        size += f" ({outcome.distinct:,} distinct ends)"
+    bounds = "" if outcome.bound is None else f", at most {outcome.bound} preemptions"
+    done = "complete" if outcome.complete else f"not complete: {outcome.stopped}"
+    rate = f"{outcome.rate:,.0f} {'transitions' if outcome.search == 'states' else 'runs'}/s"
+    return (
+        f"{outcome.search:7} {outcome.memory:8} {size}, depth {outcome.depth}{bounds}, "
+        f"{outcome.seconds:.1f} s, {rate}: {done}"
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once: report what was searched so far; twice: at once."""
+    seen: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        del frame
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Outcome], object] | None]:
+    """A line on standard error that says how far a search is, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), transient=True, refresh_per_second=5) as live:
+        yield lambda outcome: live.update(Text(f"{outcome.model} {_row(outcome)}", overflow="ellipsis", no_wrap=True))

@@ -1,0 +1,47 @@
+"""``guestmem replay``: follow the schedule of a counterexample."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ..errors import UsageError
+
+__all__ = ["command"]
+
+
+@click.command("replay", short_help="Follow the schedule of a counterexample that explore found.")
+@click.argument("file", type=click.Path(allow_dash=True))
+@click.option("--perfetto", metavar="OUT", type=click.Path(), help="Also write trace events, for ui.perfetto.dev.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the finding, and whether it is the same.")
+def command(*, file: str, perfetto: str | None, as_json: bool) -> int:
+    """Follow the schedule in FILE, which `guestmem explore --save` wrote, and tell what happens.
+
+    Exit status: 1 if it shows a finding, 0 if it no longer does, 2 for a file that cannot be followed.
+    """
+    try:
+        schedule = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except ValueError as error:
+        raise UsageError(f"{file}: not JSON: {error}") from None
+    if not isinstance(schedule, dict) or "model" not in schedule:
+        raise UsageError(f"{file}: not a counterexample: it names no model")
+    from ..explore.models import find
+    from ..explore.search import replay
+
+    shown = replay(schedule, find(str(schedule["model"])))
+    if perfetto:
+        Path(perfetto).write_text(json.dumps(shown.trace) + "\n")
+    if as_json:
+        finding = str(shown.finding) if shown.finding else None
+        print(json.dumps({"finding": finding, "same": shown.same, "steps": shown.steps}))
+    else:
+        print(shown.story)
+        print()
+        if shown.finding is None:
+            print(f"nothing is wrong after these {shown.steps} steps")
+        else:
+            print(shown.finding if shown.same else f"another finding than recorded: {shown.finding}")
+    return int(shown.finding is not None)
