@@ -169,3 +169,17 @@ def test_destroy_gives_every_page_back_and_ends_walks() -> None:
         with pytest.raises(Stage2Error, match="destroyed"):
             table.destroy()
         table.check()
+
+
+def test_a_page_that_is_being_freed_cannot_be_held() -> None:
+    table = made("walk_refs")
+    entry = table.pool.page_of(table.root) << 9
+    descriptor = int(peek(table.pool.words, entry))
+    page = table.pool.page_of(table.format.decode(descriptor, 1).address)  # type: ignore[union-attr]
+    held = int(layout.PAGES) + 8 * page + int(layout.HELD)
+    poke(table.pool.pages, held, 0)
+    assert not hold_child(*table.words, entry, descriptor)
+    assert peek(table.pool.pages, held) == 0
+    poke(table.pool.pages, held, 1)
+    assert hold_child(*table.words, entry, descriptor)
+    assert peek(table.pool.pages, held) == 2

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from guestmem.errors import Stage2Error
+from guestmem.atomics import peek, poke
+from guestmem.errors import InvariantError, Stage2Error
 from guestmem.stage2.arm import arm_stage2
 from guestmem.stage2.descriptor import Memory, Rights
-from guestmem.stage2.layout import EAGAIN, ENOMEM, OK, PROGRESS, RESULT
+from guestmem.stage2.layout import COUNT, EAGAIN, ENOMEM, OK, PAGES, PROGRESS, RESULT
 from guestmem.stage2.pool import Pool
 from guestmem.stage2.split import split_range
 from guestmem.stage2.table import PageTable
@@ -71,3 +72,32 @@ def test_a_table_with_a_hole_or_two_kinds_is_not_collapsed() -> None:
     assert table.collapse(GIB, 3 * BLOCK) == 1
     assert [table.lookup(GIB + at * BLOCK).level for at in range(3)] == [3, 3, 2]  # type: ignore[union-attr]
     table.check()
+
+
+def test_a_run_that_is_not_aligned_is_not_collapsed() -> None:
+    table = made()
+    table.map(GIB, BLOCK, GIB + 0x1000, Rights.RW)
+    assert table.collapse(GIB, BLOCK) == 0
+    table.check()
+
+
+@pytest.mark.parametrize("young", [0, 7, 511])
+def test_a_block_is_young_if_any_of_its_pages_is(young: int) -> None:
+    table = made()
+    table.map(GIB, BLOCK, GIB, Rights.RW, level=3)
+    table.young(GIB, BLOCK, clear=True)
+    table.mark_young(GIB + young * 0x1000)
+    assert table.collapse(GIB, BLOCK) == 1
+    assert table.young(GIB, BLOCK) == 1
+
+
+def test_a_count_that_is_wrong_when_a_table_is_freed_is_reported() -> None:
+    table = made()
+    table.map(GIB, BLOCK, GIB, Rights.RW, level=3)
+    level2 = table.format.decode(table.pool.load(table.root, 1), 1).address  # type: ignore[union-attr]
+    level3 = table.format.decode(table.pool.load(level2, 0), 2).address  # type: ignore[union-attr]
+    count = int(PAGES) + 8 * table.pool.page_of(level3) + int(COUNT)
+    poke(table.pool.pages, count, peek(table.pool.pages, count) - 1)
+    table.collapse(GIB, BLOCK)
+    with pytest.raises(InvariantError, match="wrong count"):
+        table.check()
