@@ -12,6 +12,7 @@ from guestmem.stage2.arm import arm_stage2
 from guestmem.stage2.descriptor import Rights
 from guestmem.stage2.discipline import reclaim_tables
 from guestmem.stage2.layout import LEAF, OK, SHARED, TABLE_PRE
+from guestmem.stage2.locked import map_shared
 from guestmem.stage2.map import map_range
 from guestmem.stage2.pool import Pool
 from guestmem.stage2.refs import hold_child, release_page
@@ -183,3 +184,14 @@ def test_a_page_that_is_being_freed_cannot_be_held() -> None:
     poke(table.pool.pages, held, 1)
     assert hold_child(*table.words, entry, descriptor)
     assert peek(table.pool.pages, held) == 2
+
+
+@pytest.mark.parametrize("discipline", DISCIPLINES)
+def test_a_vcpus_map_collapses_in_every_discipline(discipline: str) -> None:
+    """rwlock: it comes back with the lock held for writing."""
+    table = made(discipline)
+    before = in_tree(table)
+    assert map_shared(*table.words, table.desks[1], 0, BLOCK, 0x8000_0000, ATTRIBUTES, 1, 0) == OK
+    table.reclaim()
+    assert in_tree(table) == before - 1
+    table.check()
