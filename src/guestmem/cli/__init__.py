@@ -17,6 +17,7 @@ COMMANDS = {
     "explore": "Is this concurrent page-table algorithm correct?",
     "replay": "Follow the schedule of a counterexample that explore found.",
     "conform": "Does this kernel behave as KVM documents?",
+    "demo": "Watch the failure, and what prevents it.",
 }
 """Name and one-line help of each command; ``guestmem.cli.NAME`` holds ``command``."""
 

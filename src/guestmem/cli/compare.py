@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
+from ._interrupts import interruptible
 
 __all__ = ["command"]
 
@@ -122,7 +122,7 @@ def command(
     from ..engines.soft import Access
 
     rows = len(vcpus) * (len(set(designs)) + 1 if designs else len(DESIGNS))
-    with _interruptible() as stopped, _progress(rows * repeat) as advanced:
+    with interruptible() as stopped, _progress(rows * repeat) as advanced:
         comparison = compare(
             timeline,
             vcpus=vcpus,
@@ -157,24 +157,6 @@ def _write_json(file: str, values: dict[str, Any]) -> None:
         sys.stdout.write(text)
     else:
         Path(file).write_text(text)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once: finish the transaction, then stop; twice: at once."""
-    seen: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        del frame
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

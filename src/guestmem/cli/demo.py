@@ -1,0 +1,41 @@
+"""``guestmem demo``: scenes to watch."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ._interrupts import interruptible
+
+__all__ = ["command"]
+
+
+@click.group("demo", short_help="Watch the failure, and what prevents it.")
+def command() -> None:
+    """Scenes on the software engine, or on the real kernel."""
+
+
+@command.command("bios-relocation")
+@click.option("--engine", metavar="NAME", default="soft", show_default=True, help="soft, or kvm: /dev/kvm.")
+@click.option("--updates", metavar="N", type=click.IntRange(1), default=2000, show_default=True, help="A design.")
+@click.option("--design", "designs", metavar="NAME", multiple=True, help="Only this design (repeat for more).")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON instead.")
+def bios_relocation(*, engine: str, updates: int, designs: tuple[str, ...], as_json: bool) -> int:
+    """Delete and re-create a slot that one vCPU counts in and another runs code from.
+
+    Prints, per design, what the guest saw, and the median time of an update. Ctrl-C ends with what happened so far.
+    """
+    from ..demo import bios_relocation as play
+
+    with interruptible() as stopped:
+        scene = play(engine, updates=updates, designs=designs, stopped=stopped)
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(scene.as_dict(), indent=2) + "\n")
+    else:
+        from ..report.demo import print_scene
+
+        print_scene(scene)
+    return 130 if scene.interrupted else 0

@@ -1,0 +1,128 @@
+"""Whether ``exit_retry`` is safe for a VM and an update, and if not, why: what can be found out from outside.
+
+The argument and each case: docs/exit-retry.md. Where a reason is given, ``pause_if_overlap`` is the design to take.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ...memslots import Change
+from ...units import PAGE_SHIFT
+from .device import Host
+from .engine import KvmEngine
+
+__all__ = ["MEASURED_MODULES", "Safety", "safe_for_exit_retry"]
+
+MEASURED_MODULES = ("kvm_pvm",)
+"""Backends on which exit_retry was measured. Nothing is claimed of others."""
+
+_CR0, _CR3, _CR4, _EFER = 224, 240, 248, 264
+_PE, _PG, _LA57, _LMA = 1, 1 << 31, 1 << 12, 1 << 10
+_SS_DPL = 24 * 5 + 8 + 4 + 2 + 2
+_PRESENT, _LARGE = 1, 1 << 7
+_ADDRESS = 0xFFFFFFFFFF000
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """The verdict: ``reasons`` against, one line each; ``remarks`` that change nothing."""
+
+    reasons: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def design(self) -> str:
+        """The design to take."""
+        return "pause_if_overlap" if self.reasons else "exit_retry"
+
+    def __bool__(self) -> bool:
+        return not self.reasons
+
+    def __str__(self) -> str:
+        return f"{self.design}: {'; '.join(self.reasons or ('no condition of exit_retry is violated', *self.remarks))}"
+
+
+def safe_for_exit_retry(engine: KvmEngine, changes: Sequence[Change] = (), *, encrypted: bool = False) -> Safety:
+    """Whether ``changes`` may be applied by ``exit_retry`` to the guest as it is now, and if not, why.
+
+    The vCPUs are stopped or paused; without ``changes``, what depends on them is left out. ``encrypted``: the guest's
+    memory cannot be read by the VMM (SEV, TDX), which KVM does not tell. What no look from outside can find is a
+    remark. O(changes + tables of the guest), some 20 µs a vCPU.
+    """
+    host = engine.vm.host
+    reasons: list[str] = []
+    if encrypted:
+        reasons.append("the guest's memory is encrypted: the VMM can answer nothing from it")
+    if not engine.vm.exits_on_emulation_failure:
+        reasons.append("no KVM_CAP_EXIT_ON_EMULATION_FAILURE: a failed fetch queues #UD before it exits")
+    ranges = _ranges(engine, changes)
+    for vcpu in engine.vm.vcpus:
+        sregs = vcpu.sregs()
+        if why := _emulated(sregs, host):
+            reasons.append(f"vCPU {vcpu.index} {why}")
+        for frame in _tables(engine, sregs):
+            if any(start <= frame < end for start, end in ranges):
+                reasons.append(
+                    f"vCPU {vcpu.index}: a page table at {frame << PAGE_SHIFT:#x} lies in what changes"
+                    + ("" if host.tdp else "; with shadow paging the guest may be shut down")
+                )
+                break
+    remarks = ["a locked operation that crosses a page is not atomic while it is emulated (counter: crossings)"]
+    if host.module not in MEASURED_MODULES:
+        remarks.append(f"not measured on {host.module or 'this host'}")
+    return Safety(tuple(reasons), tuple(remarks))
+
+
+def _ranges(engine: KvmEngine, changes: Sequence[Change]) -> list[tuple[int, int]]:
+    """Frames that the changes take away or give, in frames."""
+    ranges = []
+    for change in changes:
+        old = engine.slot(change.slot, change.as_id)
+        if old is not None:
+            ranges.append((old.base_gfn, old.end_gfn))
+        if not change.deletes:
+            ranges.append((change.base_gfn, change.base_gfn + change.npages))
+    return ranges
+
+
+def _emulated(sregs: bytes, host: Host) -> str:
+    """Why the host emulates the guest throughout, or ""."""
+    if not host.software:
+        return ""
+    (cr0,) = struct.unpack_from("<Q", sregs, _CR0)
+    if not cr0 & _PE or not cr0 & _PG:
+        return f"is in real mode or without paging, which {host.module} emulates throughout"
+    if not sregs[_SS_DPL]:
+        return f"is in kernel mode, which {host.module} may emulate throughout"
+    return ""
+
+
+def _tables(engine: KvmEngine, sregs: bytes) -> Iterator[int]:
+    """Frames of the guest's own page tables, the root first. Outside long mode only the root."""
+    cr0, cr3, cr4, efer = (struct.unpack_from("<Q", sregs, place)[0] for place in (_CR0, _CR3, _CR4, _EFER))
+    if not cr0 & _PG:
+        return
+    todo = [((cr3 & _ADDRESS) >> PAGE_SHIFT, 5 if cr4 & _LA57 else 4)]
+    seen = {todo[0][0]}
+    while todo:
+        frame, level = todo.pop()
+        yield frame
+        if level == 1 or not efer & _LMA:
+            continue
+        for (entry,) in struct.iter_unpack("<Q", _read_frame(engine, frame)):
+            below = (entry & _ADDRESS) >> PAGE_SHIFT
+            if entry & _PRESENT and not entry & _LARGE and below not in seen:
+                seen.add(below)
+                todo.append((below, level - 1))
+
+
+def _read_frame(engine: KvmEngine, frame: int) -> bytes:
+    """The 4096 bytes of a guest frame; none if it is in no slot."""
+    for slot in engine.slots():
+        if slot.base_gfn <= frame < slot.end_gfn:
+            return ctypes.string_at(slot.hva(frame), 1 << PAGE_SHIFT)
+    return b""
