@@ -1,0 +1,182 @@
+"""The host's own identity map: filled by its faults with the largest blocks that fit, broken for single pages.
+
+Memory is mapped with all rights, the rest readable and writable. Linux: ``host_stage2_idmap()``,
+``host_stage2_adjust_range()``, ``host_stage2_set_owner_locked()``, ``arch/arm64/kvm/hyp/nvhe/mem_protect.c``. Unlike
+mainline a block that is broken keeps its other pages mapped, as in Android ("Prefault entries when splitting a block
+mapping", 2024).
+"""
+
+from __future__ import annotations
+
+from ...atomics import fetch_add, load_relaxed
+from ...compiled import U64, Own, Words, compiled, const, u64
+from ..annotate import annotate_range
+from ..entry import break_entry, leaf_descriptor, level_shift, make_entry, set_table_state, table_descriptor
+from ..free_list import cache_put, cache_take, cache_topup
+from ..layout import (
+    ADDRESS,
+    EAGAIN,
+    ENOMEM,
+    EPERM,
+    ERANGE,
+    FIND,
+    IPA_END,
+    LAST_LEVEL,
+    LEAF,
+    LEVEL,
+    LOCK_BASE,
+    LOCKED,
+    MIN_BLOCK_LEVEL,
+    OK,
+    OLD,
+    OVER_OWNER,
+    PAGE_SHIFT,
+    SHARED,
+    START_LEVEL,
+    VALID,
+    VCPUS,
+    WALKER,
+)
+from ..map import map_range
+from ..rwlock import read_lock, read_unlock, write_lock, write_unlock
+from ..split import split_range
+from ..unmap import unmap_range
+from ..walk import lookup, walk_begin, walk_leave, walk_step
+from .layout import (
+    BLOCKS_BROKEN,
+    EEXIST,
+    FAULTS,
+    HOST_MEMORY,
+    HOST_MMIO,
+    MMIO_UNMAPPED,
+    REGION_BASE,
+    REGIONS,
+)
+from .ownership import is_memory, is_uniform
+
+__all__ = ["host_fault", "map_host_page", "mark_host_page", "take_pages", "unmap_mmio"]
+
+_ONE = const(1)
+_TWO = const(2)
+_DESCEND = const(4096)
+"""No status of Linux's: a table was put, look below."""
+
+
+@compiled(nogil=True)
+def host_fault(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, address: U64) -> U64:
+    """The host touched ``address``: map the largest block around it, from the level of the empty entry found on.
+
+    A block holds memory of one region, or none. OK; EEXIST: mapped already; EAGAIN: another CPU was faster; EPERM: the
+    page is somebody else's (the host gets an abort); ERANGE: outside the input; ENOMEM: no table pages, even after all
+    that is no memory was unmapped. Shared: takes the host's lock for reading. O(levels + regions).
+    """
+    if address >= shape[IPA_END]:
+        return ERANGE
+    if take_pages(shape, pool, pages, host, desk, el2, shape[LAST_LEVEL] - shape[START_LEVEL]) != OK:
+        return ENOMEM
+    lock = load_relaxed(host, LOCK_BASE)
+    read_lock(host, lock, desk[WALKER])
+    page = _ONE << shape[PAGE_SHIFT]
+    status = walk_begin(shape, host, desk, address & ~(page - _ONE), page, SHARED | LEAF)
+    if status == OK:
+        status = _DESCEND
+        while status == _DESCEND:
+            status = EAGAIN
+            if walk_step(shape, pool, pages, host, desk) == LEAF:
+                status = _fill_entry(shape, pool, pages, host, desk, el2)
+        walk_leave(shape, pool, pages, host, desk)
+    read_unlock(host, lock, desk[WALKER])
+    if status == OK:
+        fetch_add(el2, FAULTS, _ONE)
+    return status
+
+
+@compiled
+def _fill_entry(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words) -> U64:
+    """Put a leaf into the visited entry if it is empty, or a table if a leaf does not fit (_DESCEND)."""
+    old = desk[OLD]
+    if old & shape[VALID] != 0:
+        return EEXIST
+    if old != 0:
+        return EAGAIN if old == shape[LOCKED] else EPERM
+    level = desk[LEVEL]
+    shift = level_shift(shape, level)
+    start = desk[ADDRESS] >> shift << shift
+    end = start + (_ONE << shift)
+    leaf = level == shape[LAST_LEVEL] or (level >= shape[MIN_BLOCK_LEVEL] and is_uniform(shape, el2, start, end))
+    page = u64(0)
+    if not leaf:
+        page = cache_take(desk)
+        if page == 0:
+            return ENOMEM
+    if not break_entry(shape, pool, pages, host, desk):
+        if page != 0:
+            cache_put(desk, page - _ONE)
+        return EAGAIN
+    if not leaf:
+        set_table_state(pages, page - _ONE, level, _ONE)
+        make_entry(shape, pool, pages, host, desk, table_descriptor(shape, page - _ONE))
+        return _DESCEND
+    attributes = HOST_MEMORY if is_memory(el2, start, end) else HOST_MMIO
+    make_entry(shape, pool, pages, host, desk, leaf_descriptor(shape, level, start, load_relaxed(el2, attributes)))
+    return OK
+
+
+@compiled(nogil=True)
+def take_pages(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, least: U64) -> U64:
+    """Before any lock: see that the desk's cache holds ``least`` pages; OK or ENOMEM.
+
+    EL2's pool is fixed. When it is empty, what the host maps that is no memory makes room, once: it can fault again.
+    """
+    if cache_topup(shape, pool, pages, desk, least) == OK:
+        return OK
+    lock = load_relaxed(host, LOCK_BASE)
+    write_lock(host, lock, load_relaxed(host, VCPUS))
+    unmap_mmio(shape, pool, pages, host, desk, el2)
+    write_unlock(host, lock)
+    fetch_add(el2, MMIO_UNMAPPED, _ONE)
+    return cache_topup(shape, pool, pages, desk, least)
+
+
+@compiled(nogil=True)
+def unmap_mmio(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words) -> None:
+    """Unmap all that is no memory; its tables go back to the pool. Exclusive. O(regions + entries unmapped)."""
+    at = load_relaxed(el2, REGION_BASE)
+    last = at + (load_relaxed(el2, REGIONS) << 1)
+    start = u64(0)
+    while at < last:
+        end = load_relaxed(el2, at)
+        if end > start:
+            unmap_range(shape, pool, pages, host, desk, start, end - start, u64(0))
+        start = load_relaxed(el2, at + _ONE)
+        at += _TWO
+    if start < shape[IPA_END]:
+        unmap_range(shape, pool, pages, host, desk, start, shape[IPA_END] - start, u64(0))
+
+
+@compiled
+def mark_host_page(
+    shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, page: U64, mark: U64
+) -> U64:
+    """Take a page from the host: break the block it lies in, a level at a time, and put ``mark`` in its place.
+
+    All other pages of the block stay mapped. OK, given levels - 1 pages in the cache. Exclusive. O(entries a table).
+    """
+    address = page << shape[PAGE_SHIFT]
+    size = _ONE << shape[PAGE_SHIFT]
+    while lookup(shape, pool, host, desk, address) == OK and desk[FIND + _ONE] != shape[LAST_LEVEL]:
+        below = desk[FIND + _ONE] + _ONE
+        status = split_range(shape, pool, pages, host, desk, address, size, below, _ONE)
+        if status != OK:
+            return status
+        fetch_add(el2, BLOCKS_BROKEN, _ONE)
+    return annotate_range(shape, pool, pages, host, desk, address, size, mark)
+
+
+@compiled
+def map_host_page(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, page: U64, attributes: U64) -> U64:
+    """Map one page over a mark, or with another state over itself. OK. Exclusive. O(levels)."""
+    address = page << shape[PAGE_SHIFT]
+    size = _ONE << shape[PAGE_SHIFT]
+    last = shape[LAST_LEVEL]
+    return map_range(shape, pool, pages, host, desk, address, size, address, attributes, last, OVER_OWNER)
