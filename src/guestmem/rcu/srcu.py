@@ -5,13 +5,25 @@ it entered; ``synchronize`` starts a new epoch and waits for every reader that i
 may sleep inside. Idea: Linux ``kernel/rcu/srcutree.c``, there with counters per CPU and two indices; here the
 readers (vCPUs) are few and known, so a word each is enough and shows who is late.
 
-Layout, in words from ``base``: +0 epoch, +8 number of exits that woke a waiter (futex), +16 number of waiting
-updaters, +24 + 8 r: reader r.
+Layout, in words from ``base``: +0 epoch, +8 number of exits that woke a waiter (futex), +16 newest grace
+period that an updater waits for (its cookie), +24 + 8 r: reader r. An exit wakes only if its section is older than
+that: else every exit of a busy reader would wake the updater, which takes the core from the very reader it waits for.
 """
 
 from __future__ import annotations
 
-from ..atomics import fence, fetch_add, load_acquire, load_relaxed, peek, poke, store_release, wait, wake
+from ..atomics import (
+    compare_exchange,
+    fence,
+    fetch_add,
+    load_acquire,
+    load_relaxed,
+    peek,
+    poke,
+    store_release,
+    wait,
+    wake,
+)
 from ..compiled import U64, Words, compiled, const, u64, words, wrapping
 from ..errors import InvariantError, UsageError
 
@@ -54,9 +66,10 @@ def srcu_exit(srcu: Words, base: U64, reader: U64) -> None:
     Release: what the section read and wrote stays before it, so a waiting updater may free what it saw. The fence
     pairs with the one in ``srcu_wait``: the updater sees the section left, or this reader sees it waiting.
     """
+    epoch = load_relaxed(srcu, base + _READERS + _LINE * reader)
     store_release(srcu, base + _READERS + _LINE * reader, u64(0))
     fence()
-    if load_relaxed(srcu, base + _WAITERS) != 0:
+    if load_relaxed(srcu, base + _WAITERS) > epoch:  # else this section is none that anybody waits for
         fetch_add(srcu, base + _EXITS, _ONE)
         wake(srcu, base + _EXITS, _EVERYBODY)
 
@@ -113,7 +126,10 @@ def srcu_wait(srcu: Words, base: U64, readers: U64, cookie: U64) -> U64:
     if srcu_expired(srcu, base, readers, cookie):
         return u64(0)
     slept = u64(0)
-    fetch_add(srcu, base + _WAITERS, _ONE)
+    newest = load_relaxed(srcu, base + _WAITERS)
+    while newest < cookie:
+        seen = compare_exchange(srcu, base + _WAITERS, newest, cookie)
+        newest = cookie if seen == newest else seen
     fence()  # this updater counts as waiting before it looks at the readers: see srcu_exit
     while True:
         exits = load_acquire(srcu, base + _EXITS)
@@ -121,7 +137,6 @@ def srcu_wait(srcu: Words, base: U64, readers: U64, cookie: U64) -> U64:
             break
         slept += _ONE
         wait(srcu, base + _EXITS, exits)
-    fetch_add(srcu, base + _WAITERS, u64(0xFFFFFFFFFFFFFFFF))
     return slept
 
 
