@@ -60,6 +60,7 @@ _SIZES = (0x1000, 0x40000, 0x41000, 0x82000, 0x100000, 0x3000)
 """By slot id: 1, 64, 65, 130, 256 and 3 pages."""
 _ODD_SIZES = (1, 0x800, 0x1800, 0x2000, 0x42000, 1 << 43, (1 << 43) + 0x1000, 1 << 44, 1 << 63, _TOP - 0x1000, _TOP - 1)
 _SHIFTS = (0, 0, 0, 0x1000, 0x40000, 0x80000, 0xFF000, 0x3000)
+_PLACES = (0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 8, 11, 15)
 _ODD_GPAS = (
     *(1, 0x800, 0xFFF, 0x100800, (1 << 52) - 0x1000, 1 << 52, (1 << 52) - 0x2000, (1 << 46) - 0x1000, 1 << 46),
     *(1 << 51, 1 << 63, _TOP - 0x1000, _TOP - 0x100000, _TOP - 1, 1 << 40, 3 << 50),
@@ -84,7 +85,7 @@ _POINTED_TO = (
     MemoryIoctl.CREATE_GUEST_MEMFD,
 )
 _UNKNOWN = (0xAEFE, 0xAE45, 0x4021AE46, 0x4020AE49, 0xAED9)
-_LENGTHS = (1, 1, 1, 2, 3, 8, 70, 200)
+_LENGTHS = (*(1,) * 8, 2, 2, 3, 3, 8, 8, 40, 200)
 
 
 class Call(NamedTuple):
@@ -186,7 +187,7 @@ def decode(piece: bytes) -> Call | None:
 
 
 def _near(b: int, c: int) -> int:
-    return ((b & 15) << 20) + _SHIFTS[b >> 5] + ((c & 3) << 12 if c < 128 else 0)
+    return (_PLACES[b & 15] << 20) + _SHIFTS[b >> 5] + ((c & 3) << 12 if c < 128 else 0)
 
 
 def _region(op: int, a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> Call:
@@ -216,8 +217,11 @@ _PROLOGUES: tuple[tuple[Call, ...], ...] = (
 def decode_block(block: bytes) -> list[Call]:
     """The calls of a block; its first bytes say how the VM begins: without a vCPU, with one, with which kind of log."""
     calls = list(_PROLOGUES[block[0] % len(_PROLOGUES)] if block else ())
+    rings = bool(calls) and calls[0].kind == "cap" and calls[0].args[0] == MemoryCap.DIRTY_LOG_RING
     for at in range(CALL_BYTES, len(block) - CALL_BYTES + 1, CALL_BYTES):
         call = decode(block[at : at + CALL_BYTES])
+        if rings and call is not None and call.kind.endswith("_log") and block[at + 7] < 230:  # else only ENXIO
+            call = Call("harvest") if block[at + 7] < 180 else Call("reset")
         if call is not None:
             calls.append(call)
     return calls

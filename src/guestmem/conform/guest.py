@@ -10,17 +10,17 @@ import struct
 from ..engines.kvm.guests import identity_tables
 from .calls import DONE_GPA, HOME_GPA
 
-__all__ = ["CODE_GPA", "HOME_BYTES", "RFLAGS", "TABLES_GPA", "home_memory"]
+__all__ = ["CODE", "CODE_GPA", "HOME_BYTES", "MAPPED_BYTES", "RFLAGS", "TABLES_GPA", "home_memory"]
 
-_MAPPED = 64 << 20
+MAPPED_BYTES = 64 << 20
 TABLES_GPA = HOME_GPA + 0x1000
 CODE_GPA = HOME_GPA
 RFLAGS = 0x2
 # again: mov [rbx], rax; add rbx, 4096; dec rcx; jnz again; mov rbx, done; mov [rbx], rax
-_CODE = bytes.fromhex("488903 4881c300100000 48ffc9 75f1 48bb") + struct.pack("<Q", DONE_GPA) + bytes.fromhex("488903")
-HOME_BYTES = 0x1000 + (3 + (_MAPPED >> 21)) * 0x1000
+CODE = bytes.fromhex("488903 4881c300100000 48ffc9 75f1 48bb") + struct.pack("<Q", DONE_GPA) + bytes.fromhex("488903")
+HOME_BYTES = 0x1000 + (3 + (MAPPED_BYTES >> 21)) * 0x1000
 
 
 def home_memory() -> bytes:
     """What the guest's home slot holds: a page of code, then the page tables."""
-    return _CODE.ljust(0x1000, b"\xf4") + identity_tables(TABLES_GPA, _MAPPED)
+    return CODE.ljust(0x1000, b"\xf4") + identity_tables(TABLES_GPA, MAPPED_BYTES)

@@ -1,0 +1,139 @@
+"""``guestmem conform``: does this kernel behave as KVM documents?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from ..conform.run import Divergence, Outcome
+
+__all__ = ["command"]
+
+
+@click.command("conform", short_help="Does this kernel behave as KVM documents?")
+@click.argument("device", default="/dev/kvm", type=click.Path())
+@click.option("--steps", metavar="N", type=click.IntRange(1), default=100_000, show_default=True, help="Calls to compare.")
+@click.option("--minutes", metavar="M", type=click.FloatRange(0, min_open=True), help="Go on for so long, instead.")
+@click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Decides which calls.")
+@click.option("--emit", type=click.Choice(["c", "python"]), default="python", show_default=True, help="Form of a divergence.")
+@click.option("--record", metavar="LOG", type=click.Path(), help="Write calls and the kernel's answers to LOG.")
+@click.option("--against", metavar="LOG", type=click.Path(exists=True), help="Compare this kernel with a recorded one.")
+@click.option("--list", "as_list", is_flag=True, help="The promises that are checked, with their sources.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (form: docs/conform.md).")
+def command(
+    *,
+    device: str,
+    steps: int,
+    minutes: float | None,
+    seed: int,
+    emit: Literal["c", "python"],
+    record: str | None,
+    against: str | None,
+    as_list: bool,
+    as_json: bool,
+) -> int:
+    """Send random memory ioctls, valid and invalid, to DEVICE and to the model; every answer must agree.
+
+    Exits with 0 if all agreed, 1 at a divergence (printed as a program), 2 without a usable kernel.
+    """
+    if as_list:
+        return _list(as_json=as_json)
+    if against is not None and record is not None:
+        raise click.UsageError("--record and --against exclude each other")
+    import platform
+
+    from ..conform.against import conform_against
+    from ..conform.kernel import Kernel, host_of
+    from ..conform.log import KernelSide, write_block, write_header
+    from ..conform.run import conform
+
+    seconds = None if minutes is None else minutes * 60
+    with Kernel(device) as kernel:
+        host, side = host_of(), KernelSide(kernel)
+        if against is not None:
+            outcome = conform_against(host, side, Path(against))
+        elif record is not None:
+            with Path(record).open("w", encoding="utf-8") as file:
+                write_header(file, platform.release(), side.name)
+                outcome = conform(
+                    host,
+                    side,
+                    steps=steps,
+                    seconds=seconds,
+                    seed=seed,
+                    recorder=lambda calls, answers: write_block(file, calls, answers),
+                )
+        else:
+            outcome = conform(host, side, steps=steps, seconds=seconds, seed=seed)
+    print(json.dumps(_json(outcome, emit), indent=2) if as_json else _text(outcome, emit))
+    return int(outcome.divergence is not None)
+
+
+def _list(*, as_json: bool) -> int:
+    from ..conform.promises import PROMISES
+
+    if as_json:
+        print(json.dumps([{"name": p.name, "says": p.says, "source": p.source} for p in PROMISES], indent=2))
+    else:
+        for promise in PROMISES:
+            print(f"{promise.name}: {promise.says} ({promise.source})")
+    return 0
+
+
+def _program(found: Divergence, name: str, emit: str) -> str:
+    from ..conform.emit import as_c, as_python
+
+    return (as_c if emit == "c" else as_python)(found, name)
+
+
+def _text(outcome: Outcome, emit: str) -> str:
+    from ..conform.promises import PROMISES
+
+    lines = []
+    if outcome.divergence is not None:
+        print(f"{outcome.name}: diverges; the shortest sequence:", file=sys.stderr)
+        return _program(outcome.divergence, outcome.name, emit).rstrip("\n")
+    rate = outcome.calls / outcome.seconds if outcome.seconds else 0
+    share = outcome.model_seconds / max(outcome.calls, 1) * 1e6
+    lines += [
+        outcome.name,
+        f"{outcome.calls} calls on {outcome.blocks} VMs, all answered as by the model; {rate:.0f} calls/s, of which the "
+        f"model takes {share:.0f} µs a call",
+    ]
+    lines += [f"known difference, in {count} VMs: {name}" for name, count in outcome.known.items()]
+    checked = len(PROMISES) - len(outcome.unchecked)
+    lines.append(f"{checked} of {len(PROMISES)} promises were spoken of (guestmem conform --list)")
+    if outcome.unchecked:
+        lines.append("not checked: " + ", ".join(outcome.unchecked))
+    return "\n".join(lines)
+
+
+def _json(outcome: Outcome, emit: str) -> dict[str, Any]:
+    from ..conform.promises import PROMISES
+    from ..conform.replay import answer_in_words
+
+    found = outcome.divergence
+    return {
+        "kernel": outcome.name,
+        "agrees": found is None,
+        "calls": outcome.calls,
+        "vms": outcome.blocks,
+        "seconds": round(outcome.seconds, 3),
+        "model_us_per_call": round(outcome.model_seconds / max(outcome.calls, 1) * 1e6, 2),
+        "known_differences": dict(outcome.known),
+        "promises": {promise.name: outcome.checks(promise) for promise in PROMISES},
+        "divergence": None
+        if found is None
+        else {
+            "calls": [str(call) for call in found.calls],
+            "at": found.at,
+            "kernel": answer_in_words(found.answered[found.at]),
+            "model": answer_in_words(found.expected[found.at]),
+            "program": _program(found, outcome.name, emit),
+        },
+    }
