@@ -1,4 +1,4 @@
-"""``guestmem conform``: does this kernel behave as KVM documents?"""
+"""``guestmem conform``: whether this kernel behaves as KVM documents."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ __all__ = ["command"]
 
 @click.command("conform", short_help="Does this kernel behave as KVM documents?")
 @click.argument("device", default="/dev/kvm", type=click.Path())
-@click.option("--steps", metavar="N", type=click.IntRange(1), default=100_000, show_default=True, help="Calls to compare.")
+@click.option(
+    "--steps", metavar="N", type=click.IntRange(1), default=100_000, show_default=True, help="Calls to compare."
+)
 @click.option("--minutes", metavar="M", type=click.FloatRange(0, min_open=True), help="Go on for so long, instead.")
 @click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Decides which calls.")
-@click.option("--emit", type=click.Choice(["c", "python"]), default="python", show_default=True, help="Form of a divergence.")
+@click.option(
+    "--emit", type=click.Choice(["c", "python"]), default="python", show_default=True, help="Form of a divergence."
+)
 @click.option("--record", metavar="LOG", type=click.Path(), help="Write calls and the kernel's answers to LOG.")
 @click.option("--against", metavar="LOG", type=click.Path(exists=True), help="Compare this kernel with a recorded one.")
 @click.option("--list", "as_list", is_flag=True, help="The promises that are checked, with their sources.")
@@ -102,8 +106,10 @@ def _text(outcome: Outcome, emit: str) -> str:
     share = outcome.model_seconds / max(outcome.calls, 1) * 1e6
     lines += [
         outcome.name,
-        f"{outcome.calls} calls on {outcome.blocks} VMs, all answered as by the model; {rate:.0f} calls/s, of which the "
-        f"model takes {share:.0f} µs a call",
+        (
+            f"{outcome.calls} calls on {outcome.blocks} VMs, all answered as by the model; {rate:.0f} calls/s, of "
+            f"which the model takes {share:.0f} µs a call"
+        ),
     ]
     lines += [f"known difference, in {count} VMs: {name}" for name, count in outcome.known.items()]
     checked = len(PROMISES) - len(outcome.unchecked)

@@ -120,7 +120,8 @@ def in_short(exits: list[tuple[str, int]]) -> tuple[str, ...]:
         else:
             found.append((name, gpa, 1))
     return tuple(
-        name + (f" at {gpa:#x}" if gpa else "") + (f", {pages} pages" if pages > 1 else "") for name, gpa, pages in found
+        name + (f" at {gpa:#x}" if gpa else "") + (f", {pages} pages" if pages > 1 else "")
+        for name, gpa, pages in found
     )
 
 

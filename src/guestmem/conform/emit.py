@@ -21,6 +21,8 @@ from .run import Divergence
 
 __all__ = ["as_c", "as_python"]
 
+# ruff: noqa: E101 - C is indented by tabs
+
 
 def _heading(found: Divergence, name: str) -> list[str]:
     call = found.calls[found.at]

@@ -64,7 +64,9 @@ def host_of(release: str = "") -> Host:
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     bits = 52
     if here.tdp:
-        sizes = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("address sizes"))
+        sizes = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("address sizes")
+        )
         bits = int(sizes.partition(":")[2].split()[0])
     pml = Path("/sys/module/kvm_intel/parameters/pml")
     return Host(
@@ -93,15 +95,10 @@ class Kernel:
         self._mapped: list[tuple[int, int]] = []
         try:
             for address, size in ((ARENA, ARENA_BYTES), (BUFFER, BUFFER_BYTES)):
-                got = self._libc.mmap(address, size, _PROT, _FLAGS, -1, 0)
-                if got != address:
-                    raise GuestmemError(f"conform: address {address:#x} is taken in this process")
-                self._mapped.append((address, size))
+                self._map(address, size)
         except BaseException:
             self.close()
             raise
-        self.arena = (ctypes.c_char * ARENA_BYTES).from_address(ARENA)
-        self.buffer = (ctypes.c_char * BUFFER_BYTES).from_address(BUFFER)
         self.run_bytes = fcntl.ioctl(self.device.fd, abi.Ioctl.GET_VCPU_MMAP_SIZE, 0)
         home = home_memory()
         ctypes.memmove(HOME_HVA, home, len(home))
@@ -109,6 +106,11 @@ class Kernel:
         struct.pack_into("<I", cpuid, 0, 256)
         fcntl.ioctl(self.device.fd, abi.Ioctl.GET_SUPPORTED_CPUID, cpuid)
         self.cpuid = cpuid
+
+    def _map(self, address: int, size: int) -> None:
+        if self._libc.mmap(address, size, _PROT, _FLAGS, -1, 0) != address:
+            raise GuestmemError(f"conform: address {address:#x} is taken in this process")
+        self._mapped.append((address, size))
 
     def ioctl(self, fd: int, request: int, argument: int | bytes = 0) -> int:
         """The kernel's result, or minus its errno. Bytes are passed by address."""
@@ -173,7 +175,7 @@ class KernelVm:
 
     def _region2(self, *fields: int) -> Answer:
         *region, file, padding = fields
-        argument = bytearray(MemoryRegion(*region, self._file(file)).pack2())
+        argument = bytearray(MemoryRegion._make((*region, self._file(file))).pack2())
         argument[44:] = bytes([padding]) * len(argument[44:])
         return self._ioctl(MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
 
@@ -187,12 +189,12 @@ class KernelVm:
         return 0x7FFFFFFF
 
     def _get_log(self, slot: int, padding: int, address: int) -> Answer:
-        self._kernel.buffer[:LOG_BYTES] = _UNTOUCHED
+        ctypes.memmove(BUFFER, _UNTOUCHED, LOG_BYTES)
         result = self._kernel.ioctl(self.fd, MemoryIoctl.GET_DIRTY_LOG, DirtyLog(slot, padding, address).pack())
-        return Answer(result, self._kernel.buffer[:LOG_BYTES] if result >= 0 else b"")
+        return Answer(result, ctypes.string_at(BUFFER, LOG_BYTES) if result >= 0 else b"")
 
     def _clear_log(self, slot: int, num_pages: int, first_page: int, address: int, pattern: int) -> Answer:
-        self._kernel.buffer[:] = bytes([pattern]) * BUFFER_BYTES
+        ctypes.memset(BUFFER, pattern, BUFFER_BYTES)
         return self._ioctl(MemoryIoctl.CLEAR_DIRTY_LOG, ClearDirtyLog(slot, num_pages, first_page, address).pack())
 
     def _cap(self, cap: int, flags: int, argument: int) -> Answer:
@@ -279,7 +281,7 @@ class KernelVm:
         ring = self._ring
         if ring is None:
             raise GuestmemError("conform: harvest without a ring")
-        found = set()
+        found: set[str] = set()
         count = len(ring) // abi.DIRTY_GFN.size
         while True:
             at = self._ring_next % count * abi.DIRTY_GFN.size

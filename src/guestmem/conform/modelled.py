@@ -55,8 +55,7 @@ class ModelledVm:
         try:
             answer: Answer | None = getattr(self, "_" + call.kind)(*call.args)
         except MemslotError as error:
-            assert error.errno is not None
-            return Answer(-error.errno)
+            return Answer(-(error.errno or 0))
         return answer
 
     def _ioctl(self, request: MemoryIoctl, argument: bytes | int) -> Answer:
@@ -67,7 +66,7 @@ class ModelledVm:
 
     def _region2(self, *fields: int) -> Answer:
         *region, file, padding = fields
-        argument = bytearray(MemoryRegion(*region, self._file(file)).pack2())
+        argument = bytearray(MemoryRegion._make((*region, self._file(file))).pack2())
         argument[44:] = bytes([padding]) * len(argument[44:])
         return self._ioctl(MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Sequence
 
 from .calls import Answer, Call
@@ -14,7 +15,7 @@ __all__ = ["answer_in_words", "replay"]
 def answer_in_words(answer: Answer | None) -> str:
     """An answer on one line.
 
-    >>> answer_in_words(Answer(-17)), answer_in_words(Answer(0, b"\\x05\\x00\\xa5\\xa5")), answer_in_words(None)
+    >>> answer_in_words(Answer(-17)), answer_in_words(Answer(0, bytes.fromhex("0500a5a5"))), answer_in_words(None)
     ('EEXIST', '0, log 0500', 'not asked')
     """
     if answer is None:
@@ -29,16 +30,18 @@ def answer_in_words(answer: Answer | None) -> str:
 
 def replay(calls: Sequence[tuple[Call, Answer | None]]) -> int:
     """Carry out calls with the answers expected; prints a line each; returns 1 if one is answered otherwise, else 0."""
+    lines = []
     differs = 0
     with Kernel() as kernel, kernel.vm() as vm:
-        print(kernel.name)
+        lines.append(kernel.name)
         for call, expected in calls:
             if expected is None:
                 continue
             answer = vm.answer(call)
             differs |= answer != expected
-            print(call)
-            print("    kernel:", answer_in_words(answer))
+            lines.append(str(call))
+            lines.append("    kernel: " + answer_in_words(answer))
             if answer != expected:
-                print("    model: ", answer_in_words(expected))
+                lines.append("    model:  " + answer_in_words(expected))
+    sys.stdout.write("\n".join(lines) + "\n")
     return int(differs)

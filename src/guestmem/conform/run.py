@@ -20,7 +20,18 @@ from .modelled import ModelledVm
 from .promises import PROMISES, Promise
 from .shrink import shrink
 
-__all__ = ["BLOCK_CALLS", "Answers", "Divergence", "Outcome", "Side", "ask_model", "compare", "conform", "explain", "shortest_of"]
+__all__ = [
+    "BLOCK_CALLS",
+    "Answers",
+    "Divergence",
+    "Outcome",
+    "Side",
+    "ask_model",
+    "compare",
+    "conform",
+    "explain",
+    "shortest_of",
+]
 
 BLOCK_CALLS = 256
 _ROUND = 200
@@ -127,7 +138,7 @@ def conform(
     blocks: Callable[[int, int], Iterator[list[Call]]] = _blocks,
     recorder: Callable[[Sequence[Call], Answers], None] | None = None,
 ) -> Outcome:
-    """Compare until ``steps`` calls agreed, ``seconds`` are over, or an answer differs and no known difference explains it.
+    """Compare until ``steps`` calls agreed, ``seconds`` are over, or an answer differs for no known reason.
 
     ``seed`` decides the calls; ``blocks(seed, count)`` draws them; ``recorder`` gets each block and its answers.
     """

@@ -106,8 +106,8 @@ class DirtyBitmap:
     >>> log = DirtyBitmap(130)
     >>> log.mark(129), log.mark(129), log.count()
     (True, False, 1)
-    >>> log.take()[16:], log.count()
-    (b'\\x02\\x00\\x00\\x00\\x00\\x00\\x00\\x00', 0)
+    >>> log.take()[16:].hex(), log.count()
+    ('0200000000000000', 0)
     """
 
     __slots__ = ("_cells", "half", "npages", "words")
@@ -134,6 +134,10 @@ class DirtyBitmap:
         if not 0 <= page < self.npages:
             raise UsageError(f"page: {page} is not in 0..{self.npages - 1}")
         return bool(bitmap_set(self.words, page))
+
+    def load(self, bits: bytes) -> None:
+        """Set the whole bitmap, before any vCPU marks in it. Missing bytes are 0."""
+        self._cells[: self.half] = memoryview(bits.ljust(self.nbytes, b"\0")[: self.nbytes]).cast("Q")
 
     def copy(self) -> bytes:
         """The bitmap as KVM copies it out: little-endian, whole words. Clears nothing. O(words)."""
@@ -167,7 +171,8 @@ class DirtyBitmap:
 
     def array(self) -> npt.NDArray[np.bool_]:
         """A boolean a page, as a NumPy array of its own. O(npages)."""
-        return as_array(self.copy(), self.npages)
+        array: npt.NDArray[np.bool_] = as_array(self.copy(), self.npages)
+        return array
 
     def check(self) -> None:
         """Raise InvariantError if a bit beyond the last page is set. O(1)."""
@@ -185,7 +190,7 @@ def _bytes(cells: memoryview) -> bytes:
 def as_array(bits: bytes, npages: int) -> Any:
     """A boolean a page from a bitmap as the kernel copies it out. O(npages).
 
-    >>> as_array(b"\\x05", 4).tolist()
+    >>> as_array(bytes([5]), 4).tolist()
     [True, False, True, False]
     """
     import numpy as np

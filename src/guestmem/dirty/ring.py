@@ -86,7 +86,7 @@ def ring_reset(ring: Words, size: U64, runs: Own, room: U64) -> U64:
     """Give back entries up to the first that is not harvested; writes what to re-protect; returns how many entries.
 
     ``runs``: word 0 is the number of runs, then three words each: slot, first offset, mask of the 64 pages from it.
-    Neighbours of the same slot become one run, forwards and backwards. Ends early if ``room`` runs are full. O(entries).
+    Neighbours of the same slot become one run, forwards and backwards. Ends early at ``room`` runs. O(entries).
     """
     index = load_relaxed(ring, RESET_INDEX)
     count = u64(0)
@@ -178,8 +178,8 @@ class DirtyRing:
     >>> ring = DirtyRing(256)
     >>> [ring.push(3, page) for page in (7, 6, 9)]
     [False, False, False]
-    >>> ring.harvest()
-    [DirtyEntry(slot=3, offset=7, as_id=0), DirtyEntry(slot=3, offset=6, as_id=0), DirtyEntry(slot=3, offset=9, as_id=0)]
+    >>> [entry.offset for entry in ring.harvest()]
+    [7, 6, 9]
     >>> ring.reset()
     (3, [Run(slot=3, offset=6, mask=11, as_id=0)])
     """
@@ -230,7 +230,7 @@ class DirtyRing:
         return count, runs
 
     def check(self) -> None:
-        """Raise InvariantError unless the entries from reset to vCPU are harvested ones, then dirty ones, and no more."""
+        """Raise InvariantError unless entries from reset to vCPU are harvested ones, then dirty ones, no more."""
         first, used = peek(self.words, int(RESET_INDEX)), self.used
         if used > self.size:
             raise InvariantError(f"dirty ring: {used} entries are in use, of {self.size}")

@@ -90,7 +90,8 @@ class PageAccounting:
         """A slot of ``npages`` came; EINVAL if the total would wrap, and nothing has changed."""
         if not self.can_create(npages):
             raise MemslotError(
-                errno.EINVAL, f"npages: {npages:#x} and the {self.pages:#x} there are wrap a word of {self.word_bits} bits"
+                errno.EINVAL,
+                f"npages: {npages:#x} and the {self.pages:#x} there are wrap a word of {self.word_bits} bits",
             )
         self._become(self.pages + npages)
 

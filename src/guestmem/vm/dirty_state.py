@@ -53,6 +53,11 @@ class DirtyState:
     def _reserved(self) -> int:
         return RESERVED_ENTRIES + (_PML_ENTRIES if self._vm.host.pml else 0)
 
+    @property
+    def initially_set(self) -> bool:
+        """Whether a new bitmap has all pages."""
+        return self.manual == _MANUAL_CAPS
+
     # -- capabilities, vCPUs, files ------------------------------------------------------------------------------------
 
     def check_extension(self, cap: int) -> int:
@@ -80,9 +85,13 @@ class DirtyState:
         """KVM_ENABLE_CAP of what concerns dirty logs; EINVAL for every other capability."""
         cap, flags, arg0, *_ = EnableCap.unpack(argument)
         if cap == MemoryCap.MANUAL_DIRTY_LOG_PROTECT2:
-            allowed = _MANUAL_CAPS if arg0 & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE else KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+            allowed = (
+                _MANUAL_CAPS if arg0 & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE else KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+            )
             if flags or arg0 & ~allowed:
-                raise MemslotError(errno.EINVAL, f"manual dirty log: flags {flags:#x}, {arg0:#x}; allowed are 0, 1 and 3")
+                raise MemslotError(
+                    errno.EINVAL, f"manual dirty log: flags {flags:#x}, {arg0:#x}; allowed are 0, 1 and 3"
+                )
             self.manual = arg0
             return 0
         if cap in _RINGS:
@@ -126,7 +135,7 @@ class DirtyState:
             if self.writable and old is not None and not old.slot.logs_dirty_pages:
                 self.writable = {page for page in self.writable if page[0] != key}
             return None
-        return DirtyBitmap(npages, ones=self.manual == _MANUAL_CAPS)
+        return DirtyBitmap(npages, ones=self.initially_set)
 
     def zapped(self) -> None:
         """A DELETE or MOVE threw all translations away: the next write to any page is noticed again."""
@@ -231,42 +240,3 @@ class DirtyState:
             return False
         self.writable.add((key, page))
         return ring.push(key & 0xFFFF, page, key >> 16)
-
-    # -- designs -------------------------------------------------------------------------------------------------------
-
-    def take_over(self, keys: list[int]) -> None:
-        """See ``KvmModel.changed_by_a_design``: a page keeps its bit as long as frame and host page stay a pair."""
-        from .model import ModelSlot
-
-        vm = self._vm
-        before = {key: held for key in keys if (held := vm.slots.get(key)) is not None}
-        dirty: set[tuple[int, int, int]] = set()
-        logged: set[tuple[int, int, int]] = set()
-        for key, held in before.items():
-            if held.bitmap is None:
-                continue
-            bits = held.bitmap.array()
-            for page in range(held.slot.npages):
-                pair = (key >> 16, held.slot.base_gfn + page, held.slot.userspace_addr + (page << 12))
-                logged.add(pair)
-                if bits[page]:
-                    dirty.add(pair)
-        for key in keys:
-            held_before = before.get(key)
-            if held_before is not None:
-                vm.accounting.delete(held_before.slot.npages)
-                vm.slots.pop(key)
-        for key in keys:
-            slot = vm.memslots.by_id(key & 0xFFFF, key >> 16)
-            if slot is None:
-                continue
-            vm.accounting.create(slot.npages)
-            made = vm.slots[key] = ModelSlot(slot)
-            if not slot.logs_dirty_pages or self.ring_entries:
-                continue
-            made.bitmap = DirtyBitmap(slot.npages)
-            for page in range(slot.npages):
-                pair = (slot.as_id, slot.base_gfn + page, slot.userspace_addr + (page << 12))
-                if pair in dirty or (pair not in logged and self.manual == _MANUAL_CAPS):
-                    made.bitmap.mark(page)
-        self.zapped()

@@ -23,6 +23,8 @@ from ..memslots.checks import Host, check_region
 from ..units import U64_MAX
 from .dirty_state import DirtyState
 from .guest_memfds import GuestMemfd
+from .take_over import take_over
+from .transaction import DirtyPage
 from .user_memory import ProcessMemory, UserMemory
 
 __all__ = ["KvmModel", "ModelSlot"]
@@ -49,14 +51,14 @@ class KvmModel:
     point to (this process unless given).
 
     >>> vm = KvmModel()
-    >>> region = MemoryRegion(slot=3, memory_size=0x4000, userspace_addr=0x7F0000000000)
+    >>> region = MemoryRegion(slot=3, memory_size=0x4000, userspace_addr=0x70000000)
     >>> vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, region.pack())
     0
     >>> vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, region._replace(slot=4).pack())
     Traceback (most recent call last):
-    guestmem.errors.MemslotError: EEXIST: slot 4: [0x0, 0x4000) 16 KiB overlaps Slot 3 [0x0, 0x4000) 16 KiB -> 0x7f0000000000
+    guestmem.errors.MemslotError: EEXIST: slot 4: [0x0, 0x4000) 16 KiB overlaps Slot 3 [0x0, 0x4000) 16 KiB -> 0x70000000
     >>> list(vm.memslots), vm.accounting.pages
-    ([Slot 3 [0x0, 0x4000) 16 KiB -> 0x7f0000000000], 4)
+    ([Slot 3 [0x0, 0x4000) 16 KiB -> 0x70000000], 4)
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class KvmModel:
         mmu_pages: MmuPagesForm = MmuPagesForm.RATIO,
     ) -> None:
         self.host = Host() if host is None else host
-        self.memslots = Memslots(self.host.address_spaces, max_slots=self.host.user_slots) if memslots is None else memslots
+        self.memslots = (
+            Memslots(self.host.address_spaces, max_slots=self.host.user_slots) if memslots is None else memslots
+        )
         self.accounting = PageAccounting(self.host.word_bits, mmu_pages)
         self.slots: dict[int, ModelSlot] = {}
         """By id | as_id << 16."""
@@ -130,7 +134,8 @@ class KvmModel:
         return 0
 
     def _region2(self, argument: bytes) -> int:
-        self._set_region(*MemoryRegion.unpack(argument), True, False)
+        key, flags, gpa, size, hva, offset, file = MemoryRegion.unpack(argument)
+        self._set_region(key, flags, gpa, size, hva, offset, file, True, False)
         return 0
 
     def _set_nr_mmu_pages(self, count: int) -> int:
@@ -142,7 +147,9 @@ class KvmModel:
     def set_internal_region(self, region: MemoryRegion) -> ChangeKind:
         """One of KVM's own slots (TSS, APIC access page, identity map): ids from ``host.user_slots`` on."""
         if region.id < self.host.user_slots:
-            raise MemslotError(errno.EINVAL, f"slot: {region.id} is user space's; KVM's are from {self.host.user_slots}")
+            raise MemslotError(
+                errno.EINVAL, f"slot: {region.id} is user space's; KVM's are from {self.host.user_slots}"
+            )
         return self.set_region(region, v2=True, internal=True)
 
     def set_region(self, region: MemoryRegion, *, v2: bool, internal: bool = False) -> ChangeKind:
@@ -298,10 +305,22 @@ class KvmModel:
         spaces = range(self.host.address_spaces)
         return sum((self.memslots.generation(as_id) % (1 << 63)) >> MMIO_GENERATION_BITS for as_id in spaces)
 
-    def changed_by_a_design(self, keys: Iterable[int]) -> None:
-        """A design has changed slots ``keys`` by ways of its own: take over what is there now. O(pages of these)."""
+    def check_change(self, change: Change) -> None:
+        """Steps 3 to 13 for a change that a design is going to carry out; what concerns slots is the design's to find."""
+        key = change.as_id << 16 | change.slot
+        gpa, size = change.guest_phys_addr, change.memory_size
+        check_region(self.host, key, change.flags, gpa, size, change.userspace_addr, v2=False)
+        if size and change.base_gfn + change.npages - 1 > self.host.max_gfn:
+            raise MemslotError(errno.EINVAL, f"slot {change.slot}: it ends past frame {self.host.max_gfn:#x}")
+
+    def changed_by_a_design(self, keys: Iterable[int]) -> list[DirtyPage]:
+        """A design has changed slots ``keys`` (id | as_id << 16) by ways of its own: take over what is there now.
+
+        A page keeps its bit as long as frame and host page stay a pair and it is logged; dirty pages for which that
+        ended are returned. O(pages of these slots).
+        """
         with self.lock:
-            self.dirty.take_over(sorted(set(keys)))
+            return take_over(self, sorted(set(keys)))
 
     def check(self) -> None:
         """Raise InvariantError unless slots, sets, accounting and bitmaps agree. O(n)."""

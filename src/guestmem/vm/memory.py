@@ -1,0 +1,291 @@
+"""A VM's memory: slots by name, host memory behind them, reading and writing by guest address.
+
+Addresses and sizes here are in bytes (``gpa``); slots say frames. A slot's host memory is made here unless given, and
+kept as long as the slot, or a view of it, lives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MemslotError, UsageError
+from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..units import PAGE_SHIFT, PAGE_SIZE
+from .display import as_html, as_text
+from .user_memory import ProcessMemory
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .backends import Backend
+    from .transaction import Transaction
+
+__all__ = ["Memory"]
+
+_MAP_NORESERVE = 0x4000
+
+
+class _Host:
+    """Host memory behind a slot: an object with a buffer, or an address that somebody else takes care of."""
+
+    __slots__ = ("address", "buffer", "size")
+
+    def __init__(self, address: int, size: int, buffer: Any = None) -> None:
+        self.address, self.size, self.buffer = address, size, buffer
+
+    @classmethod
+    def of(cls, host: Any, size: int) -> _Host:
+        """From None (new memory), an address, or a writable object with a buffer (memoryview, mmap, NumPy array)."""
+        if host is None:
+            host = mmap.mmap(-1, max(size, PAGE_SIZE), flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        elif isinstance(host, int):
+            return cls(host, size)
+        view = memoryview(host).cast("B")
+        if view.readonly:
+            raise UsageError(
+                "host: the buffer is read-only; a guest writes to it (KVM_MEM_READONLY keeps only it from that)"
+            )
+        if view.nbytes < size:
+            raise UsageError(f"host: the buffer has {view.nbytes:#x} bytes, the slot {size:#x}")
+        return cls(ctypes.addressof(ctypes.c_char.from_buffer(view)), view.nbytes, host)
+
+
+class Memory:
+    """The memory of a ``Vm``: ``vm.memory``. Iterating gives its slots, by address space and guest address.
+
+    >>> from guestmem.vm import Vm
+    >>> with Vm() as vm:
+    ...     slot = vm.memory.create(0, gpa=0x100000, size=0x4000)
+    ...     vm.memory.write(0x100FFE, b"abcd")
+    ...     vm.memory.read(0x100FFE, 4), vm.memory.find(0x103FFF) == slot, 0x104000 in vm.memory
+    (b'abcd', True, False)
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._hosts: dict[int, _Host] = {}
+        self._process = ProcessMemory()
+
+    @property
+    def memslots(self) -> Memslots:
+        """The slots themselves, in frames."""
+        return self._backend.memslots
+
+    # -- changes -----------------------------------------------------------------------------------------------------
+
+    def create(self, slot: int, *, gpa: int, size: int, host: Any = None, flags: int = 0, as_id: int = 0) -> Slot:
+        """Create a slot of ``size`` bytes at ``gpa``, and memory for it unless ``host`` is given. O(log n).
+
+        ``host``: an object with a writable buffer, of pages; or a host address. MemslotError as the kernel refuses it,
+        EEXIST for an id that is taken (which the kernel would take for a change of that slot).
+        """
+        key = _key(slot, as_id)
+        if self._backend.slot(slot, as_id) is not None:
+            raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {self._backend.slot(slot, as_id)!r}")
+        held = self.host_for(host, size)
+        self._backend.set_region(slot, flags, gpa, size, held.address, as_id)
+        self._hosts[key] = held
+        return self[slot, as_id]
+
+    def delete(self, slot: int, as_id: int = 0) -> None:
+        """Delete a slot; MemslotError (EINVAL) if there is none."""
+        self._backend.set_region(slot, 0, 0, 0, 0, as_id)
+        self._hosts.pop(_key(slot, as_id), None)
+
+    def move(self, slot: int, gpa: int, as_id: int = 0) -> Slot:
+        """Move a slot to another guest address; it may overlap where it was. Its dirty log goes with it."""
+        old = self[slot, as_id]
+        self._backend.set_region(slot, old.flags, gpa, old.npages << PAGE_SHIFT, old.userspace_addr, as_id)
+        return self[slot, as_id]
+
+    def set_flags(self, slot: int, flags: int, as_id: int = 0) -> Slot:
+        """Switch a slot's logging; MemslotError (EINVAL) for a change of KVM_MEM_READONLY."""
+        old = self[slot, as_id]
+        size = old.npages << PAGE_SHIFT
+        self._backend.set_region(slot, flags, old.base_gfn << PAGE_SHIFT, size, old.userspace_addr, as_id)
+        return self[slot, as_id]
+
+    def apply(self, change: Change) -> ChangeKind:
+        """One change in frames, as traces have them; its host memory is somebody else's."""
+        kind = self._backend.set_region(
+            change.slot,
+            change.flags,
+            change.guest_phys_addr,
+            change.memory_size,
+            change.userspace_addr,
+            change.as_id,
+        )
+        if kind is ChangeKind.DELETE:
+            self._hosts.pop(_key(change.slot, change.as_id), None)
+        return kind
+
+    def transaction(self, *, design: str = "", as_id: int = 0) -> Transaction:
+        """Several changes that no vCPU sees half done; carried out when the ``with`` block ends without an exception.
+
+        ``design``: by name, instead of the VM's own (``Vm.design``).
+
+        >>> from guestmem.vm import Vm
+        >>> with Vm() as vm:
+        ...     _ = vm.memory.create(0, gpa=0, size=0x4000)
+        ...     with vm.memory.transaction() as change:  # split it, the second half read-only
+        ...         whole = change.delete(0)
+        ...         change.create(0, gpa=0, size=0x2000, host=whole)
+        ...         change.create(1, gpa=0x2000, size=0x2000, host=whole + 0x2000, flags=2)
+        ...     [(slot.id, slot.readonly) for slot in vm.memory]
+        [(0, False), (1, True)]
+        """
+        from .transaction import Transaction
+
+        return Transaction(self, self._backend, design=design, as_id=as_id)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, slot: int | tuple[int, int]) -> Slot:
+        """Slot by id, or by (id, address space); MemslotError (ENOENT) if there is none. O(1)."""
+        id_, as_id = slot if isinstance(slot, tuple) else (slot, 0)
+        found = self._backend.slot(id_, as_id)
+        if found is None:
+            raise MemslotError(errno.ENOENT, f"slot {id_}: no such slot")
+        return found
+
+    def get(self, slot: int, as_id: int = 0) -> Slot | None:
+        """Slot by id, or None. O(1)."""
+        return self._backend.slot(slot, as_id)
+
+    def find(self, gpa: int, as_id: int = 0) -> Slot | None:
+        """The slot that holds guest address ``gpa``, or None. O(log n)."""
+        return self.memslots.find(gpa >> PAGE_SHIFT, as_id)
+
+    def by_hva(self, start: int, end: int | None = None, as_id: int = 0) -> list[Slot]:
+        """Slots whose host memory has host address ``start``, or overlaps ``[start, end)``. O(log n + k)."""
+        return self.memslots.by_hva(start, start + 1 if end is None else end, as_id)
+
+    def overlapping(self, gpa: int, size: int, as_id: int = 0) -> list[Slot]:
+        """Slots that overlap ``[gpa, gpa + size)``, ascending. O(log n + k)."""
+        return list(self.memslots.overlapping(gpa >> PAGE_SHIFT, -(-(gpa + size) >> PAGE_SHIFT), as_id))
+
+    def __contains__(self, gpa: int) -> bool:
+        return self.find(gpa) is not None
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.memslots)
+
+    def __len__(self) -> int:
+        return len(self.memslots)
+
+    def hva(self, gpa: int, as_id: int = 0) -> int:
+        """Host address of guest address ``gpa``; MemslotError (EFAULT) where there is no slot. O(log n)."""
+        slot = self.find(gpa, as_id)
+        if slot is None:
+            raise MemslotError(errno.EFAULT, f"gpa: {gpa:#x} is in no slot")
+        return slot.hva(gpa >> PAGE_SHIFT) + gpa % PAGE_SIZE
+
+    # -- contents ----------------------------------------------------------------------------------------------------
+
+    def read(self, gpa: int, size: int, as_id: int = 0) -> bytes:
+        """``size`` bytes from guest address ``gpa`` on, across slots; MemslotError (EFAULT) at a hole."""
+        return b"".join(self.host_read(address, part) for address, part in self._parts(gpa, size, as_id))
+
+    def write(self, gpa: int, content: Any, as_id: int = 0) -> None:
+        """Write bytes, or any object with a buffer, across slots; MemslotError (EFAULT) at a hole, before any byte.
+
+        A VMM's own writes are in no dirty log, as in KVM: that logs what vCPUs write.
+        """
+        flat = bytes(memoryview(content).cast("B"))
+        done = 0
+        for address, part in list(self._parts(gpa, len(flat), as_id)):
+            self.host_write(address, flat[done : done + part])
+            done += part
+
+    def view(self, gpa: int, size: int, as_id: int = 0) -> npt.NDArray[np.uint8]:
+        """Guest memory itself as a NumPy array of bytes, writable; use ``.view(dtype)`` for other types.
+
+        All of it must lie in one piece of host memory (UsageError), which lives as long as the view. O(log n).
+
+        >>> from guestmem.vm import Vm
+        >>> with Vm() as vm:
+        ...     _ = vm.memory.create(0, gpa=0, size=0x1000)
+        ...     vm.memory.view(0x10, 8).view("<u4")[:] = 7
+        ...     vm.memory.read(0x10, 8).hex()
+        '0700000007000000'
+        """
+        import numpy as np
+
+        parts = list(self._parts(gpa, size, as_id))
+        address = parts[0][0]
+        end = address
+        for start, length in parts:
+            if start != end:
+                raise UsageError(f"view: [{gpa:#x}, {gpa + size:#x}) is not one piece of host memory")
+            end = start + length
+        for held in self._hosts.values():
+            if held.buffer is not None and held.address <= address and end <= held.address + held.size:
+                return np.frombuffer(held.buffer, np.uint8, size, address - held.address)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def _parts(self, gpa: int, size: int, as_id: int) -> Iterator[tuple[int, int]]:
+        """Host address and size of each slot's part of a range."""
+        if size < 1 or gpa < 0:
+            raise UsageError(f"size: {size:#x} bytes at {gpa:#x} is no range")
+        end = gpa + size
+        for slot in self.overlapping(gpa, size, as_id):
+            if slot.base_gfn << PAGE_SHIFT > gpa:
+                break
+            stop = min(end, slot.end_gfn << PAGE_SHIFT)
+            yield slot.hva(gpa >> PAGE_SHIFT) + gpa % PAGE_SIZE, stop - gpa
+            gpa = stop
+        if gpa < end:
+            raise MemslotError(errno.EFAULT, f"gpa: {gpa:#x} is in no slot")
+
+    def host_read(self, address: int, size: int) -> bytes:
+        """``size`` bytes of host memory; MemslotError (EFAULT) where none is mapped."""
+        if self._held(address, size):
+            return ctypes.string_at(address, size)
+        return self._process.read(address, size)
+
+    def host_write(self, address: int, content: bytes) -> None:
+        """Write host memory; MemslotError (EFAULT) where none is mapped."""
+        if self._held(address, len(content)):
+            ctypes.memmove(address, content, len(content))
+        else:
+            self._process.write(address, content)
+
+    def _held(self, address: int, size: int) -> bool:
+        return any(
+            held.buffer is not None and held.address <= address and address + size <= held.address + held.size
+            for held in self._hosts.values()
+        )
+
+    # -- for transactions --------------------------------------------------------------------------------------------
+
+    def host_for(self, host: Any, size: int) -> _Host:
+        """Host memory for a slot: made, or what is given. An address inside memory held here keeps that alive."""
+        if isinstance(host, int):
+            for held in self._hosts.values():
+                if held.buffer is not None and held.address <= host < held.address + held.size:
+                    return _Host(
+                        host, held.address + held.size - host, memoryview(held.buffer).cast("B")[host - held.address :]
+                    )
+        return _Host.of(host, size)
+
+    def keep(self, slot: int, as_id: int, host: _Host | None) -> None:
+        """Slot ``slot`` is backed by ``host`` from now on; None: it is gone."""
+        if host is None:
+            self._hosts.pop(_key(slot, as_id), None)
+        else:
+            self._hosts[_key(slot, as_id)] = host
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+
+def _key(slot: int, as_id: int) -> int:
+    return as_id << 16 | slot

@@ -1,0 +1,76 @@
+"""Dirty bits after a design changed several slots at once: they belong to pairs of frame and host page, not to slots.
+
+A pair that is logged before and after keeps its bit, whatever slot it is in now. A dirty pair that ends, because its
+frame, its host page or its logging went, is handed back, so that it can still be copied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..dirty.bitmap import DirtyBitmap
+
+if TYPE_CHECKING:
+    from .model import KvmModel
+    from .transaction import DirtyPage
+
+__all__ = ["take_over"]
+
+
+def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
+    """Bring accounting and bitmaps of slots ``keys`` to what the sets have; returns dirty pairs that ended."""
+    import numpy as np
+
+    from .model import ModelSlot
+    from .transaction import DirtyPage
+
+    old: list[tuple[int, Any, Any, Any]] = []  # by slot that logged: key, frames, host pages, bits
+    for key in keys:
+        held = vm.slots.pop(key, None)
+        if held is None:
+            continue
+        vm.accounting.delete(held.slot.npages)
+        if held.bitmap is not None:
+            frames, hosts = _pairs(held.slot)
+            old.append((key, frames, hosts, held.bitmap.array()))
+    kept: list[tuple[int, Any]] = []
+    for key in keys:
+        slot = vm.memslots.by_id(key & 0xFFFF, key >> 16)
+        if slot is None:
+            continue
+        vm.accounting.create(slot.npages)
+        made = vm.slots[key] = ModelSlot(slot)
+        if not slot.logs_dirty_pages or vm.dirty.ring_entries:
+            continue
+        made.bitmap = DirtyBitmap(slot.npages)
+        _, hosts = _pairs(slot)
+        bits = np.full(slot.npages, vm.dirty.initially_set)
+        for was, frames, were, dirty in old:
+            if was >> 16 != slot.as_id:
+                continue
+            inside = (frames >= slot.base_gfn) & (frames < slot.end_gfn)
+            at = frames[inside] - np.uint64(slot.base_gfn)
+            same = hosts[at] == were[inside]
+            bits[at[same]] = dirty[inside][same]
+            kept.append((was, frames[inside][same]))
+        made.bitmap.load(np.packbits(bits, bitorder="little").tobytes())
+    vm.dirty.zapped()
+    ended = []
+    for key, frames, hosts, dirty in old:
+        gone = dirty.copy()
+        for was, lived in kept:
+            if was == key and len(lived):
+                gone[lived - frames[0]] = False
+        ended += [
+            DirtyPage(key & 0xFFFF, int(gfn), int(host), key >> 16)
+            for gfn, host in zip(frames[gone], hosts[gone], strict=True)
+        ]
+    return ended
+
+
+def _pairs(slot: Any) -> tuple[Any, Any]:
+    """Frames and host pages of a slot, as arrays."""
+    import numpy as np
+
+    pages = np.arange(slot.npages, dtype=np.uint64)
+    return pages + np.uint64(slot.base_gfn), (pages << np.uint64(12)) + np.uint64(slot.userspace_addr)

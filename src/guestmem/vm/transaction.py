@@ -1,0 +1,99 @@
+"""Several changes of memory as one: what ``vm.memory.transaction()`` gives.
+
+Changes are collected, and carried out by a design when the block ends. What a design promises (one instant for all, or
+only that no vCPU runs meanwhile) is its business: docs/atomic.md.
+"""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import MemslotError, UsageError
+from ..memslots import Change, Slot
+from ..units import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from .backends import Backend
+    from .memory import Memory
+
+__all__ = ["DirtyPage", "Transaction"]
+
+
+class DirtyPage(NamedTuple):
+    """A page that was dirty when its slot, frame or log went: it can still be copied from ``userspace_addr``."""
+
+    slot: int
+    gfn: int
+    userspace_addr: int
+    as_id: int = 0
+
+
+class Transaction:
+    """Changes of one address space, in order; each sees what those before it did.
+
+    ``dirty``: afterwards, the dirty pages whose pair of frame and host page has ended, for a migration to copy. On
+    ``/dev/kvm`` it is always empty: there the log of a deleted slot is lost.
+    """
+
+    def __init__(self, memory: Memory, backend: Backend, *, design: str, as_id: int) -> None:
+        self._memory, self._backend, self._design, self._as_id = memory, backend, design, as_id
+        self.changes: list[Change] = []
+        self.dirty: list[DirtyPage] = []
+        self._now: dict[int, Slot | None] = {}
+        self._hosts: dict[int, Any] = {}
+        self._over = False
+
+    def _slot(self, slot: int) -> Slot:
+        found = self._now[slot] if slot in self._now else self._backend.slot(slot, self._as_id)
+        if found is None:
+            raise MemslotError(errno.ENOENT, f"slot {slot}: no such slot")
+        return found
+
+    def create(self, slot: int, *, gpa: int, size: int, host: Any = None, flags: int = 0) -> None:
+        """As ``Memory.create``. A host address inside memory that the VM made keeps that memory."""
+        if (gpa | size) % PAGE_SIZE or size < PAGE_SIZE:
+            raise MemslotError(
+                errno.EINVAL,
+                f"slot {slot}: gpa {gpa:#x} or size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}",
+            )
+        held = self._memory.host_for(host, size)
+        self._add(Change(slot, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, held.address, flags, self._as_id))
+        self._hosts[slot] = held
+
+    def delete(self, slot: int) -> int:
+        """Delete a slot; returns the host address of its memory, which lives until the transaction is over."""
+        old = self._slot(slot)
+        self._add(Change(slot, as_id=self._as_id))
+        self._hosts[slot] = None
+        return old.userspace_addr
+
+    def move(self, slot: int, gpa: int) -> None:
+        """Move a slot to another guest address."""
+        if gpa % PAGE_SIZE:
+            raise MemslotError(errno.EINVAL, f"slot {slot}: gpa {gpa:#x} is not a multiple of {PAGE_SIZE:#x}")
+        old = self._slot(slot)
+        self._add(Change(slot, gpa >> PAGE_SHIFT, old.npages, old.userspace_addr, old.flags, self._as_id))
+
+    def set_flags(self, slot: int, flags: int) -> None:
+        """Switch a slot's logging."""
+        old = self._slot(slot)
+        self._add(Change(slot, old.base_gfn, old.npages, old.userspace_addr, flags, self._as_id))
+
+    def _add(self, change: Change) -> None:
+        if self._over:
+            raise UsageError("transaction: it is over; begin another with Memory.transaction()")
+        self.changes.append(change)
+        self._now[change.slot] = None if change.deletes else change.as_slot()
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _value: object, _trace: TracebackType | None) -> None:
+        self._over = True
+        if kind is not None or not self.changes:
+            return
+        self.dirty = self._backend.apply(self.changes, self._design)
+        for slot, held in self._hosts.items():
+            self._memory.keep(slot, self._as_id, held)

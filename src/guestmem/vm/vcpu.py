@@ -1,0 +1,150 @@
+"""A vCPU of the software engine that carries out accesses one by one, and exits as KVM's does on x86.
+
+For vCPUs in threads that keep touching memory while it changes, see ``engines.soft``; this one is for looking at single
+exits, and for dirty logs that say exactly what was written. Source of the outcomes: Linux 6.18, ``arch/x86/kvm``
+(``kvm_handle_noslot_fault()``, ``emulator_read_write()``, ``handle_emulation_failure()``).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+
+from ..errors import CapabilityError, MemslotError, UsageError
+from ..units import PAGE_SIZE
+from .accesses import Access, Fetch, Read, Write
+from .exits import DirtyRingFull, Exit, Hlt, InternalError, Mmio
+from .memory import Memory
+from .model import KvmModel
+
+__all__ = ["SoftVcpu"]
+
+_FRAGMENT = 8
+_EMULATION = 1
+
+
+class SoftVcpu:
+    """vCPU ``index`` of a VM on the software engine. ``smm``: it is in system management mode (address space 1).
+
+    ``load`` gives it accesses, ``run`` carries them out until one exits; after the last one it halts. Reads that exited
+    are answered by ``answer`` before the next ``run``. ``values`` is what it read.
+    """
+
+    def __init__(self, model: KvmModel, memory: Memory, index: int) -> None:
+        self._model, self._memory, self.index = model, memory, index
+        self.smm = False
+        self.values: list[bytes] = []
+        self._steps: Iterator[Exit] = iter(())
+        self._asked: Mmio | None = None
+        self._answer = b""
+
+    def load(self, accesses: Iterable[Access]) -> None:
+        """What to do next, instead of what was left to do."""
+        self.values = []
+        self._asked = None
+        self._steps = self._work(tuple(accesses))
+
+    def load_code(self, code: bytes, gpa: int, *, mode: str = "real") -> None:
+        """CapabilityError: the software engine carries out accesses, not instructions."""
+        raise CapabilityError(f"engine soft: {len(code)} bytes of {mode} mode code at {gpa:#x}; it runs accesses only")
+
+    def run(self) -> Exit:
+        """Go on until an exit: ``Mmio`` (fragments of at most 8 bytes within a page), ``InternalError``, …, ``Hlt``.
+
+        MemslotError (EFAULT) where a slot's host memory is not mapped, as KVM_RUN fails.
+        """
+        if self._asked is not None and not self._asked.is_write and len(self._answer) != self._asked.size:
+            raise UsageError(f"vCPU {self.index}: the read of {self._asked.size} bytes was not answered")
+        return next(self._steps, Hlt())
+
+    def answer(self, exit_: Exit, content: bytes) -> None:
+        """Answer a read that exited, before the next ``run``."""
+        if not isinstance(exit_, Mmio) or exit_ != self._asked or exit_.is_write:
+            raise UsageError(f"vCPU {self.index}: {exit_} is not the read that waits for an answer")
+        if len(content) != exit_.size:
+            raise UsageError(f"content: {len(content)} bytes; the exit asks for {exit_.size}")
+        self._answer = content
+
+    # -- one access --------------------------------------------------------------------------------------------------
+
+    def _work(self, accesses: tuple[Access, ...]) -> Iterator[Exit]:
+        for access in accesses:
+            match access:
+                case Fetch(gpa):
+                    while self._host(gpa, write=False) is None:  # run again, it fails again
+                        yield InternalError(_EMULATION, 0, b"")
+                case Read(gpa, size):
+                    yield from self._read(gpa, size)
+                case Write(gpa, content):
+                    yield from self._write(gpa, content)
+
+    def _host(self, gpa: int, *, write: bool) -> int | None:
+        """Host address behind a byte, or None where the access is emulated: no slot, or a write to a read-only one."""
+        gfn = gpa // PAGE_SIZE
+        slot = self._model.memslots.find(gfn, int(self.smm))
+        if slot is None or (write and slot.readonly):
+            return None
+        return slot.hva(gfn) + gpa % PAGE_SIZE
+
+    def _read(self, gpa: int, size: int) -> Iterator[Exit]:
+        value = b""
+        for at, part in _by_page(gpa, size):
+            host = self._host(at, write=False)
+            if host is not None:
+                value += self._memory.host_read(host, part)
+                continue
+            for fragment, length in _fragments(at, part):
+                yield self._exit(Mmio(fragment, length, False, b""))
+                value += self._answer
+        self.values.append(value)
+        self._asked = None
+
+    def _write(self, gpa: int, content: bytes) -> Iterator[Exit]:
+        done = 0
+        for at, part in _by_page(gpa, len(content)):
+            piece = content[done : done + part]
+            done += part
+            host = self._host(at, write=True)
+            if host is None:
+                for fragment, length in _fragments(at, part):
+                    begin = fragment - at
+                    yield self._exit(Mmio(fragment, length, True, piece[begin : begin + length]))
+                continue
+            ring = self._model.dirty.rings.get(self.index)
+            while ring is not None and ring.soft_full:
+                yield DirtyRingFull()
+            self._memory.host_write(host, piece)
+            gfn = at // PAGE_SIZE
+            slot = self._model.memslots.find(gfn, int(self.smm))
+            if slot is not None:
+                full = self._model.dirty.mark(slot.id | slot.as_id << 16, gfn - slot.base_gfn, self.index)
+                if full:
+                    yield DirtyRingFull()
+        self._asked = None
+
+    def _exit(self, exit_: Mmio) -> Mmio:
+        self._asked, self._answer = exit_, b""
+        return exit_
+
+    def __repr__(self) -> str:
+        return f"SoftVcpu({self.index}{', smm' if self.smm else ''})"
+
+
+def _by_page(gpa: int, size: int) -> Iterator[tuple[int, int]]:
+    """Parts of an access, page by page.
+
+    >>> list(_by_page(0xFFE, 4))
+    [(4094, 2), (4096, 2)]
+    """
+    if size < 1 or gpa < 0 or gpa + size > 1 << 64:
+        raise MemslotError(errno.EINVAL, f"gpa: [{gpa:#x}, {gpa + size:#x}) is no range of guest memory")
+    while size:
+        part = min(size, PAGE_SIZE - gpa % PAGE_SIZE)
+        yield gpa, part
+        gpa, size = gpa + part, size - part
+
+
+def _fragments(gpa: int, size: int) -> Iterator[tuple[int, int]]:
+    """What KVM exits with for ``size`` bytes of a page: eight bytes at most."""
+    for at in range(0, size, _FRAGMENT):
+        yield gpa + at, min(_FRAGMENT, size - at)
