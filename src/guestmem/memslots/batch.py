@@ -20,7 +20,7 @@ from .lookup import CURSOR_WORDS, gfn_next, gfn_seek
 if TYPE_CHECKING:
     from .set import Memslots
 
-__all__ = ["EFFECT_WORDS", "Action", "Effect", "compare_sets", "net_effect"]
+__all__ = ["EFFECT_WORDS", "Action", "Effect", "EffectRoom", "compare_sets", "net_effect"]
 
 EFFECT_WORDS = 5
 """Words of an effect as ``compare_sets`` writes it: start_gfn, end_gfn, action, old record, new record."""
@@ -203,15 +203,31 @@ def compare_sets(memslots: Words, desk: Own, pairs: Own, was: Own, now: Own, out
     return found
 
 
+_ACTIONS = {action.value: action for action in Action}
+
+
+class EffectRoom:
+    """The words that ``compare_sets`` works in, for up to ``touched`` slots; one a VM, used under ``slots_lock``."""
+
+    def __init__(self, touched: int) -> None:
+        self.touched = touched
+        self.pairs, self.was, self.now = own(4 * touched + 2), own(CURSOR_WORDS), own(CURSOR_WORDS)
+        self.out = own(EFFECT_WORDS * (4 * touched + 1))
+        self.view = memoryview(self.out)  # type: ignore[arg-type]  # words of either form are a buffer
+
+
 def net_effect(memslots: Memslots) -> list[Effect]:
     """The net effect of the update that is being edited, under ``slots_lock``. O(k log n) for k touched slots."""
     touched = int(memslots.desk[TOUCHED_COUNT])
-    out = own(EFFECT_WORDS * (4 * touched + 1))
-    cursors = own(CURSOR_WORDS), own(CURSOR_WORDS)
-    found = compare_sets(memslots.words, memslots.desk, own(4 * touched + 2), *cursors, out)
+    room = memslots.effect_room
+    if room is None or room.touched < touched:
+        room = memslots.effect_room = EffectRoom(max(16, 2 * touched))
+    found = compare_sets(memslots.words, memslots.desk, room.pairs, room.was, room.now, room.out)
+    flat = room.view[: EFFECT_WORDS * found].tolist()
     effects = []
-    for at in range(0, EFFECT_WORDS * found, EFFECT_WORDS):
-        start, end, action, old, new = (int(out[at + word]) for word in range(EFFECT_WORDS))
-        slots = (memslots.slot_of(record) if record else None for record in (old, new))
-        effects.append(Effect(start, end, Action(action), *slots))
+    for at in range(0, len(flat), EFFECT_WORDS):
+        start, end, action, old, new = flat[at : at + EFFECT_WORDS]
+        old_slot = memslots.slot_of(old) if old else None
+        new_slot = memslots.slot_of(new) if new else None
+        effects.append(Effect(start, end, _ACTIONS[action], old_slot, new_slot))
     return effects

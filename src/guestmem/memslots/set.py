@@ -16,6 +16,7 @@ from ..compiled import INTERPRETED, Own, own
 from ..errors import MemslotError
 from ..rcu.srcu import Srcu
 from ..units import U64_MAX
+from .batch import EffectRoom
 from .changes import Change, ChangeKind
 from .invariants import check_memslots
 from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, active_set, generation, geometry, new_memslots
@@ -76,6 +77,7 @@ class Memslots:
         """Held by the one updater; time spent in ``update()`` is time spent waiting for it."""
         self._cells = self.words.cells if INTERPRETED else memoryview(self.words)  # type: ignore[arg-type] # an ndarray
         self._spare = [self._room()]
+        self.effect_room: EffectRoom | None = None
         self._copy_find, self._copy_by_id, self._copy_slots = copy_find, copy_by_id, copy_slots
         if (
             INTERPRETED
