@@ -103,11 +103,13 @@ class Dpor:
 
     def resume(self, frontier: Sequence[tuple[int, int, int]]) -> None:
         """Go on from a frontier: its last point has its choice still to be made."""
+        points = self.outcome.points
         for chosen, _, sleep in frontier[len(self._frames) :]:
             self._sleep = sleep
             self._push(chosen, self._enabled())
         for frame, (_, backtrack, sleep) in zip(self._frames, frontier, strict=True):
             frame.backtrack, frame.sleep = backtrack, sleep
+        self.outcome.points = points
 
     def run(self, budget: Budget) -> Outcome:
         """Search. Raises Reshaped when a word turns out to be shared."""

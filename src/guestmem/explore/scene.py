@@ -8,6 +8,7 @@ once for each distinct history of these. Words of one thread (``Own``) among its
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -101,6 +102,11 @@ class Scene:
     def room(self, module: str) -> ModuleType:
         """A room of the twin, by its name below the package: ``scene.room("rcu.srcu")``."""
         return self._twin.room(module)
+
+    def files(self) -> list[str]:
+        """The source files of the twin's modules."""
+        mine = (module for name, module in sys.modules.items() if name.startswith(self._twin.name + "."))
+        return [module.__file__ for module in mine if module.__file__]
 
     def words(self, name: str, source: Words | int | Sequence[int], label: Callable[[int], str] | None = None) -> Words:
         """Share words under ``name``: some that a room made, so many zeroed ones, or ones with these values.

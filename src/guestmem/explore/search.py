@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,24 +141,21 @@ def explore(
     todo = tasks(model, mutations=mutations, weak=weak, random=random, pct=pct, runs=runs, bound=bound, seed=seed)
     report = Report(model)
     end = None if seconds is None else time.monotonic() + seconds
-    store = None
-    if resume is not None:
-        options = (model.name, model.size, mutations, random, pct, runs, bound, seed, go_on)
-        store = Store(resume, stamp(options))
-    try:
-        with World(model, mutations) as world:
-            for number, task in enumerate(todo):
-                left = None if end is None else max(end - time.monotonic(), 0.01) / (len(todo) - number)
-                budget = Budget(seconds=left, states=states, go_on=go_on, progress=progress, stopped=stopped)
-                budget.checkpoint_s = checkpoint_s
-                outcome = run(task, budget, world=world, store=store)
-                report.outcomes.append(outcome)
-                if (outcome.findings and not go_on) or outcome.stopped == "interrupted":
-                    break
-            add_counterexamples(report, world, shrink_s)
-    finally:
-        if store is not None:
-            store.close()
+    with ExitStack() as stack:
+        world = stack.enter_context(World(model, mutations))
+        store = None
+        if resume is not None:
+            options = (model.name, model.size, mutations, random, pct, runs, bound, seed, go_on)
+            store = stack.enter_context(Store(resume, stamp(options, world.sources())))
+        for number, task in enumerate(todo):
+            left = None if end is None else max(end - time.monotonic(), 0.01) / (len(todo) - number)
+            budget = Budget(seconds=left, states=states, go_on=go_on, progress=progress, stopped=stopped)
+            budget.checkpoint_s = checkpoint_s
+            outcome = run(task, budget, world=world, store=store)
+            report.outcomes.append(outcome)
+            if (outcome.findings and not go_on) or outcome.stopped == "interrupted":
+                break
+        add_counterexamples(report, world, shrink_s)
     return report
 
 

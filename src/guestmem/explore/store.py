@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Store", "stamp"]
 
-_PACKAGE = Path(__file__).parents[1]
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS searches (name TEXT PRIMARY KEY, outcome TEXT, frontier BLOB);
@@ -38,11 +37,11 @@ CREATE TABLE IF NOT EXISTS chunks (search TEXT, number INTEGER, chunk BLOB, PRIM
 """
 
 
-def stamp(options: Iterable[object]) -> str:
-    """What a search depends on: the package's sources, the options, and the Python that hashed its ends."""
+def stamp(options: Iterable[object], rooms: Iterable[Path]) -> str:
+    """What a search depends on: sources (the model's rooms, and this one), options, and the Python that hashed ends."""
     digest = hashlib.sha256(repr((*options, sys.version_info[:2], hash((1, 2)))).encode())
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + path.read_bytes())
+    for path in sorted({*rooms, *Path(__file__).parent.rglob("*.py")}):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

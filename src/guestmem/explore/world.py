@@ -176,6 +176,10 @@ class World:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
+    def sources(self) -> list[Path]:
+        """The files that the model's twin was loaded from so far."""
+        return [Path(file) for file in self.scene.files()]
+
     def number(self, region: str, index: int) -> int:
         """The number of word ``index`` of a region."""
         for each in self.scene.regions:

@@ -5,6 +5,8 @@ Slots, trees and phases are those of production, with nodes of 17 words. Readers
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...compiled import Own, Words
 from ..scene import Model, Scene
 
@@ -68,7 +70,7 @@ def build(scene: Scene, readers: int, lookups: int, *, split: bool) -> None:
     scene.final("nobody is left inside", lambda _view: domain.check() or not domain.inside())
 
 
-def _label(scene: Scene, first_record: int, first_node: int) -> object:
+def _label(scene: Scene, first_record: int, first_node: int) -> Callable[[int], str]:
     fields = ("as_id", "id", "base_gfn", "npages", "userspace_addr", "flags", "origin")
     layout = scene.room("memslots.layout")
     spaces = int(layout.SPACES)

@@ -1,0 +1,122 @@
+"""A search on disk goes on from where it was stopped or killed, and comes to the same result as one in one go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestmem.errors import UsageError
+from guestmem.explore.models import find
+from guestmem.explore.outcome import Budget, Outcome
+from guestmem.explore.search import explore, tasks
+from guestmem.explore.store import Store
+from guestmem.explore.task import run
+from guestmem.explore.world import World
+
+PROGRAM = """
+from guestmem.explore.models import find
+from guestmem.explore.search import explore
+explore(find("flush-2"), weak=False, resume={file!r}, checkpoint_s=0.2)
+"""
+
+
+def counts(outcome: Outcome) -> tuple[Any, ...]:
+    return outcome.runs, outcome.distinct, outcome.points, outcome.pruned, outcome.complete, outcome.finals
+
+
+@pytest.mark.parametrize(
+    "search", ["states sc", "dpor sc", "states tso", "states relaxed", "states stale", "random tso"]
+)
+def test_stopped_again_and_again_it_comes_to_the_same(search: str, tmp_path: Path) -> None:
+    kind, memory = search.split()
+    model = find("flush")
+    random = 300 if kind == "random" else None
+    (task,) = [t for t in tasks(model, random=random) if (t.search, t.memory) == (kind, memory)]
+    with World(model) as world:
+        whole = run(task, Budget(), world=world)
+    pieces = 0
+    while True:
+        with World(model) as world, Store(tmp_path / "search", "stamp") as store:
+            asked = iter([False, False, True])
+            outcome = run(task, Budget(stopped=asked.__next__), world=world, store=store)
+        pieces += 1
+        if outcome.complete:
+            break
+        assert outcome.stopped == "interrupted"
+    assert pieces > 1
+    assert counts(outcome) == counts(whole)
+    assert outcome.depth == whole.depth
+
+
+def test_a_killed_process_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "search"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(file=str(file))])
+    deadline = time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+            if file.exists() and _chunks(file) >= 2:
+                break
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "it was killed before its end"
+    model = find("flush-2")
+    saved = _outcome_states(file)
+    assert saved > 0
+    seen: list[int] = []
+    report = explore(
+        model, weak=False, resume=file, states=saved + 20_000, progress=lambda outcome: seen.append(outcome.distinct)
+    )
+    states = report.outcomes[0]
+    assert states.distinct >= saved, "it did not begin again"
+    assert states.stopped == "states"
+    assert not states.findings
+
+
+def _chunks(file: Path) -> int:
+    try:
+        with sqlite3.connect(file) as db:
+            return int(db.execute("SELECT count(*) FROM chunks").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def _outcome_states(file: Path) -> int:
+    import json
+
+    with sqlite3.connect(file) as db:
+        (text,) = db.execute("SELECT outcome FROM searches").fetchone()
+    return int(json.loads(text)["distinct"])
+
+
+def test_findings_are_kept(tmp_path: Path) -> None:
+    mutations = [
+        ("rcu/srcu.py", "    return srcu_wait(srcu, base, readers, srcu_start(srcu, base))", "    return u64(0)")
+    ]
+    first = explore(find("srcu"), mutations=mutations, resume=tmp_path / "s")
+    again = explore(find("srcu"), mutations=mutations, resume=tmp_path / "s")
+    assert [c.schedule for c in first.counterexamples] == [c.schedule for c in again.counterexamples]
+    assert first.outcomes[0].points == again.outcomes[0].points
+
+
+def test_another_search_is_refused(tmp_path: Path) -> None:
+    explore(find("srcu"), weak=False, resume=tmp_path / "s")
+    with pytest.raises(UsageError, match="was begun with other sources, models or options"):
+        explore(find("pause"), weak=False, resume=tmp_path / "s")
+
+
+def test_a_file_that_is_no_search_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "s"
+    file.write_text("hello " * 100)
+    with pytest.raises(UsageError, match="not a search on disk"):
+        explore(find("srcu"), weak=False, resume=file)
+    assert file.read_text().startswith("hello")

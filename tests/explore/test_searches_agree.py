@@ -1,0 +1,147 @@
+"""Plain enumeration, the search over states and partial-order reduction come to the same ends, on every program."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from explore_programs import every_end, model, program
+from guestmem.explore.dpor import Dpor, split
+from guestmem.explore.machine import Machine
+from guestmem.explore.models import models
+from guestmem.explore.outcome import Budget, Outcome
+from guestmem.explore.scene import Model
+from guestmem.explore.search import explore, tasks
+from guestmem.explore.states import States
+from guestmem.explore.task import MEMORIES, Task, machine, run
+from guestmem.explore.world import World
+
+PROGRAMS = 250
+
+
+def states(its: Machine) -> Outcome:
+    return States(its, Outcome("", "states", its.name)).run(Budget(go_on=True))
+
+
+def whole(world: World) -> None:
+    """Make every word a point: then nothing is searched twice because a word became shared."""
+    world.points.update(range(len(world.places)))
+
+
+def test_three_searches_find_the_same_ends_and_deadlocks(rng: random.Random) -> None:
+    compared = deadlocks = 0
+    for _ in range(PROGRAMS):
+        threads = program(rng)
+        with World(model(threads)) as world:
+            whole(world)
+            its = machine(world, "sc")
+            by_state = states(its)
+            if by_state.points > 5_000:
+                continue
+            by_order = Dpor(its, Outcome("", "dpor", "sc")).run(Budget(go_on=True))
+            assert by_order.complete, threads
+            assert by_state.finals == by_order.finals, threads
+            assert {f.name for f in by_state.findings} == {f.name for f in by_order.findings}, threads
+            ends = every_end(its)
+            if ends is not None:
+                compared += 1
+                assert by_state.finals == ends, threads
+            deadlocks += any(finding.kind == "deadlock" for finding in by_state.findings)
+    assert compared > PROGRAMS // 3
+    assert deadlocks > 5
+
+
+@pytest.mark.parametrize("memory", MEMORIES[1:])
+def test_states_are_all_there_under_weak_memory(memory: str, rng: random.Random) -> None:
+    compared = 0
+    for _ in range(60):
+        threads = program(rng, "lsrfa", threads=2, longest=3)
+        with World(model(threads)) as world:
+            whole(world)
+            its = machine(world, memory)
+            ends = every_end(its)
+            if ends is not None:
+                compared += 1
+                assert states(its).finals == ends, threads
+    assert compared > 20
+
+
+def test_which_words_are_points_does_not_change_what_memory_ends_as(rng: random.Random) -> None:
+    """Words that only one thread uses are no points; the histories are shorter, the findings the same."""
+    for _ in range(40):
+        threads = program(rng, "lsXwk")
+        found = []
+        for points in (False, True):
+            with World(model(threads)) as world:
+                if points:
+                    whole(world)
+                outcome = run(Task(world.model, "states"), Budget(go_on=True, states=20_000), world=world)
+                found.append({finding.name for finding in outcome.findings} if not outcome.stopped else None)
+        assert None in found or found[0] == found[1], threads
+
+
+def test_parts_of_a_search_are_the_whole(rng: random.Random) -> None:
+    for _ in range(40):
+        threads = program(rng, rng.choice(("lsac", "XXls", "lwks")))
+        with World(model(threads)) as world:
+            whole(world)
+            its = machine(world, "sc")
+            ends: set[int] = set()
+            parts = split(its, 5)
+            for part in parts:
+                ends |= Dpor(its, Outcome("", "dpor", "sc"), part=part).run(Budget(go_on=True)).finals
+            assert ends == states(its).finals, threads
+
+
+def test_a_spurious_wakeup_ends_a_wait_that_nobody_ends() -> None:
+    threads = [[("w", 0, 0), ("s", 1, 0)]]
+    ends = []
+    for spurious in (0, 1):
+        with World(model(threads, spurious=spurious)) as world:
+            whole(world)
+            outcome = states(machine(world, "sc"))
+            ends.append(len(outcome.finals))
+            assert [finding.kind for finding in outcome.findings] == ["deadlock"], "it may wake, it need not"
+    assert ends == [1, 2]
+
+
+def test_a_timeout_fires_when_nothing_else_can_happen() -> None:
+    with World(model([[("T", 0, 0), ("s", 1, 0)], [("s", 0, 0), ("s", 2, 0)]])) as world:
+        whole(world)
+        outcome = states(machine(world, "sc"))
+        assert outcome.findings == []
+        assert len(outcome.finals) == 1
+
+
+LARGE = {"flush-2", "pause-2"}
+"""Half a minute and more."""
+
+
+@pytest.mark.parametrize(
+    "each",
+    [pytest.param(m, marks=[pytest.mark.slow] if m.name in LARGE else []) for m in models() if m.exhaustive],
+    ids=lambda m: m.name,
+)
+def test_on_the_models_too(each: Model) -> None:
+    report = explore(each, weak=False)
+    assert report.clean, report.counterexamples[0].story
+    assert report.complete
+    assert report.agree is (None if each.spurious else True)
+
+
+@pytest.mark.parametrize("each", [m for m in models() if m.exhaustive], ids=lambda m: m.name)
+def test_models_are_clean_under_weak_memory(each: Model) -> None:
+    """As far as 30 000 states of each go; `make bench` searches them whole."""
+    for task in tasks(each):
+        if task.memory != "sc":
+            outcome = run(task, Budget(states=30_000))
+            assert not outcome.findings, outcome
+            assert outcome.distinct > 1000
+
+
+@pytest.mark.parametrize("each", [m for m in models() if not m.exhaustive], ids=lambda m: m.name)
+def test_larger_models_are_clean_in_random_schedules(each: Model, seed: int) -> None:
+    for options in ({"random": 100}, {"pct": 3, "runs": 100}):
+        report = explore(each, seed=seed, **options)  # type: ignore[arg-type]
+        assert report.clean, report.counterexamples[0].story
