@@ -11,7 +11,7 @@ from ...atomics import fence, host_store, load_acquire, load_relaxed, store_rele
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...system import SYS_IOCTL, failed, host_load32, system_call
 from . import layout as at
-from .abi import RUN_EXIT_REASON
+from .abi import RUN_EXIT_REASON, RUN_UNION
 from .answers import EINTR, KVM_RUN, MMIO, NEXT_FRAGMENT, complete_device, retry_fetch, retry_mmio
 from .kicks import acknowledge, leave
 from .load_exits import count_kill, count_mmio
@@ -21,6 +21,7 @@ __all__ = ["vcpu_run"]
 
 _ONE = const(1)
 _INTERNAL_ERROR = const(17)
+_EMULATION_FAILED = const(1)
 
 
 @compiled
@@ -91,9 +92,21 @@ def run_once(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     reason = u64(host_load32(own[at.RUN] + RUN_EXIT_REASON))
     if reason == MMIO:
         return handle_mmio(vm, entries, own, vcpu)
-    if reason == _INTERNAL_ERROR and load_relaxed(vm, at.HOLES) == at.RETRY and retry_fetch(vm, own):
-        return at.GO_ON
     return at.EXIT
+
+
+@compiled
+def is_due_to_update(vm: Words, own: Own) -> bool:
+    """Whether the exit is a failed emulation that an update can have caused: then that is over, and the guest runs on.
+
+    What failed is a fetch, or an instruction that the emulator does not know (cmpxchg16b), which runs natively now.
+    """
+    return (
+        load_relaxed(vm, at.HOLES) == at.RETRY
+        and host_load32(own[at.RUN] + RUN_EXIT_REASON) == _INTERNAL_ERROR
+        and host_load32(own[at.RUN] + RUN_UNION) == _EMULATION_FAILED
+        and retry_fetch(vm, own)
+    )
 
 
 @compiled(nogil=True)
@@ -101,6 +114,8 @@ def vcpu_run(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     """Run a vCPU until it stops or has an exit that Python has to see: STOPPED, EXIT, SIGNALLED or FAILED."""
     while True:
         status = run_once(vm, entries, own, vcpu)
+        if status == at.EXIT and is_due_to_update(vm, own):
+            status = at.GO_ON
         if status == at.EXIT and own[at.GUEST] != 0:
             reason = u64(host_load32(own[at.RUN] + RUN_EXIT_REASON))
             status = count_mmio(vm, own) if reason == MMIO else count_kill(own, reason)

@@ -1,0 +1,67 @@
+"""Under exit_retry no vCPU loses an operation, whatever its instructions, and none dies; today's way does."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from guestmem.designs import find
+from guestmem.engines.kvm import InternalError
+from guestmem.memslots import Change
+from kvm_guest import PROGRAMS, Guest
+
+pytestmark = pytest.mark.compiled_only
+
+SAFE = [name for name, program in PROGRAMS.items() if program.decides in {"counter", "private", "wide", "bad"}]
+
+
+def play(guest: Guest, design: str, seconds: float) -> int:
+    """Delete and re-create slot 1 for a while; returns the updates made while all vCPUs were alive."""
+    apply = find(design).prepare(guest.engine)
+    guest.engine.vm.start()
+    updates = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not guest.engine.vm.ended:
+        apply(guest.engine, [Change(1), guest.slot1])
+        updates += 1
+        time.sleep(0.0003)
+    guest.engine.vm.stop()
+    return updates
+
+
+@pytest.mark.parametrize("name", SAFE)
+def test_no_operation_is_lost(name: str) -> None:
+    with Guest(name) as guest:
+        updates = play(guest, "exit_retry", 0.7)
+        counts = guest.engine.vm.counts()
+        assert guest.engine.vm.ended == {}
+        assert updates > 20
+        assert -2 <= guest.missing() <= 0, (updates, counts)
+        assert sum(each["retried_answers"] + each["retried_fetches"] for each in counts) > 0, "nothing fell inside"
+        assert guest.engine.counts.pauses == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAFE)
+def test_no_operation_is_lost_over_many_updates(name: str) -> None:
+    with Guest(name) as guest:
+        play(guest, "exit_retry", 8)
+        assert guest.engine.vm.ended == {}
+        assert -2 <= guest.missing() <= 0
+
+
+def test_without_it_the_fetching_vcpu_dies() -> None:
+    with Guest("inc") as guest:
+        play(guest, "sequential", 10)
+        ended = guest.engine.vm.ended
+        assert ended, "no access fell inside"
+        assert 0 in ended or ended[1] == InternalError(1, ended[1].ndata, b"")  # type: ignore[union-attr]
+
+
+def test_pausing_loses_nothing_either() -> None:
+    with Guest("xadd") as guest:
+        play(guest, "pause_if_overlap", 0.7)
+        assert guest.engine.vm.ended == {}
+        assert -2 <= guest.missing() <= 0
+        assert guest.engine.counts.pauses > 0

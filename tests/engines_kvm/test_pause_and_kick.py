@@ -1,0 +1,67 @@
+"""In a pause no vCPU runs; a kick makes each leave once; stopping ends paused ones; nothing of it is Python's."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from guestmem.errors import GuestmemError
+from kvm_guest import Guest
+
+pytestmark = pytest.mark.compiled_only
+
+
+def test_nobody_runs_in_a_pause() -> None:
+    with Guest("inc") as guest:
+        guest.engine.vm.start()
+        time.sleep(0.05)
+        for _ in range(50):
+            guest.engine.pause()
+            before = guest.word(0x20000)
+            time.sleep(0.001)
+            assert guest.word(0x20000) == before
+            guest.engine.resume()
+            time.sleep(0.0005)
+        assert guest.word(0x20000) > 0
+
+
+def test_pauses_nest() -> None:
+    with Guest("inc") as guest:
+        guest.engine.vm.start()
+        guest.engine.pause()
+        guest.engine.pause()
+        guest.engine.resume()
+        before = guest.word(0x20000)
+        time.sleep(0.01)
+        assert guest.word(0x20000) == before
+        guest.engine.resume()
+        end = time.monotonic() + 20
+        while guest.word(0x20000) == before:
+            assert time.monotonic() < end
+
+
+def test_a_kick_makes_each_vcpu_leave_once() -> None:
+    with Guest("inc") as guest:
+        guest.engine.vm.start()
+        time.sleep(0.05)
+        for _ in range(100):
+            guest.engine.kick()
+        guest.engine.vm.stop()
+        counts = guest.engine.vm.counts()
+        assert all(0 < each["interrupted"] <= 102 for each in counts), counts
+
+
+def test_stopping_ends_paused_vcpus_and_they_can_start_again() -> None:
+    with Guest("inc") as guest:
+        guest.engine.vm.start()
+        guest.engine.pause()
+        guest.engine.vm.stop()
+        assert guest.engine.vm.running == 0
+        guest.engine.resume()
+        guest.engine.vm.start()
+        with pytest.raises(GuestmemError, match="running already"):
+            guest.engine.vm.start()
+        time.sleep(0.05)
+        guest.engine.vm.stop()
+        assert -2 <= guest.missing() <= 0
