@@ -1,19 +1,23 @@
 """Collapse tables into blocks where they map one run of memory with the same attributes.
 
 What mainline leaves to the next fault (``map`` meets a table where a block fits) done eagerly; x86 does it when
-dirty logging ends (``kvm_mmu_recover_huge_pages()``, Linux ``arch/x86/kvm/mmu/tdp_mmu.c``). With break-before-make.
+dirty logging ends (``kvm_mmu_recover_huge_pages()``, Linux ``arch/x86/kvm/mmu/tdp_mmu.c``). With break-before-make, or
+less of it: see ``bbm``.
 """
 
 from __future__ import annotations
 
 from ..atomics import load_acquire
 from ..compiled import U64, Own, Words, compiled, const, u64
+from .bbm import replace_table
 from .discipline import may_unlink, unlink_table
-from .entry import break_entry, is_table, leaf_descriptor, level_shift, make_entry, output_address, table_page
+from .entry import is_table, leaf_descriptor, level_shift, output_address, table_page
 from .layout import (
     ACCESSED,
     ADDRESS,
     ATTRIBUTES_MASK,
+    BBM_1,
+    BBM_2,
     DIRTY,
     EAGAIN,
     END,
@@ -58,14 +62,14 @@ def collapse_range(
     """Collapse tables that lie in ``[ipa, ipa + size)`` into blocks as large as ``block_level`` and the format allow.
 
     A table is collapsed if all its entries are leaves, map one aligned run, and differ in access and dirty flags only;
-    the block gets a flag that any of them has. ``flags``: SHARED. OK; EAGAIN: another walker was faster; ENOMEM: the
-    queue of deferred pages is full: reclaim, go on at desk[PROGRESS]; EBUSY: discipline rwlock does this exclusively;
-    EINVAL, ERANGE. desk[RESULT]: tables collapsed.
+    the block gets a flag that any of them has. ``flags``: SHARED, and BBM_1 or BBM_2. OK; EAGAIN: another walker was
+    faster; ENOMEM: the queue of deferred pages is full: reclaim, go on at desk[PROGRESS]; EBUSY: discipline rwlock does
+    this exclusively; EINVAL, ERANGE. desk[RESULT]: tables collapsed.
 
     Shared: yes, with the lock held for reading. A flag or right that another walker adds to an entry between the look
     and the break is lost, and comes back with the next fault. O(entries in the range's tables).
     """
-    status = walk_begin(shape, mmu, desk, ipa, size, (flags & SHARED) | TABLE_PRE | TABLE_POST)
+    status = walk_begin(shape, mmu, desk, ipa, size, (flags & (SHARED | BBM_1 | BBM_2)) | TABLE_PRE | TABLE_POST)
     if status != OK:
         return status
     end = ipa + size
@@ -106,8 +110,7 @@ def collapse_range(
         status = may_unlink(shape, mmu, desk)
         if status == OK:
             desk[ADDRESS] = start
-            if break_entry(shape, pool, pages, mmu, desk):
-                make_entry(shape, pool, pages, mmu, desk, block)
+            if replace_table(shape, pool, pages, mmu, desk, block):
                 unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))
                 desk[RESULT] += _ONE
             else:

@@ -19,7 +19,7 @@ from ..atomics import (
     wake,
 )
 from ..compiled import U64, Own, Words, compiled, const, wrapping
-from .invalidate import BY_IPA, invalidate_ipa, invalidate_range
+from .invalidate import invalidate_ipa, invalidate_range
 from .layout import (
     ADDRESS,
     ADDRESS_HIGH_MASK,
@@ -195,7 +195,7 @@ def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) ->
             shift = level_shift(shape, level)
             invalidate_range(mmu, desk[ADDRESS] >> shift << shift, _ONE << shift)
         else:
-            invalidate_ipa(mmu, BY_IPA, desk[ADDRESS], level)
+            invalidate_ipa(mmu, desk[ADDRESS], level)
     page_put(pages, entry_line(shape, entry), shared)
     return True
 

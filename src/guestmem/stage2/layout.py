@@ -30,6 +30,8 @@ __all__ = [
     "ADDRESS_MASK",
     "ANNOTATE",
     "ATTRIBUTES_MASK",
+    "BBM_1",
+    "BBM_2",
     "BLOCK_KIND",
     "BLOCK_LEVELS",
     "CACHE",
@@ -65,6 +67,10 @@ __all__ = [
     "HELD_CHILD",
     "HOLDS",
     "IGNORE_EAGAIN",
+    "INVALIDATE_END",
+    "INVALIDATE_SEQ",
+    "INVALIDATE_START",
+    "INVALIDATING",
     "IPA_END",
     "LAST_LEVEL",
     "LEAF",
@@ -123,6 +129,8 @@ __all__ = [
     "TABLE_PRE",
     "TAKEN",
     "TLB",
+    "TLB_BASE",
+    "TLB_RING",
     "TREE",
     "TYPE_MASK",
     "UNSOUND",
@@ -232,12 +240,16 @@ LOCK_BASE = const(7)
 """Where the reader-writer lock starts: see ``rwlock``."""
 UNSOUND = const(8)
 """How often a freed page's count was wrong (KVM would warn); check() reports it."""
+TLB_BASE, TLB_RING = const(9), const(10)
+"""Where the hub of the TLBs starts, 0 while none is attached; records in its log, a power of two: ``tlb_layout``."""
 RETRIES, RETRY_WAITERS = const(16), const(24)
 """Discipline lock_subtree: a makes' count to wait on, and how many wait."""
 TLB = const(32)
 """Counters of invalidations: see ``invalidate``."""
 CLEANS, CLEANED = const(40), const(41)
 """How often data caches were cleaned for a leaf, and how many bytes: see ``flush``."""
+INVALIDATE_SEQ, INVALIDATING, INVALIDATE_START, INVALIDATE_END = (const(word) for word in range(48, 52))
+"""Invalidations that have ended; how many are under way, and the range of all of them, in bytes: see ``retry``."""
 MMU_FIXED = 64
 """Words before the lock."""
 RCU, LOCK_SUBTREE, RWLOCK, WALK_REFS = const(0), const(1), const(2), const(3)
@@ -286,6 +298,8 @@ DEFER_INVALIDATE = const(128)
 """Flag: unmap invalidates leaves once, by range, at its end; tables still at once."""
 ANNOTATE = const(256)
 """Flag: map stores the attributes as they are, an owner's mark, in pages only."""
+BBM_1, BBM_2 = const(512), const(1024)
+"""Flags: collapse replaces a table as FEAT_BBM level 1 (by way of a block with nT) or 2 (at once) allows: ``bbm``."""
 
 # --- status words -----------------------------------------------------------------------------------------------------
 OK = const(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..compiled import U64, Own, Words, compiled, const, u64
 from .entry import replace_entry
-from .invalidate import BY_IPA_LOCAL, invalidate_ipa
+from .invalidate import invalidate_local
 from .layout import (
     EAGAIN,
     END,
@@ -25,6 +25,7 @@ from .layout import (
     RESULT,
     SHARED,
     VALID,
+    WALKER,
     WRITE_DENIED,
     WRITE_GRANTED,
     WRITE_MASK,
@@ -88,5 +89,5 @@ def relax_permissions(
             if replace_entry(pool, desk, new):
                 status = u64(OK)
     walk_leave(shape, pool, pages, mmu, desk)
-    invalidate_ipa(mmu, BY_IPA_LOCAL, ipa, level)
+    invalidate_local(mmu, desk[WALKER], ipa, level)
     return status

@@ -34,6 +34,7 @@ from .pool import Pool
 from .protect import relax_permissions, write_protect_range
 from .rwlock import read_lock, read_unlock, rwlock_words, write_lock, write_unlock
 from .split import split_range
+from .tlb_layout import hub_words
 from .unmap import unmap_range
 from .walk import lookup_shared
 from .young import mark_young, young_range
@@ -49,6 +50,8 @@ DISCIPLINES = {
 """Who frees what, when: see ``discipline``."""
 
 _OK, _EAGAIN, _ENOMEM, _EBUSY = (int(word) for word in (layout.OK, layout.EAGAIN, layout.ENOMEM, layout.EBUSY))
+TLB_RING = 256
+"""Records in the log of invalidations."""
 _tables: weakref.WeakKeyDictionary[Pool, weakref.WeakSet[PageTable]] = weakref.WeakKeyDictionary()
 
 
@@ -109,7 +112,9 @@ class PageTable:
         srcu = lock + rwlock_words(walkers)
         queues = srcu + srcu_words(walkers)
         queue_words = -(-deferred_words(queue) // 8) * 8
-        self.mmu = words(queues + walkers * queue_words)
+        self.tlb_hub = queues + walkers * queue_words
+        """Where the TLBs' hub starts once one is attached."""
+        self.mmu = words(self.tlb_hub + hub_words(walkers, TLB_RING))
         self.desks = [self._new_desk(walker, cache) for walker in range(walkers)]
         self.root = pool.alloc(self._root_pages)
         """Address of the root."""
@@ -128,6 +133,7 @@ class PageTable:
             (layout.QUEUE_BASE, queues),
             (layout.QUEUE_WORDS, queue_words),
             (layout.LOCK_BASE, lock),
+            (layout.TLB_RING, TLB_RING),
             (layout.ROOT, root + 1),
         ):
             poke(self.mmu, int(word), value)
@@ -246,13 +252,20 @@ class PageTable:
 
         return self._steps("split", ipa, step, walker=walker, again=True)
 
-    def collapse(self, ipa: int, size: int, *, level: int | None = None, shared: bool = False, walker: int = 0) -> int:
-        """Collapse tables in a range into blocks, up to ``level``, where they map one run alike; returns how many."""
+    def collapse(
+        self, ipa: int, size: int, *, level: int | None = None, shared: bool = False, bbm: int = 0, walker: int = 0
+    ) -> int:
+        """Collapse tables in a range into blocks, up to ``level``, where they map one run alike; returns how many.
+
+        ``bbm``: what FEAT_BBM spares; 0: break, then make; 1: by way of a block with nT; 2: the block at once.
+        """
         self._check_range(ipa, size)
+        if bbm not in {0, 1, 2}:
+            raise UsageError(f"bbm: {bbm} is not 0, 1 or 2")
         level = self._check_level(level)
 
         def step(start: int, shared: bool) -> int:
-            flags = int(layout.SHARED) * shared
+            flags = int(layout.SHARED) * shared | (0, int(layout.BBM_1), int(layout.BBM_2))[bbm]
             return int(collapse_range(*self.words, self.desks[walker], start, ipa + size - start, level, flags))
 
         return self._steps("collapse", ipa, step, walker=walker, shared=shared)

@@ -10,7 +10,7 @@ from ..atomics import fetch_add, load_relaxed, store_relaxed
 from ..compiled import U64, Own, Words, compiled, const, u64
 from .entry import entry_line, is_table, level_shift, page_put, table_page
 from .free_list import page_give
-from .invalidate import BY_IPA, invalidate_ipa, invalidate_range
+from .invalidate import invalidate_ipa, invalidate_range
 from .layout import (
     ADDRESS,
     COUNT,
@@ -66,7 +66,7 @@ def unmap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
             store_relaxed(pool, entry, u64(0))
             if old & shape[VALID] != 0:
                 if flags & DEFER_INVALIDATE == 0:
-                    invalidate_ipa(mmu, BY_IPA, desk[ADDRESS], level)
+                    invalidate_ipa(mmu, desk[ADDRESS], level)
                 else:
                     shift = level_shift(shape, level)
                     start = desk[ADDRESS] >> shift << shift

@@ -1,0 +1,115 @@
+"""The strict mode: at each use of an entry, whether a completed invalidation covers it.
+
+An entry knows how much of the log its vCPU had applied when it was filled. A record after that which is complete, so
+that its invalidator may have freed or reused what the entry leads to, and which covers the entry, makes the use a
+finding. Judged by what was logged, not by what ``tlb_entries.forget`` does: an invalidation that is not applied, or
+whose level hint misses the entry, is seen.
+"""
+
+from __future__ import annotations
+
+from ..atomics import load_acquire, load_relaxed
+from ..compiled import U64, Own, Words, compiled, const, u64
+from .entry import level_shift
+from .layout import LAST_LEVEL, TLB_BASE, TLB_RING
+from .tlb_layout import (
+    BY_ADDRESS,
+    BY_BYTES,
+    EVERYTHING,
+    FINDINGS,
+    FIRST_IPA,
+    FIRST_KIND,
+    FIRST_LEVEL,
+    FIRST_RECORD,
+    KIND,
+    NO_HINT,
+    SEQUENCE,
+    STALE_COMBINED,
+    STALE_WALK,
+    STRICT,
+    UNCHECKED,
+)
+from .tlbi import record_at
+
+__all__ = ["finding", "look_at_use"]
+
+_ONE = const(1)
+_TWO = const(2)
+_THREE = const(3)
+
+
+@compiled
+def finding(tlb: Own, kind: U64, ipa: U64, level: U64, record: U64) -> None:
+    """Count a finding, and keep the first."""
+    if tlb[FINDINGS] == 0:
+        tlb[FIRST_KIND] = kind
+        tlb[FIRST_IPA] = ipa
+        tlb[FIRST_LEVEL] = level
+        tlb[FIRST_RECORD] = record
+    tlb[FINDINGS] += _ONE
+
+
+@compiled
+def _covers(shape: Own, what: U64, start: U64, end: U64, kind: U64, low: U64, high: U64) -> bool:
+    """Whether a record covers an entry of ``kind`` for ``[low, high)``.
+
+    A hint means a leaf of that level: all of its addresses, whatever size the entry has.
+    """
+    record = what & KIND
+    if record == EVERYTHING:
+        return True
+    if record == BY_BYTES:
+        return low < end and start < high
+    if record == BY_ADDRESS:
+        hint = what >> 8
+        if hint >= NO_HINT:
+            return low <= start < high
+        if kind == STALE_WALK or hint > shape[LAST_LEVEL]:
+            return False
+        shift = level_shift(shape, hint)
+        return low < ((start >> shift) + _ONE) << shift and start >> shift << shift < high
+    return kind == STALE_COMBINED
+
+
+@compiled
+def _look(shape: Own, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, level: U64) -> bool:
+    """``look_at_use`` where the log has gone on. O(records since)."""
+    hub = load_relaxed(mmu, TLB_BASE)
+    head = load_acquire(mmu, hub + SEQUENCE)
+    ring = load_relaxed(mmu, TLB_RING)
+    number = tlb[place + _THREE]
+    shift = level_shift(shape, level)
+    low = ipa >> shift << shift
+    high = low + (_ONE << shift)
+    passed = True
+    if head - number >= ring:
+        tlb[UNCHECKED] += _ONE
+        number = head - ring + _ONE
+    while number < head:
+        record = record_at(mmu, hub, number)
+        if load_acquire(mmu, record + _THREE) == number + _ONE:
+            what = load_acquire(mmu, record)
+            start = load_acquire(mmu, record + _ONE)
+            end = load_acquire(mmu, record + _TWO)
+            known = load_relaxed(mmu, hub + SEQUENCE) - number < ring
+            if known and _covers(shape, what, start, end, kind, low, high):
+                finding(tlb, kind, ipa, level, number)
+                tlb[place] = u64(0)
+                return False
+        else:
+            passed = False
+        number += _ONE
+        if passed:
+            tlb[place + _THREE] = number
+    return True
+
+
+@compiled(inline=True)
+def look_at_use(shape: Own, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, level: U64) -> bool:
+    """Whether an entry may be used; if not, it is a finding, and the entry is gone. True without strict mode."""
+    if tlb[STRICT] == 0:
+        return True
+    hub = load_relaxed(mmu, TLB_BASE)
+    if hub == 0 or load_acquire(mmu, hub + SEQUENCE) == tlb[place + _THREE]:
+        return True
+    return _look(shape, mmu, tlb, place, kind, ipa, level)

@@ -1,0 +1,88 @@
+"""A table becomes a block as far as FEAT_BBM spares break-before-make; hardware that takes less of it is upset."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestmem.atomics import peek, poke
+from guestmem.stage2 import Pool, Rights, Table, arm_stage2
+from guestmem.stage2.bbm import NT
+from guestmem.stage2.table import PageTable
+from guestmem.stage2.tlb import Tlb
+from guestmem.stage2.tlb_layout import WALK_BASE
+
+BLOCK, HOST = 0x20_0000, 0x4000_0000
+
+
+def pages(walkers: int = 2) -> PageTable:
+    """2 MiB in pages that could be one block."""
+    table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=walkers)
+    table.map(BLOCK, BLOCK, HOST, Rights.RWX, level=3)
+    return table
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("bbm", [0, 1, 2])
+def test_a_table_becomes_a_block(bbm: int, shared: bool) -> None:
+    table = pages()
+    tlb = Tlb(table, 1, bbm=bbm, strict=True)
+    tlb.enter()
+    tlb.translate(BLOCK + 0x3000)
+    tlb.leave()
+    assert table.collapse(BLOCK, BLOCK, bbm=bbm, shared=shared) == 1
+    tlb.enter()
+    assert tlb.translate(BLOCK + 0x3008) == ("ok", HOST + 0x3008, 2)
+    found = table.lookup(BLOCK)
+    assert found is not None
+    assert not found.descriptor & int(NT)
+    tlb.check()
+    assert tlb.finding is None
+    table.reclaim()
+    table.check()
+
+
+def entry_of_block(table: PageTable) -> int:
+    """Word of the level-2 entry for BLOCK; the root has level 1."""
+    below = table.format.decode(table.pool.load(table.root, 0), 1)
+    assert isinstance(below, Table)
+    return (below.address - table.pool.base) // 8 + 1
+
+
+def swap_in_place(table: PageTable) -> None:
+    """Replace the table by its block and invalidate nothing: the moment between the two."""
+    attributes = table.format.attributes(Rights.RWX)
+    poke(table.pool.words, entry_of_block(table), table.format.leaf(2, HOST, attributes))
+
+
+@pytest.mark.parametrize("bbm", [0, 1, 2])
+def test_two_sizes_at_once_are_a_conflict(bbm: int) -> None:
+    table = pages()
+    tlb = Tlb(table, 1, bbm=bbm, strict=True)
+    tlb.enter()
+    tlb.translate(BLOCK + 0x3000)
+    swap_in_place(table)
+    for place in range(16):  # or the next walk would start at the old table, which is still cached
+        tlb.words[int(tlb.words[int(WALK_BASE)]) + 4 * place] = 0
+    assert tlb.translate(BLOCK + 0x4000)[2] == 2
+    fault, _, _ = tlb.translate(BLOCK + 0x3000, va=0x7777_0000)
+    assert fault == "conflict"
+    assert tlb.counts["conflicts"] == 1
+    if bbm == 2:
+        assert tlb.finding is None, "the architecture allows it, and says what to do"
+    else:
+        assert tlb.finding is not None
+        assert tlb.finding.kind == "two sizes at once"
+    assert tlb.translate(BLOCK + 0x3000)[0] == "ok", "everything was forgotten"
+
+
+def test_a_block_with_nt_is_not_cached() -> None:
+    table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
+    table.map(BLOCK, BLOCK, HOST, Rights.RWX)
+    entry = entry_of_block(table)
+    poke(table.pool.words, entry, peek(table.pool.words, entry) | int(NT))
+    tlb = Tlb(table, 1, bbm=1)
+    tlb.enter()
+    for turn in range(1, 4):
+        assert tlb.translate(BLOCK)[0] == "ok"
+        assert tlb.counts["walks"] == turn
+        assert tlb.counts["fills"] == 0

@@ -1,0 +1,101 @@
+"""Hardware sets access and dirty flags where it is told to, and caches nothing that lacks the access flag."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestmem.atomics import peek
+from guestmem.stage2 import Pool, Rights, amd_npt, arm_stage2
+from guestmem.stage2.layout import FIND
+from guestmem.stage2.table import PageTable
+from guestmem.stage2.tlb import Tlb
+
+IPA, HOST = 0x5000, 0x4000_0000
+ACCESSED, DIRTY = 1 << 5, 1 << 6
+
+
+def put(table: PageTable, change: int) -> None:
+    """Change bits of the leaf for IPA behind everybody's back."""
+    assert table.lookup(IPA) is not None
+    entry = int(table.desks[0][int(FIND) + 3])
+    page, index = divmod(entry, 512)
+    address = table.pool.address_of(page)
+    table.pool.store(address, index, table.pool.load(address, index) ^ change)
+
+
+def descriptor(table: PageTable) -> int:
+    found = table.lookup(IPA)
+    assert found is not None
+    return found.descriptor
+
+
+def test_x86_sets_both_as_it_goes() -> None:
+    table = PageTable(amd_npt(), Pool(64), walkers=2)
+    table.map(IPA, 0x1000, HOST, Rights.RW)
+    put(table, ACCESSED)
+    tlb = Tlb(table, 1, strict=True)
+    tlb.enter()
+    assert tlb.translate(IPA)[0] == "ok"
+    assert descriptor(table) & (ACCESSED | DIRTY) == ACCESSED
+    assert tlb.translate(IPA, write=True)[0] == "ok"
+    assert descriptor(table) & DIRTY
+    assert tlb.counts["flags_set"] == 2
+    walks = tlb.counts["walks"]
+    assert tlb.translate(IPA, write=True)[0] == "ok"
+    assert tlb.counts["walks"] == walks, "what is dirty needs no walk"
+
+
+def test_speculation_sets_no_dirty_flag() -> None:
+    table = PageTable(amd_npt(), Pool(64), walkers=2)
+    table.map(IPA, 0x1000, HOST, Rights.RW)
+    tlb = Tlb(table, 1)
+    tlb.enter()
+    tlb.speculate(IPA)
+    assert not descriptor(table) & DIRTY
+    assert tlb.counts["speculative"] == tlb.counts["fills"] == 1
+
+
+@pytest.mark.parametrize("sets", [False, True])
+def test_arm_faults_for_the_access_flag_unless_told_to_set_it(sets: bool) -> None:
+    table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
+    table.map(IPA, 0x1000, HOST, Rights.RW)
+    put(table, 1 << 10)
+    tlb = Tlb(table, 1, sets_flags=sets)
+    tlb.enter()
+    assert tlb.translate(IPA) == (("ok", HOST, 3) if sets else ("access flag", 0, 3))
+    assert tlb.counts["fills"] == sets
+    if not sets:
+        table.mark_young(IPA)  # needs no invalidation: it was not cached
+        assert tlb.translate(IPA)[0] == "ok"
+
+
+@pytest.mark.parametrize("sets", [None, True])
+def test_arm_lifts_write_protection_by_the_dirty_bit_modifier(sets: bool | None) -> None:
+    table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
+    table.map(IPA, 0x1000, HOST, Rights.READ)
+    put(table, 1 << 51)
+    tlb = Tlb(table, 1, sets_flags=sets)
+    tlb.enter()
+    assert tlb.translate(IPA)[0] == "ok"
+    assert tlb.translate(IPA, write=True)[0] == ("ok" if sets else "permission")
+    assert bool(descriptor(table) & 1 << 7) == bool(sets)
+
+
+def test_a_stricter_entry_faults_until_it_is_forgotten() -> None:
+    """Arm: relaxing must invalidate the caller's own entry, or it faults for ever; x86 forgets by itself."""
+    for made, again in ((arm_stage2(0x1000, 40), "permission"), (amd_npt(), "ok")):
+        table = PageTable(made, Pool(64), walkers=3)
+        table.map(IPA, 0x1000, HOST, Rights.READ)
+        mine, other = Tlb(table, 1), Tlb(table, 2)
+        for tlb in (mine, other):
+            tlb.enter()
+            tlb.translate(IPA)
+            assert tlb.translate(IPA, write=True)[0] == "permission"
+        mine.leave()
+        table.relax(IPA, Rights.WRITE, shared=True, walker=1)
+        mine.enter()
+        assert mine.translate(IPA, write=True)[0] == "ok"
+        assert other.translate(IPA, write=True)[0] == again
+        assert mine.counts["local"] == 1
+        assert peek(table.mmu, 33) == 1  # by IPA, local: nobody else was disturbed
+        assert other.counts["by_address"] == 0
