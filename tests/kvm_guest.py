@@ -220,9 +220,9 @@ def registers(vcpu: int, *, code_in_slot_1: bool) -> dict[str, int]:
 class Guest:
     """An engine with two slots on memory of its own, and every vCPU at the start of a program, in user mode."""
 
-    def __init__(self, name: str, vcpus: int = 2, *, fetch: bool = True) -> None:
+    def __init__(self, name: str, vcpus: int = 2, *, fetch: bool = True, ring_bytes: int = 0) -> None:
         self.program = PROGRAMS[name]
-        self.engine = KvmEngine(vcpus)
+        self.engine = KvmEngine(vcpus, ring_bytes=ring_bytes)
         self.memory = mmap.mmap(-1, SIZE)
         self._view = ctypes.c_char.from_buffer(self.memory)
         self.address = ctypes.addressof(self._view)

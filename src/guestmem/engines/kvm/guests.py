@@ -16,6 +16,7 @@ __all__ = ["identity_tables", "real_mode", "user_mode"]
 
 _CR0, _CR3, _CR4, _EFER = 224, 240, 248, 264
 """Places in struct kvm_sregs."""
+_REAL_CR0 = 0x60000010  # CD, NW, ET: as after reset
 _PAGING = 0x80050033  # PG, AM, WP, NE, ET, MP, PE
 _PAE_SSE, _OSXSAVE = 0x620, 0x40000
 _LONG_MODE = 0xD00  # LMA, LME, NX
@@ -44,10 +45,14 @@ def user_mode(sregs: bytes, cr3: int, *, cpl: int = 3, avx: bool = False) -> byt
 
 
 def real_mode(sregs: bytes) -> bytes:
-    """``struct kvm_sregs`` of a guest in real mode whose code segment begins at 0."""
+    """``struct kvm_sregs`` of a guest in real mode, all segments at 0 (a vCPU begins with its code at 0xffff0000)."""
     made = bytearray(sregs)
-    _, limit, _, *rest = SEGMENT.unpack_from(made, 0)
-    SEGMENT.pack_into(made, 0, 0, limit, 0, *rest)
+    for place, name in enumerate(SEGMENT_NAMES[:6]):
+        SEGMENT.pack_into(
+            made, SEGMENT.size * place, 0, 0xFFFF, 0, 11 if name == "cs" else 3, 1, 0, 0, 1, 0, 0, 0, 0, 0
+        )
+    for place, value in ((_CR0, _REAL_CR0), (_CR3, 0), (_CR4, 0), (_EFER, 0)):
+        struct.pack_into("<Q", made, place, value)
     return bytes(made)
 
 

@@ -1,0 +1,131 @@
+"""What the load guest and its exits count is what happened: in memory, in every design, on a real boot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestmem.compare.plan import Plan, plan
+from guestmem.compare.replay import replay
+from guestmem.designs import find
+from guestmem.engines import measured_engine
+from guestmem.engines.kvm import KvmLoadEngine
+from guestmem.engines.kvm.load_guest import ASSEMBLY, CODE_BYTES
+from guestmem.engines.soft import Access, HostMemory, Load, Target
+from guestmem.errors import CapabilityError, UsageError
+from guestmem.memslots import Change
+from guestmem.traces import read
+from kvm_guest import PROGRAMS
+
+TRACES = Path(__file__).parents[2] / "examples" / "traces"
+pytestmark = pytest.mark.compiled_only
+
+
+@pytest.fixture
+def steps() -> Iterator[Plan]:
+    made = plan(read(TRACES / "pc-seabios-smp2.log"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("pattern", ["random", "sequential", "hot"])
+def test_increments_are_in_memory_and_devices_are_devices(pattern: str) -> None:
+    memory = HostMemory([(0x7F0000000000, 0x7F0000010000)])
+    words = [memory.address + 0x1000 * page + 8 * page for page in range(16)]
+    for word in words:
+        memory.write(word + 7, b"\xc3")
+    with KvmLoadEngine(2) as engine:
+        engine.set_access(Access(pattern=pattern, writes=0.4, fetches=0.2))
+        engine.set_memory_region(Change(0, 0, 16, memory.address))
+        engine.start()
+        there = [Target(word - memory.address, word, word) for word in words]
+        engine.set_load(Load([*there, Target(0x200000, 0, 0), Target(0x201000, 0, 0)]))
+        time.sleep(0.3)
+        engine.set_load(Load())
+        engine.stop()
+        every = engine.vcpu_counts()
+    total = {name: sum(counts[name] for counts in every) for name in every[0]}
+    assert total["writes"] == sum(memory.word(word) & (1 << 56) - 1 for word in words) > 0
+    assert total["reads"] > 0
+    assert total["fetches"] > 0
+    assert total["mmio_reads"] > 0
+    assert total["mmio_writes"] > 0
+    assert total["holes_read"] == total["holes_write"] == total["killed_fetches"] == total["strange"] == 0
+    assert total["inside"] == 0
+    memory.close()
+
+
+@pytest.mark.parametrize("design", ["pause", "pause_if_overlap", "exit_retry"])
+def test_a_boot_without_failures(steps: Plan, design: str) -> None:
+    with measured_engine("kvm", 2) as engine:
+        row = replay(steps, find(design), engine, access=Access(), repeat=4, interval_s=0.001)
+    assert row.transactions == 44
+    assert row.failures == 0
+    assert row.inside > 0
+    assert row.accesses > 1000
+    assert row.counts.pauses == (44 if design == "pause" else row.counts.pauses)
+    if design == "exit_retry":
+        assert row.counts.pauses == 0
+
+
+def test_todays_way_is_caught(steps: Plan) -> None:
+    for _ in range(5):
+        with measured_engine("kvm", 2) as engine:
+            row = replay(steps, find("sequential"), engine, access=Access(), repeat=10, interval_s=0.001)
+        if row.holes and row.killed:
+            assert row.lost >= 0
+            return
+    pytest.fail("no access fell into a hole in 50 boots")
+
+
+def test_what_cannot_be_measured_is_no_zero(steps: Plan) -> None:
+    with measured_engine("kvm", 1) as engine:
+        row = replay(steps, find("pause"), engine, access=Access(), repeat=1, interval_s=0).as_dict()
+    assert row["stale"] is None
+    assert row["torn"] is None
+    assert row["counts"]["swaps"] is None
+    assert row["lost"] == 0
+    assert row["counts"]["pauses"] == 11
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_host_and_dashes() -> None:
+    command = [sys.executable, "-m", "guestmem", "compare", str(TRACES / "pc-seabios-smp2.log"), "--engine", "kvm"]
+    arguments = ["--vcpus", "2", "--repeat", "20", "--json", "/dev/stderr", "--design", "exit_retry"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "host: Linux " in done.stdout
+    assert "engine kvm cannot measure it" in done.stdout
+    assert "load: strong enough (sequential was caught" in done.stdout
+    figures = json.loads(done.stderr)
+    assert [row["design"] for row in figures["rows"]] == ["exit_retry", "sequential"]
+    assert figures["control"] == "sequential"
+
+
+def test_what_the_kernel_engine_cannot_do_is_one_line() -> None:
+    with pytest.raises(UsageError, match="x86 guests only"):
+        measured_engine("kvm", 1, arch="arm64")
+    with pytest.raises(UsageError, match="inside the kernel"):
+        measured_engine("kvm", 1, slow_vcpu_ns=1)
+    with pytest.raises(CapabilityError, match="address spaces"):
+        measured_engine("kvm", 1, address_spaces=9)
+    with pytest.raises(UsageError, match="soft, kvm"):
+        measured_engine("xen", 1)
+
+
+@pytest.mark.no_kvm
+@pytest.mark.skipif(not shutil.which("as") or not shutil.which("objcopy"), reason="needs GNU as and objcopy")
+@pytest.mark.parametrize("name", ["load guest", *PROGRAMS])
+def test_bytes_are_what_the_assembly_says(name: str, tmp_path: Path) -> None:
+    assembly, code = (ASSEMBLY, CODE_BYTES) if name == "load guest" else PROGRAMS[name][1:]
+    (tmp_path / "x.s").write_text(f".intel_syntax noprefix\n{assembly}\n")
+    subprocess.run(["as", "--64", "x.s", "-o", "x.o"], cwd=tmp_path, check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", "x.o", "x.bin"], cwd=tmp_path, check=True)
+    assert (tmp_path / "x.bin").read_bytes() == code

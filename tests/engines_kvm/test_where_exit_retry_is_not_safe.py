@@ -1,0 +1,113 @@
+"""Each case in which exit_retry is not safe is found by the check, or counted, and shown where this kernel can."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from guestmem.designs import find
+from guestmem.engines.kvm import Host, InternalError, Shutdown, real_mode, safe_for_exit_retry, user_mode
+from guestmem.engines.kvm.safety import MEASURED_MODULES
+from guestmem.memslots import Change
+from kvm_guest import TABLES, Guest
+
+pytestmark = pytest.mark.compiled_only
+
+REAL_MODE = bytes.fromhex("b80020 8ed8 f0ff060000 41 ebf8")
+"""mov ax, 0x2000; mov ds, ax; l: lock inc word [0]; inc cx; jmp l"""
+TRIES = 6
+
+
+def retry(guest: Guest, seconds: float, change: Change | None = None) -> None:
+    change = change or guest.slot1
+    apply = find("exit_retry").prepare(guest.engine)
+    guest.engine.vm.start()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not guest.engine.vm.ended:
+        apply(guest.engine, [Change(change.slot), change])
+        time.sleep(0.0002)
+    guest.engine.vm.stop()
+
+
+def test_a_user_mode_guest_with_its_tables_elsewhere_is_safe() -> None:
+    with Guest("inc") as guest:
+        verdict = safe_for_exit_retry(guest.engine, [Change(1), guest.slot1])
+        assert verdict
+        assert verdict.design == "exit_retry"
+        assert any("crosses a page" in remark for remark in verdict.remarks)
+        assert any("not measured" in each for each in verdict.remarks) == (
+            guest.engine.vm.host.module not in MEASURED_MODULES
+        )
+
+
+def test_locked_operations_that_cross_a_page_are_counted() -> None:
+    """They cannot be made safe: while it emulates, the host carries them out as plain accesses. The counter tells."""
+    with Guest("page crossing") as guest:
+        for _ in range(TRIES):
+            retry(guest, 1.0)
+            if guest.missing() > 2 and any(each["crossings"] for each in guest.engine.vm.counts()):
+                return
+        counts = guest.engine.vm.counts()
+        assert any(each["crossings"] for each in counts), counts
+        pytest.skip(f"crossings were counted, and none was lost: {counts}")
+
+
+def test_a_guest_in_real_mode_is_refused_where_the_host_emulates_it() -> None:
+    with Guest("inc", 1) as guest:
+        vcpu = guest.engine.vm.vcpus[0]
+        vcpu.set_sregs(real_mode(guest.engine.vm.vcpus[0].sregs()))
+        verdict = safe_for_exit_retry(guest.engine)
+        assert bool(verdict) == (not guest.engine.vm.host.software)
+        if not verdict:
+            assert verdict.design == "pause_if_overlap"
+            assert "real mode" in str(verdict)
+
+
+def test_a_guest_in_real_mode_loses_writes_where_the_host_emulates_it() -> None:
+    """An emulation that began before the update has read memory, and its write finds none: no exit told of the read."""
+    with Guest("inc", 2) as guest:
+        if not guest.engine.vm.host.software:
+            pytest.skip(f"{guest.engine.vm.host.module} runs real mode natively")
+        guest.memory[0x1000 : 0x1000 + len(REAL_MODE)] = REAL_MODE
+        for vcpu in guest.engine.vm.vcpus:
+            vcpu.set_sregs(real_mode(vcpu.sregs()))
+            vcpu.set_registers(rip=0x1000, rflags=2, rcx=0)
+        for _ in range(TRIES):
+            retry(guest, 0.5)
+            assert guest.engine.vm.ended == {}
+            lost = (guest.rounds() - guest.word(0x20000)) & 0xFFFF
+            if 2 < lost < 0x8000:
+                return
+        pytest.skip(f"none lost in {TRIES} tries: {guest.engine.vm.counts()}")
+
+
+def test_kernel_mode_is_refused_where_the_host_is_software() -> None:
+    with Guest("inc", 1) as guest:
+        vcpu = guest.engine.vm.vcpus[0]
+        vcpu.set_sregs(user_mode(vcpu.sregs(), TABLES, cpl=0))
+        assert bool(safe_for_exit_retry(guest.engine)) == (not guest.engine.vm.host.software)
+
+
+def test_page_tables_in_what_changes_are_refused() -> None:
+    with Guest("inc", 1) as guest:
+        slot0 = Change(0, 0, 0x10, guest.address)
+        verdict = safe_for_exit_retry(guest.engine, [Change(0), slot0])
+        assert not verdict
+        assert f"page table at {TABLES:#x}" in str(verdict)
+        # Slot 0 holds the tables and the code: the guest does not live through it.
+        retry(guest, 3, slot0)
+        if guest.engine.vm.ended:
+            assert isinstance(guest.engine.vm.ended[0], Shutdown | InternalError)
+
+
+def test_encrypted_guests_are_refused() -> None:
+    with Guest("inc", 1) as guest:
+        assert "encrypted" in str(safe_for_exit_retry(guest.engine, encrypted=True))
+
+
+def test_hardware_hosts_are_not_claimed() -> None:
+    with Guest("inc", 1) as guest:
+        guest.engine.vm.host = Host("6.18", "kvm_intel", tdp=True, tdp_mmu=True, mmio_caching=True)
+        verdict = safe_for_exit_retry(guest.engine, [Change(1), guest.slot1])
+        assert "not measured on kvm_intel" in verdict.remarks
