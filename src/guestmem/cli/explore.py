@@ -90,7 +90,7 @@ def command(
 
     reports: list[Report] = []
     interrupted = False
-    with _interruptible() as stopped, _progress() as progress:
+    with _interruptible() as stopped:
         for model in chosen:
             common: dict[str, Any] = {
                 "weak": weak,
@@ -106,7 +106,8 @@ def command(
             if jobs > 1:
                 report = explore_in(jobs, model, stopped=stopped, **common)
             else:
-                report = explore(model, resume=resume, progress=progress, stopped=stopped, **common)
+                with _progress() as progress:
+                    report = explore(model, resume=resume, progress=progress, stopped=stopped, **common)
             reports.append(report)
             if not as_json:
                 _print(report)
