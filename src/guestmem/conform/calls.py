@@ -108,19 +108,19 @@ class Answer(NamedTuple):
 
 
 def in_short(exits: list[tuple[str, int]]) -> tuple[str, ...]:
-    """Exits by name and gpa, with page after page of the same as one.
+    """Exits by name and gpa (-1: none), with page after page of the same as one.
 
-    >>> in_short([("mmio write 8", 0x1000), ("mmio write 8", 0x2000), ("done", 0)])
+    >>> in_short([("mmio write 8", 0x1000), ("mmio write 8", 0x2000), ("done", -1)])
     ('mmio write 8 at 0x1000, 2 pages', 'done')
     """
     found: list[tuple[str, int, int]] = []
     for name, gpa in exits:
-        if found and gpa and found[-1][0] == name and found[-1][1] + found[-1][2] * 4096 == gpa:
+        if found and gpa >= 0 and found[-1][0] == name and found[-1][1] + found[-1][2] * 4096 == gpa:
             found[-1] = (name, found[-1][1], found[-1][2] + 1)
         else:
             found.append((name, gpa, 1))
     return tuple(
-        name + (f" at {gpa:#x}" if gpa else "") + (f", {pages} pages" if pages > 1 else "")
+        name + (f" at {gpa:#x}" if gpa >= 0 else "") + (f", {pages} pages" if pages > 1 else "")
         for name, gpa, pages in found
     )
 

@@ -319,14 +319,14 @@ class KernelVm:
 def _name(exit_: Exit) -> tuple[str, int]:
     match exit_:
         case Mmio(gpa=gpa) if gpa == DONE_GPA:
-            return "done", 0
+            return "done", -1
         case Mmio(gpa=gpa, size=size, is_write=is_write):
             return f"mmio {'write' if is_write else 'read'} {size}", gpa
         case DirtyRingFull():
-            return "dirty ring full", 0
+            return "dirty ring full", -1
         case Shutdown():
-            return "shutdown", 0
+            return "shutdown", -1
         case InternalError(suberror=suberror):
-            return f"internal error {suberror}", 0
+            return f"internal error {suberror}", -1
         case _:
-            return str(exit_), 0
+            return str(exit_), -1

@@ -134,7 +134,7 @@ class ModelledVm:
             places.append((gfn, slot))
         for gfn, slot in places:
             if ring is not None and ring.soft_full:
-                exits.append(("dirty ring full", 0))
+                exits.append(("dirty ring full", -1))
                 break
             if slot is None or slot.flags & KVM_MEM_READONLY:
                 exits.append(("mmio write 8", gfn << 12))
@@ -143,7 +143,7 @@ class ModelledVm:
                 return Answer(-errno.EFAULT, exits=in_short(exits))
             vm.dirty.mark(slot.id, gfn - slot.base_gfn, 0)
         else:
-            exits.append(("dirty ring full" if ring is not None and ring.soft_full else "done", 0))
+            exits.append(("dirty ring full" if ring is not None and ring.soft_full else "done", -1))
         return Answer(0, exits=in_short(exits))
 
     def _harvest(self) -> Answer | None:

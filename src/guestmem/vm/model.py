@@ -51,14 +51,14 @@ class KvmModel:
     point to (this process unless given).
 
     >>> vm = KvmModel()
-    >>> region = MemoryRegion(slot=3, memory_size=0x4000, userspace_addr=0x70000000)
+    >>> region = MemoryRegion(slot=3, memory_size=0x1000, userspace_addr=0x7000)
     >>> vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, region.pack())
     0
     >>> vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, region._replace(slot=4).pack())
     Traceback (most recent call last):
-    guestmem.errors.MemslotError: EEXIST: slot 4: [0x0, 0x4000) 16 KiB overlaps Slot 3 [0x0, 0x4000) 16 KiB -> 0x70000000
+    guestmem.errors.MemslotError: EEXIST: slot 4: [0x0, 0x1000) 4 KiB overlaps Slot 3 [0x0, 0x1000) 4 KiB -> 0x7000
     >>> list(vm.memslots), vm.accounting.pages
-    ([Slot 3 [0x0, 0x4000) 16 KiB -> 0x70000000], 4)
+    ([Slot 3 [0x0, 0x1000) 4 KiB -> 0x7000], 1)
     """
 
     def __init__(
@@ -130,7 +130,8 @@ class KvmModel:
             return handler(bytes(argument))
 
     def _region1(self, argument: bytes) -> int:
-        self._set_region(*_REGION.unpack(argument), 0, 0, False, False)
+        key, flags, gpa, size, hva = _REGION.unpack(argument)
+        self._set_region(key, flags, gpa, size, hva, 0, 0, False, False)
         return 0
 
     def _region2(self, argument: bytes) -> int:

@@ -1,0 +1,45 @@
+"""Each promise of the ABI is asked twice: of the model, and of this machine's kernel, if it has a usable KVM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from abi_words import Ask
+from guestmem.conform.calls import Answer, Call
+from guestmem.conform.kernel import Kernel, host_of
+from guestmem.conform.modelled import ModelledVm
+from guestmem.engines.kvm.device import unusable
+from guestmem.memslots.checks import Host
+
+WHY_NOT = unusable()
+MANY = 64
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Iterator[Kernel]:
+    if WHY_NOT:
+        pytest.skip(WHY_NOT)
+    with Kernel() as opened:
+        yield opened
+
+
+@pytest.fixture(params=["model", "kernel"])
+def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
+    """``ask(kind, *numbers)`` on a new VM; the answer."""
+    if request.param == "model":
+        host = Host() if WHY_NOT else host_of()
+        modelled = ModelledVm(host)
+
+        def of_model(kind: str, *numbers: int) -> Answer:
+            answer = modelled.answer(Call(kind, numbers))
+            if len(modelled.vm.slots) < MANY:  # it looks at every slot
+                modelled.vm.check()
+            assert answer is not None
+            return answer
+
+        yield of_model
+        return
+    with request.getfixturevalue("kernel").vm() as vm:
+        yield lambda kind, *numbers: vm.answer(Call(kind, numbers))
