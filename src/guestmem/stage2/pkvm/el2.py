@@ -265,7 +265,7 @@ class Pkvm:
 
     def force_reclaim(self, phys: int, *, cpu: int = 0) -> None:
         """Take a page from the live guest that has it, which then meets EHWPOISON; EPERM if none has it alone."""
-        page = self._page("phys", phys)
+        page = self._memory_page(phys)
         shape, pool, _, host = self.words
         owner = int(reclaim.page_owner(shape, pool, host, self.host.desks[cpu], page))
         vm = self.vms.get(owner >> 3 & 0xFFFF)
@@ -322,9 +322,7 @@ class Pkvm:
 
     def ownership(self, phys: int) -> Ownership:
         """Who has a page of memory. EINVAL: it is none."""
-        page = self._page("phys", phys)
-        if not any(start <= phys < end for start, end in self.regions):
-            raise Stage2Error(errno.EINVAL, f"phys: {phys:#x} is in no region of memory")
+        page = self._memory_page(phys)
         word = int(peek(self.el2, int(page_word(self.el2, page))))
         shape, pool, _, host = self.words
         owner = int(reclaim.page_owner(shape, pool, host, self.host.desks[0], page))
@@ -384,6 +382,12 @@ class Pkvm:
         if address >= 1 << self.format.geometry.ipa_bits:
             raise Stage2Error(errno.ERANGE, f"{name}: {address:#x} is outside {self.format.geometry.ipa_bits} bits")
         return address // size
+
+    def _memory_page(self, phys: int) -> int:
+        page = self._page("phys", phys)
+        if not any(start <= phys < end for start, end in self.regions):
+            raise Stage2Error(errno.EINVAL, f"phys: {phys:#x} is in no region of memory")
+        return page
 
     def _range(self, phys: int, size: int) -> tuple[int, int]:
         self.format.geometry.check_range(phys, size)
