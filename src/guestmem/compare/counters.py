@@ -10,16 +10,22 @@ from .plan import Plan, Step
 
 __all__ = ["Counters"]
 
+_COUNTER = (1 << 56) - 1
+
 
 class Counters:
     """The counters that writes leave in the pages, and what they must and must not become."""
 
     def __init__(self, plan: Plan) -> None:
-        self._read = plan.memory.word
+        self._word = plan.memory.word
         self._words = plan.words
         self._before = sum(map(self._read, self._words))
         self._ended: dict[int, int] = {}
         self.wrong = 0
+
+    def _read(self, word: int) -> int:
+        """The counter in a word: its last byte is none of it."""
+        return self._word(word) & _COUNTER
 
     def step_begins(self, step: Step) -> None:
         """Look for writes where none may go any more; what the step gives back may be written again."""

@@ -35,6 +35,7 @@ __all__ = [
     "MMIO",
     "NEXT_FRAGMENT",
     "answer_fragment",
+    "complete",
     "complete_device",
     "copy_fragment",
     "retry_fetch",

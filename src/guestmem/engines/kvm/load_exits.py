@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ...atomics import host_load, host_store, load_relaxed
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
-from ...system import SYS_IOCTL, failed, system_call
-from ..soft.layout import MUST, NEW_READONLY, OLD_READONLY, TARGET_FLAGS, TARGET_GPA, TARGET_OLD
+from ...system import SYS_IOCTL, failed, host_store8, system_call
+from ..soft.layout import MUST, NEW_READONLY, OLD_READONLY, TARGET_FLAGS, TARGET_GPA, TARGET_NEW, TARGET_OLD
 from . import layout as at
 from .abi import RUN_DATA, RUN_LENGTH, RUN_PHYS_ADDR
-from .answers import answer_fragment
+from .answers import MMIO, NEXT_FRAGMENT, answer_fragment, complete
 from .load_layout import ANSWERED, BLOCK_KIND, BLOCK_OUTCOME, BLOCK_TARGET, DEVICE, HOLE, LANDED, READONLY_WRITE
 
 __all__ = ["count_kill", "count_mmio"]
@@ -20,6 +20,7 @@ _WORD = const(8)
 _SET_SREGS, _SET_REGS, _SET_EVENTS = const(0x4138AE84), const(0x4090AE82), const(0x4040AEA0)
 _SHUTDOWN, _INTERNAL_ERROR = const(8), const(17)
 _WRITE = const(1)
+_RET_PLACE, _RET = const(7), const(0xC3)
 
 
 @compiled
@@ -44,9 +45,8 @@ def count_mmio(vm: Words, own: Own) -> U64:
         own[at.STRANGE] += _ONE
         return at.EXIT
     place = wrapping(gpa - host_load(target + TARGET_GPA * _WORD))
-    if place >= _WORD:  # not the 8 bytes that the guest says it is at
-        own[at.STRANGE] += _ONE
-        return at.EXIT
+    if place >= _WORD:  # not the 8 bytes that the guest says it is at: it runs wild
+        return count_kill(own, MMIO)
     flags = host_load(target + TARGET_FLAGS * _WORD)
     old = host_load(target + TARGET_OLD * _WORD)
     outcome = DEVICE
@@ -68,20 +68,39 @@ def count_mmio(vm: Words, own: Own) -> U64:
 
 @compiled
 def count_kill(own: Own, reason: U64) -> U64:
-    """The guest is dead: count it, and start it again. What it has counted is in memory and stays."""
+    """The guest is dead, or runs wild: count it, and start it again. What it has counted is in memory and stays."""
     target = _target(own)
     if target == 0:
         own[at.STRANGE] += _ONE
         return at.EXIT
-    flags = host_load(target + TARGET_FLAGS * _WORD)
-    if reason == _SHUTDOWN:
-        own[at.SHUTDOWNS] += _ONE
-    elif reason != _INTERNAL_ERROR:
+    if reason != _SHUTDOWN and reason != _INTERNAL_ERROR:
         own[at.STRANGE] += _ONE
-    if flags & MUST != 0:
+    elif host_load(target + TARGET_FLAGS * _WORD) & MUST != 0:
         own[at.KILLED_FETCHES] += _ONE
     else:
         own[at.INTERNAL_ERRORS] += _ONE
+    if reason == _SHUTDOWN:
+        own[at.SHUTDOWNS] += _ONE
+    return start_again(own, target)
+
+
+@compiled
+def start_again(own: Own, target: U64) -> U64:
+    """Put the guest back to its start: after what it has begun, which KVM would carry out on the new registers.
+
+    It may have died because what it runs was overwritten, by a write computed from a hole: that is put back, too.
+    """
+    fragments = u64(0)
+    while complete(own) == NEXT_FRAGMENT and fragments < _WORD:
+        fragments += _ONE
+    own[at.DEVICE] = u64(0)
+    host_store(own[at.RUN], u64(0))
+    old = host_load(target + TARGET_OLD * _WORD)
+    new = host_load(target + TARGET_NEW * _WORD)
+    if old != 0:
+        host_store8(old + _RET_PLACE, _RET)
+    if new != 0:
+        host_store8(new + _RET_PLACE, _RET)
     error = failed(system_call(SYS_IOCTL, own[at.FD], _SET_SREGS, own[at.RESET_SREGS]))
     error |= failed(system_call(SYS_IOCTL, own[at.FD], _SET_REGS, own[at.RESET_REGS]))
     error |= failed(system_call(SYS_IOCTL, own[at.FD], _SET_EVENTS, own[at.RESET_EVENTS]))
