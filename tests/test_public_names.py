@@ -21,6 +21,7 @@ NAMES = [
     "Slot",
     "TraceError",
     "UsageError",
+    "Vm",
     "__version__",
     "check_trace",
     "read_trace",

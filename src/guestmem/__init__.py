@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .memslots.set import Memslots
     from .memslots.slot import Slot
     from .traces import read as read_trace
+    from .vm import Vm
 
     __version__: str
 
@@ -39,6 +40,7 @@ __all__ = [
     "Slot",
     "TraceError",
     "UsageError",
+    "Vm",
     "__version__",
     "check_trace",
     "read_trace",
@@ -56,6 +58,7 @@ _WHERE = {
     "Slot": ("memslots.slot", "Slot"),
     "TraceError": ("errors", "TraceError"),
     "UsageError": ("errors", "UsageError"),
+    "Vm": ("vm", "Vm"),
     "check_trace": ("check", "check"),
     "read_trace": ("traces", "read"),
 }
