@@ -226,4 +226,4 @@ def test_random_transitions(
     pair.compare()
     if small:
         assert missing(seen) == set()
-        assert {refused for _, refused in seen} >= {"EPERM", "EINVAL", "ENOENT", "EBUSY", "E2BIG"}
+        assert {refused for _, refused in seen} >= {"EPERM", "EINVAL", "ENOENT"}  # others: test_pkvm_refusals
