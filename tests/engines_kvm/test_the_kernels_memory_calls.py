@@ -8,6 +8,7 @@ import time
 import pytest
 
 from guestmem.engines.kvm import Cap, KvmEngine, KvmVm, user_mode
+from guestmem.engines.kvm import engine as engine_module
 from guestmem.errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from guestmem.memslots import Change, ChangeKind
 from kvm_guest import RESTLESS, TABLES, Guest, registers
@@ -117,6 +118,14 @@ def test_what_no_kernel_can_do_is_a_capability_error() -> None:
         KvmEngine(0)
     with pytest.raises(CapabilityError, match="vCPUs; this kernel allows"):
         KvmEngine(100_000)
+
+
+def test_a_slot_whose_bookkeeping_would_take_all_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_BYTES_A_PAGE", 1 << 30)
+    with KvmEngine(1) as engine:
+        with pytest.raises(CapabilityError, match="slot 0 of 64 GiB takes the kernel some 16384 TiB"):
+            engine.set_memory_region(Change(0, 0, 1 << 24, 0x1000))
+        assert engine.slots() == []
 
 
 def test_a_vcpu_that_no_slot_can_carry_says_so() -> None:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from ...errors import CapabilityError
 from ...memslots import Change, ChangeKind, Slot, classify
-from ...units import PAGE_SHIFT
+from ...units import PAGE_SHIFT, format_size
 from ..protocol import Capability, Counts, Update
 from . import layout as at
 from .vm import KvmVm
@@ -21,6 +21,21 @@ from .vm import KvmVm
 __all__ = ["KvmEngine"]
 
 _clock = time.perf_counter_ns
+_LARGE_PAGES = 1 << 24
+_BYTES_A_PAGE = 12
+"""What the kernel keeps for each page of a slot without TDP: reverse map, tracking, large pages."""
+
+
+def _afford(change: Change) -> None:
+    """CapabilityError for a slot whose bookkeeping alone could take the machine's memory."""
+    needs = change.npages * _BYTES_A_PAGE
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    if needs > available // 2:
+        raise CapabilityError(
+            f"engine kvm: slot {change.slot} of {format_size(change.memory_size)} takes the kernel some "
+            f"{format_size(needs >> 20 << 20)}; {format_size(available >> 20 << 20)} are available"
+        )
 
 
 class KvmEngine:
@@ -61,6 +76,8 @@ class KvmEngine:
     def _set_memory_region(self, change: Change) -> ChangeKind:
         key = (change.as_id, change.slot)
         old = self._slots.get(key)
+        if old is None and change.npages >= _LARGE_PAGES:
+            _afford(change)
         begun = _clock()
         self.vm.set_user_memory_region(
             change.slot,

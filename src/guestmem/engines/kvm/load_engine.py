@@ -61,8 +61,11 @@ class KvmLoadEngine(KvmEngine):
         {
             *("stale", "refused", "torn", "instants"),
             *("swaps", "srcu_waits", "flushes", "stalls", "kick_ns", "grace_ns"),
+            *("zaps", "refaults", "table_pages"),
         }
     )
+
+    table_pages = 0
 
     def __init__(
         self,
