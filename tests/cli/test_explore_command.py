@@ -76,7 +76,7 @@ def test_a_counterexample_is_followed(tmp_path: Path, capsys: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["explore"], "MODEL: name some, or --all; --list says which there are"),
-        (["explore", "nothing"], "model: 'nothing' is not one of memslots"),
+        (["explore", "nothing"], "model: 'nothing' is not one of "),
         (["explore", "srcu", "--all"], "MODEL: name some, or --all"),
         (["explore", "srcu", "--random", "5", "--pct", "2"], "--exhaustive, --random and --pct: one of them"),
         (["explore", "srcu", "--random", "5", "--bound", "2"], "--bound: only an exhaustive search has bounds"),

@@ -114,13 +114,14 @@ def test_a_timeout_fires_when_nothing_else_can_happen() -> None:
         assert len(outcome.finals) == 1
 
 
-LARGE = {"flush-2", "pause-2"}
+EXHAUSTIVE = [m for m in models() if m.exhaustive and not m.finds]
+LARGE = {"flush-2", "pause-2", "atomic", "batch"}
 """Half a minute and more."""
 
 
 @pytest.mark.parametrize(
     "each",
-    [pytest.param(m, marks=[pytest.mark.slow] if m.name in LARGE else []) for m in models() if m.exhaustive],
+    [pytest.param(m, marks=[pytest.mark.slow] if m.name in LARGE else []) for m in EXHAUSTIVE],
     ids=lambda m: m.name,
 )
 def test_on_the_models_too(each: Model) -> None:
@@ -130,7 +131,7 @@ def test_on_the_models_too(each: Model) -> None:
     assert report.agree is (None if each.spurious else True)
 
 
-@pytest.mark.parametrize("each", [m for m in models() if m.exhaustive], ids=lambda m: m.name)
+@pytest.mark.parametrize("each", EXHAUSTIVE, ids=lambda m: m.name)
 def test_models_are_clean_under_weak_memory(each: Model) -> None:
     """As far as 30 000 states of each go; `make bench` searches them whole."""
     for task in tasks(each):
@@ -140,7 +141,7 @@ def test_models_are_clean_under_weak_memory(each: Model) -> None:
             assert outcome.distinct > 1000
 
 
-@pytest.mark.parametrize("each", [m for m in models() if not m.exhaustive], ids=lambda m: m.name)
+@pytest.mark.parametrize("each", [m for m in models() if not m.exhaustive and not m.finds], ids=lambda m: m.name)
 def test_larger_models_are_clean_in_random_schedules(each: Model, seed: int) -> None:
     for options in ({"random": 100}, {"pct": 3, "runs": 100}):
         report = explore(each, seed=seed, **options)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ __all__ = ["command"]
 
 @click.command("explore", short_help="Is this concurrent page-table algorithm correct?")
 @click.argument("names", metavar="[MODEL]…", nargs=-1)
-@click.option("--all", "every", is_flag=True, help="Every model that can be searched whole.")
+@click.option("--all", "every", is_flag=True, help="Every model that can be searched whole, and should be clean.")
 @click.option("--list", "listed", is_flag=True, help="Say what each model proves, and its size.")
 @click.option("--exhaustive", is_flag=True, help="Search all schedules (the default).")
 @click.option("--random", "random", metavar="N", type=click.IntRange(1), help="N random schedules instead.")
@@ -134,7 +134,7 @@ def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sa
     if every == bool(names):
         raise UsageError("MODEL: name some, or --all; --list says which there are")
     if every:
-        return [model for model in known if model.exhaustive or sampled]
+        return [model for model in known if (model.exhaustive or sampled) and not model.finds]
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
@@ -142,13 +142,15 @@ def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
     if as_json:
         rows = [
             {"model": m.name, "proves": m.proves, "size": m.size, "exhaustive": m.exhaustive, "stale": m.stale}
+            | {"finds": m.finds}
             for m in known
         ]
         print(json.dumps(rows, indent=1))
         return 0
     for model in known:
         print(f"{model.name}: {model.proves}")
-        print(f"    {model.size}" + ("" if model.exhaustive else "; too large to be searched whole: --random, --pct"))
+        size = model.size + ("" if model.exhaustive else "; too large to be searched whole: --random, --pct")
+        print(f"    {size}" + (f"; known to be wrong: {model.finds}" if model.finds else ""))
     return 0
 
 

@@ -35,7 +35,8 @@ class Model:
     for the memory model in which loads return any value still allowed. ``spurious``: how often each thread may wake up
     without being woken. ``steps``: points a thread may pass before it counts as a livelock. ``buffer``: stores that
     may wait in a store buffer. ``geometry``: replacements that make constants small enough (they are no mutants).
-    ``exhaustive`` is false for a configuration that only random search gets through.
+    ``exhaustive`` is false for a configuration that only random search gets through. ``finds``: what is found (the kind
+    of finding), for a model of a design that is known to be wrong; empty for one that is to be clean.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Model:
     buffer: int = 8
     geometry: tuple[Mutation, ...] = ()
     exhaustive: bool = True
+    finds: str = ""
 
 
 class Property(NamedTuple):

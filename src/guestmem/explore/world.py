@@ -101,6 +101,23 @@ class Strand:
         self.where: Where | None = None
 
 
+class _GivenUp:
+    """In the place of a run that is taken down where it stopped: its ``finally`` clauses must not reach any word."""
+
+    __slots__ = ("instead_of",)
+
+    def __init__(self, instead_of: Strand | None) -> None:
+        self.instead_of = instead_of
+
+    @property
+    def count(self) -> int:
+        raise greenlet.GreenletExit
+
+    @count.setter
+    def count(self, _value: int) -> None:
+        raise greenlet.GreenletExit
+
+
 def _where(frame: FrameType | None) -> Where:
     """The innermost line that is neither the atomics' nor the explorer's."""
     while frame is not None and frame.f_code.co_filename in _UNSEEN and frame.f_back is not None:
@@ -146,7 +163,8 @@ class World:
             self.atomics = twin.room("atomics")
             self.scene = Scene(twin)
             self.scene.scheduler = self
-            self.strand: Strand | None = None
+            self.strand: Any = None
+            """The Strand that runs; None outside threads."""
             model.build(self.scene)
             self._stack.enter_context(self.atomics.schedule(self))
         except BaseException:
@@ -207,6 +225,9 @@ class World:
             except Exception as error:  # noqa: BLE001 - whatever model code raises is a finding
                 strand.outcome = _failure(error)
                 strand.pending = (op.FAILED, 0, 0, 0)
+            finally:
+                if isinstance(self.strand, _GivenUp):
+                    self.strand = self.strand.instead_of
 
         strand.greenlet = greenlet.greenlet(run)
         self.strand = strand
@@ -235,8 +256,9 @@ class World:
         """The clock of a thread: it ticks when it is looked at, so that time, too, is a function of the history."""
         if self.strand is None:
             return 1
-        self.strand.ticks += 1
-        return self.strand.ticks
+        ticks: int = self.strand.ticks + 1
+        self.strand.ticks = ticks
+        return ticks
 
     def step(self, operation: str, words: Words | None, index: int, first: int, second: int) -> int:
         """See ``atomics.Scheduler``."""
@@ -258,10 +280,14 @@ class World:
                 return self._alone(strand, code, place, first, second)
         if strand.fed < len(strand.past):
             strand.fed += 1
-            return strand.past[strand.fed - 1]
+            return strand.past[strand.fed - 1]  # type: ignore[no-any-return]
         strand.pending = (code, at, first, second)
         strand.where = _where(sys._getframe(1))  # noqa: SLF001 - the caller's line is what a story tells
-        return self._hub(strand).switch()  # type: ignore[no-any-return]
+        try:
+            return self._hub(strand).switch()  # type: ignore[no-any-return]
+        except greenlet.GreenletExit:
+            self.strand = _GivenUp(self.strand)
+            raise
 
     @staticmethod
     def _hub(strand: Strand) -> Any:

@@ -56,11 +56,16 @@ def reclaim(
     Never waits. O(readers + items handed back): one look at the readers serves all items, since every cookie in the
     queue was taken before it.
     """
+    return _hand_back(queue, base, capacity, freed, limit, srcu_oldest(srcu, srcu_base, readers))
+
+
+@compiled
+def _hand_back(queue: Words, base: U64, capacity: U64, freed: Own, limit: U64, oldest: U64) -> U64:
+    """Hand back, oldest first, up to ``limit`` items with cookies up to ``oldest``; returns how many."""
     taken = load_relaxed(queue, base + _TAKEN)
     put = load_relaxed(queue, base + _PUT)
     total = load_relaxed(queue, base + _SUM_TAKEN)
     highest = load_relaxed(queue, base + _HIGHEST)
-    oldest = srcu_oldest(srcu, srcu_base, readers)
     count = u64(0)
     while count < limit and taken < put:
         place = base + _PLACES + ((taken & (capacity - _ONE)) << 1)
@@ -99,7 +104,8 @@ def reclaim_wait(
         count += _ONE
         taken += _ONE
     srcu_wait(srcu, srcu_base, readers, last)
-    return reclaim(queue, base, capacity, srcu, srcu_base, readers, freed, limit)
+    # What was waited for, without another look: a reader that is just entering may write down an epoch from before.
+    return _hand_back(queue, base, capacity, freed, limit, last)
 
 
 def deferred_words(capacity: int) -> int:

@@ -5,10 +5,9 @@ Slots, trees and phases are those of production, with nodes of 17 words. Readers
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ...compiled import Own, Words
 from ..scene import Model, Scene
+from ..small_vm import memslots_label, srcu_label
 
 __all__ = ["MODELS"]
 
@@ -28,8 +27,8 @@ def build(scene: Scene, readers: int, lookups: int, *, split: bool) -> None:
     assert phases.settle(words, desk)
     assert phases.bring(words, desk, False)
     invariants, geometry = scene.room("memslots.invariants"), shape
-    scene.words("memslots", words, _label(scene, shape.first_record, shape.first_node))
-    scene.words("srcu", domain.words, lambda i: f"reader {(i - 24) // 8}" if i >= 24 and i % 8 == 0 else "")
+    scene.words("memslots", words, memslots_label(scene, shape.first_record, shape.first_node))
+    scene.words("srcu", domain.words, srcu_label)
 
     def reader(words: Words, state: Words, me: int) -> None:
         for turn in range(lookups):
@@ -68,21 +67,6 @@ def build(scene: Scene, readers: int, lookups: int, *, split: bool) -> None:
         lambda view: invariants.check_memslots(geometry, words.cells, view.result("updater")),
     )
     scene.final("nobody is left inside", lambda _view: domain.check() or not domain.inside())
-
-
-def _label(scene: Scene, first_record: int, first_node: int) -> Callable[[int], str]:
-    fields = ("as_id", "id", "base_gfn", "npages", "userspace_addr", "flags", "origin")
-    layout = scene.room("memslots.layout")
-    spaces = int(layout.SPACES)
-
-    def label(index: int) -> str:
-        if index == spaces:
-            return "active set"
-        if 8 * first_record <= index < first_node and index % 8 < 7:
-            return f"record {index // 8} {fields[index % 8]}"
-        return ""
-
-    return label
 
 
 def replace_1(scene: Scene) -> None:

@@ -11,28 +11,13 @@ from typing import Any
 
 from ...compiled import Own, Words
 from ..scene import Model, Scene
+from ..small_vm import vm_label
 from ..twin import Mutation
 
 __all__ = ["MODELS"]
 
 _GFN, _FREED = 5, 0xDEAD
 _SMALL = (Mutation("engines/soft/layout.py", "TLB_ENTRIES = const(256)", "TLB_ENTRIES = const(2)"),)
-
-
-def vm_label(scene: Scene) -> Callable[[int], str]:
-    """Names of the words of the software engine's VM."""
-    at = scene.room("engines.soft.layout")
-    words = ("NEXT_TICKET", "SERVING", "PAUSED", "ACKS", "WAITING", "FLUX", "SWAPS", "FLUSHES", "LOAD", "CORES", "STOP")
-    names = {int(getattr(at, name)): name for name in words}
-    fields = {int(getattr(at, name)): name for name in ("REQUESTED", "DONE", "MODE")}
-
-    def label(index: int) -> str:
-        if index >= at.VCPUS:
-            vcpu, offset = divmod(index - int(at.VCPUS), int(at.VCPU))
-            return f"{fields[offset]} of vCPU {vcpu}" if offset in fields else ""
-        return names.get(index, "")
-
-    return label
 
 
 class Guest:

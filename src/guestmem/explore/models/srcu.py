@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from ...compiled import Words
 from ..scene import Model, Scene
+from ..small_vm import srcu_label
 
 __all__ = ["MODELS"]
 
 POINTER, OLD, NEW = 0, 1, 2
 _NAMES = ("pointer", "old", "new")
 _FREED = 99
-
-
-def srcu_label(index: int) -> str:
-    """A word of SRCU's layout."""
-    if index >= 24 and index % 8 == 0:
-        return f"reader {(index - 24) // 8}"
-    return {0: "epoch", 8: "exits", 16: "waiters"}.get(index, "")
 
 
 def build(scene: Scene, readers: int, sections: int, updates: int) -> None:
