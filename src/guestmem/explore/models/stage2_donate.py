@@ -1,0 +1,96 @@
+"""pKVM: the host touches a page while it gives it away to a guest."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from ...stage2.geometry import Geometry
+from ..scene import Model, Scene
+from ..tables import PAGE, POOL_BASE
+
+if TYPE_CHECKING:
+    from ...compiled import Own
+    from ..view import View
+
+__all__ = ["MODELS"]
+
+OK, EPERM, EAGAIN, ENOMEM, EEXIST = 0, 1, 11, 12, 17
+_REGION = 8 * PAGE
+_GIVEN, _TOUCHED = _REGION + PAGE, _REGION + 2 * PAGE
+
+
+def build(scene: Scene, touched: int, *, mapped: bool) -> None:
+    """One CPU touches a page (``mapped``: the host had its block before) while one gives page 1 of the block away."""
+    arm, format_, pool = scene.room("stage2.arm"), scene.room("stage2.format"), scene.room("stage2.pool")
+    el2, host, given = (scene.room(f"stage2.pkvm.{room}") for room in ("el2", "host", "transitions"))
+    pages = pool.Pool(12, base=POOL_BASE)
+    machine = el2.Pkvm(
+        arm.ArmFormat(Geometry(12, 3, 2, 18), 48, format_.Annotations("7.1")),
+        [(_REGION, _REGION)],
+        pool=pages,
+        cpus=2,
+        max_vms=1,
+        cache=2,
+    )
+    guest = machine.create_vm()
+    if mapped:
+        machine.host_fault(_GIVEN)
+    scene.words("table", pages.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+    scene.words("page", pages.pages)
+    scene.words("host", machine.host.mmu)
+    scene.words("guest", guest.table.mmu)
+    scene.words("el2", machine.el2)
+    arrays = machine.words
+    for desk in machine.host.desks:  # what one walk needs, no more
+        scene.room("stage2.free_list").cache_topup(*arrays[:3], desk, 1)
+        while desk[int(scene.room("stage2.layout").CACHE_COUNT)] > 1:
+            number = scene.room("stage2.free_list").cache_take(desk) - 1
+            assert scene.room("stage2.free_list").page_give(pages.pages, number)
+
+    def toucher(desk: Own) -> tuple[Own, int]:
+        status: int = host.host_fault(*arrays, desk, machine.el2, touched)
+        assert status in {OK, EEXIST, EAGAIN} or (status == EPERM and touched == _GIVEN), f"the fault said {status}"
+        return desk, status
+
+    def giver(desk: Own) -> tuple[Own, int]:
+        words = (*arrays, guest.table.mmu, desk, machine.el2)
+        status: int = given.host_donate_guest(*words, guest.handle, _GIVEN // PAGE, 0)
+        assert status == OK, f"the donation said {status}"
+        return desk, status
+
+    scene.thread("toucher", toucher, machine.host.desks[0])
+    scene.thread("giver", giver, machine.host.desks[1])
+
+    def sound(view: View) -> None:
+        mine, mine.host = copy.copy(machine), machine.host
+        before, machine.host.desks = machine.host.desks, [view.result("toucher")[0], view.result("giver")[0]]
+        try:
+            mine.check()
+            owner = machine.ownership(_GIVEN)
+            assert (owner.guest, owner.host.name) == (guest.handle, "NOPAGE"), f"the page given away: {owner}"
+            assert machine.host.lookup(_GIVEN) is None, "the host still maps what it gave away"
+            leaf = guest.table.lookup(0)
+            assert leaf is not None, "the guest does not map what it was given"
+            assert leaf.address == _GIVEN, f"the guest maps {leaf.address:#x}"
+        finally:
+            machine.host.desks = before
+
+    scene.final("one owner, and only it maps the page", sound)
+
+
+def same(scene: Scene) -> None:
+    """The very page."""
+    build(scene, _GIVEN, mapped=False)
+
+
+def neighbour(scene: Scene) -> None:
+    """Its neighbour, in a block that is mapped."""
+    build(scene, _TOUCHED, mapped=True)
+
+
+_PROVES = "a page given to a guest is the host's no more, whatever the host's faults do meanwhile"
+MODELS = (
+    Model("stage2-donate", _PROVES, "2 CPUs, 1 fault on the page, 1 donation, 2 levels, 8 entries", same),
+    Model("stage2-donate-block", _PROVES, "2 CPUs, 1 fault beside it, 1 donation that breaks a block", neighbour),
+)

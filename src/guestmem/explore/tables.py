@@ -1,0 +1,170 @@
+"""A stage-2 table of a few entries in a scene: its words with names, its vCPUs, and what must hold of it in the end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvariantError
+from ..stage2.descriptor import Rights
+from ..stage2.geometry import Geometry
+from .monitors.descriptors import Monitor
+
+if TYPE_CHECKING:
+    from ..compiled import Own
+    from .scene import Scene
+    from .view import View
+
+__all__ = ["BLOCK", "OFFSET", "PAGE", "SmallTable"]
+
+PAGE = 0x1000
+BLOCK = 8 * PAGE
+"""What an entry above the last level maps: tables have 8 entries."""
+OFFSET = 0x100_0000
+"""Host address of input address 0."""
+POOL_BASE = 0x1000_0000
+
+
+class SmallTable:
+    """A table whose pages have 8 entries, of ``levels`` levels, for ``walkers`` threads under a discipline.
+
+    ``cache``: table pages that each walker has at first. ``tlbs``: numbers of the walkers that are also hardware.
+    A thread begins with ``enter(desk)`` and returns its desk, alone or first of a tuple.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        discipline: str = "rcu",
+        walkers: int = 2,
+        cache: int = 2,
+        levels: int = 2,
+        pages: int = 8,
+        annotations: str = "7.1",
+    ) -> None:
+        self.scene = scene
+        self.monitor = Monitor(scene)
+        self.layout = scene.room("stage2.layout")
+        format_, arm = scene.room("stage2.format"), scene.room("stage2.arm")
+        table, pool = scene.room("stage2.table"), scene.room("stage2.pool")
+        start = 4 - levels
+        bits = 12 + 3 * levels
+        geometry = Geometry(12, 3, start, bits)
+        self.format = arm.ArmFormat(geometry, 48, format_.Annotations(annotations))
+        self.pool = pool.Pool(pages, base=POOL_BASE)
+        self.table = table.PageTable(
+            self.format, self.pool, walkers=walkers, discipline=discipline, cache=max(cache, levels - 1), queue=16
+        )
+        self.words = self.table.words
+        self.attributes = self.format.attributes(Rights.RW)
+        scene.words("table", self.pool.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+        scene.words("page", self.pool.pages, self._page_label)
+        scene.words("mmu", self.table.mmu, self._mmu_label)
+        self._names: list[str] = []
+        for desk in self.table.desks:
+            scene.room("stage2.free_list").cache_topup(*self.words[:3], desk, cache)
+
+    # Setting up.
+
+    def thread(self, name: str, body: Callable[..., object], *arguments: Any) -> None:
+        """Add a walker: ``body(desk, *arguments)``; it returns its status, or more. They are numbered from 0."""
+        walker = len(self._names)
+        self._names.append(name)
+
+        def run(desk: Own, *rest: Any) -> tuple[Own, object]:
+            self.monitor.begin(desk)
+            return desk, body(desk, *rest)
+
+        self.scene.thread(name, run, self.table.desks[walker], *arguments)
+
+    def begin(self) -> None:
+        """All is set up: from now on the monitor looks."""
+        self.monitor.watch(self.table)
+        self.scene.final("the table is sound, nothing leaked or freed twice", self._sound)
+
+    def face(self, desk: Own, walker: int) -> Any:
+        """The table in Python, for one run of a thread with its own desk."""
+        mine = copy.copy(self.table)
+        mine.desks = [desk] * (walker + 1)
+        return mine
+
+    def tlb(self, walker: int, **options: Any) -> Any:
+        """A TLB for ``walker``, with a handful of entries; its words go to a thread as argument."""
+        small = {"combined": 2, "leaves": 2, "walks": 2} | options
+        return self.scene.room("stage2.tlb").Tlb(self.table, walker, **small)
+
+    # Looking.
+
+    def result(self, view: View, name: str) -> Any:
+        """What a thread's body returned."""
+        return view.result(name)[1]
+
+    def leaf(self, ipa: int) -> Any:
+        """The leaf for ``ipa``, outside threads."""
+        return self.table.lookup(ipa)
+
+    def check_leaf(self, ipa: int, level: int | None = None) -> None:
+        """Raise unless ``ipa`` is mapped to its own host address (by a leaf of ``level``)."""
+        leaf = self.leaf(ipa)
+        if leaf is None:
+            raise InvariantError(f"{ipa:#x} is not mapped")
+        self._check_address(ipa, leaf)
+        if level is not None and leaf.level != level:
+            raise InvariantError(f"{ipa:#x} is mapped at level {leaf.level}, not {level}")
+
+    def check_leaves(self, ipas: Sequence[int]) -> None:
+        """Raise unless each of them is mapped to its own host address, by a page."""
+        for ipa in ipas:
+            self.check_leaf(ipa, 3)
+
+    @staticmethod
+    def _check_address(ipa: int, leaf: Any) -> None:
+        if leaf.address != OFFSET + ipa:
+            raise InvariantError(f"{ipa:#x} is mapped to {leaf.address:#x}, not {OFFSET + ipa:#x}")
+
+    def check_addresses(self, ipas: Sequence[int]) -> None:
+        """Raise unless each of them is mapped to its own host address, or to none."""
+        for ipa in ipas:
+            leaf = self.leaf(ipa)
+            if leaf is not None:
+                self._check_address(ipa, leaf)
+
+    def _sound(self, view: View) -> None:
+        before = self.table.desks
+        self.table.desks = [view.result(name)[0] for name in self._names] + before[len(self._names) :]
+        try:
+            self.table.check()
+        finally:
+            self.table.desks = before
+
+    def _page_label(self, index: int) -> str:
+        layout = self.layout
+        at = index - int(layout.PAGES)
+        if not 0 <= at < 8 * self.pool.limit:
+            return ""
+        names = {int(getattr(layout, name)): name.lower() for name in ("COUNT", "HELD", "NEXT", "STATE", "ENTRY_LEVEL")}
+        return f"{at >> 3} {names.get(at & 7, '')}"
+
+    def _mmu_label(self, index: int) -> str:
+        layout = self.layout
+        lock, srcu = int(layout.MMU_FIXED), int(self.table.mmu.cells[int(layout.SRCU_BASE)])
+        walkers = self.table.walkers
+        fixed = {
+            lock: "lock: writer",
+            lock + 8: "lock: exits",
+            srcu: "epoch",
+            srcu + 8: "section exits",
+            srcu + 16: "section waiters",
+            int(layout.UNSOUND): "unsound",
+            int(layout.RETRIES): "retries",
+            int(layout.RETRY_WAITERS): "retry waiters",
+        }
+        fixed |= {lock + 16 + 8 * walker: f"lock: reader {walker}" for walker in range(walkers)}
+        fixed |= {srcu + 24 + 8 * walker: f"section {walker}" for walker in range(walkers)}
+        hub = self.table.tlb_hub
+        fixed |= {hub: "log: records", hub + 8: "log: lock", hub + 16: "log: waiting", hub + 24: "log: acks"}
+        for walker in range(walkers):
+            fixed |= {hub + 40 + 8 * walker: f"vcpu {walker} in guest", hub + 41 + 8 * walker: f"vcpu {walker} applied"}
+        return fixed.get(index, "")
