@@ -8,6 +8,7 @@ and ``kvm_clear_dirty_log_protect()``, Linux 6.18, ``virt/kvm/kvm_main.c``.
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..atomics import exchange, fetch_and, fetch_or, load_relaxed, store_relaxed
@@ -110,19 +111,26 @@ class DirtyBitmap:
     ('0200000000000000', 0)
     """
 
-    __slots__ = ("_cells", "half", "npages", "words")
+    __slots__ = ("__dict__", "_ones", "half", "npages")
 
     def __init__(self, npages: int, *, ones: bool = False) -> None:
         if npages < 1:
             raise UsageError(f"npages: {npages} is not at least 1")
-        self.npages, self.half = npages, bitmap_words(npages)
-        self.words = words(2 * self.half)
+        self.npages, self.half, self._ones = npages, bitmap_words(npages), ones
+
+    @cached_property
+    def words(self) -> Words:
+        """Both halves; made when first asked for, so that switching logging on is quick."""
+        made = words(2 * self.half)
+        if self._ones:
+            bitmap_fill(made, self.npages)
+        return made
+
+    @cached_property
+    def _cells(self) -> memoryview:
         if INTERPRETED:
-            self._cells = self.words.cells
-        else:
-            self._cells = memoryview(self.words).cast("B").cast("Q")  # type: ignore[arg-type] # an ndarray
-        if ones:
-            bitmap_fill(self.words, npages)
+            return self.words.cells
+        return memoryview(self.words).cast("B").cast("Q")  # type: ignore[arg-type] # an ndarray
 
     @property
     def nbytes(self) -> int:

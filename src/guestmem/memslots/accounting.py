@@ -69,12 +69,15 @@ class PageAccounting:
     (None, None, 100)
     """
 
-    __slots__ = ("form", "mmu_pages", "pages", "requested_mmu_pages", "word_bits")
+    __slots__ = ("_quick", "form", "largest", "mmu_pages", "pages", "requested_mmu_pages", "word_bits")
 
     def __init__(self, word_bits: int = 64, form: MmuPagesForm = MmuPagesForm.RATIO) -> None:
         if word_bits not in _WORDS:
             raise UsageError(f"word_bits: {word_bits} is not 32 or 64")
         self.word_bits, self.form = word_bits, form
+        self.largest = (1 << word_bits) - 1
+        """Largest total that the word holds."""
+        self._quick = form is MmuPagesForm.RATIO
         self.pages = 0
         """nr_memslot_pages."""
         self.mmu_pages = 0
@@ -84,11 +87,11 @@ class PageAccounting:
 
     def can_create(self, npages: int) -> bool:
         """Whether a CREATE of ``npages`` would not wrap the word."""
-        return self.pages + npages < 1 << self.word_bits
+        return self.pages + npages <= self.largest
 
     def create(self, npages: int) -> None:
         """A slot of ``npages`` came; EINVAL if the total would wrap, and nothing has changed."""
-        if not self.can_create(npages):
+        if self.pages + npages > self.largest:
             raise MemslotError(
                 errno.EINVAL,
                 f"npages: {npages:#x} and the {self.pages:#x} there are wrap a word of {self.word_bits} bits",
@@ -109,7 +112,12 @@ class PageAccounting:
 
     def _become(self, pages: int) -> None:
         self.pages = pages
-        if not self.requested_mmu_pages:
+        if self.requested_mmu_pages:
+            return
+        if self._quick:
+            share = pages // _RATIO
+            self.mmu_pages = share if share > MIN_ALLOC_MMU_PAGES else MIN_ALLOC_MMU_PAGES
+        else:
             self.mmu_pages = default_mmu_pages(pages, self.form, self.word_bits)
 
     def check(self, npages: int) -> None:

@@ -172,7 +172,7 @@ class KvmModel:
             return ChangeKind.DELETE
         if old is None:
             kind = ChangeKind.CREATE
-            if not self.accounting.can_create(npages):
+            if npages > self.accounting.largest - self.accounting.pages:
                 raise self._wraps(change)
         else:
             kind = self._kind_of_existing(change, old.slot)
@@ -211,7 +211,8 @@ class KvmModel:
             self.memslots.apply(change, internal=True)
         else:
             self._apply(change)
-        self.dirty.zapped()
+        if self.dirty.writable:
+            self.dirty.zapped()
         del self.slots[key]
         self.accounting.delete(npages)
         if old.guest_memfd is not None:
