@@ -8,7 +8,13 @@ from guestmem.explore import explore
 from guestmem.explore.models import find, models
 
 NAMES = [model.name for model in models() if model.name.startswith("stage2-")]
-LARGE = {"stage2-collapse-rcu", "stage2-collapse-lock", "stage2-collapse-rwlock-3", "stage2-unmap-tlb"}
+LARGE = {
+    "stage2-collapse-rcu",
+    "stage2-collapse-lock",
+    "stage2-collapse-rwlock-3",
+    "stage2-unmap-tlb",
+    "stage2-unmap-defer",
+}
 """Those of some seconds."""
 WEAK = ("stage2-map", "stage2-map-refs", "stage2-look-refs", "stage2-relax", "stage2-relax-block")
 EXHAUSTIVE = [name for name in NAMES if find(name).exhaustive]

@@ -51,6 +51,8 @@ class Ledger:
         """Those of them that are tables by now."""
         self.dead: set[int] = set()
         """Tables that it unlinked, and those it found below."""
+        self.given: set[int] = set()
+        """Pages that it gave back."""
         self.exclusive = False
 
     def fail(self, rule: str, entry: int) -> None:
@@ -73,6 +75,7 @@ class Ledger:
             ipa = base + monitor.slot_of(entry) * monitor.size(level)
             if child not in self.cached:
                 self.where[child] = (ipa, level + 1)
+                self.given.discard(child)
                 (self.dead.add if page in self.dead else self.dead.discard)(child)
 
     def write(self, entry: int, old: int, new: int, *, plain: bool) -> None:
@@ -119,6 +122,7 @@ class Ledger:
         monitor = self.monitor
         if value == monitor.cached_state:
             self.cached.add(page)
+            self.given.discard(page)
         elif value == monitor.linked_state and page in self.cached:
             self.built.add(page)
         elif value == monitor.free_state:
@@ -129,6 +133,7 @@ class Ledger:
             self.cached.discard(page)
             self.built.discard(page)
             self.where.pop(page, None)
+            self.given.add(page)
 
     def clean(self, start: int, end: int, level: int, *, leaves: bool) -> None:
         """An invalidation of its own is complete."""
@@ -292,6 +297,8 @@ class Monitor:
 
     def _see_entry(self, ledger: Ledger, code: int, index: int, first: int, second: int, value: int) -> None:
         page = self.page_of(index)
+        if page in ledger.given:
+            ledger.fail("5: used by the thread that gave the page back", index)
         if page in ledger.where and page not in ledger.cached:
             self.scene.note("looks at", page)
         if code <= op.LOAD_ACQUIRE:
