@@ -15,9 +15,11 @@ import click
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from ..explore.handout import Standing
     from ..explore.outcome import Outcome
     from ..explore.scene import Model
     from ..explore.search import Report
+    from ..explore.trial import Verdict
 
 __all__ = ["command"]
 
@@ -37,9 +39,13 @@ __all__ = ["command"]
 @click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Of --random and --pct.")
 @click.option("--go-on", is_flag=True, help="Do not stop at the first finding.")
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
+@click.option("--dask", metavar="ADDRESS", help="Search on the Dask cluster whose scheduler is there: tcp://HOST:8786.")
 @click.option("--resume", metavar="FILE", type=click.Path(), help="Keep the search in FILE, and go on from there.")
 @click.option("--save", metavar="FILE", type=click.Path(), help="Write the first counterexample, for `replay`.")
 @click.option("--perfetto", metavar="FILE", type=click.Path(), help="Write it as trace events, for ui.perfetto.dev.")
+@click.option(
+    "--mutants", "mutated", is_flag=True, help="Try the mutants named (all unless some are) instead of models."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
@@ -57,9 +63,11 @@ def command(
     seed: int,
     go_on: bool,
     jobs: int,
+    dask: str | None,
     resume: str | None,
     save: str | None,
     perfetto: str | None,
+    mutated: bool,
     as_json: bool,
 ) -> int:
     """Search the schedules of models: the functions that run, in every order of their atomic operations.
@@ -68,8 +76,12 @@ def command(
     relaxed stores that overtake) and, where it asks, with loads that return old values. What is found is shrunk to the
     fewest switches and told. The bounds are part of the answer: docs/explore.md.
 
-    Exit status: 0; 1 if something was found; 2 for bad input; 130 after Ctrl-C.
+    With --mutants, the code is made wrong, one change at a time, and the models must find each.
+
+    Exit status: 0; 1 if something was found, or a mutant was not; 2 for bad input; 130 after Ctrl-C.
     """
+    if mutated:
+        return _try_mutants(names, seconds=seconds, as_json=as_json)
     from ..explore.models import models
 
     known = models()
@@ -80,11 +92,14 @@ def command(
     if bound is not None and (random is not None or pct is not None):
         raise UsageError("--bound: only an exhaustive search has bounds")
     chosen = _chosen(known, names, every=every, sampled=random is not None or pct is not None)
-    if resume and (len(chosen) > 1 or jobs > 1):
+    if resume and (len(chosen) > 1 or jobs > 1 or dask is not None):
         raise UsageError("--resume: for one model and one job")
+    if dask is not None and jobs > 1:
+        raise UsageError("--dask and --jobs: one of them")
     for option, file in (("--save", save), ("--perfetto", perfetto), ("--resume", resume)):
         if file and not Path(file).absolute().parent.is_dir():
             raise UsageError(f"{option} {file}: there is no such folder")
+    from ..explore.cluster import explore_on
     from ..explore.parallel import explore_in
     from ..explore.search import explore
 
@@ -103,11 +118,14 @@ def command(
                 "go_on": go_on,
                 "states": states,
             }
-            if jobs > 1:
-                report = explore_in(jobs, model, stopped=stopped, **common)
-            else:
-                with _progress() as progress:
-                    report = explore(model, resume=resume, progress=progress, stopped=stopped, **common)
+            with _progress() as progress:
+                common |= {"progress": progress, "stopped": stopped}
+                if dask is not None:
+                    report = explore_on(dask, model, **common)
+                elif jobs > 1:
+                    report = explore_in(jobs, model, **common)
+                else:
+                    report = explore(model, resume=resume, **common)
             reports.append(report)
             if not as_json:
                 _print(report)
@@ -152,6 +170,39 @@ def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
         size = model.size + ("" if model.exhaustive else "; too large to be searched whole: --random, --pct")
         print(f"    {size}" + (f"; known to be wrong: {model.finds}" if model.finds else ""))
     return 0
+
+
+def _try_mutants(names: tuple[str, ...], *, seconds: float | None, as_json: bool) -> int:
+    """Try mutants and say which models found them, by what, and in how many runs."""
+    from ..explore.mutants import find, mutants
+    from ..explore.trial import try_mutants
+
+    chosen = tuple(find(name) for name in names) or mutants()
+    verdicts: list[Verdict] = []
+    with _interruptible() as stopped:
+        for verdict in try_mutants(chosen, seconds=seconds or 60.0, stopped=stopped):
+            if stopped() and not verdict.caught:
+                break
+            verdicts.append(verdict)
+            if not as_json:
+                print(f"{verdict.mutant.name}: {verdict.mutant.what} ({verdict.mutant.origin})")
+                how = f"{verdict.search}, {verdict.runs:,} runs, {verdict.seconds:.1f} s"
+                print(f"    {verdict.model}: {how}: {verdict.finding}" if verdict.caught else _survived(verdict))
+        interrupted = stopped()
+    survived = [verdict for verdict in verdicts if not verdict.caught]
+    if as_json:
+        print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=1))
+    else:
+        tried = len({verdict.mutant.name for verdict in verdicts})
+        linux = sum(mutant.from_linux for mutant in chosen)
+        print(f"{tried} mutants ({linux} of Linux's own bugs), {len(verdicts)} trials, {len(survived)} not caught")
+    if survived:
+        return 1
+    return 130 if interrupted else 0
+
+
+def _survived(verdict: Verdict) -> str:
+    return f"    {verdict.model}: NOT CAUGHT in {verdict.runs:,} runs, {verdict.seconds:.1f} s"
 
 
 def _print(report: Report) -> None:
@@ -213,7 +264,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Outcome], object] | None]:
+def _progress() -> Iterator[Callable[[Outcome | Standing], object] | None]:
     """A line on standard error that says how far a search is, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -222,5 +273,11 @@ def _progress() -> Iterator[Callable[[Outcome], object] | None]:
     from rich.live import Live
     from rich.text import Text
 
+    from ..explore.outcome import Outcome
+
+    def shown(now: Outcome | Standing) -> None:
+        text = f"{now.model} {_row(now)}" if isinstance(now, Outcome) else str(now)
+        live.update(Text(text, overflow="ellipsis", no_wrap=True))
+
     with Live(console=Console(stderr=True), transient=True, refresh_per_second=5) as live:
-        yield lambda outcome: live.update(Text(f"{outcome.model} {_row(outcome)}", overflow="ellipsis", no_wrap=True))
+        yield shown

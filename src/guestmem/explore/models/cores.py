@@ -44,6 +44,11 @@ def two_cores(scene: Scene) -> None:
     build(scene, 3, 2, 1)
 
 
+def three(scene: Scene) -> None:
+    """Three vCPUs, one core: two wait at once."""
+    build(scene, 3, 1, 1)
+
+
 def many(scene: Scene) -> None:
     """Five vCPUs, two cores."""
     build(scene, 5, 2, 3)
@@ -53,5 +58,6 @@ _PROVES = "never more vCPUs hold a core than there are, and every vCPU that wait
 MODELS = (
     Model("cores", _PROVES, "2 vCPUs, 1 core, 1 turn each", one_core, stale=True),
     Model("cores-2", _PROVES, "3 vCPUs, 2 cores, 1 turn each", two_cores),
+    Model("cores-3", _PROVES, "3 vCPUs, 1 core, 1 turn each", three),
     Model("cores-many", _PROVES, "5 vCPUs, 2 cores, 3 turns each", many, exhaustive=False),
 )

@@ -1,0 +1,340 @@
+"""Mutants of slots, SRCU, requests, core tokens, designs and dirty logs.
+
+Origins: commits of Linux by their first twelve digits; ``vcpu-requests.rst`` is ``Documentation/virt/kvm/``.
+"""
+
+from __future__ import annotations
+
+from ..twin import Mutation
+from . import Mutant
+
+__all__ = ["MUTANTS"]
+
+_SRCU, _DEFERRED = "rcu/srcu.py", "rcu/deferred.py"
+_REQUESTS, _VCPU, _CORES = "engines/soft/requests.py", "engines/soft/vcpu.py", "engines/soft/cores.py"
+_FLUX, _ENGINE = "engines/soft/flux.py", "engines/soft/engine.py"
+_PHASES, _LOOKUP, _UPDATE = "memslots/phases.py", "memslots/lookup.py", "memslots/update.py"
+_ATOMIC, _PAUSE = "designs/atomic.py", "designs/pause.py"
+_BITMAP, _RING = "dirty/bitmap.py", "dirty/ring.py"
+
+_RELEASE = "the order that Linux's rcu_assign_pointer() keeps"
+_RST = "vcpu-requests.rst: why vcpu->mode and requests need barriers"
+
+MUTANTS = (
+    # SRCU and deferred free.
+    Mutant(
+        "srcu-enter-fence",
+        "a section's loads may go before its entry is seen",
+        *(_SRCU, "reader, epoch)\n    fence()", "reader, epoch)"),
+        models=("srcu", "deferred-2"),
+    ),
+    Mutant(
+        "srcu-exit-fence",
+        "an exit may look for waiters before it is seen",
+        *(_SRCU, "reader, u64(0))\n    fence()", "reader, u64(0))"),
+        models=("srcu",),
+    ),
+    Mutant(
+        "srcu-start-fences",
+        "the look at the readers may go before what was published",
+        *(_SRCU, "    fence()\n    epoch = fetch_add(srcu, base, _ONE) + _ONE\n    fence()\n", ""),
+        models=("srcu",),
+        also=(Mutation(_SRCU, "return wrapping(epoch)", "return wrapping(fetch_add(srcu, base, _ONE) + _ONE)"),),
+    ),
+    Mutant(
+        "srcu-no-wait",
+        "what readers may hold is destroyed before the grace period is over",
+        *(_SRCU, "return srcu_wait(srcu, base, readers, srcu_start(srcu, base))", "return u64(0)"),
+        models=("srcu", "memslots"),
+        origin="Linux 2ee3757424be: KVM: Destroy I/O bus devices on unregister failure _after_ sync'ing SRCU",
+    ),
+    Mutant(
+        "srcu-waits-too-little",
+        "readers of the period before are not waited for",
+        *(_SRCU, "if epoch != 0 and epoch < cookie:", "if epoch != 0 and epoch + _ONE < cookie:"),
+        models=("srcu",),
+    ),
+    Mutant(
+        "srcu-look-before-count",
+        "an exit between the look at the readers and the wait is missed",
+        _SRCU,
+        "        exits = load_acquire(srcu, base + _EXITS)\n        if srcu_expired(srcu, base, readers, cookie):\n"
+        "            break\n",
+        "        if srcu_expired(srcu, base, readers, cookie):\n            break\n"
+        "        exits = load_acquire(srcu, base + _EXITS)\n",
+        models=("srcu",),
+    ),
+    Mutant(
+        "srcu-wake-uncounted",
+        "an exit wakes, but does not change the word that is waited on",
+        *(_SRCU, "        fetch_add(srcu, base + _EXITS, _ONE)\n", ""),
+        models=("srcu",),
+    ),
+    Mutant(
+        "deferred-too-early",
+        "items are handed back whose grace period goes on",
+        *(_DEFERRED, "        if cookie > oldest:\n            break\n", ""),
+        models=("deferred", "deferred-2"),
+    ),
+    Mutant(
+        "deferred-looks-again",
+        "after a wait the readers are looked at again: one just entering keeps items from being handed back",
+        *(_DEFERRED, "freed, limit, last)", "freed, limit, srcu_oldest(srcu, srcu_base, readers))"),
+        models=("deferred",),
+        origin="own: this project's drain until its model found it",
+    ),
+    # Requests, flushes, pauses.
+    Mutant(
+        "enter-fence",
+        "a vCPU may look for requests before it is seen in the guest",
+        *(_VCPU, "at.MODE, at.IN_GUEST)\n        fence()", "at.MODE, at.IN_GUEST)\n        "),
+        models=("flush", "pause"),
+        origin=_RST,
+    ),
+    Mutant(
+        "request-fences",
+        "an updater may look at modes before its requests are seen (either of the two fences is enough)",
+        *(_REQUESTS, "    fence()  # requests are made before modes are looked at", ""),
+        models=("flush",),
+        origin=_RST,
+        also=(
+            Mutation(
+                _REQUESTS,
+                '``targets`` open; returns how often it slept."""\n    slept = u64(0)\n'
+                "    fetch_add(vm, WAITING, _ONE)\n    fence()\n",
+                '``targets`` open."""\n    slept = u64(0)\n    fetch_add(vm, WAITING, _ONE)\n',
+            ),
+        ),
+    ),
+    Mutant(
+        "acknowledge-fence",
+        "a vCPU may look for who waits before its acknowledgement is seen",
+        *(_REQUESTS, "    fence()\n    if load_relaxed(vm, WAITING)", "    if load_relaxed(vm, WAITING)"),
+        models=("flush",),
+    ),
+    Mutant(
+        "leave-not-acknowledged",
+        "a vCPU that leaves the guest does not tell who waits for it",
+        *(_REQUESTS, "+ MODE, mode)\n    acknowledge(vm)", "+ MODE, mode)"),
+        models=("flush", "pause"),
+        origin="own: the first pause protocol lost an acknowledgement",
+    ),
+    Mutant(
+        "flush-not-done",
+        "a request is acknowledged, the TLB keeps its entries",
+        *(_VCPU, "own[at.FLUSHES_SEEN] += _ONE\n        tlb_flush(own)", "own[at.FLUSHES_SEEN] += _ONE"),
+        models=("flush", "atomic-1", "dirty-log"),
+    ),
+    Mutant(
+        "flush-not-asked",
+        "vCPUs are kicked, nobody asked for a flush",
+        *(_REQUESTS, "fetch_add(vm, FLUSHES, _ONE)", "fetch_add(vm, FLUSHES, u64(0))"),
+        models=("flush", "atomic-1", "dirty-log"),
+    ),
+    Mutant(
+        "acknowledgement-not-awaited",
+        "an updater goes on while a vCPU in the guest has not flushed",
+        *(_REQUESTS, "if not _holds_up(vm, vcpu, targets[vcpu]):\n                break", "break"),
+        models=("flush", "dirty-log"),
+    ),
+    Mutant(
+        "acknowledgement-look-before-count",
+        "an acknowledgement between the look and the wait is missed",
+        _REQUESTS,
+        "            acks = load_acquire(vm, ACKS)  # before the look: an acknowledgement in between ends the wait"
+        " at once\n"
+        "            if not _holds_up(vm, vcpu, targets[vcpu]):\n                break\n",
+        "            if not _holds_up(vm, vcpu, targets[vcpu]):\n                break\n"
+        "            acks = load_acquire(vm, ACKS)\n",
+        models=("flush",),
+    ),
+    Mutant(
+        "resume-wakes-nobody",
+        "the end of a pause wakes no vCPU",
+        *(_REQUESTS, "        wake(vm, PAUSED, _EVERYBODY)", "        pass"),
+        models=("pause", "pause-batch"),
+    ),
+    Mutant(
+        "pause-not-awaited",
+        "the changes of a pause begin while a vCPU is in the guest",
+        *(_ENGINE, "counts.slept += wait_until_outside(self._vm, self.vcpus)", "counts.slept += 0"),
+        models=("pause-batch",),
+    ),
+    # Core tokens.
+    Mutant(
+        "give-core-fence",
+        "a vCPU may look for tickets before its token is seen back",
+        *(
+            _CORES,
+            "    fence()  # SERVING has moved before we look for tickets: a waiter that we miss sees it moved\n",
+            "",
+        ),
+        models=("cores",),
+    ),
+    Mutant(
+        "give-core-wakes-one",
+        "the one that is woken need not be the next in line",
+        *(_CORES, "wake(vm, SERVING, u64(0x7FFFFFFF))", "wake(vm, SERVING, _ONE)"),
+        models=("cores-3",),
+    ),
+    Mutant(
+        "take-core-one-too-many",
+        "one vCPU more than there are cores holds a token",
+        *(_CORES, "if ticket < serving + cores:", "if ticket <= serving + cores:"),
+        models=("cores", "cores-2"),
+    ),
+    # Slots.
+    Mutant(
+        "invalid-is-a-hole",
+        "an access that finds a slot on its way out exits instead of trying again",
+        *(_VCPU, "outcome = INVALID", "outcome = HOLE"),
+        models=("batch",),
+        origin="Linux e0c378684b65: KVM: x86/mmu: Retry page faults that hit an invalid memslot",
+    ),
+    Mutant(
+        "publish-relaxed",
+        "a reader may see the new set before what is in it",
+        *(_PHASES, "store_release(memslots, desk[SPACE], edited)", "store_relaxed(memslots, desk[SPACE], edited)"),
+        models=("memslots",),
+        origin=_RELEASE,
+    ),
+    Mutant(
+        "no-grace-period",
+        "the set that was active is edited while a reader is in it",
+        *(_UPDATE, "slept = self.memslots.srcu.synchronize()", "slept = 0"),
+        models=("cached-slot",),
+    ),
+    Mutant(
+        "cached-slot-any-generation",
+        "a remembered record is used whatever has happened since",
+        *(_LOOKUP, "if record != 0 and hint[at + _ONE] == seen:", "if record != 0:"),
+        models=("cached-slot",),
+    ),
+    Mutant(
+        "generation-counted-once",
+        "what was found in the old set is remembered with the new set's generation, which stays",
+        _LOOKUP,
+        "        hint[at + _ONE] = seen\n",
+        "        hint[at + _ONE] = load_relaxed(memslots, active_set(memslots, as_id) + GENERATION)\n",
+        models=("cached-slot",),
+        origin="Linux ee3d1570b586: kvm: fix potentially corrupt mmio cache",
+        also=(
+            Mutation(_PHASES, "wrapping(old + load_relaxed(memslots, ADDRESS_SPACES))", "old"),
+            Mutation(
+                _PHASES,
+                "old | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS",
+                "wrapping(old + load_relaxed(memslots, ADDRESS_SPACES))",
+            ),
+        ),
+    ),
+    # Designs.
+    Mutant(
+        "atomic-no-stall",
+        "nothing is put in flux, nothing flushed",
+        *(_ATOMIC, "        update.stall(update.net_effect(), wait=wait)\n", ""),
+        models=("atomic-1", "atomic-readonly"),
+    ),
+    Mutant(
+        "atomic-not-acknowledged",
+        "the new set is published while old translations are in use",
+        *(_ATOMIC, "wait=wait)", "wait=False)"),
+        models=("atomic-1",),
+        origin="the designs/atomic_unacknowledged of this project",
+    ),
+    Mutant(
+        "release-before-publish",
+        "who waited finds the old set again",
+        _ATOMIC,
+        "        update.publish()\n        update.release()\n",
+        "        update.release()\n        update.publish()\n",
+        models=("atomic-1",),
+    ),
+    Mutant(
+        "release-wakes-nobody",
+        "vCPUs that wait for a range in flux are not woken",
+        *(_FLUX, "    wake(vm, FLUX, u64(0x7FFFFFFF))\n", ""),
+        models=("atomic-1",),
+    ),
+    Mutant(
+        "flux-after-the-set",
+        "the set is looked at before the ranges in flux: an update in between is missed",
+        _VCPU,
+        "    flux = load_acquire(vm, at.FLUX)\n    protected = False\n",
+        "    srcu_enter(srcu, u64(0), own[at.READER])\n    early = active_set(memslots, own[at.AS_ID])\n"
+        "    srcu_exit(srcu, u64(0), own[at.READER])\n    flux = load_acquire(vm, at.FLUX)\n    protected = False\n",
+        models=("atomic-1",),
+        also=(
+            Mutation(_VCPU, "record = find(memslots, own[at.AS_ID], gfn)", "record = find_in(memslots, early, gfn)"),
+            Mutation(
+                _VCPU,
+                "from ...memslots.lookup import find\n",
+                "from ...memslots.layout import active_set\nfrom ...memslots.lookup import find_in\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "reads-lift-protection",
+        "a read in a range that stalls writes fills a writable entry from the old set",
+        *(_VCPU, "flags & _READONLY_SLOT == 0 and not protected", "flags & _READONLY_SLOT == 0"),
+        models=("atomic-readonly",),
+    ),
+    Mutant(
+        "pause-left-out",
+        "delete and create while vCPUs run: a hole between them",
+        *(_PAUSE, "    engine.pause()\n    try:\n", "    engine.kick()\n    try:\n"),
+        models=("pause-batch",),
+        origin="KVM today; QEMU has paused vCPUs for it since 8.0 (November 2022, Emanuele Giuseppe Esposito)",
+        also=(Mutation(_PAUSE, "        engine.resume()", "        pass"),),
+    ),
+    # Dirty logs.
+    Mutant(
+        "take-not-exchanged",
+        "a bit that is set between the look at a word and its clearing is lost",
+        _BITMAP,
+        "            bits = exchange(bitmap, word, u64(0))\n",
+        "            bits = load_relaxed(bitmap, word)\n            store_relaxed(bitmap, word, u64(0))\n",
+        models=("dirty-log",),
+    ),
+    Mutant(
+        "mark-not-or",
+        "two writers of one word of the bitmap lose a bit",
+        _BITMAP,
+        "    return fetch_or(bitmap, word, bit) & bit == 0\n",
+        "    store_relaxed(bitmap, word, load_relaxed(bitmap, word) | bit)\n    return True\n",
+        models=("dirty-log",),
+    ),
+    Mutant(
+        "ring-push-relaxed",
+        "user space may see an entry before its offset",
+        _RING,
+        "    store_release(ring, entry, (slot << 32) | _DIRTY)",
+        "    store_relaxed(ring, entry, (slot << 32) | _DIRTY)",
+        models=("dirty-ring",),
+        origin="Linux 8929bc965964: KVM: Use acquire/release semantics when accessing dirty ring GFN state",
+    ),
+    Mutant(
+        "ring-harvest-relaxed",
+        "user space may read an entry's offset before its flags",
+        _RING,
+        "    first = load_acquire(ring, entry)\n    if first & u64(3)",
+        "    first = load_relaxed(ring, entry)\n    if first & u64(3)",
+        models=("dirty-ring",),
+        origin="Linux 8929bc965964: KVM: Use acquire/release semantics when accessing dirty ring GFN state",
+    ),
+    Mutant(
+        "ring-reset-index-first",
+        "an entry is given back before it is cleared",
+        _RING,
+        "        store_release(ring, entry, u64(0))\n        index = (index + _ONE) & _LOW\n"
+        "        store_release(ring, RESET_INDEX, index)\n",
+        "        index = (index + _ONE) & _LOW\n        store_release(ring, RESET_INDEX, index)\n"
+        "        store_release(ring, entry, u64(0))\n",
+        models=("dirty-ring",),
+    ),
+    Mutant(
+        "ring-reset-unharvested",
+        "reset gives entries back that user space has not taken",
+        *(_RING, "if first & _HARVESTED == 0:", "if first == 0:"),
+        models=("dirty-ring",),
+    ),
+)

@@ -1,0 +1,104 @@
+"""Trying mutants: whether the models that must find them do, by which property, and in how many runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import UsageError
+from .finding import Finding
+from .models import find
+from .mutants import Mutant
+from .outcome import Budget, Outcome
+from .search import tasks
+from .task import run
+from .world import World
+
+__all__ = ["Verdict", "try_mutant", "try_mutants"]
+
+_STATES, _RUNS = 400_000, 3_000
+"""How far each search goes: a mutant that is not found by then counts as one that survives."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one model said to one mutant. ``finding`` is None if the mutant survived.
+
+    ``runs``: schedules (or, of a search over states, states) until it was found, over all searches; ``search`` is the
+    one that found it.
+    """
+
+    mutant: Mutant
+    model: str
+    finding: Finding | None
+    search: str
+    runs: int
+    seconds: float
+
+    @property
+    def caught(self) -> bool:
+        """Whether the model found it."""
+        return self.finding is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = self.finding
+        return {
+            "mutant": self.mutant.name,
+            "what": self.mutant.what,
+            "origin": self.mutant.origin,
+            "file": self.mutant.file,
+            "model": self.model,
+            "caught": self.caught,
+            "kind": found.kind if found else "",
+            "property": found.name if found else "",
+            "message": found.message if found else "",
+            "where": str(found.where or "") if found else "",
+            "search": self.search,
+            "runs": self.runs,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def try_mutant(
+    mutant: Mutant, model_name: str, *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
+) -> Verdict:
+    """Search a model with a mutant in it, sequentially consistent memory first, until something is found.
+
+    Raises UsageError if the mutant's text is not in the sources exactly once.
+    """
+    model = find(model_name)
+    begun = time.monotonic()
+    sampled = {} if model.exhaustive else {"random": _RUNS}
+    searches = 0
+    with World(model, mutant.mutations) as world:
+        for task in tasks(model, mutations=mutant.mutations, **sampled):  # type: ignore[arg-type]
+            left = begun + seconds - time.monotonic()
+            if left <= 0 or (stopped is not None and stopped()):
+                break
+            outcome = run(task, Budget(seconds=left, states=_STATES, stopped=stopped), world=world)
+            searches += _count(outcome)
+            if outcome.findings:
+                found = replace(outcome.findings[0], found_by=outcome.search, after_runs=searches)
+                how = f"{outcome.search} {outcome.memory}"
+                return Verdict(mutant, model_name, found, how, searches, time.monotonic() - begun)
+    return Verdict(mutant, model_name, None, "", searches, time.monotonic() - begun)
+
+
+def _count(outcome: Outcome) -> int:
+    return outcome.distinct if outcome.search == "states" else outcome.runs + outcome.pruned
+
+
+def try_mutants(
+    chosen: Iterable[Mutant], *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
+) -> Iterator[Verdict]:
+    """Each mutant against each of its models, as they are done; ends early when ``stopped()``."""
+    for mutant in chosen:
+        if not mutant.models:
+            raise UsageError(f"mutant {mutant.name}: no model has to find it")
+        for name in mutant.models:
+            if stopped is not None and stopped():
+                return
+            yield try_mutant(mutant, name, seconds=seconds, stopped=stopped)

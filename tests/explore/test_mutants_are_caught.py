@@ -1,0 +1,86 @@
+"""Every mutant is found by each of its models, and its text is still in the sources."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guestmem.cli import main
+from guestmem.errors import UsageError
+from guestmem.explore import load
+from guestmem.explore.models import find as find_model
+from guestmem.explore.mutants import Mutant, find, mutants
+from guestmem.explore.trial import try_mutant
+
+SLOTS = [
+    pytest.param(mutant, name, id=f"{mutant.name}-{name}")
+    for mutant in mutants()
+    for name in mutant.models
+    if not name.startswith("stage2")
+]
+CLEAN = Mutant("clean", "changes a comment", "rcu/srcu.py", "  # a stale epoch only", "  # stale only", ("srcu",))
+
+
+@pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: mutant.name)
+def test_its_text_is_in_the_sources_once(mutant: Mutant) -> None:
+    assert mutant.models, "no model has to find it"
+    for name in mutant.models:
+        with load((*find_model(name).geometry, *mutant.mutations)):
+            pass
+
+
+def test_names_are_there_once_and_origins_are_told() -> None:
+    names = [mutant.name for mutant in mutants()]
+    assert len(set(names)) == len(names) >= 12
+    assert all(mutant.what and mutant.origin for mutant in mutants())
+
+
+@pytest.mark.parametrize(("mutant", "model"), SLOTS)
+def test_it_is_caught(mutant: Mutant, model: str) -> None:
+    verdict = try_mutant(mutant, model)
+    assert verdict.caught, f"{mutant.what}: nothing found in {verdict.runs} runs"
+    assert verdict.runs
+
+
+def test_what_changes_nothing_survives() -> None:
+    verdict = try_mutant(CLEAN, "srcu")
+    assert not verdict.caught
+    assert verdict.runs > 1000
+
+
+def test_a_mutant_that_no_longer_applies_is_an_error() -> None:
+    gone = Mutant("gone", "", "rcu/srcu.py", "no such text", "", ("srcu",))
+    with pytest.raises(UsageError, match="text found 0 times"):
+        try_mutant(gone, "srcu")
+
+
+def test_the_command_tells_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "--mutants", "srcu-no-wait", "give-core-wakes-one"]) == 0
+    out = capsys.readouterr().out
+    assert "freed under its reader" in out
+    assert "2 mutants (1 of Linux's own bugs), 3 trials, 0 not caught" in out
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "--mutants", "srcu-enter-fence", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["caught"], row["search"]) for row in rows] == [
+        ("srcu", True, "states tso"),
+        ("deferred-2", True, "states tso"),
+    ]
+
+
+def test_one_that_survives_is_exit_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guestmem.explore.mutants.mutants", lambda: (CLEAN,))
+    assert main(["explore", "--mutants"]) == 1
+    assert "srcu: NOT CAUGHT in " in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "--mutants", "nothing"]) == 2
+    assert "mutant: 'nothing' is not one of srcu-enter-fence" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is not one of"):
+        find("nothing")
