@@ -98,6 +98,7 @@ class Sampling:
         else:
             outcome.complete = True
         outcome.distinct = len(self.ends)
+        outcome.finals = set(self.ends)
         outcome.code_runs = self._runs_before + self.machine.tree.runs
         outcome.seconds = time.monotonic() - begun
         return outcome

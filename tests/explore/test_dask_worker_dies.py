@@ -1,0 +1,176 @@
+"""`--dask`: parts go to a cluster's workers; one that is killed costs its parts only, and the result is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestmem.cli import main
+from guestmem.errors import UsageError
+from guestmem.explore.cluster import _Cluster, explore_on
+from guestmem.explore.handout import Standing, cut, merge
+from guestmem.explore.models import find
+from guestmem.explore.outcome import Budget, Outcome
+from guestmem.explore.search import explore, tasks
+from guestmem.explore.task import run
+from guestmem.explore.world import World
+
+pytest.importorskip("distributed", reason="distributed is not installed: pip install 'guestmem[dask]'")
+
+# distributed's client closes its sockets in its own event loop, some after the last reference is gone.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+START_S = 60
+MODEL = "pause-4"
+RUNS = 1500
+BROKEN = [("rcu/srcu.py", "    return srcu_wait(srcu, base, readers, srcu_start(srcu, base))", "    return u64(0)")]
+
+
+def dask(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
+    """As docs/explore.md starts them."""
+    with log.open("wb") as out:
+        return subprocess.Popen([sys.executable, "-m", "dask", *arguments], stdout=out, stderr=out)
+
+
+class Cluster:
+    """A scheduler and two worker processes."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "scheduler.json"
+        at = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        self.scheduler = dask("scheduler", *at, "--scheduler-file", str(file), log=folder / "scheduler")
+        self.workers = [self.add(folder, number) for number in range(2)]
+        deadline = time.monotonic() + START_S
+        while not file.exists() or not file.stat().st_size:
+            assert time.monotonic() < deadline, (folder / "scheduler").read_text()
+            time.sleep(0.05)
+        self.address: str = json.loads(file.read_text())["address"]
+
+    @staticmethod
+    def add(folder: Path, number: int) -> subprocess.Popen[bytes]:
+        options = (
+            "--scheduler-file",
+            str(folder / "scheduler.json"),
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+        )
+        return dask("worker", *options, log=folder / f"worker{number}")
+
+    def wait_for_workers(self, count: int) -> None:
+        from distributed import Client
+
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=START_S)
+            pids = client.run(os.getpid)
+        by_pid = {process.pid: process for process in self.workers}
+        self.by_address = {address: by_pid[pid] for address, pid in pids.items()}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    its = Cluster(tmp_path)
+    try:
+        its.wait_for_workers(2)
+        yield its
+    finally:
+        for process in (*its.workers, its.scheduler):
+            process.kill()
+            process.wait()
+
+
+def counts(outcome: Outcome) -> tuple[Any, ...]:
+    return outcome.search, outcome.runs, outcome.distinct, outcome.points, outcome.depth, outcome.shared
+
+
+def test_a_killed_worker_costs_its_parts_only(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And more on the same cluster, which takes seconds to start."""
+    seen: list[Standing] = []
+    begun: list[str] = []
+    listen = _Cluster._event
+
+    def kill_one(pool: _Cluster, event: tuple[float, dict[str, Any]]) -> None:
+        """As the third part begins: whoever has it."""
+        listen(pool, event)
+        if "counts" not in event[1]:
+            begun.append(event[1]["worker"])  # the scheduler adds it
+            if len(begun) == 3:
+                os.kill(cluster.by_address[begun[-1]].pid, signal.SIGKILL)
+
+    monkeypatch.setattr(_Cluster, "_event", kill_one)
+    model = find(MODEL)
+    (alone,) = explore(model, random=RUNS, weak=False).outcomes
+    report = explore_on(cluster.address, model, random=RUNS, weak=False, progress=seen.append)
+    (handed_out,) = report.outcomes
+    assert [process.wait() for process in cluster.workers if process.poll() is not None] == [-signal.SIGKILL]
+    assert max(standing.workers for standing in seen) == 2
+    assert seen[-1].again >= 1, "what it had was handed out again"
+    assert "handed out again" in handed_out.note
+    assert handed_out.complete
+    assert report.clean
+    assert counts(handed_out) == counts(alone)
+    assert handed_out.runs == RUNS
+    assert handed_out.finals == alone.finals
+
+    exhaustive_searches_are_the_same_too(cluster.address)
+    findings_come_back(cluster.address)
+    assert main(["explore", "srcu", "--no-weak", "--dask", cluster.address]) == 0
+    out = capsys.readouterr().out
+    assert "states and dpor came to the same ends" in out
+    assert "parts, by 1 processes" in out
+
+
+def exhaustive_searches_are_the_same_too(address: str) -> None:
+    model = find("flush")
+    whole = explore(model, weak=False)
+    report = explore_on(address, model, weak=False)
+    assert report.clean
+    assert report.complete
+    assert report.agree
+    for one, other in zip(whole.outcomes, report.outcomes, strict=True):
+        assert (one.search, one.memory, one.finals) == (other.search, other.memory, other.finals)
+        if one.search == "dpor":  # parts try every move where they were cut: more runs begin, as many end
+            assert one.runs - one.pruned == other.runs - other.pruned
+        else:
+            assert counts(one) == counts(other)
+
+
+def findings_come_back(address: str) -> None:
+    model = find("srcu")
+    whole = explore(model, mutations=BROKEN, weak=False, go_on=True, shrink_s=0)
+    report = explore_on(address, model, mutations=BROKEN, weak=False, go_on=True, shrink_s=0)
+    assert not whole.clean
+    assert {c.finding.key for c in report.counterexamples} == {c.finding.key for c in whole.counterexamples}
+    first = explore_on(address, model, mutations=BROKEN)
+    assert first.counterexamples[0].story
+    assert not first.complete, "it stopped at the first"
+
+
+def test_parts_searched_one_by_one_are_the_whole() -> None:
+    model = find("flush")
+    with World(model) as world:
+        (whole,) = [run(task, Budget(), world=world) for task in tasks(model, weak=False) if task.search == "dpor"]
+        (task,) = [task for task in tasks(model, weak=False) if task.search == "dpor"]
+        parts = merge([run(part, Budget(), world=world) for part in cut(world, task, 4)])
+    assert parts.complete
+    assert parts.finals == whole.finals
+    assert parts.runs - parts.pruned == whole.runs - whole.pruned
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", ""])
+def test_an_address_where_nobody_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guestmem.explore.cluster.CONNECT_S", 0.3)
+    with pytest.raises(UsageError, match=r"^--dask .*: no Dask scheduler answers there[^\n]*$"):
+        explore_on(address, find("srcu"))
