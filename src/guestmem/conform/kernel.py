@@ -55,6 +55,7 @@ _PROT, _FLAGS = 3, 0x22 | 0x4000 | 0x100000  # private, anonymous, no reserve, f
 _UNTOUCHED = b"\xa5" * LOG_BYTES
 _CLOSED, _DEVICE, _VM, _FIRST = 0, 1, 2, 3
 _RING_PAGES = 64
+_MEMORY = ((ARENA, ARENA_BYTES), (BUFFER, BUFFER_BYTES))
 _EXITS_MAX = 512
 
 
@@ -81,8 +82,10 @@ def host_of(release: str = "") -> Host:
 class Kernel:
     """An open ``/dev/kvm`` and memory at fixed addresses, for VMs one after another.
 
-    CapabilityError, in a line, without a usable device.
+    All of a process share the memory, so they take turns. CapabilityError, in a line, without a usable device.
     """
+
+    _users = 0
 
     def __init__(self, path: str = "/dev/kvm") -> None:
         self.device = Device(path)
@@ -92,13 +95,15 @@ class Kernel:
         self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-        self._mapped: list[tuple[int, int]] = []
+        self._open = True
         try:
-            for address, size in ((ARENA, ARENA_BYTES), (BUFFER, BUFFER_BYTES)):
-                self._map(address, size)
+            if Kernel._users == 0:
+                for address, size in _MEMORY:
+                    self._map(address, size)
         except BaseException:
-            self.close()
+            self.device.close()
             raise
+        Kernel._users += 1
         self.run_bytes = fcntl.ioctl(self.device.fd, abi.Ioctl.GET_VCPU_MMAP_SIZE, 0)
         home = home_memory()
         ctypes.memmove(HOME_HVA, home, len(home))
@@ -110,7 +115,6 @@ class Kernel:
     def _map(self, address: int, size: int) -> None:
         if self._libc.mmap(address, size, _PROT, _FLAGS, -1, 0) != address:
             raise GuestmemError(f"conform: address {address:#x} is taken in this process")
-        self._mapped.append((address, size))
 
     def ioctl(self, fd: int, request: int, argument: int | bytes = 0) -> int:
         """The kernel's result, or minus its errno. Bytes are passed by address."""
@@ -125,11 +129,14 @@ class Kernel:
         return KernelVm(self)
 
     def close(self) -> None:
-        """Unmap and close."""
-        for address, size in self._mapped:
-            self._libc.munmap(address, size)
-        self._mapped = []
-        self.device.close()
+        """Close; the last one unmaps."""
+        if self._open:
+            self._open = False
+            Kernel._users -= 1
+            if Kernel._users == 0:
+                for address, size in _MEMORY:
+                    self._libc.munmap(address, size)
+            self.device.close()
 
     def __enter__(self) -> Kernel:
         return self

@@ -36,6 +36,7 @@ from .guest import HOME_BYTES
 __all__ = ["ModelledVm"]
 
 _CLOSED, _DEVICE, _VM, _FIRST = 0, 1, 2, 3
+_STACKS = 1 << 46
 _UNTOUCHED = b"\xa5" * LOG_BYTES
 
 
@@ -131,6 +132,8 @@ class ModelledVm:
             key = slot.id if slot is not None else 0
             if slot is not None and vm.slots[key].slot.flags & KVM_MEM_GUEST_MEMFD:
                 return None  # where its memory comes from depends on attributes: not memslots' business
+            if slot is not None and slot.hva(gfn) >= _STACKS:
+                return None  # there may be a stack of this very process
             places.append((gfn, slot))
         for gfn, slot in places:
             if ring is not None and ring.soft_full:

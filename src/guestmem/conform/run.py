@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 BLOCK_CALLS = 256
-_ROUND = 200
+_ROUND = 50
 Answers = list[Answer | None]
 """One a call; None where a call was left out, because the model cannot say what comes of it."""
 
@@ -150,7 +150,7 @@ def conform(
         for calls in blocks(seed * 1_000_003 + turn, max(count, 1)):
             _block(host, side, calls, outcome, recorder)
             outcome.seconds = time.perf_counter() - begun
-            over = outcome.calls >= steps if seconds is None else outcome.seconds >= seconds
+            over = outcome.calls >= steps if seconds is None else bool(outcome.calls) and outcome.seconds >= seconds
             if outcome.divergence is not None or over:
                 return outcome
         turn += 1

@@ -308,7 +308,7 @@ class KvmModel:
         return sum((self.memslots.generation(as_id) % (1 << 63)) >> MMIO_GENERATION_BITS for as_id in spaces)
 
     def check_change(self, change: Change) -> None:
-        """Steps 3 to 13 for a change that a design is going to carry out; what concerns slots is the design's to find."""
+        """Steps 3 to 13 for a change that a design will carry out; what concerns slots is the design's to find."""
         key = change.as_id << 16 | change.slot
         gpa, size = change.guest_phys_addr, change.memory_size
         check_region(self.host, key, change.flags, gpa, size, change.userspace_addr, v2=False)

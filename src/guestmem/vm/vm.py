@@ -27,10 +27,10 @@ class Vm:
     """A VM with ``vcpus`` vCPUs and no memory; closed by ``close()`` or as a context manager.
 
     ``engine``: "soft" runs anywhere, "kvm" drives the kernel (CapabilityError, in one line, where it cannot).
-    ``smm``: a second address space, as x86 has with SMM. ``version``: whose answers the software engine gives ("6.12", "6.18",
-    "7.3"). ``word_bits``: of the machine word that pages are counted in. ``ring_entries``: dirty rings of so many
-    entries instead of bitmaps. ``manual_protect``: reading a log clears nothing, ``initially_set``: a new log has all
-    pages. ``cores``: of the software engine's vCPU threads.
+    ``smm``: a second address space, as x86 has with SMM. ``version``: whose answers the software engine gives ("6.12",
+    "6.18", "7.3"). ``word_bits``: of the machine word that pages are counted in. ``ring_entries``: dirty rings of so
+    many entries instead of bitmaps. ``manual_protect``: reading a log clears nothing, ``initially_set``: a new log has
+    all pages. ``cores``: of the software engine's vCPU threads.
 
     >>> from guestmem.vm import Write
     >>> with Vm() as vm:
