@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..engines.soft import HostMemory, Load, Target
+from ..errors import GuestmemError
 from ..memslots import Change, ChangeKind, Slot
 from ..traces import Timeline
 from ..units import PAGE_SHIFT, PAGE_SIZE
@@ -176,13 +177,23 @@ def _load(as_id: int, changed: list[Range], before: Sequence[Slot], owners: dict
     return Load(free, as_id)
 
 
+def _memory(ranges: Sequence[tuple[int, int]]) -> HostMemory:
+    """Host memory, below 2**40 and with its large pages where there is room for that."""
+    try:
+        return HostMemory(ranges, low=True)
+    except GuestmemError:
+        return HostMemory(ranges)
+
+
 def plan(timeline: Timeline) -> Plan:
     """Make a timeline replayable. O(changes x slots of a step) time; memory is committed only where it is touched."""
     recorded = [change for transaction in timeline.transactions for change in transaction.changes]
-    memory = HostMemory(
-        (each.change.userspace_addr, each.change.userspace_addr + each.change.memory_size)
-        for each in recorded
-        if not each.change.deletes
+    memory = _memory(
+        [
+            (each.change.userspace_addr, each.change.userspace_addr + each.change.memory_size)
+            for each in recorded
+            if not each.change.deletes
+        ]
     )
     spaces: dict[int, dict[int, Slot]] = {}
     owners: dict[int, int] = {}

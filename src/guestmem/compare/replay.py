@@ -66,6 +66,7 @@ def replay(
                         pause.apply(engine, step.changes)  # the next steps stand on this one
                     took = _clock() - took
                 row.counts += engine.counts - before
+                row.table_pages = max(row.table_pages, engine.table_pages)
                 counted.step_ended(step)
                 updates.append(took)
                 total += took
@@ -120,5 +121,6 @@ def _sum_up(row: Row, engine: MeasuredEngine, counted: Counters) -> None:
     row.answered = total["answered_reads"] + total["answered_writes"]
     row.lost = total["writes"] + total["holes_write"] + total["answered_writes"] - counted.written()
     row.wrong = counted.wrong
+    row.refaults = total.get("refaults", 0)
     row.stale, row.refused, row.strange = total.get("stale", 0), total.get("refused_writes", 0), total["strange"]
     row.vcpu_counts = [dict(counts) for counts in every]

@@ -84,6 +84,10 @@ class Row:
     """Transactions in which vCPUs saw old and new, so that ``torn`` could be told."""
     refused: int = 0
     strange: int = 0
+    refaults: int = 0
+    """Faults, in or after an update, for memory that was there before and after it."""
+    table_pages: int = 0
+    """Stage-2 table pages: the most that were in use after an update."""
     counts: Counts = field(default_factory=Counts)
     vcpu_counts: list[dict[str, int]] = field(default_factory=list)
     unmeasured: list[str] = field(default_factory=list)

@@ -47,6 +47,8 @@ class Counts:
     pauses: int = 0
     stalls: int = 0
     """Ranges put in flux."""
+    zaps: int = 0
+    """Stage-2 translations removed, or made read-only."""
     slept: int = 0
     """Waits for vCPUs or readers that really slept."""
     lock_ns: int = 0
@@ -153,6 +155,10 @@ class MeasuredEngine(Engine, Protocol):
     """What must stand beside each figure: kernel, module, settings; "" for an engine that depends on none."""
     unmeasured: frozenset[str]
     """Names of ``Counts`` and of a row's fields that this engine cannot measure; shown as "-", never as 0."""
+
+    @property
+    def table_pages(self) -> int:
+        """Stage-2 table pages in use now."""
 
     def set_access(self, access: Access, vcpu: int | None = None) -> None:
         """How vCPU ``vcpu`` (all unless given) accesses its targets. Before ``start()``."""

@@ -201,6 +201,9 @@ def _work(comparison: Comparison) -> Table:
         "flushes",
         "pauses",
         "ranges in flux",
+        "zaps",
+        "refaults",
+        "table pages",
         "slept",
         "lock",
         "edit",
@@ -215,8 +218,11 @@ def _work(comparison: Comparison) -> Table:
         cells[index] = [
             *(
                 _unless(row, name, f"{getattr(counts, name) / replays:.0f}")
-                for name in ("swaps", "srcu_waits", "kicks", "flushes", "pauses", "stalls", "slept")
+                for name in ("swaps", "srcu_waits", "kicks", "flushes", "pauses", "stalls", "zaps")
             ),
+            _unless(row, "refaults", f"{row.refaults / replays:.0f}"),
+            _unless(row, "table_pages", str(row.table_pages)),
+            _unless(row, "slept", f"{counts.slept / replays:.0f}"),
             *(
                 _unless(row, name, format_ns(getattr(counts, name) / replays))
                 for name in ("lock_ns", "edit_ns", "kick_ns", "acks_ns", "grace_ns")

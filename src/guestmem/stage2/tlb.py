@@ -42,7 +42,8 @@ class Tlb:
 
     ``combined``, ``leaves``, ``walks``: entries of the three caches, powers of two. ``strict``: see ``tlb_strict``.
     ``bbm``: level of FEAT_BBM. ``sets_flags``: hardware sets access and dirty flags (None: on x86 both, as it cannot
-    otherwise; on Arm the access flag, as KVM has it); True on Arm also uses the dirty-bit-modifier.
+    otherwise; on Arm the access flag, as KVM has it); True on Arm also uses the dirty-bit-modifier. ``identity``: every
+    address is its own virtual address.
 
     >>> from guestmem.stage2 import Pool, Rights, arm_stage2
     >>> table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
@@ -69,6 +70,7 @@ class Tlb:
         strict: bool = False,
         bbm: int = 0,
         sets_flags: bool | None = None,
+        identity: bool = False,
     ) -> None:
         for name, entries in (("combined", combined), ("leaves", leaves), ("walks", walks)):
             if entries < 1 or entries & (entries - 1):
@@ -88,6 +90,7 @@ class Tlb:
             (tlb_layout.DBM, _DBM if not x86 and sets_flags else 0),
             (tlb_layout.NT, _NT if not x86 and bbm and 1 << table.format.geometry.shift(2) > _NT else 0),
             (tlb_layout.FORGETS, int(x86)),
+            (tlb_layout.IDENTITY, int(identity)),
             (tlb_layout.SEEN, peek(table.mmu, table.tlb_hub + int(tlb_layout.SEQUENCE))),
         ):
             self.words[int(word)] = value

@@ -72,6 +72,8 @@ SPECULATES = const(16)
 """1 + an input address that hardware fills between any two steps of an invalidation; 0: none."""
 ADDRESS, LEVEL, FOUND = const(17), const(18), const(19)
 """Of the last translation: host address of the byte, level and descriptor. Level is also that of a fault."""
+IDENTITY = const(47)
+"""1: there is no stage 1, so an address is cached as itself only, and is found without a search."""
 FIRST_IPA, FIRST_LEVEL, FIRST_KIND, FIRST_RECORD = const(20), const(21), const(22), const(23)
 """The first finding of the strict mode: address, level, kind (below), and the record that should have ended it."""
 

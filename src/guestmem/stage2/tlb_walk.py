@@ -16,6 +16,7 @@ from .layout import (
     BLOCK_LEVELS,
     EXECUTE_GRANTED,
     EXECUTE_MASK,
+    IPA_END,
     LAST_LEVEL,
     MIN_BLOCK_LEVEL,
     PAGE_KIND,
@@ -54,6 +55,7 @@ from .tlb_layout import (
     FORGETS,
     FOUND,
     HITS,
+    IDENTITY,
     IN_GUEST,
     LEAF_HITS,
     LEVEL,
@@ -137,7 +139,7 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
     root = load_relaxed(mmu, ROOT)
     tlb[LEVEL] = start
     tlb[WALKS] += _ONE
-    if root == 0:
+    if root == 0 or ipa >= shape[IPA_END]:
         return TRANSLATION
     level = start
     entry = ((root - _ONE) << to_words) + (ipa >> level_shift(shape, start))
@@ -352,6 +354,9 @@ def tlb_enter(shape: Own, pool: Words, mmu: Words, tlb: Own) -> None:
 @compiled
 def _forget_page(shape: Own, tlb: Own, ipa: U64) -> None:
     """Forget the combined entries that lead to the page of ``ipa``, or to a block around it. O(entries)."""
+    if tlb[IDENTITY] != 0:  # other pages of a block fault once more each
+        tlb[tlb[COMBINED_BASE] + ENTRY * ((ipa >> shape[PAGE_SHIFT]) & tlb[COMBINED_MASK])] = u64(0)
+        return
     place = tlb[COMBINED_BASE]
     end = place + ENTRY * (tlb[COMBINED_MASK] + _ONE)
     while place < end:

@@ -32,6 +32,8 @@ from .requests import (
     wait_until_outside,
     wake_retries,
 )
+from .stage2 import Stage2
+from .stage2_vcpu import stage2_vcpu_run
 from .update import SoftUpdate
 from .vcpu import vcpu_run
 
@@ -62,7 +64,9 @@ class SoftEngine:
 
     ``cores`` limits how many are in the guest at once (all of the machine's unless given). ``arch`` decides what an
     access to an INVALID slot does: x86 retries, arm64 exits. ``slow_vcpu_ns``: vCPU 0 spends that long inside a
-    read-side section, again and again.
+    read-side section, again and again. ``stage2``: between TLBs and slots stands a stage-2 table that vCPUs' faults
+    build, of pages that are freed by ``discipline``; what goes with a slot is its range or everything (``zaps``: slot,
+    as on arm64, or all, as on x86); ``strict`` TLBs tell the use of an entry that should be gone.
 
     >>> engine = SoftEngine(vcpus=2)
     >>> engine.set_memory_region(Change(slot=0, base_gfn=0, npages=16, userspace_addr=0x7f0000000000))
@@ -91,6 +95,10 @@ class SoftEngine:
         arch: str = "x86",
         slow_vcpu_ns: int = 0,
         seed: int = 1,
+        stage2: bool = True,
+        discipline: str = "rcu",
+        zaps: str | None = None,
+        strict: bool = False,
     ) -> None:
         if vcpus < 1:
             raise UsageError(f"vcpus: {vcpus} is not at least 1")
@@ -113,6 +121,11 @@ class SoftEngine:
         self._window = 0
         self._threads: list[threading.Thread] = []
         self._holding = threading.Lock()
+        if zaps is None:
+            zaps = "all" if arch == "x86" else "slot"
+        self.stage2 = (
+            Stage2(arch, vcpus, address_spaces, discipline=discipline, zaps=zaps, strict=strict) if stage2 else None
+        )
         self._retries = False
         poke(self._vm, int(at.CORES), self.cores)
         poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
@@ -123,6 +136,10 @@ class SoftEngine:
             mine[int(at.SLICE)] = 512 if INTERPRETED else 16384
             mine[int(at.LOAD_HALF)] = _LOAD_WORDS
             mine[int(at.LOADED)] = (1 << 64) - 1
+            if self.stage2 is not None:
+                mine[int(at.READ_ATTRIBUTES)] = self.stage2.read_attributes
+                mine[int(at.WRITE_ATTRIBUTES)] = self.stage2.write_attributes
+                mine[int(at.BLOCK_LEVEL)] = self.stage2.block_level
         if slow_vcpu_ns:
             self._own[0][int(at.SLOW_NS)] = slow_vcpu_ns
             self._own[0][int(at.SLICE)] = 64 if INTERPRETED else 2048
@@ -154,7 +171,15 @@ class SoftEngine:
             self._threads.append(thread)
 
     def _run(self, vcpu: int) -> None:
-        vcpu_run(self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu], vcpu)
+        shared = self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu]
+        if self.stage2 is None:
+            vcpu_run(*shared, vcpu)
+            return
+        running = True
+        while running:  # one turn an address space: another root is loaded
+            as_id = int(self._own[vcpu][int(at.AS_ID)])
+            table, tlb = self.stage2.tables[as_id], self.stage2.tlbs[as_id][vcpu]
+            running = stage2_vcpu_run(*shared, *table.words, table.desks[1 + vcpu], tlb.words, vcpu, as_id)
 
     def stop(self) -> None:
         """Stop the vCPU threads, paused or stalled ones too, and wait for them. Their counts stay."""
@@ -306,7 +331,7 @@ class SoftEngine:
         begun = _clock()
         slots = self.memslots.update(as_id)
         self.counts.lock_ns += _clock() - begun
-        update = SoftUpdate(self, slots)
+        update = SoftUpdate(self, slots, as_id)
         try:
             yield update
         finally:
@@ -331,11 +356,59 @@ class SoftEngine:
         self._spare.append(targets)
 
     def flush(self, *, wait: bool) -> None:
-        """Ask every vCPU to flush its TLB."""
+        """Have every vCPU forget its translations; with stage 2, zap them all, which comes to the same."""
+        if self.stage2 is not None:
+            with self.zapping():
+                self.counts.zaps += self.stage2.zap_all(wait=wait)
+            return
         ask_for_flush(self._vm)
         self.counts.flushes += 1
         self.counts.kicks += self.vcpus
         self.request(wait=wait)
+
+    @contextmanager
+    def zapping(self) -> Iterator[None]:
+        """Count what goes on inside as one flush of all vCPUs."""
+        begun = _clock()
+        yield
+        self.counts.acks_ns += _clock() - begun
+        self.counts.flushes += 1
+        self.counts.kicks += self.vcpus
+
+    def flush_shadow(self, as_id: int, gone: Sequence[tuple[int, int]], protected: Sequence[tuple[int, int]]) -> None:
+        """Zap the ranges of slots that go, in KVM's way, and write-protect those of slots that lose the right.
+
+        With neither, and without stage 2, everything is flushed.
+        """
+        if self.stage2 is None or not (gone or protected):
+            self.flush(wait=True)
+            return
+        with self.zapping():
+            if gone:
+                all_ = self.stage2.zaps_all
+                self.counts.zaps += self.stage2.zap_all() if all_ else self.stage2.zap(as_id, gone)
+            self.counts.zaps += self.stage2.protect(as_id, protected)
+
+    @contextmanager
+    def host_invalidation(self, start_gfn: int, end_gfn: int, as_id: int = 0) -> Iterator[None]:
+        """Host memory of a range changes meanwhile (an MMU notifier): zapped, and mapped again only afterwards.
+
+        Needs ``stage2``; vCPUs that fault in the range retry until the end.
+        """
+        if self.stage2 is None:
+            raise UsageError("host_invalidation: this engine has no stage 2")
+        self.stage2.begin(as_id, start_gfn, end_gfn)
+        try:
+            with self.zapping():
+                self.counts.zaps += self.stage2.zap(as_id, [(start_gfn, end_gfn)])
+            yield
+        finally:
+            self.stage2.end(as_id)
+
+    @property
+    def table_pages(self) -> int:
+        """Stage-2 table pages in use; 0 without stage 2."""
+        return 0 if self.stage2 is None else self.stage2.table_pages
 
     def swapped(self) -> None:
         """A swap is over: kick all vCPUs, as x86 does to have them re-validate their caches, and wake who retries."""

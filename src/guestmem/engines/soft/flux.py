@@ -11,7 +11,7 @@ from ...atomics import load_acquire, load_relaxed, store_release, wake
 from ...compiled import U64, Own, Words, compiled, const, u64
 from .layout import FLUX, FLUX_RANGE, FLUX_RANGES, STALLS_ALL
 
-__all__ = ["flux_mark", "flux_release", "in_flux"]
+__all__ = ["flux_mark", "flux_release", "flux_touches", "in_flux"]
 
 _ONE = const(1)
 _COUNT = const(255)
@@ -60,3 +60,19 @@ def flux_release(vm: Words) -> None:
     before = load_relaxed(vm, FLUX)
     store_release(vm, FLUX, (before & ~_COUNT) + _STEP)
     wake(vm, FLUX, u64(0x7FFFFFFF))
+
+
+@compiled
+def flux_touches(vm: Words, flux: U64, start: U64, end: U64) -> bool:
+    """Whether frames ``[start, end)`` overlap a range in flux, of whatever kind, by ``flux`` as in ``in_flux``.
+
+    A large mapping must not: it would map again what has just been zapped next to the frame that faulted.
+    """
+    count = flux & _COUNT
+    where = FLUX_RANGES
+    touched = False
+    while count != 0 and not touched:
+        touched = load_acquire(vm, where) < end and start < load_acquire(vm, where + _ONE)
+        where += FLUX_RANGE
+        count -= _ONE
+    return touched or load_relaxed(vm, FLUX) != flux

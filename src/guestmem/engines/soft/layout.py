@@ -71,6 +71,9 @@ LOAD_BASE = const(17)  # of the load in force: where it begins, and its header
 CHANGED_COUNT = const(18)
 OTHERS_COUNT = const(19)
 LOAD_HALF = const(20)  # words of one load
+READ_ATTRIBUTES, WRITE_ATTRIBUTES = const(21), const(22)  # of stage-2 leaves: readable and executable; writable, too
+BLOCK_LEVEL = const(23)  # largest leaf that a fault maps, as a level number
+LOOKS = const(62)  # 1: look for requests after this access
 
 COUNTERS = const(24)
 SEQUENTIAL, RANDOM, HOT = const(0), const(1), const(2)
@@ -107,6 +110,13 @@ ABANDONED = COUNTERS + const(27)  # accesses that a new load cut short
 STALL_WORST = COUNTERS + const(28)  # ns
 STALL_TOTAL = COUNTERS + const(29)  # ns
 EXITS_HELD = COUNTERS + const(30)  # exits that fell into an update and were carried out after it
+STAGE2_FAULTS = COUNTERS + const(31)  # exits to build the stage-2 table
+REFAULTS = COUNTERS + const(32)  # of these, in or after an update, for memory that was there before and after it
+MAPPED_BLOCKS = COUNTERS + const(33)  # faults that mapped more than a page
+FAULT_RETRIES = COUNTERS + const(34)  # faults that found an invalidation when they were about to map
+RELAXED = COUNTERS + const(35)  # faults that only lifted write protection
+DIRTY_MARKS = COUNTERS + const(36)  # writes that made a page of a logged slot dirty
+OUT_OF_TABLES = COUNTERS + const(37)  # faults that found no table page, and zapped everything
 
 COUNTER_NAMES = (
     "accesses",
@@ -140,6 +150,13 @@ COUNTER_NAMES = (
     "stall_worst",
     "stall_total",
     "exits_held",
+    "stage2_faults",
+    "refaults",
+    "mapped_blocks",
+    "fault_retries",
+    "relaxed",
+    "dirty_marks",
+    "out_of_tables",
 )
 """The counters above, in order, in lower case."""
 

@@ -28,9 +28,14 @@ _clock = time.perf_counter_ns
 class SoftUpdate:
     """An update of a SoftEngine in phases; see ``protocol.Update``."""
 
-    def __init__(self, engine: SoftEngine, slots: SlotUpdate) -> None:
+    def __init__(self, engine: SoftEngine, slots: SlotUpdate, as_id: int = 0) -> None:
         self._engine, self._slots = engine, slots
         self._in_flux = False
+        self._as_id = as_id
+        self._gone: list[tuple[int, int]] = []
+        """Frames of slots that went INVALID and have not been zapped since."""
+        self._protected: list[tuple[int, int]] = []
+        """Frames of slots whose flags changed, and have not been write-protected since."""
 
     def kind(self, change: Change) -> ChangeKind:
         """Which kind ``change`` is now; MemslotError for what KVM refuses before it touches the slot."""
@@ -51,6 +56,7 @@ class SoftUpdate:
     def stage(self, change: Change) -> ChangeKind:
         """Carry out one change on the inactive set."""
         begun = _clock()
+        self._note_flags([change])
         kind = self._slots.stage(change)
         self._engine.counts.edit_ns += _clock() - begun
         return kind
@@ -58,6 +64,7 @@ class SoftUpdate:
     def stage_all(self, changes: Sequence[Change]) -> None:
         """Carry out changes in order on the inactive set; BatchError names the one refused."""
         begun = _clock()
+        self._note_flags(changes)
         try:
             self._slots.stage_all(changes)
         except BatchError:
@@ -68,6 +75,8 @@ class SoftUpdate:
     def invalidate(self, slot: int) -> None:
         """Mark a slot INVALID on the inactive set."""
         begun = _clock()
+        if (goes := self._slots.memslots.by_id(slot, self._as_id)) is not None:
+            self._gone.append((goes.base_gfn, goes.end_gfn))
         self._slots.invalidate(slot)
         self._engine.counts.edit_ns += _clock() - begun
 
@@ -85,8 +94,19 @@ class SoftUpdate:
         self._engine.swapped()
 
     def flush(self) -> None:
-        """Flush all TLBs and wait until no vCPU can use an old translation."""
-        self._engine.flush(wait=True)
+        """Zap what went INVALID, protect what changed flags, and wait until no vCPU can use an old translation."""
+        gone, self._gone = self._gone, []
+        protected, self._protected = self._protected, []
+        self._engine.flush_shadow(self._as_id, gone, protected)
+
+    def _note_flags(self, changes: Sequence[Change]) -> None:
+        """Remember the slots that these change the flags of."""
+        if self._engine.stage2 is None:
+            return
+        for change in changes:
+            slot = self._slots.memslots.by_id(change.slot, self._as_id)
+            if slot is not None and not change.deletes and change.flags != slot.flags:
+                self._protected.append((slot.base_gfn, slot.end_gfn))
 
     def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
         """Put the ranges that lose memory or rights in flux, zap them, and wait for acknowledgements."""
@@ -107,7 +127,14 @@ class SoftUpdate:
             return
         self._in_flux = True  # before they are: an exception in between must not leave them so
         self._engine.mark(ranges)
-        self._engine.flush(wait=wait)
+        stage2 = self._engine.stage2
+        if stage2 is None:
+            self._engine.flush(wait=wait)
+            return
+        with self._engine.zapping():
+            for start, end, kind in ranges:
+                change = stage2.zap if kind == STALLS_ALL else stage2.protect
+                self._engine.counts.zaps += change(self._as_id, [(start, end)], wait=wait)
 
     def publish(self) -> None:
         """The instant: the staged set becomes the active one."""

@@ -1,0 +1,117 @@
+"""The stage-2 tables of a software engine's VM: one per address space, in one pool, with a TLB per vCPU for each.
+
+Zaps count translations. KVM has two ways to zap a slot that goes: its range (arm64; x86 with the quirk
+KVM_X86_QUIRK_SLOT_ZAP_ALL off), or everything (x86).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...atomics import peek
+from ...errors import UsageError
+from ...stage2 import layout
+from ...stage2.arm import arm_stage2
+from ...stage2.descriptor import Rights
+from ...stage2.format import Format
+from ...stage2.npt import amd_npt
+from ...stage2.pool import Pool
+from ...stage2.retry import invalidate_begin, invalidate_end
+from ...stage2.rwlock import write_lock, write_unlock
+from ...stage2.table import DISCIPLINES, PageTable
+from ...stage2.tlb import Tlb
+from ...stage2.zap import protect, zap
+
+__all__ = ["ZAPS", "Stage2"]
+
+ZAPS = ("slot", "all")
+"""What goes when a slot goes."""
+TABLE_PAGES = 1 << 14
+_WHOLE = (1 << 64) - 1
+_NPT_DIRTY = 1 << 6
+
+
+class Stage2:
+    """Tables and TLBs for ``vcpus`` vCPUs; walker 0 of each table is the updater, 1 + v is vCPU v.
+
+    ``discipline``: one of stage2.table.DISCIPLINES. ``huge``: largest leaf, as a level number (2: 2 MiB).
+    """
+
+    def __init__(
+        self, arch: str, vcpus: int, address_spaces: int, *, discipline: str, zaps: str, strict: bool, huge: int = 2
+    ) -> None:
+        if zaps not in ZAPS:
+            raise UsageError(f"zaps: {zaps!r} is not one of {', '.join(ZAPS)}")
+        if discipline not in DISCIPLINES:
+            raise UsageError(f"discipline: {discipline!r} is not one of {', '.join(DISCIPLINES)}")
+        self.zaps_all = zaps == "all"
+        self.format: Format = amd_npt() if arch == "x86" else arm_stage2(0x1000, 48)
+        self.pool = Pool(TABLE_PAGES)
+        self.tables = [
+            PageTable(self.format, self.pool, walkers=1 + vcpus, discipline=discipline) for _ in range(address_spaces)
+        ]
+        self.tlbs = [
+            [Tlb(table, 1 + vcpu, strict=strict, identity=True) for vcpu in range(vcpus)] for table in self.tables
+        ]
+        self.read_attributes = self.format.attributes(Rights.READ | Rights.X)
+        self.write_attributes = self.format.attributes(Rights.RWX) | (_NPT_DIRTY if arch == "x86" else 0)
+        self.block_level = huge
+
+    def zap(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
+        """Zap ranges of frames; returns how many translations went."""
+        table = self.tables[as_id]
+        return sum(
+            int(zap(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
+        )
+
+    def zap_all(self, *, wait: bool = True) -> int:
+        """Zap everything, in all address spaces."""
+        return sum(int(zap(*table.words, table.desks[0], 0, _WHOLE, wait)) for table in self.tables)
+
+    def protect(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
+        """Take the right to write from ranges of frames; returns how many translations lost it."""
+        table = self.tables[as_id]
+        return sum(
+            int(protect(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
+        )
+
+    def begin(self, as_id: int, start_gfn: int, end_gfn: int) -> None:
+        """Host memory of a range is about to change: faults in it map nothing until ``end``."""
+        table = self.tables[as_id]
+        write_lock(table.mmu, int(layout.MMU_FIXED), table.walkers)
+        invalidate_begin(table.mmu, start_gfn << 12, end_gfn << 12)
+        write_unlock(table.mmu, int(layout.MMU_FIXED))
+
+    def end(self, as_id: int) -> None:
+        """The change that ``begin`` announced is over."""
+        table = self.tables[as_id]
+        write_lock(table.mmu, int(layout.MMU_FIXED), table.walkers)
+        invalidate_end(table.mmu)
+        write_unlock(table.mmu, int(layout.MMU_FIXED))
+
+    @property
+    def table_pages(self) -> int:
+        """Table pages in use, those in caches left out."""
+        cached = sum(int(desk[int(layout.CACHE_COUNT)]) for table in self.tables for desk in table.desks)
+        return max(0, self.pool.used - cached)
+
+    @property
+    def invalidations(self) -> int:
+        """Invalidations so far, of all kinds that disturb other vCPUs."""
+        kinds = (0, 2, 3)
+        return sum(peek(table.mmu, int(layout.TLB) + kind) for table in self.tables for kind in kinds)
+
+    @property
+    def findings(self) -> int:
+        """Uses of stale entries that the strict mode saw."""
+        return sum(tlb.counts["findings"] for tlbs in self.tlbs for tlb in tlbs)
+
+    def check(self) -> None:
+        """Tables are sound, and TLBs say what they say. Only while no vCPU runs."""
+        for table, tlbs in zip(self.tables, self.tlbs, strict=True):
+            table.reclaim()
+            for tlb in tlbs:
+                tlb.enter()
+                tlb.check()
+                tlb.leave()
+        self.tables[0].check()

@@ -1,0 +1,258 @@
+"""A vCPU whose accesses go through a TLB and a stage-2 table that the vCPUs' own faults build.
+
+As ``vcpu.py``, with two looks where that has one. In the guest, an access is translated by the TLB and, on a miss, by a
+walk of the table in memory, without locks. A walk that ends without a translation is an exit: the vCPU leaves the guest
+for the host (nobody who invalidates waits for it there), handles the fault, enters again, looks for requests, and makes
+the access again.
+"""
+
+from __future__ import annotations
+
+from ...atomics import load_acquire, load_relaxed, store_release
+from ...clock import now
+from ...compiled import U64, Own, Words, compiled, const, u64
+from ...stage2.tlb_layout import ADDRESS, CONFLICT, OK, PERMISSION
+from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
+from . import layout as at
+from .requests import leave_guest
+from .user_mem_abort import stage2_fault
+from .vcpu import (
+    FILLED,
+    IN_FLUX,
+    INVALID,
+    LATE,
+    POLL,
+    READONLY,
+    end_slice,
+    enter_guest,
+    leave_core,
+    look,
+    meet_hole,
+    next_random,
+    note,
+    perform,
+    pick,
+    wait_out_flux,
+    wait_out_invalid,
+    wait_out_update,
+)
+
+__all__ = ["stage2_vcpu_run"]
+
+_ONE = const(1)
+_SHARE = const(0xFFFF)
+_SAW_HOLE, _SAW_READONLY = const(0), const(1)
+_READ, _WRITE, _FETCH = const(0), const(1), const(2)
+
+
+@compiled
+def stage2_look(vm: Words, load: Words, own: Own, shape: Own, pool: Words, mmu: Words, tlb: Own, vcpu: U64) -> bool:
+    """In the guest: apply invalidations, then look for pauses and requests; False if the VM stops."""
+    tlb_look(shape, pool, mmu, tlb)
+    base = at.VCPUS + at.VCPU * vcpu
+    if load_acquire(vm, at.PAUSED) == 0 and load_acquire(vm, base + at.REQUESTED) == own[at.ACKED]:
+        return True
+    tlb_leave(mmu, tlb)
+    running = look(vm, load, own, vcpu)
+    if running:
+        tlb_enter(shape, pool, mmu, tlb)
+    return running
+
+
+@compiled
+def stage2_exit(
+    vm: Words,
+    memslots: Words,
+    srcu: Words,
+    load: Words,
+    own: Own,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    tlb: Own,
+    vcpu: U64,
+    gfn: U64,
+    kind: U64,
+    protected: bool,
+    must: bool,
+    readonly: bool,
+    behind: U64,
+) -> U64:
+    """An exit for a fault, to its end: 0 stop, 1 make the access again, 2 it met a hole, 3 it met read-only memory.
+
+    Back in the guest unless 0.
+    """
+    own[at.TLB_MISSES] += _ONE
+    swaps = load_acquire(vm, at.SWAPS)
+    updates = load_acquire(vm, at.UPDATES)
+    tlb_leave(mmu, tlb)
+    leave_guest(vm, vcpu, at.IN_HOST)
+    outcome = stage2_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, tlb, gfn, kind == _WRITE, protected)
+    running = True
+    came_to = u64(1)
+    inside = False
+    if outcome != IN_FLUX and load_acquire(vm, at.LOAD) != own[at.LOADED]:
+        # Who gave it waited for nobody in the host, and may have changed memory since: this access was never made.
+        inside = True
+    elif outcome == FILLED:
+        inside = True
+        if must and load_relaxed(vm, at.WINDOW) != own[at.WINDOW_LOADED]:
+            own[at.REFAULTS] += _ONE
+    elif outcome == IN_FLUX:
+        running = wait_out_flux(vm, load, own, vcpu)
+    elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
+        running = wait_out_invalid(vm, load, own, vcpu, swaps)
+    elif outcome == READONLY or (kind == _WRITE and must and readonly):
+        own[at.READONLY_WRITES] += _ONE
+        came_to = u64(3)
+        inside = True
+    elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
+        running = wait_out_update(vm, load, own, vcpu)
+    else:
+        meet_hole(vm, own, kind, must, behind)
+        came_to = u64(2)
+        inside = True
+    if not running:
+        return u64(0)
+    if inside:
+        # tlb_enter's fence also stands between this store and the look for requests.
+        store_release(vm, at.VCPUS + at.VCPU * vcpu + at.MODE, at.IN_GUEST)
+    tlb_enter(shape, pool, mmu, tlb)
+    if came_to != 1:
+        own[at.LOOKS] = _ONE  # requests made meanwhile waited for nobody: look after this access
+    elif not stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu):
+        return u64(0)
+    return came_to
+
+
+@compiled(inline=True)
+def stage2_access(
+    vm: Words,
+    memslots: Words,
+    srcu: Words,
+    load: Words,
+    own: Own,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    tlb: Own,
+    vcpu: U64,
+) -> bool:
+    """One access, to its end; False if the VM stops. As ``vcpu.access``."""
+    epoch = own[at.LOADED]
+    target = pick(own)
+    if target == 0:
+        return True
+    gpa = load_relaxed(load, target + at.TARGET_GPA)
+    flags = load_relaxed(load, target + at.TARGET_FLAGS)
+    old = load_relaxed(load, target + at.TARGET_OLD)
+    new = load_relaxed(load, target + at.TARGET_NEW)
+    behind = old
+    random = next_random(own)
+    kind = _READ
+    if random & _SHARE < own[at.WRITE_SHARE]:
+        kind = _WRITE
+        if old != 0 and flags & at.OLD_READONLY != 0:
+            old = _SAW_READONLY
+        if new != 0 and flags & at.NEW_READONLY != 0:
+            new = _SAW_READONLY
+    elif (random >> 16) & _SHARE < own[at.FETCH_SHARE]:
+        kind = _FETCH
+    begun = load_acquire(vm, at.WINDOW)
+    start = u64(0)
+    if old != new and begun & _ONE != 0:
+        start = now()
+    saw = _SAW_HOLE
+    while True:
+        status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << kind)
+        if status == OK:
+            saw = tlb[ADDRESS]
+            perform(own, saw, kind)
+            break
+        if status == CONFLICT:
+            continue
+        came_to = stage2_exit(
+            vm,
+            memslots,
+            srcu,
+            load,
+            own,
+            shape,
+            pool,
+            pages,
+            mmu,
+            desk,
+            tlb,
+            vcpu,
+            gpa >> 12,
+            kind,
+            status == PERMISSION,
+            flags & at.MUST != 0,
+            old == _SAW_READONLY or new == _SAW_READONLY,
+            behind,
+        )
+        if came_to == 0:
+            return False
+        if came_to == 3:
+            saw = _SAW_READONLY
+        if came_to != 1:
+            break
+        if own[at.LOADED] != epoch:
+            own[at.ABANDONED] += _ONE
+            return True
+    own[at.ACCESSES] += _ONE
+    window = load_acquire(vm, at.WINDOW)
+    if window != own[at.WINDOW_LOADED]:
+        note(vm, own, vcpu, flags, old, new, saw, begun, window, start)
+    return True
+
+
+@compiled(nogil=True)
+def stage2_vcpu_run(
+    vm: Words,
+    memslots: Words,
+    srcu: Words,
+    load: Words,
+    own: Own,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    tlb: Own,
+    vcpu: U64,
+    as_id: U64,
+) -> bool:
+    """Run a vCPU on the table of address space ``as_id``; True: go on with another one, False: stop."""
+    running = enter_guest(vm, load, own, vcpu)
+    if running:
+        tlb_enter(shape, pool, mmu, tlb)
+    left = own[at.SLICE]
+    until_look = POLL
+    while running and own[at.AS_ID] == as_id:
+        running = stage2_access(vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, vcpu)
+        until_look -= _ONE
+        if own[at.LOOKS] != 0 and running:
+            own[at.LOOKS] = u64(0)
+            running = stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu)
+        if until_look == 0 and running:
+            until_look = POLL
+            if next_random(own) & u64(63) == 0:
+                until_look = LATE
+            running = stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu)
+            if left > until_look:
+                left -= until_look
+            elif running:
+                left = own[at.SLICE]
+                tlb_leave(mmu, tlb)
+                running = end_slice(vm, load, srcu, own, vcpu)
+                if running:
+                    tlb_enter(shape, pool, mmu, tlb)
+    if running:
+        tlb_leave(mmu, tlb)
+        leave_core(vm, own, vcpu, False)
+    return running

@@ -1,0 +1,196 @@
+"""A vCPU's stage-2 fault: from a frame without translation, or without the right to write, to a leaf in the table.
+
+In the order of ``user_mem_abort()``, Linux ``arch/arm64/kvm/mmu.c``, and ``kvm_tdp_page_fault()``,
+``arch/x86/kvm/mmu/mmu.c``: table pages before any lock; the invalidation sequence; the slot, in an SRCU section that
+lasts until the leaf is in place (so that who publishes a set and waits for readers finds every leaf made from the old
+one); rights; host page and size; the lock for reading; whether an invalidation ran meanwhile; the leaf.
+"""
+
+from __future__ import annotations
+
+from ...atomics import load_acquire, load_relaxed
+from ...compiled import U64, Own, Words, compiled, const
+from ...memslots.layout import (
+    KVM_MEMSLOT_INVALID,
+    slot_base_gfn,
+    slot_flags,
+    slot_npages,
+    slot_userspace_addr,
+)
+from ...memslots.lookup import find
+from ...rcu.srcu import srcu_enter, srcu_exit
+from ...stage2.discipline import reclaim_tables
+from ...stage2.entry import level_shift
+from ...stage2.layout import (
+    EBUSY,
+    ENOMEM,
+    IPA_END,
+    LAST_LEVEL,
+    LOCK_BASE,
+    OK,
+    SHARED,
+    VCPUS,
+    WALKER,
+)
+from ...stage2.locked import refill
+from ...stage2.map import map_range
+from ...stage2.protect import relax_permissions
+from ...stage2.retry import invalidate_seq, must_retry
+from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
+from ...stage2.tlb_layout import LEVEL
+from ...stage2.zap import zap
+from . import layout as at
+from .flux import flux_touches, in_flux
+from .vcpu import FILLED, HOLE, IN_FLUX, INVALID, READONLY
+
+__all__ = ["stage2_fault"]
+
+_ZERO, _ONE, _TWO = const(0), const(1), const(2)
+_LOGGED, _READONLY_SLOT = const(1), const(2)
+_COUNT = const(255)
+_PAGE_SHIFT = const(12)
+
+
+@compiled
+def stage2_fault(
+    vm: Words,
+    memslots: Words,
+    srcu: Words,
+    own: Own,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    tlb: Own,
+    gfn: U64,
+    writes: bool,
+    protected: bool,
+) -> U64:
+    """Handle a fault at ``gfn``, outside the guest; returns what it came to. FILLED: enter again and try again.
+
+    ``protected``: a leaf was there and did not let the access write. tlb[LEVEL] is the level of the fault. FLUX is
+    looked at after the sequence and before the slots: what was marked after that is zapped after that, which ends this
+    attempt when it is about to map.
+    """
+    own[at.STAGE2_FAULTS] += _ONE
+    if gfn << 12 >= shape[IPA_END]:
+        return HOLE
+    if refill(shape, pool, pages, mmu, desk) != OK:
+        own[at.OUT_OF_TABLES] += _ONE
+        zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
+        return FILLED
+    seq = invalidate_seq(mmu)
+    flux = load_acquire(vm, at.FLUX)
+    stalls_writes = False
+    if flux & _COUNT != 0:
+        if in_flux(vm, flux, gfn, writes):
+            own[at.STALL_FLUX] = flux
+            return IN_FLUX
+        stalls_writes = not writes and in_flux(vm, flux, gfn, True)
+    reader = own[at.READER]
+    srcu_enter(srcu, _ZERO, reader)
+    record = find(memslots, own[at.AS_ID], gfn)
+    outcome = HOLE
+    if record != 0:
+        flags = slot_flags(memslots, record)
+        if flags & KVM_MEMSLOT_INVALID != 0:
+            outcome = INVALID
+        elif writes and flags & _READONLY_SLOT != 0:
+            outcome = READONLY
+        else:
+            logged = flags & _LOGGED != 0
+            writable = flags & _READONLY_SLOT == 0 and not stalls_writes and (writes or not logged)
+            outcome = _make(
+                vm,
+                memslots,
+                own,
+                shape,
+                pool,
+                pages,
+                mmu,
+                desk,
+                tlb,
+                gfn,
+                record,
+                seq,
+                flux,
+                logged,
+                writable,
+                protected,
+            )
+    srcu_exit(srcu, _ZERO, reader)
+    return outcome
+
+
+@compiled
+def _make(
+    vm: Words,
+    memslots: Words,
+    own: Own,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    tlb: Own,
+    gfn: U64,
+    record: U64,
+    seq: U64,
+    flux: U64,
+    logged: bool,
+    writable: bool,
+    protected: bool,
+) -> U64:
+    """Choose the leaf's size and put it into the table, unless an invalidation ran since ``seq``; always FILLED."""
+    base = slot_base_gfn(memslots, record)
+    end = base + slot_npages(memslots, record)
+    host = slot_userspace_addr(memslots, record) + ((gfn - base) << 12)
+    last = shape[LAST_LEVEL]
+    level = own[at.BLOCK_LEVEL]
+    if logged:
+        level = last
+    frames = _ONE
+    first = gfn
+    while level < last:
+        # The largest leaf that lies in the slot, is aligned in both, and maps nothing again that is in flux.
+        frames = _ONE << (level_shift(shape, level) - _PAGE_SHIFT)
+        first = gfn & ~(frames - _ONE)
+        aligned = (host - ((gfn - first) << 12)) & ((frames << 12) - _ONE) == 0
+        if aligned and first >= base and first + frames <= end:
+            quiet = flux & _COUNT == 0 or not flux_touches(vm, flux, first, first + frames)
+            if quiet:
+                break
+        level += _ONE
+    if level == last:
+        frames = _ONE
+        first = gfn
+    output = host - ((gfn - first) << 12)
+    attributes = own[at.WRITE_ATTRIBUTES] if writable else own[at.READ_ATTRIBUTES]
+    ipa = first << 12
+    size = frames << 12
+    lock = load_relaxed(mmu, LOCK_BASE)
+    walker = desk[WALKER]
+    read_lock(mmu, lock, walker)
+    if must_retry(mmu, seq, ipa, ipa + size):
+        read_unlock(mmu, lock, walker)
+        own[at.FAULT_RETRIES] += _ONE
+        return FILLED
+    if protected and writable and tlb[LEVEL] == level:
+        status = relax_permissions(shape, pool, pages, mmu, desk, gfn << 12, _TWO, SHARED)
+        own[at.RELAXED] += _ONE
+    else:
+        status = map_range(shape, pool, pages, mmu, desk, ipa, size, output, attributes, level, SHARED)
+    read_unlock(mmu, lock, walker)
+    if status == EBUSY:
+        write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
+        if not must_retry(mmu, seq, ipa, ipa + size):
+            status = map_range(shape, pool, pages, mmu, desk, ipa, size, output, attributes, level, _ZERO)
+        write_unlock(mmu, lock)
+    if status == ENOMEM:  # too many tables are put aside: wait until they can be freed
+        reclaim_tables(shape, pool, pages, mmu, desk, True)
+    if status == OK and logged and writable:
+        own[at.DIRTY_MARKS] += _ONE  # mark_page_dirty_in_slot(): here, once the leaf is there
+    if status == OK and level < last:
+        own[at.MAPPED_BLOCKS] += _ONE
+    return FILLED
