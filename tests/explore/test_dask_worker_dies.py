@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from guestmem.cli import main
 from guestmem.errors import UsageError
 from guestmem.explore.cluster import _Cluster, explore_on
-from guestmem.explore.handout import Standing, cut, merge
+from guestmem.explore.handout import Limits, Standing, cut, merge
 from guestmem.explore.models import find
 from guestmem.explore.outcome import Budget, Outcome
 from guestmem.explore.search import explore, tasks
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 START_S = 60
 MODEL = "pause-4"
-RUNS = 1500
+RUNS = 1000
 BROKEN = [("rcu/srcu.py", "    return srcu_wait(srcu, base, readers, srcu_start(srcu, base))", "    return u64(0)")]
 
 
@@ -167,6 +168,22 @@ def test_parts_searched_one_by_one_are_the_whole() -> None:
     assert parts.complete
     assert parts.finals == whole.finals
     assert parts.runs - parts.pruned == whole.runs - whole.pruned
+
+
+def test_a_part_that_kills_its_workers_is_given_up_and_said() -> None:
+    """The scheduler's verdict after its last try, without the cluster."""
+    from distributed import KilledWorker
+
+    pool = object.__new__(_Cluster)
+    pool.address, pool._killed, pool._tries, pool._begun = "tcp://here", KilledWorker, {0: 1}, {0: 4}
+    (task,) = tasks(find("srcu"), random=100, weak=False)
+    pool._pieces = {0: (task, Limits())}
+    future = SimpleNamespace(status="error", exception=lambda: KilledWorker("part", None, 3))
+    back = pool._result(0, future)
+    assert back is not None
+    whole = merge([run(task, Budget()), back.outcome])
+    assert (whole.complete, whole.stopped, whole.runs) == (False, "lost", 100)
+    assert "given up after 4 tries: every worker that had it died" in whole.note
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", ""])
