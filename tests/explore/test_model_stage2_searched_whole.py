@@ -16,7 +16,15 @@ LARGE = {
     "stage2-unmap-defer",
 }
 """Those of some seconds."""
-WEAK = ("stage2-map", "stage2-map-refs", "stage2-look-refs", "stage2-relax", "stage2-relax-block")
+WEAK = (
+    "stage2-map",
+    "stage2-map-refs",
+    "stage2-look-refs",
+    "stage2-relax",
+    "stage2-relax-block",
+    "stage2-split",
+    "stage2-unmap-fills",
+)
 EXHAUSTIVE = [name for name in NAMES if find(name).exhaustive]
 
 

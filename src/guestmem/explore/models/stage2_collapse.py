@@ -78,8 +78,9 @@ MODELS = (
         Model(
             f"stage2-collapse-{name}-3",
             _PROVES,
-            f"2 walkers, 3 levels, 8 entries: a page is mapped, two tables become a block; {discipline}",
+            f"2 walkers, 3 levels, 8 entries: a page is mapped, 2 tables become a block; {discipline}; buffers of 2",
             partial(build, discipline=discipline, levels=3),
+            buffer=2,
             exhaustive=discipline == "rwlock",
         )
         for name, discipline in _DISCIPLINES.items()

@@ -53,6 +53,10 @@ class Ledger:
         """Tables that it unlinked, and those it found below."""
         self.given: set[int] = set()
         """Pages that it gave back."""
+        self.buffered: set[int] = set()
+        """Entries that it stored plainly since its last fence: memory may not have them yet."""
+        self.fresh: set[int] = set()
+        """Pages whose state it stored since then."""
         self.exclusive = False
 
     def fail(self, rule: str, entry: int) -> None:
@@ -85,6 +89,8 @@ class Ledger:
         if page in self.cached or page not in self.where:
             return  # not reachable: it is being built
         locked, valid = monitor.locked, monitor.valid
+        if plain:
+            self.buffered.add(entry)
         if plain and entry not in self.held and not self.exclusive:
             self.fail("4: a plain store by a thread that has neither the entry nor the lock", entry)
         if new == locked:
@@ -120,6 +126,7 @@ class Ledger:
     def state(self, page: int, value: int) -> None:
         """It set the state of a page."""
         monitor = self.monitor
+        self.fresh.add(page)
         if value == monitor.cached_state:
             self.cached.add(page)
             self.given.discard(page)
@@ -147,6 +154,11 @@ class Ledger:
                 right = start <= low and high <= end
             if right:
                 del self.unclean[entry]
+
+    def drain(self) -> None:
+        """A fence: memory has all that it stored."""
+        self.buffered.clear()
+        self.fresh.clear()
 
     def lock(self, *, taken: bool) -> None:
         """It took, or drops, the table's lock for writing."""
@@ -276,7 +288,13 @@ class Monitor:
 
     def _see(self, code: int, words: Words | None, index: int, first: int, second: int, value: int) -> None:
         ledger = self._ledger()
-        if ledger is None or words is None:
+        if ledger is None:
+            return
+        # Not a read-modify-write: on a word that nobody else touches the explorer lets it overtake.
+        if code == op.FENCE and (ledger.buffered or ledger.fresh):
+            ledger.drain()
+            self._tell(ledger)
+        if words is None:
             return
         if words is self._pool:
             self._see_entry(ledger, code, index, first, second, value)
@@ -299,7 +317,7 @@ class Monitor:
         page = self.page_of(index)
         if page in ledger.given:
             ledger.fail("5: used by the thread that gave the page back", index)
-        if page in ledger.where and page not in ledger.cached:
+        if page in ledger.where and page not in ledger.cached and page not in ledger.fresh:
             self.scene.note("looks at", page)
         if code <= op.LOAD_ACQUIRE:
             ledger.look(index, value)
@@ -316,8 +334,8 @@ class Monitor:
         self._tell(ledger)
 
     def _tell(self, ledger: Ledger) -> None:
-        self.scene.note("locked", tuple(ledger.held))
-        self.scene.note("owes", tuple(ledger.unclean))
+        self.scene.note("locked", tuple(entry for entry in ledger.held if entry not in ledger.buffered))
+        self.scene.note("owes", tuple(entry for entry in ledger.unclean if entry not in ledger.buffered))
 
     # What must hold between threads.
 
