@@ -178,7 +178,9 @@ def test_a_part_that_kills_its_workers_is_given_up_and_said() -> None:
     pool.address, pool._killed, pool._tries, pool._begun = "tcp://here", KilledWorker, {0: 1}, {0: 4}
     (task,) = tasks(find("srcu"), random=100, weak=False)
     pool._pieces = {0: (task, Limits())}
-    future = SimpleNamespace(status="error", exception=lambda: KilledWorker("part", None, 3))
+    future = SimpleNamespace(
+        status="error", exception=lambda: KilledWorker("part", SimpleNamespace(address="tcp://gone"), 3)
+    )
     back = pool._result(0, future)
     assert back is not None
     whole = merge([run(task, Budget()), back.outcome])
