@@ -138,7 +138,7 @@ def test_models_are_clean_under_weak_memory(each: Model) -> None:
         if task.memory != "sc":
             outcome = run(task, Budget(states=30_000))
             assert not outcome.findings, outcome
-            assert outcome.distinct > 1000
+            assert outcome.complete or outcome.distinct > 1000
 
 
 @pytest.mark.parametrize("each", [m for m in models() if not m.exhaustive and not m.finds], ids=lambda m: m.name)
