@@ -1,7 +1,8 @@
 """The software engine: vCPU threads that really touch real memory, and updates that they feel.
 
 Each vCPU is a thread in a compiled loop (``vcpu.py``) without the GIL; memslots, SRCU, kicks, flushes, pauses and
-stalls are the rooms' own. What it cannot show: guest code, devices, stage-2 tables (these come with ``stage2/``).
+stalls are the rooms' own; between a vCPU's TLB and the slots stands a stage-2 table in memory. What it cannot show:
+guest code, devices.
 """
 
 from __future__ import annotations
