@@ -244,8 +244,10 @@ class SoftEngine:
         """What each vCPU counted so far; exact once they are stopped."""
         result = []
         first, histogram = int(at.COUNTERS), int(at.HISTOGRAM)
-        for mine in self._own:
+        for vcpu, mine in enumerate(self._own):
             counts = VcpuCounts(zip(at.COUNTER_NAMES, (int(mine[first + i]) for i in range(64)), strict=False))
+            if self.stage2 is not None:
+                counts["tlb_misses"] = self.stage2.tlb_misses(vcpu)
             counts.histogram = [int(mine[histogram + i]) for i in range(int(at.HISTOGRAM_SIZE))]
             result.append(counts)
         return result

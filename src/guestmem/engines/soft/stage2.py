@@ -95,6 +95,11 @@ class Stage2:
         cached = sum(int(desk[int(layout.CACHE_COUNT)]) for table in self.tables for desk in table.desks)
         return max(0, self.pool.used - cached)
 
+    def tlb_misses(self, vcpu: int) -> int:
+        """Translations of a vCPU that its combined cache did not have."""
+        counts = [tlbs[vcpu].counts for tlbs in self.tlbs]
+        return sum(each["leaf_hits"] + each["walks"] for each in counts)
+
     @property
     def invalidations(self) -> int:
         """Invalidations so far, of all kinds that disturb other vCPUs."""

@@ -84,7 +84,6 @@ def stage2_exit(
 
     Back in the guest unless 0.
     """
-    own[at.TLB_MISSES] += _ONE
     swaps = load_acquire(vm, at.SWAPS)
     updates = load_acquire(vm, at.UPDATES)
     tlb_leave(mmu, tlb)
