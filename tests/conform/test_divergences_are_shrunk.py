@@ -13,11 +13,12 @@ from guestmem.conform.calls import ARENA, BUFFER, CALL_BYTES, Answer, Call, deco
 from guestmem.conform.modelled import ModelledVm
 from guestmem.conform.run import Answers, Outcome, ask_model, conform
 from guestmem.conform.shrink import shrink
+from guestmem.dirty import DirtyBitmap
 from guestmem.memslots import Change, ChangeKind, Slot
 from guestmem.memslots.checks import Host
 from guestmem.memslots.versions import LINUX_7_3
 from guestmem.vm.dirty_state import DirtyState
-from guestmem.vm.model import KvmModel
+from guestmem.vm.model import KvmModel, ModelSlot
 
 
 class Pretended:
@@ -50,7 +51,11 @@ def run(side: Pretended, seed: int, blocks: int = 60) -> Outcome:
 
 def test_a_kernel_that_forgets_the_log_at_a_move(seed: int) -> None:
     keep = DirtyState.bitmap_for
-    side = Pretended(Host(), (DirtyState, "bitmap_for", lambda self, key, _old, npages: keep(self, key, None, npages)))
+
+    def forget(state: DirtyState, key: int, old: ModelSlot | None, npages: int) -> DirtyBitmap | None:
+        return keep(state, key, old if state.ring_entries else None, npages)
+
+    side = Pretended(Host(), (DirtyState, "bitmap_for", forget))
     found = run(side, seed).divergence
     assert found is not None
     kinds = [call.kind for call in found.calls]

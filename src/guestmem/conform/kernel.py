@@ -55,6 +55,7 @@ _PROT, _FLAGS = 3, 0x22 | 0x4000 | 0x100000  # private, anonymous, no reserve, f
 _UNTOUCHED = b"\xa5" * LOG_BYTES
 _CLOSED, _DEVICE, _VM, _FIRST = 0, 1, 2, 3
 _RING_PAGES = 64
+_NO_HUGE_PAGES = 15
 _MEMORY = ((ARENA, ARENA_BYTES), (BUFFER, BUFFER_BYTES))
 _EXITS_MAX = 512
 
@@ -115,6 +116,7 @@ class Kernel:
     def _map(self, address: int, size: int) -> None:
         if self._libc.mmap(address, size, _PROT, _FLAGS, -1, 0) != address:
             raise GuestmemError(f"conform: address {address:#x} is taken in this process")
+        self._libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _NO_HUGE_PAGES)  # each page by itself
 
     def ioctl(self, fd: int, request: int, argument: int | bytes = 0) -> int:
         """The kernel's result, or minus its errno. Bytes are passed by address."""

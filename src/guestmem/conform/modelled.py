@@ -50,6 +50,7 @@ class ModelledVm:
         self._files: list[int] = []
         self._at_home = False
         self._harvested = 0
+        self._unsure: set[int] = set()
 
     def answer(self, call: Call) -> Answer | None:
         """What a kernel should answer."""
@@ -63,13 +64,33 @@ class ModelledVm:
         return Answer(self.vm.ioctl(request, argument))
 
     def _region(self, *fields: int) -> Answer:
-        return self._ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, MemoryRegion(*fields).pack())
+        return self._set_region(fields[0], MemoryIoctl.SET_USER_MEMORY_REGION, MemoryRegion(*fields).pack())
+
+    def _set_region(self, key: int, request: MemoryIoctl, argument: bytes) -> Answer:
+        """A region call; notes slots whose ring entries depend on what the kernel mapped ahead of any write.
+
+        INITIALLY_SET with rings protects nothing when logging is switched on, and a shadow MMU maps neighbours of a
+        page, writable, when it maps that.
+        """
+        before = self.vm.slots.get(key)
+        answer = self._ioctl(request, argument)
+        after = self.vm.slots.get(key)
+        if before is None or after is None or before.slot.base_gfn != after.slot.base_gfn:
+            if before is not None:
+                self._unsure.clear()  # a DELETE or MOVE throws all translations away
+        elif (
+            self.vm.dirty.ring_entries
+            and self.vm.dirty.initially_set
+            and after.slot.logs_dirty_pages > before.slot.logs_dirty_pages
+        ):
+            self._unsure.add(key)
+        return answer
 
     def _region2(self, *fields: int) -> Answer:
         *region, file, padding = fields
         argument = bytearray(MemoryRegion._make((*region, self._file(file))).pack2())
         argument[44:] = bytes([padding]) * len(argument[44:])
-        return self._ioctl(MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
+        return self._set_region(region[0], MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
 
     def _file(self, file: int) -> int:
         if file < _FIRST:
@@ -132,8 +153,8 @@ class ModelledVm:
             key = slot.id if slot is not None else 0
             if slot is not None and vm.slots[key].slot.flags & KVM_MEM_GUEST_MEMFD:
                 return None  # where its memory comes from depends on attributes: not memslots' business
-            if slot is not None and slot.hva(gfn) >= _STACKS:
-                return None  # there may be a stack of this very process
+            if slot is not None and (key in self._unsure or slot.hva(gfn) >= _STACKS):
+                return None  # see _set_region; there may be a stack of this very process
             places.append((gfn, slot))
         for gfn, slot in places:
             if ring is not None and ring.soft_full:

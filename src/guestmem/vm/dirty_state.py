@@ -46,7 +46,7 @@ class DirtyState:
         self.rings: dict[int, DirtyRing | None] = {}
         """vCPUs by id, and their rings if the VM has rings."""
         self.writable: set[tuple[int, int]] = set()
-        """(id | as_id << 16, page): noticed by a ring, and not write-protected since."""
+        """With rings: pages (id | as_id << 16, page) that were written and not write-protected since."""
         self._next_file = _FIRST_FILE
 
     @property
@@ -127,12 +127,13 @@ class DirtyState:
     def bitmap_for(self, key: int, old: ModelSlot | None, npages: int) -> DirtyBitmap | None:
         """The bitmap of a slot that logs from now on: the one it had, else a new one; none if the VM has rings.
 
-        Logging switched on write-protects the slot's pages.
+        Logging switched on write-protects the slot's pages, except with INITIALLY_SET, which leaves that to the first
+        clear of each page. Rings have no such clear: pages that were writable before are in no ring then.
         """
         if old is not None and old.bitmap is not None:
             return old.bitmap
         if self.ring_entries:
-            if self.writable and old is not None and not old.slot.logs_dirty_pages:
+            if self.writable and old is not None and not old.slot.logs_dirty_pages and not self.initially_set:
                 self.writable = {page for page in self.writable if page[0] != key}
             return None
         return DirtyBitmap(npages, ones=self.initially_set)
@@ -230,6 +231,8 @@ class DirtyState:
         """
         held = self._vm.slots[key]
         if not held.slot.logs_dirty_pages:
+            if self.ring_entries:
+                self.writable.add((key, page))
             return False
         ring = self.rings.get(vcpu) if vcpu is not None else None
         if ring is None:
