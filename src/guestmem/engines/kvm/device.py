@@ -129,7 +129,12 @@ def _why(number: int) -> str:
 
 
 def unusable() -> str:
-    """Why the engine cannot be used on this machine, in one line; "" if it can."""
+    """Why the engine cannot be used on this machine, in one line; "" if it can.
+
+    ``GUESTMEM_KVM=0`` says that the kernel's KVM is to be left alone.
+    """
+    if os.environ.get("GUESTMEM_KVM") == "0":
+        return "engine kvm: GUESTMEM_KVM=0 leaves the kernel's KVM alone"
     try:
         with Device() as device:
             device.need(Cap.IMMEDIATE_EXIT)
