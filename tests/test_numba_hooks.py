@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,12 @@ def test_the_versions_are_the_pinned_ones() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     for package in ("numba", "llvmlite"):
         assert f"{package}=={version(package)}" in project["dependencies"]
+
+
+def test_threads_take_turns_often_only_while_compiling() -> None:
+    from guestmem import _numba
+
+    before = sys.getswitchinterval()
+    with _numba._turns_often():
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before
