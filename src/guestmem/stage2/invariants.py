@@ -44,7 +44,7 @@ from .layout import (
 )
 
 if TYPE_CHECKING:
-    from .table import PageTable
+    from .table_state import TableState
 
 __all__ = ["BROKEN", "check_tree", "held_pages"]
 
@@ -149,7 +149,7 @@ def check_tree(
     return u64(0)
 
 
-def held_pages(table: PageTable) -> list[int]:
+def held_pages(table: TableState) -> list[int]:
     """Addresses of all pages of a table, its walkers' caches and queues. Raises InvariantError. O(pool).
 
     Verifies the table's tree and the trees that were put aside, and that nobody is inside.
@@ -177,7 +177,7 @@ def held_pages(table: PageTable) -> list[int]:
     return held + [address for desk in table.desks for address in pool.cached(desk)]
 
 
-def _verify(table: PageTable, name: str, marks: Own, page: int, level: int, entries: int, state: int) -> None:
+def _verify(table: TableState, name: str, marks: Own, page: int, level: int, entries: int, state: int) -> None:
     pool = table.pool
     broken = int(check_tree(table.shape, pool.words, pool.pages, marks, page, level, entries, state))
     if broken:
@@ -185,7 +185,7 @@ def _verify(table: PageTable, name: str, marks: Own, page: int, level: int, entr
         raise InvariantError(f"{name}: page {pool.address_of(where):#x}: {BROKEN[broken]}: {found:#x}")
 
 
-def _put_aside(table: PageTable) -> Iterator[int]:
+def _put_aside(table: TableState) -> Iterator[int]:
     """Pages in the queues of deferred ones."""
     base, size, capacity = (int(peek(table.mmu, int(word))) for word in (QUEUE_BASE, QUEUE_WORDS, QUEUE_CAPACITY))
     for walker in range(table.walkers):

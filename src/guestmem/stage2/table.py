@@ -7,52 +7,31 @@ compiled functions of the modules beside this one, with ``PageTable.words`` and 
 from __future__ import annotations
 
 import errno
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..atomics import peek, poke
-from ..compiled import Own, Words, own, words
+from ..compiled import Own
 from ..errors import Stage2Error, UsageError
-from ..rcu import deferred_words, srcu_words
 from ..units import U64_MAX
 from . import layout
 from .annotate import annotate_range
 from .collapse import collapse_range
 from .descriptor import Memory, Rights
-from .destroy import destroy_table, root_pages
+from .destroy import destroy_table
 from .discipline import reclaim_tables
 from .flush import flush_range
-from .format import Format
 from .free_list import cache_drain
 from .invalidate import invalidate_range
-from .invariants import held_pages
-from .locked import refill
 from .map import map_range
-from .pool import Pool
 from .protect import relax_permissions, write_protect_range
-from .rwlock import read_lock, read_unlock, rwlock_words, write_lock, write_unlock
 from .split import split_range
-from .tlb_layout import hub_words
+from .table_state import DISCIPLINES, TableState
 from .unmap import unmap_range
 from .walk import lookup_shared
 from .young import mark_young, young_range
 
 __all__ = ["DISCIPLINES", "PageTable", "Translation"]
 
-DISCIPLINES = {
-    "rcu": int(layout.RCU),
-    "lock_subtree": int(layout.LOCK_SUBTREE),
-    "rwlock": int(layout.RWLOCK),
-    "walk_refs": int(layout.WALK_REFS),
-}
-"""Who frees what, when: see ``discipline``."""
-
-_OK, _EAGAIN, _ENOMEM, _EBUSY = (int(word) for word in (layout.OK, layout.EAGAIN, layout.ENOMEM, layout.EBUSY))
-TLB_RING = 256
-"""Records in the log of invalidations."""
-_tables: weakref.WeakKeyDictionary[Pool, weakref.WeakSet[PageTable]] = weakref.WeakKeyDictionary()
+_OK, _EAGAIN = int(layout.OK), int(layout.EAGAIN)
 
 
 class Translation(NamedTuple):
@@ -63,7 +42,7 @@ class Translation(NamedTuple):
     descriptor: int
 
 
-class PageTable:
+class PageTable(TableState):
     """One table in ``pool``, for ``walkers`` threads (number 0 is, by habit, the Python thread).
 
     ``discipline``: one of DISCIPLINES. ``cache``: table pages that each walker keeps; ``queue``: tables that each may
@@ -83,74 +62,6 @@ class PageTable:
     True
     >>> table.check()
     """
-
-    def __init__(
-        self,
-        format_: Format,
-        pool: Pool,
-        *,
-        walkers: int = 1,
-        discipline: str = "rcu",
-        cache: int = 64,
-        queue: int = 1024,
-    ) -> None:
-        geometry = format_.geometry
-        if discipline not in DISCIPLINES:
-            raise UsageError(f"discipline: {discipline!r} is not one of {', '.join(DISCIPLINES)}")
-        if walkers < 1:
-            raise UsageError(f"walkers: {walkers} is not at least 1")
-        if cache < geometry.levels - 1:
-            raise UsageError(f"cache: {cache} pages are not at least {geometry.levels - 1}, those of one walk")
-        if queue < 1 or queue & (queue - 1):
-            raise UsageError(f"queue: {queue} is not a power of two")
-        if geometry.page_shift != pool.page_shift:
-            raise UsageError(f"page_shift: {geometry.page_shift} is not the pool's {pool.page_shift}")
-        self.format, self.pool, self.walkers, self.discipline = format_, pool, walkers, discipline
-        self.shape = format_.shape(pool.base)
-        self._root_pages = int(root_pages(self.shape))
-        lock = int(layout.MMU_FIXED)
-        srcu = lock + rwlock_words(walkers)
-        queues = srcu + srcu_words(walkers)
-        queue_words = -(-deferred_words(queue) // 8) * 8
-        self.tlb_hub = queues + walkers * queue_words
-        """Where the TLBs' hub starts once one is attached."""
-        self.mmu = words(self.tlb_hub + hub_words(walkers, TLB_RING))
-        self.desks = [self._new_desk(walker, cache) for walker in range(walkers)]
-        self.root = pool.alloc(self._root_pages)
-        """Address of the root."""
-        root = pool.page_of(self.root)
-        for page in range(root, root + self._root_pages):
-            line = int(layout.PAGES) + 8 * page
-            poke(pool.pages, line + int(layout.COUNT), 1)
-            poke(pool.pages, line + int(layout.HELD), 1)
-            poke(pool.pages, line + int(layout.STATE), int(layout.LINKED))
-            poke(pool.pages, line + int(layout.ENTRY_LEVEL), (geometry.start_level - 1) & U64_MAX)
-        for word, value in (
-            (layout.DISCIPLINE, DISCIPLINES[discipline]),
-            (layout.VCPUS, walkers),
-            (layout.QUEUE_CAPACITY, queue),
-            (layout.SRCU_BASE, srcu),
-            (layout.QUEUE_BASE, queues),
-            (layout.QUEUE_WORDS, queue_words),
-            (layout.LOCK_BASE, lock),
-            (layout.TLB_RING, TLB_RING),
-            (layout.ROOT, root + 1),
-        ):
-            poke(self.mmu, int(word), value)
-        poke(self.mmu, srcu, 1)  # epochs start at 1
-        _tables.setdefault(pool, weakref.WeakSet()).add(self)
-
-    @staticmethod
-    def _new_desk(walker: int, cache: int) -> Own:
-        desk = own(int(layout.CACHE) + cache)
-        desk[int(layout.WALKER)] = walker
-        desk[int(layout.CACHE_CAPACITY)] = cache
-        return desk
-
-    @property
-    def words(self) -> tuple[Own, Words, Words, Words]:
-        """The first four arguments of the compiled operations: shape, pool, pages, mmu. The fifth is a desk."""
-        return self.shape, self.pool.words, self.pool.pages, self.mmu
 
     # --- operations ----------------------------------------------------------------------------------------------
 
@@ -308,115 +219,3 @@ class PageTable:
         for desk in self.desks:
             cache_drain(self.pool.pages, desk)
         return freed + int(destroy_table(*self.words))
-
-    @property
-    def destroyed(self) -> bool:
-        """Whether ``destroy()`` was called."""
-        return peek(self.mmu, int(layout.ROOT)) == 0
-
-    # --- what surrounds them ---------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _lock(self, walker: int, *, shared: bool) -> Iterator[None]:
-        base = int(layout.MMU_FIXED)
-        if shared:
-            read_lock(self.mmu, base, walker)
-        else:
-            write_lock(self.mmu, base, self.walkers)
-        try:
-            yield
-        finally:
-            if shared:
-                read_unlock(self.mmu, base, walker)
-            else:
-                write_unlock(self.mmu, base)
-
-    def _check_range(self, ipa: int, size: int) -> None:
-        if self.destroyed:
-            raise self._error(errno.EINVAL, "range", ipa)
-        self.format.geometry.check_range(ipa, size)
-
-    def _check_level(self, level: int | None) -> int:
-        first, last = int(self.shape[int(layout.MIN_BLOCK_LEVEL)]), int(self.shape[int(layout.LAST_LEVEL)])
-        if level is None:
-            return first
-        if not first <= level <= last:
-            raise Stage2Error(
-                errno.EINVAL, f"level: {level} allows no leaf in {self.format.name}: {first} to {last} do"
-            )
-        return level
-
-    def _range(self, what: str, ipa: int, size: int, walker: int, call: Callable[[Own], int]) -> int:
-        self._check_range(ipa, size)
-        desk = self.desks[walker]
-        with self._lock(walker, shared=False):
-            status = int(call(desk))
-        if status != _OK:
-            raise self._error(status, what, ipa)
-        return int(desk[int(layout.RESULT)])
-
-    def _one(self, what: str, ipa: int, call: Callable[[Own], int], walker: int, shared: bool) -> None:
-        page = self.format.geometry.page_size
-        self._check_range(ipa // page * page, page)
-        with self._lock(walker, shared=shared):
-            status = int(call(self.desks[walker]))
-        if status != _OK:
-            raise self._error(status, what, ipa)
-
-    def _steps(
-        self,
-        what: str,
-        ipa: int,
-        step: Callable[[int, bool], int],
-        *,
-        walker: int,
-        shared: bool = False,
-        again: bool = False,
-    ) -> int:
-        """Run an operation that may stop for pages, or for the exclusive lock, until its range is done."""
-        desk = self.desks[walker]
-        done, start, stuck = 0, ipa, -1
-        while True:
-            enough = int(refill(*self.words, desk)) == _OK
-            with self._lock(walker, shared=shared):
-                status = step(start, shared)
-            done += int(desk[int(layout.RESULT)])
-            if status == _OK:
-                return done
-            here = int(desk[int(layout.PROGRESS)])
-            if status == _ENOMEM and (enough or here > stuck):
-                reclaim_tables(*self.words, desk, True)
-                if here == stuck and not int(desk[int(layout.CACHE_COUNT)]):
-                    raise self._error(status, what, here)
-                stuck = here
-            elif status == _EBUSY and shared:
-                shared = False
-            elif not (status == _EAGAIN and again):
-                raise self._error(status, what, here)
-            start = here
-
-    def _error(self, status: int, what: str, ipa: int) -> Stage2Error:
-        if self.destroyed:
-            return Stage2Error(errno.EINVAL, f"{what}: the table was destroyed")
-        why = {
-            errno.EPERM: "an owner's mark is there",
-            errno.EAGAIN: "no leaf, mapped already, or another walker was faster",
-            errno.ENOMEM: f"{self.pool.used} of {self.pool.limit} table pages are used",
-            errno.EBUSY: f"a table must go, which discipline {self.discipline} does exclusively",
-            errno.ERANGE: f"outside {self.format.geometry.ipa_bits} bits of input",
-            errno.EINVAL: "not in whole pages",
-        }.get(status, "unknown status")
-        return Stage2Error(status, f"{what}: {ipa:#x}: {why}")
-
-    # --- check -----------------------------------------------------------------------------------------------------
-
-    def check(self, others: Iterable[int] = ()) -> None:
-        """Raise InvariantError unless this table and its pool are sound. Only while no walker is inside. O(pool).
-
-        Counts are exact, nothing is reached twice or after it was freed, no entry is LOCKED, and every page of the pool
-        is free or held once by one of the pool's tables, their caches and queues, or is in ``others`` (addresses).
-        """
-        held = list(others)
-        for table in _tables.get(self.pool, ()):
-            held += held_pages(table)
-        self.pool.check(held)
