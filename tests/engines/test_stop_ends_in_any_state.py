@@ -69,7 +69,7 @@ def test_stop_ends(state: Callable[[Guest], None], options: dict[str, int]) -> N
 
 def test_stop_ends_though_its_first_wake_comes_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vCPU that looked at STOP just before it was set falls asleep just after the wake."""
-    from guestmem.engines.soft import engine as module
+    from guestmem.engines.soft import vcpu_threads as module
 
     early: list[int] = []
 

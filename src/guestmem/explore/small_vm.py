@@ -24,7 +24,7 @@ __all__ = ["SMALL", "SmallVm", "memslots_label", "srcu_label", "vm_label"]
 
 SMALL = (
     Mutation("engines/soft/layout.py", "TLB_ENTRIES = const(256)", "TLB_ENTRIES = const(2)"),
-    Mutation("engines/soft/engine.py", "_LOAD_WORDS = 1 << 15", "_LOAD_WORDS = 1 << 4"),
+    Mutation("engines/soft/vcpu_threads.py", "_LOAD_WORDS = 1 << 15", "_LOAD_WORDS = 1 << 4"),
     Mutation("memslots/set.py", "max_slots: int = KVM_USER_MEM_SLOTS,", "max_slots: int = 2,"),
     Mutation("memslots/set.py", "node_words: int = 64,", "node_words: int = 17,"),
 )

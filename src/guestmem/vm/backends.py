@@ -66,7 +66,7 @@ class SoftBackend:
 
     def _apply(self, change: Change) -> ChangeKind:
         """Through the engine if its vCPU threads run and have to feel it; else only in the slots, which is quicker."""
-        if self.engine._threads:  # noqa: SLF001 - whether threads run is nobody else's question
+        if self.engine.running:
             return self.engine.set_memory_region(change)
         return self.memslots.apply(change)
 

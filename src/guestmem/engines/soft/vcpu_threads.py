@@ -1,0 +1,192 @@
+"""The vCPU threads of a software engine: started, stopped, given loads, and asked what they counted.
+
+Each is a compiled loop (``vcpu.py``, ``stage2_vcpu.py``) without the GIL. Requests to them (``requests.py``) go through
+``request_all`` here, which keeps the words that a wait for acknowledgements needs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...atomics import peek, poke, wake_all
+from ...compiled import INTERPRETED, Own, own, words
+from ...errors import GuestmemError, UsageError
+from ...memslots.set import Memslots
+from . import layout as at
+from .load import PATTERNS, Access, Load, write_load
+from .requests import request_all, wait_for_acknowledgements
+from .stage2 import Stage2
+from .stage2_vcpu import stage2_vcpu_run
+from .vcpu import vcpu_run
+
+__all__ = ["Report", "VcpuCounts", "VcpuThreads"]
+
+_LOAD_WORDS = 1 << 15
+"""Room for one load: 8 190 targets."""
+_WAKE_AGAIN_S = 0.01
+
+
+class Report(tuple[int, int]):
+    """Start of the last access that saw old, end of the first that saw new; in ns, 0 and 2**64-1 if there is none."""
+
+    __slots__ = ()
+
+
+class VcpuCounts(dict[str, int]):
+    """What one vCPU counted, by the names of ``layout.COUNTER_NAMES``, and its ``histogram`` of stalls."""
+
+    histogram: list[int]
+
+
+class VcpuThreads:
+    """``vcpus`` vCPUs on ``memslots``, none of which runs yet; see ``SoftEngine`` for the rest."""
+
+    def __init__(
+        self,
+        vcpus: int,
+        memslots: Memslots,
+        stage2: Stage2 | None,
+        *,
+        cores: int | None,
+        arch: str,
+        slow_vcpu_ns: int,
+        seed: int,
+    ) -> None:
+        self.vcpus, self.memslots, self.srcu, self.stage2, self.arch = vcpus, memslots, memslots.srcu, stage2, arch
+        self.cores = cores or len(os.sched_getaffinity(0))
+        self._vm = words(at.vm_words(vcpus))
+        self._load = words(2 * _LOAD_WORDS)
+        self._spare: list[Own] = []
+        self._epoch = 0
+        self._window = 0
+        self._threads: list[threading.Thread] = []
+        poke(self._vm, int(at.CORES), self.cores)
+        poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
+        self._own = [own(at.OWN_WORDS) for _ in range(vcpus)]
+        for vcpu, mine in enumerate(self._own):
+            mine[int(at.SEED)] = (seed * 0x9E3779B97F4A7C15 + (vcpu + 1) * 0xD1B54A32D192ED03) % (1 << 64) or 1
+            mine[int(at.READER)] = 1 + vcpu
+            mine[int(at.SLICE)] = 512 if INTERPRETED else 16384
+            mine[int(at.LOAD_HALF)] = _LOAD_WORDS
+            mine[int(at.LOADED)] = (1 << 64) - 1
+            if stage2 is not None:
+                mine[int(at.READ_ATTRIBUTES)] = stage2.read_attributes
+                mine[int(at.WRITE_ATTRIBUTES)] = stage2.write_attributes
+                mine[int(at.BLOCK_LEVEL)] = stage2.block_level
+        if slow_vcpu_ns:
+            self._own[0][int(at.SLOW_NS)] = slow_vcpu_ns
+            self._own[0][int(at.SLICE)] = 64 if INTERPRETED else 2048
+
+    @property
+    def running(self) -> bool:
+        """Whether the vCPU threads run."""
+        return bool(self._threads)
+
+    def set_access(self, access: Access, vcpu: int | None = None) -> None:
+        """How vCPU ``vcpu`` (all unless given) accesses its targets. Before ``start()``."""
+        if self.running:
+            raise GuestmemError("set_access: vCPUs are running")
+        writes, fetches, changed = access.shares()
+        for mine in self._own if vcpu is None else [self._own[vcpu]]:
+            mine[int(at.WRITE_SHARE)], mine[int(at.FETCH_SHARE)] = writes, fetches
+            mine[int(at.CHANGED_SHARE)], mine[int(at.PATTERN)] = changed, PATTERNS[access.pattern]
+
+    def start(self) -> None:
+        """Start the vCPU threads."""
+        if self.running:
+            raise GuestmemError("start: vCPUs are running already")
+        # With STOP set the loop ends at once: this compiles it here, not in a thread whose first moments are measured.
+        poke(self._vm, int(at.STOP), 1)
+        for vcpu in range(self.vcpus):
+            self._run(vcpu)
+        poke(self._vm, int(at.STOP), 0)
+        atexit.register(self.stop)  # a thread that runs on while the interpreter goes would touch freed memory
+        for vcpu in range(self.vcpus):
+            thread = threading.Thread(target=self._run, args=(vcpu,), name=f"vcpu{vcpu}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _run(self, vcpu: int) -> None:
+        shared = self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu]
+        if self.stage2 is None:
+            vcpu_run(*shared, vcpu)
+            return
+        running = True
+        while running:  # one turn an address space: another root is loaded
+            as_id = int(self._own[vcpu][int(at.AS_ID)])
+            table, tlb = self.stage2.tables[as_id], self.stage2.tlbs[as_id][vcpu]
+            running = stage2_vcpu_run(*shared, *table.words, table.desks[1 + vcpu], tlb.words, vcpu, as_id)
+
+    def stop(self) -> None:
+        """Stop the vCPU threads, paused or stalled ones too, and wait for them. Their counts stay."""
+        poke(self._vm, int(at.STOP), 1)
+        for thread in self._threads:
+            while thread.is_alive():
+                # STOP is not the word they sleep on: one that looked at it just before falls asleep after this wake.
+                for word in (at.STOP, at.PAUSED, at.FLUX, at.SWAPS, at.UPDATES):
+                    wake_all(self._vm, int(word))
+                thread.join(_WAKE_AGAIN_S)
+        self._threads = []
+        atexit.unregister(self.stop)
+
+    def set_load(self, load: Load) -> list[Report | None]:
+        """Have the vCPUs work on ``load`` from now on.
+
+        Returns, by vCPU, what the vCPUs report of the load before (None from one that never worked on it).
+        """
+        if len(load.words) > _LOAD_WORDS:
+            raise UsageError(f"load: {len(load.targets)} targets need {len(load.words)} words, there are {_LOAD_WORDS}")
+        half = (self._epoch + 1) & 1
+        write_load(self._load, half * _LOAD_WORDS, load.words, len(load.words), self._window)
+        self._epoch += 1
+        poke(self._vm, int(at.LOAD), self._epoch)
+        self._shake_hands()
+        return [self._report(vcpu) for vcpu in range(self.vcpus)]
+
+    def _report(self, vcpu: int) -> Report | None:
+        base = int(at.VCPUS) + int(at.VCPU) * vcpu + int(at.REPORT) + int(at.REPORT_SIZE) * ((self._epoch - 1) & 1)
+        if self._epoch == 1 or peek(self._vm, base) != self._epoch - 1:
+            return None  # there was no load before, or this vCPU never took it up
+        return Report((peek(self._vm, base + 1), peek(self._vm, base + 2)))
+
+    def _shake_hands(self) -> None:
+        """Have every vCPU look at what was asked for; not counted."""
+        targets = self.request_all()
+        wait_for_acknowledgements(self._vm, self.vcpus, targets)
+        self._spare.append(targets)
+
+    def request_all(self) -> Own:
+        """Make a request to every vCPU; returns what to wait for, to be given back to ``_spare``."""
+        try:
+            targets = self._spare.pop()
+        except IndexError:  # the first, or another thread is at it
+            targets = own(self.vcpus)
+        request_all(self._vm, self.vcpus, targets)
+        return targets
+
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """Accesses made meanwhile count as inside an update."""
+        self._window += 1
+        poke(self._vm, int(at.WINDOW), self._window)
+        try:
+            yield
+        finally:
+            self._window += 1
+            poke(self._vm, int(at.WINDOW), self._window)
+
+    def vcpu_counts(self) -> list[VcpuCounts]:
+        """What each vCPU counted so far; exact once they are stopped."""
+        result = []
+        first, histogram = int(at.COUNTERS), int(at.HISTOGRAM)
+        for vcpu, mine in enumerate(self._own):
+            counts = VcpuCounts(zip(at.COUNTER_NAMES, (int(mine[first + i]) for i in range(64)), strict=False))
+            if self.stage2 is not None:
+                counts["tlb_misses"] = self.stage2.tlb_misses(vcpu)
+            counts.histogram = [int(mine[histogram + i]) for i in range(int(at.HISTOGRAM_SIZE))]
+            result.append(counts)
+        return result
