@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from ...atomics import host_load, host_store
 from ...compiled import U64, Own, compiled, u64
 from ...errors import CapabilityError, GuestmemError, UsageError
+from ...memslots import KVM_MEM_READONLY
 from ...units import PAGE_SIZE
 from ..soft import PATTERNS, Access, Load, Report, VcpuCounts
 from . import guests
@@ -106,8 +107,12 @@ class KvmLoadEngine(KvmEngine):
         self._area[area.CODE : area.CODE + len(CODE_BYTES)] = CODE_BYTES
         self._loads, self._window = 0, 0
         self._reset: list[tuple[ctypes.Array[ctypes.c_char], ...]] = []
-        self.vm.set_user_memory_region(self.vm.max_slots - 1, self._gpa, area.AREA_BYTES, self._host)
-        self.vm.map_insert(self._gpa, area.AREA_BYTES, self._host, 0)
+        for slot, (start, end, flags) in enumerate(
+            [(0, area.BLOCKS, KVM_MEM_READONLY), (area.BLOCKS, area.AREA_BYTES, 0)], self.vm.max_slots - 2
+        ):
+            place = self._gpa + start, end - start, self._host + start, int(flags)
+            self.vm.set_user_memory_region(slot, *place)
+            self.vm.map_insert(*place)
         for vcpu in self.vm.vcpus:
             block = area.BLOCKS + area.BLOCK_BYTES * vcpu.index
             state = (seed * 0x9E3779B97F4A7C15 + (vcpu.index + 1) * 0xD1B54A32D192ED03) % (1 << 64) or 1
@@ -167,13 +172,16 @@ class KvmLoadEngine(KvmEngine):
 
     def set_load(self, load: Load) -> list[Report | None]:
         """Have the vCPUs work on ``load``; returns when all do. There are no reports of the one before."""
-        if len(load.words) * 8 > area.LOAD_BYTES:
-            most = (area.LOAD_BYTES // 8 - 8) // 4
+        if len(load.words) * 8 > int(area.LOAD_BYTES):
+            most = (int(area.LOAD_BYTES) // 8 - 8) // 4
             raise UsageError(f"load: {len(load.targets)} targets; there is room for {most}")
         for target in load.targets:
             self._reach(target.gpa)
         self._loads += 1
-        place = self._host + area.LOADS + area.LOAD_BYTES * (self._loads & 1)
+        before, place = (
+            self._host + int(area.LOADS) + int(area.LOAD_BYTES) * (number & 1)
+            for number in (self._loads - 1, self._loads)
+        )
         load.words[3] = self._window
         copy_words(place, load.words, len(load.words))
         poke_host(self._host + area.COMMON + area.COMMON_LOAD, self._loads)
@@ -185,6 +193,9 @@ class KvmLoadEngine(KvmEngine):
                 if time.monotonic() > end:
                     raise GuestmemError(f"vCPU {vcpu.index} has not come to its new load in {_LOAD_WAIT_S:g} s")
                 time.sleep(1e-4)
+        # Nobody is at the load before any more, and its memory may be gone soon: see find_target.
+        poke_host(before, 0)
+        poke_host(before + 8, 0)
         return [None] * self.vcpus
 
     def _check_alive(self) -> None:

@@ -1,17 +1,41 @@
-"""Exits of the load guest: what its access met, written where the guest counts it, and a new start after its death."""
+"""Exits of the load guest: what its access met, written where the guest counts it, and a new start after its death.
+
+The guest may run wild before it dies, so nothing that it can write is followed as a pointer: see ``find_target``.
+"""
 
 from __future__ import annotations
 
 from ...atomics import host_load, host_store, load_relaxed
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
 from ...system import SYS_IOCTL, failed, host_store8, system_call
-from ..soft.layout import MUST, NEW_READONLY, OLD_READONLY, TARGET_FLAGS, TARGET_GPA, TARGET_NEW, TARGET_OLD
+from ..soft.layout import (
+    LOAD_HEADER,
+    MUST,
+    NEW_READONLY,
+    OLD_READONLY,
+    TARGET,
+    TARGET_FLAGS,
+    TARGET_GPA,
+    TARGET_NEW,
+    TARGET_OLD,
+)
 from . import layout as at
 from .abi import RUN_DATA, RUN_LENGTH, RUN_PHYS_ADDR
 from .answers import MMIO, NEXT_FRAGMENT, answer_fragment, complete
-from .load_layout import ANSWERED, BLOCK_KIND, BLOCK_OUTCOME, BLOCK_TARGET, DEVICE, HOLE, LANDED, READONLY_WRITE
+from .load_layout import (
+    ANSWERED,
+    BLOCK_KIND,
+    BLOCK_OUTCOME,
+    BLOCK_TARGET,
+    DEVICE,
+    HOLE,
+    LANDED,
+    LOAD_BYTES,
+    LOADS,
+    READONLY_WRITE,
+)
 
-__all__ = ["count_kill", "count_mmio"]
+__all__ = ["count_kill", "count_mmio", "find_target"]
 
 _ONE = const(1)
 _BYTE = const(0xFF)
@@ -24,12 +48,25 @@ _RET_PLACE, _RET = const(7), const(0xC3)
 
 
 @compiled
-def _target(own: Own) -> U64:
-    """Host address of the target that the guest is at; 0 before its first."""
-    target = host_load(own[at.GUEST] + BLOCK_TARGET)
-    if target < own[at.GUEST_GPA]:
+def find_target(own: Own) -> U64:
+    """Host address of the target that the guest says it is at; 0 if that is none of the load in force.
+
+    The word is the guest's to write, and a guest that has run wild may have written anything.
+    """
+    base = own[at.GUEST_HOST]
+    offset = wrapping(host_load(own[at.GUEST] + BLOCK_TARGET) - own[at.GUEST_GPA])
+    if offset < LOADS or offset >= LOADS + LOAD_BYTES + LOAD_BYTES:
         return u64(0)
-    return target - own[at.GUEST_GPA] + own[at.GUEST_HOST]
+    load = base + LOADS
+    if offset >= LOADS + LOAD_BYTES:
+        load += LOAD_BYTES
+    first = load + LOAD_HEADER * _WORD
+    place = base + offset
+    if place < first or wrapping(place - first) % (TARGET * _WORD) != 0:
+        return u64(0)
+    if wrapping(place - first) // (TARGET * _WORD) >= host_load(load) + host_load(load + _WORD):
+        return u64(0)
+    return place
 
 
 @compiled
@@ -40,10 +77,9 @@ def count_mmio(vm: Words, own: Own) -> U64:
     gpa = host_load(run + RUN_PHYS_ADDR)
     what = host_load(run + RUN_LENGTH)
     writes = (what >> 32) & _BYTE != 0
-    target = _target(own)
+    target = find_target(own)
     if target == 0:
-        own[at.STRANGE] += _ONE
-        return at.EXIT
+        return count_kill(own, MMIO)
     place = wrapping(gpa - host_load(target + TARGET_GPA * _WORD))
     if place >= _WORD:  # not the 8 bytes that the guest says it is at: it runs wild
         return count_kill(own, MMIO)
@@ -62,17 +98,21 @@ def count_mmio(vm: Words, own: Own) -> U64:
     if outcome == ANSWERED or outcome == ANSWERED + LANDED:
         answer_fragment(run, old + place, what & _SIZE, writes)
     elif not writes:
-        host_store(run + RUN_DATA, u64(0))
+        # Nothing was counted, but what is computed from it and lands in memory is still code that returns: else the
+        # guest would run wild there, and its own writes would spoil what is counted.
+        host_store(run + RUN_DATA, _RET << ((_RET_PLACE - place) << u64(3)))
     return at.GO_ON
 
 
 @compiled
 def count_kill(own: Own, reason: U64) -> U64:
     """The guest is dead, or runs wild: count it, and start it again. What it has counted is in memory and stays."""
-    target = _target(own)
+    target = find_target(own)
     if target == 0:
         own[at.STRANGE] += _ONE
-        return at.EXIT
+        if host_load(own[at.GUEST] + BLOCK_TARGET) == 0:  # it has not begun: starting again would lead here again
+            return at.EXIT
+        return start_again(own, target)
     if reason != _SHUTDOWN and reason != _INTERNAL_ERROR:
         own[at.STRANGE] += _ONE
     elif host_load(target + TARGET_FLAGS * _WORD) & MUST != 0:
@@ -88,19 +128,21 @@ def count_kill(own: Own, reason: U64) -> U64:
 def start_again(own: Own, target: U64) -> U64:
     """Put the guest back to its start: after what it has begun, which KVM would carry out on the new registers.
 
-    It may have died because what it runs was overwritten, by a write computed from a hole: that is put back, too.
+    ``target``: where it was, 0 if that is not known. It may have died because what it runs was overwritten, by a write
+    computed from a hole: that is put back, too.
     """
     fragments = u64(0)
     while complete(own) == NEXT_FRAGMENT and fragments < _WORD:
         fragments += _ONE
     own[at.DEVICE] = u64(0)
     host_store(own[at.RUN], u64(0))
-    old = host_load(target + TARGET_OLD * _WORD)
-    new = host_load(target + TARGET_NEW * _WORD)
-    if old != 0:
-        host_store8(old + _RET_PLACE, _RET)
-    if new != 0:
-        host_store8(new + _RET_PLACE, _RET)
+    if target != 0:
+        old = host_load(target + TARGET_OLD * _WORD)
+        new = host_load(target + TARGET_NEW * _WORD)
+        if old != 0:
+            host_store8(old + _RET_PLACE, _RET)
+        if new != 0:
+            host_store8(new + _RET_PLACE, _RET)
     error = failed(system_call(SYS_IOCTL, own[at.FD], _SET_SREGS, own[at.RESET_SREGS]))
     error |= failed(system_call(SYS_IOCTL, own[at.FD], _SET_REGS, own[at.RESET_REGS]))
     error |= failed(system_call(SYS_IOCTL, own[at.FD], _SET_EVENTS, own[at.RESET_EVENTS]))

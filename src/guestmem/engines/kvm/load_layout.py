@@ -1,6 +1,8 @@
-"""The load guest's own memory: tables, code, one block a vCPU, and the targets it works on. Offsets are in bytes.
+"""The load guest's own memory: code, the targets it works on, tables, one block a vCPU. Offsets are in bytes.
 
-It lies in a slot of its own that no update touches, at guest address ``area_gpa``; the host sees it at another.
+It lies in two slots of its own that no update touches, above all other memory; the host sees it at another address.
+A guest that was killed in a hole may have run wild first, with any code that its counters spell. So all but the blocks
+is read-only for it, and what the host reads from its block is checked (``load_exits.find_target``).
 """
 
 from __future__ import annotations
@@ -45,14 +47,14 @@ CODE = 0x0
 COMMON = 0x1000
 COMMON_WINDOW, COMMON_LOAD = 0x0, 0x40
 """Odd while an update runs; the number of the load in force."""
-LOADS, LOAD_BYTES = 0x40000, 0x40000
-"""Two loads, as ``soft.Load.words``: the one in force has the parity of its number."""
-BLOCKS, BLOCK_BYTES = 0xC0000, 0x2000
-"""Two pages a vCPU: its block, its stack."""
-VCPUS_MAX = 256
-TABLES, TABLE_PAGES = BLOCKS + VCPUS_MAX * BLOCK_BYTES, 1024
+LOADS, LOAD_BYTES = const(0x40000), const(0x40000)
+"""Two loads, as ``soft.Load.words``: the one in force has the parity of its number, the other counts no targets."""
+TABLES, TABLE_PAGES = 0xC0000, 1024
 """The root, then tables as they are needed: one for 512 GiB, one for each GiB in it (2 MiB pages)."""
-AREA_BYTES = TABLES + TABLE_PAGES * 0x1000
+BLOCKS, BLOCK_BYTES = TABLES + TABLE_PAGES * 0x1000, 0x2000
+"""Two pages a vCPU: its block, its stack. What is before is read-only for the guest."""
+VCPUS_MAX = 256
+AREA_BYTES = BLOCKS + VCPUS_MAX * BLOCK_BYTES
 
 # A vCPU's block. The first two are written by one side and read by the other, in turn, by one thread.
 BLOCK_OUTCOME = const(0x00)

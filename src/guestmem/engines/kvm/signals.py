@@ -15,6 +15,8 @@ from ...errors import GuestmemError
 
 __all__ = ["block_all_but", "kick_signal"]
 
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT)
+
 
 @functools.cache
 def kick_signal() -> int:
@@ -32,5 +34,8 @@ def kick_signal() -> int:
 
 
 def block_all_but(number: int) -> None:
-    """In a vCPU thread: leave every other signal to the program's other threads."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, set(signal.valid_signals()) - {number})
+    """In a vCPU thread: leave every other signal to the program's other threads.
+
+    Not those that a fault of its own raises: blocked, they would end the program without a word.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, set(signal.valid_signals()) - {number, *_FAULTS})
