@@ -128,18 +128,26 @@ class Stale(Machine):
         views = [parts[n + 3 + k][0] for k in range(n) if parts[k + 1].code not in {op.ENDED, op.FAILED}]
         messages = parts[n + 1]
         oldest = [min(steps) for steps in zip(*views, strict=True)] if views else [len(m) - 1 for m in messages]
-        if any(oldest):
+        moved = [(at, old) for at, old in enumerate(oldest) if old]
+        if moved:
 
             def less(view: _View) -> _View:
-                return tuple(step - old if step > old else 0 for step, old in zip(view, oldest, strict=True))
+                if not any(view[at] for at, _ in moved):
+                    return view
+                steps = list(view)
+                for at, old in moved:
+                    steps[at] = max(steps[at] - old, 0)
+                return tuple(steps)
 
             parts[n + 1] = tuple(
-                tuple((value, less(view)) for value, view in stores[old:])
-                for stores, old in zip(messages, oldest, strict=True)
+                [
+                    tuple([(value, less(view)) for value, view in (stores[old:] if old else stores)])
+                    for stores, old in zip(messages, oldest, strict=True)
+                ]
             )
             parts[n + 2] = less(parts[n + 2])
             for k in range(n):
-                parts[n + 3 + k] = tuple(less(view) for view in parts[n + 3 + k])
+                parts[n + 3 + k] = tuple([less(view) for view in parts[n + 3 + k]])
         return tuple(parts)
 
     def shown(self, move: int) -> tuple[int, str, int]:

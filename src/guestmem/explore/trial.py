@@ -65,16 +65,18 @@ class Verdict:
 def try_mutant(
     mutant: Mutant, model_name: str, *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
 ) -> Verdict:
-    """Search a model with a mutant in it, sequentially consistent memory first, until something is found.
+    """Search a model with a mutant in it, the mutant's memory model first, until something is found.
 
     Raises UsageError if the mutant's text is not in the sources exactly once.
     """
     model = find(model_name)
     begun = time.monotonic()
-    sampled = {} if model.exhaustive else {"random": _RUNS}
     searches = 0
+    todo = tasks(model, mutations=mutant.mutations, random=None if model.exhaustive else _RUNS)
     with World(model, mutant.mutations) as world:
-        for task in tasks(model, mutations=mutant.mutations, **sampled):  # type: ignore[arg-type]
+        if mutant.memory != "sc":  # few begin again for a shared word if some runs have found most of them
+            run(replace(todo[0], search="random", last=_RUNS), Budget(go_on=True, stopped=stopped), world=world)
+        for task in sorted(todo, key=lambda task: task.memory != mutant.memory):
             left = begun + seconds - time.monotonic()
             if left <= 0 or (stopped is not None and stopped()):
                 break

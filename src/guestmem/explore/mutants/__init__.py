@@ -21,7 +21,8 @@ class Mutant:
     """One change to the sources and the models each of which must find it.
 
     ``what`` is wrong then, in a line; ``file``, ``old``, ``new`` are one exact replacement (``Mutation``), ``also`` are
-    further ones; ``origin``: the commit that mended such a bug in Linux, the mail, or "own".
+    further ones; ``origin``: the commit that mended such a bug in Linux, the mail, or "own". ``memory``: the memory
+    model that shows it, if that is worth being tried first.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Mutant:
     models: tuple[str, ...]
     origin: str = "own"
     also: tuple[Mutation, ...] = ()
+    memory: str = "sc"
 
     @property
     def mutations(self) -> tuple[Mutation, ...]:

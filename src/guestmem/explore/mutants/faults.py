@@ -1,0 +1,132 @@
+"""Mutants of faults against invalidations, and of the kernel engine's update lock.
+
+Origins: commits of Linux by their first twelve digits; arch/arm64/kvm/mmu.c if nothing else is said.
+"""
+
+from __future__ import annotations
+
+from ..twin import Mutation
+from . import Mutant
+
+__all__ = ["MUTANTS"]
+
+_FAULT, _RETRY, _ZAP = "engines/soft/user_mem_abort.py", "stage2/retry.py", "stage2/zap.py"
+_LOCK, _ANSWERS = "engines/kvm/update_lock.py", "engines/kvm/answers.py"
+
+_SEQ = "    seq = invalidate_seq(mmu)\n    flux = load_acquire(vm, at.FLUX)\n"
+_FIND = "    record = find(memslots, own[at.AS_ID], gfn)\n"
+
+MUTANTS = (
+    # The invalidation sequence.
+    Mutant(
+        "fault-retry-forgotten",
+        "a fault maps what it found although an invalidation ran meanwhile",
+        *(
+            _FAULT,
+            "    if must_retry(mmu, seq, ipa, ipa + size):\n        read_unlock",
+            "    if False:\n        read_unlock",
+        ),
+        models=("fault", "fault-notifier", "fault-flux"),
+    ),
+    Mutant(
+        "fault-seq-after-slots",
+        "the sequence is read after the slot was looked up",
+        *(_FAULT, _SEQ, "    flux = load_acquire(vm, at.FLUX)\n"),
+        models=("fault", "fault-flux"),
+        origin="Linux 13ec9308a857: the sequence before the mmap lock is dropped",
+        also=(Mutation(_FAULT, _FIND, f"{_FIND}    seq = invalidate_seq(mmu)\n"),),
+    ),
+    Mutant(
+        "fault-seq-after-flux",
+        "the sequence is read after the ranges in flux",
+        *(_FAULT, _SEQ, "    flux = load_acquire(vm, at.FLUX)\n    seq = invalidate_seq(mmu)\n"),
+        models=("fault-flux",),
+    ),
+    Mutant(
+        "fault-seq-relaxed",
+        "what a fault looks at may be older than the sequence that it read",
+        *(_RETRY, "return load_acquire(mmu, INVALIDATE_SEQ)", "return load_relaxed(mmu, INVALIDATE_SEQ)"),
+        models=("fault-flux",),
+        memory="stale",
+    ),
+    Mutant(
+        "invalidation-not-counted",
+        "an invalidation that is over leaves the sequence as it was",
+        *(_RETRY, "load_relaxed(mmu, INVALIDATE_SEQ) + _ONE)", "load_relaxed(mmu, INVALIDATE_SEQ))"),
+        models=("fault", "fault-flux"),
+    ),
+    Mutant(
+        "invalidation-under-way-ignored",
+        "a fault that began within an invalidation maps before its end",
+        *(_RETRY, "return under_way and start <", "return False and start <"),
+        models=("fault-notifier",),
+    ),
+    Mutant(
+        "zap-no-invalidation",
+        "a zap that faults do not notice",
+        *(_ZAP, "    invalidate_begin(mmu, ipa, ipa + size)\n    zapped = ", "    zapped = "),
+        models=("fault", "fault-flux"),
+        also=(
+            Mutation(
+                _ZAP,
+                "ipa, size, wait)\n    invalidate_end(mmu)\n",
+                "ipa, size, wait)\n",
+            ),
+        ),
+    ),
+    # The update lock.
+    Mutant(
+        "answer-during-update",
+        "a vCPU that finds an update under way answers nevertheless",
+        *(_LOCK, "        if updates & _ONE == 0:\n            return slept\n", "        return slept\n"),
+        models=("update-lock", "update-lock-2"),
+    ),
+    Mutant(
+        "update-waits-for-nobody",
+        "an update begins while an exit is answered",
+        *(_LOCK, "        if answering == 0:\n            return slept\n", "        return slept\n"),
+        models=("update-lock", "update-lock-2"),
+    ),
+    Mutant(
+        "answer-fence",
+        "a vCPU may look for updates before it is seen to answer",
+        *(_LOCK, "        fence()  # we are counted before we look for an update; pairs with take_exclusive\n", ""),
+        models=("update-lock",),
+        origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
+    ),
+    Mutant(
+        "update-fence",
+        "an updater may look for who answers before its update is seen",
+        *(_LOCK, "    fence()  # the update is announced before we look for who answers;", "    #"),
+        models=("update-lock",),
+        origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
+    ),
+    Mutant(
+        "answered-wakes-nobody",
+        "the last vCPU that answers does not tell the updater that waits",
+        *(_LOCK, "            wake(vm, ANSWERING, _EVERYBODY)\n", "            pass\n"),
+        models=("update-lock", "update-lock-2"),
+    ),
+    Mutant(
+        "update-over-wakes-nobody",
+        "who stepped back is not told that the update is over",
+        *(
+            _LOCK,
+            "    fetch_add(vm, UPDATES, _ONE)\n    wake(vm, UPDATES, _EVERYBODY)",
+            "    fetch_add(vm, UPDATES, _ONE)",
+        ),
+        models=("update-lock", "update-lock-fetch"),
+    ),
+    Mutant(
+        "fetch-under-way-forgotten",
+        "a fetch that failed within the update in which its run began is taken for genuine",
+        *(_LOCK, "return began & _ONE != 0 or load_acquire", "return load_acquire"),
+        models=("update-lock-fetch",),
+    ),
+    Mutant(
+        "fetch-ended-forgotten",
+        "a fetch that failed is taken for genuine when the update is over by then",
+        *(_LOCK, "return began & _ONE != 0 or load_acquire(vm, UPDATES) != began", "return began & _ONE != 0"),
+        models=("update-lock-fetch",),
+    ),
+)
