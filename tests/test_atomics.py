@@ -19,6 +19,7 @@ from guestmem.atomics import (
     fetch_and,
     fetch_or,
     host_fetch_add,
+    host_fetch_or,
     host_load,
     host_store,
     load_acquire,
@@ -33,7 +34,7 @@ from guestmem.compiled import U64, Own, Words, compiled, own, u64, words
 MASK = 2**64 - 1
 OPERATIONS = (
     *("load_relaxed", "load_acquire", "store_relaxed", "store_release", "compare_exchange", "exchange"),
-    *("fetch_add", "fetch_and", "fetch_or", "host_load", "host_store", "host_fetch_add", "fence"),
+    *("fetch_add", "fetch_and", "fetch_or", "host_load", "host_store", "host_fetch_add", "host_fetch_or", "fence"),
 )
 
 
@@ -146,6 +147,8 @@ def run(words: Words, program: Own, length: U64, results: Own) -> None:
             host_store(address_of(words, index), first)
         elif operation == 11:
             result = host_fetch_add(address_of(words, index), first)
+        elif operation == 12:
+            result = host_fetch_or(address_of(words, index), first)
         else:
             fence()
         results[at] = result

@@ -21,7 +21,7 @@ PRIMITIVES = {"atomics.py", "clock.py", "system.py"}
 LOADS = {"load_relaxed", "load_acquire", "host_load", "host_load8", "host_load16", "host_load32"}
 STORES = {
     *("store_relaxed", "store_release", "compare_exchange", "exchange", "fetch_add", "fetch_and", "fetch_or"),
-    *("host_store", "host_store8", "host_store16", "host_store32", "host_fetch_add", "system_call"),
+    *("host_store", "host_store8", "host_store16", "host_store32", "host_fetch_add", "host_fetch_or", "system_call"),
 }
 WAITS = {"wait", "wait_for"}
 BUILTINS = {"max", "min"}

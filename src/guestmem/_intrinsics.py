@@ -25,6 +25,7 @@ __all__ = [
     "fetch_and",
     "fetch_or",
     "host_fetch_add",
+    "host_fetch_or",
     "host_load",
     "host_load8",
     "host_load16",
@@ -150,6 +151,14 @@ def host_store(_typing, address, value):
 def host_fetch_add(_typing, address, value):
     def generate(_context, builder, _signature, args):
         return builder.atomic_rmw("add", _host(builder, args[0]), args[1], "seq_cst")
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+@intrinsic
+def host_fetch_or(_typing, address, value):
+    def generate(_context, builder, _signature, args):
+        return builder.atomic_rmw("or", _host(builder, args[0]), args[1], "acq_rel")
 
     return types.uint64(types.uint64, types.uint64), generate
 

@@ -32,6 +32,7 @@ __all__ = [
     "fetch_and",
     "fetch_or",
     "host_fetch_add",
+    "host_fetch_or",
     "host_load",
     "host_store",
     "load_acquire",
@@ -214,6 +215,16 @@ if TYPE_CHECKING or INTERPRETED:
             cell.value = (seen + value) & U64_MAX
             return int(seen)
 
+    def host_fetch_or(address: int, value: int) -> int:
+        """Set the bits of ``value`` at a raw host address; returns what was there. Acquire and release."""
+        if _scheduler is not None:
+            return _scheduler.step("host_fetch_or", None, address, value, 0)
+        with _lock:
+            cell = _at(address)
+            seen = cell.value
+            cell.value = seen | value
+            return int(seen)
+
     def wait(words: Words, index: int, expected: int) -> None:
         """Sleep while the word is ``expected``, until woken; may wake for no reason, so callers loop."""
         wait_for(words, index, expected, U64_MAX)
@@ -260,6 +271,7 @@ else:
         fetch_and,
         fetch_or,
         host_fetch_add,
+        host_fetch_or,
         host_load,
         host_store,
         load_acquire,

@@ -34,6 +34,7 @@ STEPS = {
     "host_load": ((4096,), ("host_load", 4096, 0, 0)),
     "host_store": ((4096, 7), ("host_store", 4096, 7, 0)),
     "host_fetch_add": ((4096, 7), ("host_fetch_add", 4096, 7, 0)),
+    "host_fetch_or": ((4096, 7), ("host_fetch_or", 4096, 7, 0)),
 }
 RETURNS_NOTHING = {
     "store_relaxed",

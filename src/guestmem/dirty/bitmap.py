@@ -11,7 +11,16 @@ import sys
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..atomics import exchange, fetch_and, fetch_or, load_relaxed, store_relaxed
+from ..atomics import (
+    address_of,
+    exchange,
+    fetch_and,
+    fetch_or,
+    host_fetch_or,
+    host_load,
+    load_relaxed,
+    store_relaxed,
+)
 from ..compiled import INTERPRETED, U64, Words, compiled, const, u64, words
 from ..errors import InvariantError, UsageError
 
@@ -19,7 +28,16 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["DirtyBitmap", "bitmap_clear", "bitmap_fill", "bitmap_set", "bitmap_take", "bitmap_words"]
+__all__ = [
+    "DirtyBitmap",
+    "bitmap_clear",
+    "bitmap_fill",
+    "bitmap_mark",
+    "bitmap_merge",
+    "bitmap_set",
+    "bitmap_take",
+    "bitmap_words",
+]
 
 _ONE = const(1)
 _ONES = const((1 << 64) - 1)
@@ -36,6 +54,38 @@ def bitmap_set(bitmap: Words, page: U64) -> bool:
     if load_relaxed(bitmap, word) & bit != 0:
         return False
     return fetch_or(bitmap, word, bit) & bit == 0
+
+
+@compiled
+def bitmap_mark(bitmap: U64, page: U64) -> bool:
+    """As ``bitmap_set``, for a bitmap at a host address: a slot's record holds one, as ``memslot->dirty_bitmap``. O(1).
+
+    Two orders matter, and neither is made here. A mark and the entry that it stands for are one step to who takes the
+    log, because both hold the table's lock. And the mark comes first: the entry that lets writes through is stored with
+    release after it, so who sees a write through that entry sees the mark, also without the lock.
+    """
+    bit = _ONE << (page & u64(63))
+    word = bitmap + (page >> 6 << 3)
+    if host_load(word) & bit != 0:
+        return False
+    return host_fetch_or(word, bit) & bit == 0
+
+
+@compiled
+def _address(bitmap: Words) -> U64:
+    """Host address of the first word."""
+    return address_of(bitmap, u64(0))
+
+
+@compiled(nogil=True)
+def bitmap_merge(bitmap: Words, half: U64) -> None:
+    """Set in the bitmap what is set in the second half, while vCPUs mark. O(words)."""
+    word = u64(0)
+    while word < half:
+        bits = load_relaxed(bitmap, half + word)
+        if bits != 0:
+            fetch_or(bitmap, word, bits)
+        word += _ONE
 
 
 @compiled(nogil=True)
@@ -147,6 +197,16 @@ class DirtyBitmap:
         """Set the whole bitmap, before any vCPU marks in it. Missing bytes are 0."""
         self._cells[: self.half] = memoryview(bits.ljust(self.nbytes, b"\0")[: self.nbytes]).cast("Q")
 
+    def merge(self, bits: bytes) -> None:
+        """Set these bits too, while vCPUs may mark others. Missing bytes are 0. O(words)."""
+        self._cells[self.half :] = memoryview(bits.ljust(self.nbytes, b"\0")[: self.nbytes]).cast("Q")
+        bitmap_merge(self.words, self.half)
+
+    @property
+    def address(self) -> int:
+        """Host address of the bitmap, for ``bitmap_mark``; valid as long as this object lives."""
+        return int(_address(self.words))
+
     def copy(self) -> bytes:
         """The bitmap as KVM copies it out: little-endian, whole words. Clears nothing. O(words)."""
         return _bytes(self._cells[: self.half])
@@ -161,13 +221,18 @@ class DirtyBitmap:
 
         ``first_page`` is a multiple of 64; ``bits`` has whole words. Bits beyond the slot are harmless.
         """
+        count = self.ask(first_page, num_pages, bits)
+        return int(bitmap_clear(self.words, self.half, first_page >> 6, count, self.npages))
+
+    def ask(self, first_page: int, num_pages: int, bits: bytes) -> int:
+        """Put what a clear asks for into the second half, where ``bitmap_clear`` looks; returns how many words."""
         if first_page & 63:
             raise UsageError(f"first_page: {first_page} is not a multiple of 64")
         count = bitmap_words(num_pages)
-        if len(bits) < 8 * count or count > self.half:
-            raise UsageError(f"bits: {len(bits)} bytes for {num_pages} pages of {self.npages}")
+        if len(bits) < 8 * count or (first_page >> 6) + count > self.half:
+            raise UsageError(f"bits: {len(bits)} bytes for pages {first_page} + {num_pages} of {self.npages}")
         self._cells[self.half : self.half + count] = memoryview(bits)[: 8 * count].cast("Q")
-        return int(bitmap_clear(self.words, self.half, first_page >> 6, count, self.npages))
+        return count
 
     def protected(self) -> bytes:
         """What the last ``take`` or ``clear`` found set, counted from its first page: to be write-protected again."""

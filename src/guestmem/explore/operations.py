@@ -54,6 +54,7 @@ CODES = {
     "host_load": LOAD_RELAXED,
     "host_store": STORE_RELAXED,
     "host_fetch_add": ADD,
+    "host_fetch_or": OR,
     "lock": LOCK,
     "unlock": UNLOCK,
 }

@@ -13,6 +13,7 @@ from .layout import (
     BASE_GFN,
     CHAIN,
     COUNT,
+    DIRTY_BITMAP,
     EDITED,
     FLAGS,
     HVA_TREE,
@@ -152,6 +153,7 @@ def edit(
         store_relaxed(memslots, words + USERSPACE_ADDR, hva)
         store_relaxed(memslots, words + FLAGS, flags)
         store_relaxed(memslots, words + ORIGIN, u64(0))
+        store_relaxed(memslots, words + DIRTY_BITMAP, u64(0))
     if kind != FLAGS_ONLY or not exchange_in_place(memslots, desk, set_, old, new):
         if old != 0:
             drop(memslots, desk, set_, old)

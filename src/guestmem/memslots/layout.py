@@ -47,8 +47,9 @@ MAX_ADDRESS_SPACES = 2
 
 # A record: the first six words are Slot's fields in their order. Record r starts at word 8 r.
 RECORD_WORDS = 8
-AS_ID, ID, BASE_GFN, NPAGES, USERSPACE_ADDR, FLAGS, ORIGIN = (const(word) for word in range(7))
-"""ORIGIN: of an INVALID copy, the record it stands for; of a free record, the next free one."""
+AS_ID, ID, BASE_GFN, NPAGES, USERSPACE_ADDR, FLAGS, ORIGIN, DIRTY_BITMAP = (const(word) for word in range(8))
+"""ORIGIN: of an INVALID copy, the record it stands for; of a free record, the next free one. DIRTY_BITMAP: host address
+of the bitmap that vCPUs mark, or 0; whoever owns it writes it before the record is published."""
 
 # Header.
 IDS = const(0)
