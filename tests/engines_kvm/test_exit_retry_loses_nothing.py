@@ -46,7 +46,7 @@ def test_no_operation_is_lost(name: str) -> None:
 @pytest.mark.parametrize("name", SAFE)
 def test_no_operation_is_lost_over_many_updates(name: str) -> None:
     with Guest(name) as guest:
-        play(guest, "exit_retry", 8)
+        play(guest, "exit_retry", 2.5)
         assert guest.engine.vm.ended == {}
         assert -2 <= guest.missing() <= 0
 
