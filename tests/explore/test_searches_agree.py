@@ -7,10 +7,11 @@ import random
 import pytest
 
 from explore_programs import every_end, model, program
-from guestmem.explore.dpor import Dpor, split
+from guestmem.explore.dpor import Dpor
 from guestmem.explore.machine import Machine
 from guestmem.explore.models import models
 from guestmem.explore.outcome import Budget, Outcome
+from guestmem.explore.parts import split
 from guestmem.explore.scene import Model
 from guestmem.explore.search import explore, tasks
 from guestmem.explore.states import States

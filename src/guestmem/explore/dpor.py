@@ -6,8 +6,7 @@ runs that would only repeat. Source: Flanagan and Godefroid, "Dynamic partial-or
 software", POPL 2005. Which thread to try: source sets, Abdulla, Aronis, Jonsson and Sagonas, POPL 2014; the racing
 thread itself, as in 2005, loses schedules of three threads once sleep sets are used. Sequentially consistent only.
 
-Steps are dependent if they touch the same word and one writes it; a wait also reads, and a wake writes, the word's
-queue of sleepers. A timeout fires only when nothing else can happen, so all that happened is before it.
+Which steps are dependent: ``parts.dependent``. A timeout fires only when nothing else can happen, so all that happened is before it.
 """
 
 from __future__ import annotations
@@ -19,16 +18,14 @@ from ..errors import UsageError
 from . import operations as op
 from .finding import Finding
 from .judge import Judge
-from .machine import Machine, State
+from .machine import Machine
 from .outcome import Budget, Outcome
+from .parts import Part, dependent
 from .tree import Memory, Node
 
-__all__ = ["Dpor", "Part", "split"]
+__all__ = ["Dpor"]
 
 _TICK = 64
-
-Part = tuple[tuple[int, ...], int]
-"""A part of a search: the moves it begins with, and the sleep set (as bits) after them."""
 
 _Write = tuple[int, int, list[int]]  # number of the step from 1, thread, clock after it
 _Read = tuple[int, list[int]]  # the same, by thread
@@ -70,7 +67,7 @@ class Dpor:
     """One search. ``run`` until complete, out of budget, or (unless it goes on) a finding.
 
     ``part`` restricts it to schedules that begin with given moves; points inside them are not branched at, for other
-    parts do that (``split``).
+    parts do that (``parts.split``).
     """
 
     def __init__(self, machine: Machine, outcome: Outcome, *, part: Part = ((), 0)) -> None:
@@ -340,7 +337,7 @@ class Dpor:
         """Of the threads in a sleep set, those whose next step is independent of this one."""
         still = 0
         for thread, node in enumerate(self._nodes):
-            if self._sleep >> thread & 1 and not _dependent(node.code, node.at, code, at):
+            if self._sleep >> thread & 1 and not dependent(node.code, node.at, code, at):
                 still |= 1 << thread
         return still
 
@@ -362,44 +359,3 @@ class Dpor:
                 frames[-1].backtrack = frame.backtrack
                 return True
         return False
-
-
-def _dependent(code: int, at: int, other: int, there: int) -> bool:
-    """Whether two threads' next steps do not commute."""
-    if code == op.ASLEEP or other == op.ASLEEP:
-        return True
-    if at != there or op.FENCE in {code, other}:
-        return False
-    if op.WAKE in {code, other}:
-        return code >= op.WAIT and other >= op.WAIT
-    reads = {op.LOAD_RELAXED, op.LOAD_ACQUIRE, op.WAIT}
-    return code not in reads or other not in reads
-
-
-def split(machine: Machine, count: int) -> list[Part]:
-    """Cut a search into at least ``count`` disjoint parts that together are the whole (fewer if it has fewer runs).
-
-    Every move is tried at the points that are cut open, so no part needs to know what another one found.
-    """
-    parts: list[tuple[Part, State]] = [(((), 0), machine.start())]
-    ended: list[Part] = []
-    while parts and len(parts) + len(ended) < count:
-        (prefix, sleep), state = parts.pop(0)
-        nodes = machine.nodes(state)
-        values = machine.memory(state).values
-        moves = [k for k, node in enumerate(nodes) if node.code >= 0 and (node.code != op.LOCK or not values[node.at])]
-        if not moves or any(node.code == op.FAILED for node in nodes):
-            ended.append((prefix, sleep))
-            continue
-        for move in moves:
-            if sleep >> move & 1:
-                continue
-            code, at = nodes[move].code, nodes[move].at
-            still = sum(
-                1 << k
-                for k, node in enumerate(nodes)
-                if sleep >> k & 1 and not _dependent(node.code, node.at, code, at)
-            )
-            parts.append((((*prefix, move), still), machine.move(state, move)))
-            sleep |= 1 << move
-    return ended + [part for part, _ in parts]

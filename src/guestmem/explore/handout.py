@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import UsageError
-from .dpor import split
 from .outcome import Budget, Outcome
+from .parts import split
 from .task import Task, machine, run
 from .world import Reshaped, World
 

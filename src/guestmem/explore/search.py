@@ -102,14 +102,14 @@ def tasks(
     Each but DPOR is done again for each weak memory model, if ``weak``. A ``bound`` on preemptions has no DPOR.
     """
     memories = ["sc", *(["tso", "relaxed"] if weak else []), *(["stale"] if weak and model.stale else [])]
-    common = {"mutations": tuple(Mutation(*each) for each in mutations), "seed": seed}
+    whole = Task(model, "states", mutations=tuple(Mutation(*each) for each in mutations), seed=seed)
     if random is not None:
-        return [Task(model, "random", memory, last=random, **common) for memory in memories]  # type: ignore[arg-type]
+        return [replace(whole, search="random", memory=memory, last=random) for memory in memories]
     if pct is not None:
-        return [Task(model, "pct", memory, last=runs, depth=pct, **common) for memory in memories]  # type: ignore[arg-type]
-    found = [Task(model, "states", memory, bound=bound, **common) for memory in memories]  # type: ignore[arg-type]
+        return [replace(whole, search="pct", memory=memory, last=runs, depth=pct) for memory in memories]
+    found = [replace(whole, memory=memory, bound=bound) for memory in memories]
     if bound is None and not model.spurious:
-        found.insert(1, Task(model, "dpor", **common))  # type: ignore[arg-type]
+        found.insert(1, replace(whole, search="dpor"))
     return found
 
 

@@ -8,7 +8,6 @@ numbers, this one says what it saw.
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -88,8 +87,7 @@ class SmallVm:
         self.tlb, self.cores = scene.room("engines.soft.tlb"), scene.room("engines.soft.cores")
         self._lookup = scene.room("memslots.lookup")
         made = scene.room("engines.soft.engine").SoftEngine
-        options = {"stage2": False} if "stage2" in inspect.signature(made).parameters else {}
-        self._engine = made(vcpus, cores=cores, **options)
+        self._engine = made(vcpus, cores=cores, stage2=False)
         self.change = scene.room("memslots.changes").Change
         for slot in slots:
             self._engine.set_memory_region(self.change(*slot))

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from . import operations as op
+from .dpor import Dpor
 from .finding import Finding
 from .outcome import Outcome
+from .states import States
 from .world import Where
 
 if TYPE_CHECKING:
-    from .dpor import Dpor
     from .sampling import Sampling
-    from .states import States
     from .world import World
 
 __all__ = ["Store", "stamp"]
@@ -88,15 +88,14 @@ class Store:
 
     def save(self, name: str, search: States | Dpor | Sampling, outcome: Outcome, world: World) -> None:
         """Write where a search is. O(what was added since the last time)."""
-        kind = type(search).__name__
         frontier: Any
         with self._db:
-            if kind == "States":
-                frontier = self._save_states(name, search)  # type: ignore[arg-type]
-            elif kind == "Dpor":
-                frontier = search.frontier()  # type: ignore[union-attr]
+            if isinstance(search, States):
+                frontier = self._save_states(name, search)
+            elif isinstance(search, Dpor):
+                frontier = search.frontier()
             else:
-                frontier = (search.next, search.ends)  # type: ignore[union-attr]
+                frontier = (search.next, search.ends)
             row = (name, json.dumps(outcome.as_dict()), marshal.dumps((frontier, outcome.finals)))
             self._db.execute("INSERT OR REPLACE INTO searches VALUES (?, ?, ?)", row)
             self._db.execute("DELETE FROM findings WHERE search = ?", (name,))
@@ -119,14 +118,13 @@ class Store:
             outcome.findings.append(_finding(json.loads(text)))
         if outcome.complete or outcome.stopped == "finding":
             return True
-        kind = type(search).__name__
-        if kind == "States":
-            self._restore_states(name, search, frontier)  # type: ignore[arg-type]
-        elif kind == "Dpor":
-            search.resume(frontier)  # type: ignore[union-attr]
+        if isinstance(search, States):
+            self._restore_states(name, search, frontier)
+        elif isinstance(search, Dpor):
+            search.resume(frontier)
         else:
-            search.next, ends = frontier  # type: ignore[union-attr]
-            search.ends.update(ends)  # type: ignore[union-attr]
+            search.next, ends = frontier
+            search.ends.update(ends)
         return True
 
     # States, as numbers: of its memory, of its nodes, and what the memory model adds, which is plain tuples.

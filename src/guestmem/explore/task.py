@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
-from .dpor import Dpor, Part
+from .dpor import Dpor
 from .machine import Buffers, Machine
 from .outcome import Budget, Outcome
+from .parts import Part
 from .sampling import Sampling
 from .scene import Model
 from .stale import Stale
@@ -30,7 +31,7 @@ class Task:
     """Search ``search`` (states, dpor, random, pct) of a model under ``memory``, or a part of one.
 
     ``seed``, ``first``, ``stride`` and ``last`` say which runs of a random search; ``depth`` is PCT's. ``part`` is a
-    part of a DPOR search between ``points`` (``dpor.split``); such a task stops as "reshaped" if it needs more points.
+    part of a DPOR search between ``points`` (``parts.split``); such a task stops as "reshaped" if it needs more points.
     """
 
     model: Model

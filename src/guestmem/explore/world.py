@@ -280,14 +280,16 @@ class World:
                 return self._alone(strand, code, place, first, second)
         if strand.fed < len(strand.past):
             strand.fed += 1
-            return strand.past[strand.fed - 1]  # type: ignore[no-any-return]
+            answer: int = strand.past[strand.fed - 1]
+            return answer
         strand.pending = (code, at, first, second)
         strand.where = _where(sys._getframe(1))  # noqa: SLF001 - the caller's line is what a story tells
         try:
-            return self._hub(strand).switch()  # type: ignore[no-any-return]
+            answer = self._hub(strand).switch()
         except greenlet.GreenletExit:
             self.strand = _GivenUp(self.strand)
             raise
+        return answer
 
     @staticmethod
     def _hub(strand: Strand) -> Any:
