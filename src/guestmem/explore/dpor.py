@@ -6,7 +6,8 @@ runs that would only repeat. Source: Flanagan and Godefroid, "Dynamic partial-or
 software", POPL 2005. Which thread to try: source sets, Abdulla, Aronis, Jonsson and Sagonas, POPL 2014; the racing
 thread itself, as in 2005, loses schedules of three threads once sleep sets are used. Sequentially consistent only.
 
-Which steps are dependent: ``parts.dependent``. A timeout fires only when nothing else can happen, so all that happened is before it.
+Which steps are dependent: ``parts.dependent``. A timeout fires only when nothing else can happen, so all that happened
+is before it.
 """
 
 from __future__ import annotations
