@@ -20,7 +20,9 @@ from ...memslots.set import Memslots
 from ...rcu import Srcu
 from ..protocol import Capability, Counts
 from . import layout as at
+from .dirty_log import DirtyLogging, DirtyLogs
 from .flux import flux_mark, flux_release
+from .logged_region import set_logged_region
 from .requests import (
     ask_for_flush,
     pause_all,
@@ -48,6 +50,7 @@ class SoftEngine(VcpuThreads):
     read-side section, again and again. ``stage2``: between TLBs and slots stands a stage-2 table that vCPUs' faults
     build, of pages that are freed by ``discipline``; what goes with a slot is its range or everything (``zaps``: slot,
     as on arm64, or all, as on x86); ``strict`` TLBs tell the use of an entry that should be gone.
+    ``logging``: what switching dirty logging on and off does to large leaves; ``dirty`` are the logs.
 
     >>> engine = SoftEngine(vcpus=2)
     >>> engine.set_memory_region(Change(slot=0, base_gfn=0, npages=16, userspace_addr=0x7f0000000000))
@@ -80,6 +83,7 @@ class SoftEngine(VcpuThreads):
         discipline: str = "rcu",
         zaps: str | None = None,
         strict: bool = False,
+        logging: DirtyLogging | None = None,
     ) -> None:
         if vcpus < 1:
             raise UsageError(f"vcpus: {vcpus} is not at least 1")
@@ -91,12 +95,17 @@ class SoftEngine(VcpuThreads):
             raise UsageError(f"slow_vcpu_ns: {slow_vcpu_ns} is negative")
         if zaps is None:
             zaps = "all" if arch == "x86" else "slot"
+        logging = logging or DirtyLogging()
+        bbm = 2 if logging.disable == "bbm2" else 0
         tables = (
-            Stage2(arch, vcpus, address_spaces, discipline=discipline, zaps=zaps, strict=strict) if stage2 else None
+            Stage2(arch, vcpus, address_spaces, discipline=discipline, zaps=zaps, strict=strict, bbm=bbm)
+            if stage2
+            else None
         )
         memslots = Memslots(address_spaces=address_spaces, srcu=Srcu(readers=1 + vcpus))
         super().__init__(vcpus, memslots, tables, cores=cores, arch=arch, slow_vcpu_ns=slow_vcpu_ns, seed=seed)
         self.counts = Counts()
+        self.dirty = DirtyLogs(memslots, tables, logging)
         self._ranges = own(3 * at.FLUX_MAX)
         self._holding = threading.Lock()
         self._retries = False
@@ -105,6 +114,8 @@ class SoftEngine(VcpuThreads):
 
     def set_memory_region(self, change: Change) -> ChangeKind:
         """One change as KVM does it today: DELETE and MOVE with two swaps and a zap, CREATE and FLAGS_ONLY with one."""
+        if self.dirty.concerns(change):
+            return set_logged_region(self, change)
         with self.update(change.as_id) as update:
             kind = update.kind(change)
             if kind in {ChangeKind.DELETE, ChangeKind.MOVE}:

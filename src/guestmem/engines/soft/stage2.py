@@ -35,10 +35,20 @@ class Stage2:
     """Tables and TLBs for ``vcpus`` vCPUs; walker 0 of each table is the updater, 1 + v is vCPU v.
 
     ``discipline``: one of stage2.table.DISCIPLINES. ``huge``: largest leaf, as a level number (2: 2 MiB).
+    ``bbm``: level of FEAT_BBM that the vCPUs have.
     """
 
     def __init__(
-        self, arch: str, vcpus: int, address_spaces: int, *, discipline: str, zaps: str, strict: bool, huge: int = 2
+        self,
+        arch: str,
+        vcpus: int,
+        address_spaces: int,
+        *,
+        discipline: str,
+        zaps: str,
+        strict: bool,
+        huge: int = 2,
+        bbm: int = 0,
     ) -> None:
         if zaps not in ZAPS:
             raise UsageError(f"zaps: {zaps!r} is not one of {', '.join(ZAPS)}")
@@ -51,7 +61,8 @@ class Stage2:
             PageTable(self.format, self.pool, walkers=1 + vcpus, discipline=discipline) for _ in range(address_spaces)
         ]
         self.tlbs = [
-            [Tlb(table, 1 + vcpu, strict=strict, identity=True) for vcpu in range(vcpus)] for table in self.tables
+            [Tlb(table, 1 + vcpu, strict=strict, identity=True, bbm=bbm) for vcpu in range(vcpus)]
+            for table in self.tables
         ]
         self.read_attributes = self.format.attributes(Rights.READ | Rights.X)
         self.write_attributes = self.format.attributes(Rights.RWX) | (_NPT_DIRTY if arch == "x86" else 0)

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import BatchError, CapabilityError, MemslotError
-from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Action, Change, ChangeKind, Effect, classify
+from ...memslots import (
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    Action,
+    Change,
+    ChangeKind,
+    Effect,
+    Slot,
+    classify,
+)
 from ...memslots.phases import FLAGS_BAD, GFN_WRAPS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.refusal import refusal
 from ...memslots.update import Update as SlotUpdate
@@ -30,12 +39,16 @@ class SoftUpdate:
 
     def __init__(self, engine: SoftEngine, slots: SlotUpdate, as_id: int = 0) -> None:
         self._engine, self._slots = engine, slots
-        self._in_flux = False
+        self._in_flux = self._relogs = False
         self._as_id = as_id
         self._gone: list[tuple[int, int]] = []
         """Frames of slots that went INVALID and have not been zapped since."""
         self._protected: list[tuple[int, int]] = []
         """Frames of slots whose flags changed, and have not been write-protected since."""
+        self._staged: list[tuple[Change, ChangeKind]] = []
+        """Changes that are not published yet."""
+        self._unlogged: list[Slot] = []
+        """Slots that only ended logging, and whose large leaves may come back once no fault thinks otherwise."""
 
     def kind(self, change: Change) -> ChangeKind:
         """Which kind ``change`` is now; MemslotError for what KVM refuses before it touches the slot."""
@@ -58,6 +71,7 @@ class SoftUpdate:
         begun = _clock()
         self._note_flags([change])
         kind = self._slots.stage(change)
+        self._staged.append((change, kind))
         self._engine.counts.edit_ns += _clock() - begun
         return kind
 
@@ -66,7 +80,7 @@ class SoftUpdate:
         begun = _clock()
         self._note_flags(changes)
         try:
-            self._slots.stage_all(changes)
+            self._staged += zip(changes, self._slots.stage_all(changes), strict=True)
         except BatchError:
             self._engine.wake_retries()  # INVALID marks that were published are taken back by now
             raise
@@ -97,16 +111,36 @@ class SoftUpdate:
         """Zap what went INVALID, protect what changed flags, and wait until no vCPU can use an old translation."""
         gone, self._gone = self._gone, []
         protected, self._protected = self._protected, []
-        self._engine.flush_shadow(self._as_id, gone, protected)
+        if gone or protected or not self._relogs:
+            self._engine.flush_shadow(self._as_id, gone, protected)
+        self._resize(protected)
 
     def _note_flags(self, changes: Sequence[Change]) -> None:
-        """Remember the slots that these change the flags of."""
+        """Remember the slots that these change the flags of: who ends logging loses no right, the others may."""
         if self._engine.stage2 is None:
             return
         for change in changes:
             slot = self._slots.memslots.by_id(change.slot, self._as_id)
-            if slot is not None and not change.deletes and change.flags != slot.flags:
+            if slot is None or change.deletes or change.flags == slot.flags:
+                continue
+            self._relogs = True
+            only_logging = change.as_slot() == slot._replace(flags=change.flags)
+            if only_logging and slot.flags & ~change.flags == KVM_MEM_LOG_DIRTY_PAGES:
+                self._unlogged.append(change.as_slot())
+            elif not (only_logging and self._engine.dirty.initially_set):
                 self._protected.append((slot.base_gfn, slot.end_gfn))
+
+    def _resize(self, logged: Sequence[tuple[int, int]]) -> None:
+        """Split what logs now, and join what does no longer, as the engine was told to."""
+        unlogged, self._unlogged = self._unlogged, []
+        if not (unlogged or logged):
+            return
+        begun = _clock()
+        for start, end in logged:
+            self._engine.dirty.enable(self._as_id, start, end)
+        for slot in unlogged:
+            self._engine.dirty.disable(slot)
+        self._engine.counts.acks_ns += _clock() - begun
 
     def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
         """Put the ranges that lose memory or rights in flux, zap them, and wait for acknowledgements."""
@@ -139,6 +173,8 @@ class SoftUpdate:
     def publish(self) -> None:
         """The instant: the staged set becomes the active one."""
         begun = _clock()
+        staged, self._staged = self._staged, []
+        self._engine.dirty.attach(staged)
         self._engine.counts.swaps += self._slots.publish()
         self._engine.counts.edit_ns += _clock() - begun
 
@@ -157,5 +193,6 @@ class SoftUpdate:
         grace = _clock()
         if self._slots.phase in _WHOLE:  # else INVALID marks are what was published, and the update goes on
             self._slots.mirror()
+            self._engine.dirty.settled()
         counts.grace_ns += grace - begun
         counts.edit_ns += _clock() - grace

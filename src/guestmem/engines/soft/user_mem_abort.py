@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from ...atomics import load_acquire, load_relaxed
 from ...compiled import U64, Own, Words, compiled, const
+from ...dirty.bitmap import bitmap_mark
 from ...memslots.layout import (
+    DIRTY_BITMAP,
     KVM_MEMSLOT_INVALID,
     slot_base_gfn,
     slot_flags,
@@ -24,6 +26,7 @@ from ...stage2.entry import level_shift
 from ...stage2.layout import (
     EBUSY,
     ENOMEM,
+    FIND,
     IPA_END,
     LAST_LEVEL,
     LOCK_BASE,
@@ -38,6 +41,7 @@ from ...stage2.protect import relax_permissions
 from ...stage2.retry import invalidate_seq, must_retry
 from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from ...stage2.tlb_layout import LEVEL
+from ...stage2.walk import lookup_shared
 from ...stage2.zap import zap
 from . import layout as at
 from .flux import flux_touches, in_flux
@@ -176,7 +180,10 @@ def _make(
         read_unlock(mmu, lock, walker)
         own[at.FAULT_RETRIES] += _ONE
         return FILLED
-    if protected and writable and tlb[LEVEL] == level:
+    if logged and writable:
+        # mark_page_dirty_in_slot(): under the lock, before the entry; see _mark. No slot that logs gets to EBUSY below.
+        _mark(memslots, own, record, gfn - base)
+    if protected and writable and tlb[LEVEL] == level and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn)):
         status = relax_permissions(shape, pool, pages, mmu, desk, gfn << 12, _TWO, SHARED)
         own[at.RELAXED] += _ONE
     else:
@@ -189,8 +196,34 @@ def _make(
         write_unlock(mmu, lock)
     if status == ENOMEM:  # too many tables are put aside: wait until they can be freed
         reclaim_tables(shape, pool, pages, mmu, desk, True)
-    if status == OK and logged and writable:
-        own[at.DIRTY_MARKS] += _ONE  # mark_page_dirty_in_slot(): here, once the leaf is there
     if status == OK and level < last:
         own[at.MAPPED_BLOCKS] += _ONE
     return FILLED
+
+
+@compiled
+def _mark(memslots: Words, own: Own, record: U64, page: U64) -> None:
+    """A page of a slot that logs is about to become writable: mark it in the slot's bitmap.
+
+    Who takes the log takes bits and rights under the lock for writing. So mark and entry are one step to it, as long as
+    both are made under one hold of the lock for reading: a bit that was taken between them would leave a page that can
+    be written and is in no log. The mark comes first, so that at no moment, and for nobody who looks without the lock
+    (KVM_GET_DIRTY_LOG with manual protection), there is such a page: the entry's release store, or exchange, orders the
+    two for every walker that goes by the entry. x86 marks here, too (``make_spte()``); arm64 after it has dropped the
+    lock, and after the entry, which is late, but never too late: whoever takes the log later finds the page writable
+    with its bit set. A map that then loses its race has marked a page that nobody wrote, which costs a copy.
+    """
+    bitmap = load_relaxed(memslots, (record << 3) + DIRTY_BITMAP)
+    if bitmap != 0 and bitmap_mark(bitmap, page):
+        own[at.DIRTY_MARKS] += _ONE
+
+
+@compiled
+def _is_page(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, gfn: U64) -> bool:
+    """Whether the leaf for ``gfn`` is a page still; the lock is held for reading, and the slot logs.
+
+    The level of the fault is older than the invalidation sequence: logging may have been switched off and on since, and
+    the page be part of a write-protected block again, whose other pages would be written unnoticed.
+    """
+    status = lookup_shared(shape, pool, pages, mmu, desk, gfn << 12)
+    return status == OK and desk[FIND + _ONE] == shape[LAST_LEVEL]

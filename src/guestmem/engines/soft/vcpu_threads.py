@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...atomics import peek, poke, wake_all
-from ...compiled import INTERPRETED, Own, own, words
+from ...compiled import INTERPRETED, Own, Words, own, words
 from ...errors import GuestmemError, UsageError
 from ...memslots.set import Memslots
 from . import layout as at
@@ -110,8 +110,12 @@ class VcpuThreads:
             thread.start()
             self._threads.append(thread)
 
+    def vcpu_words(self, vcpu: int) -> tuple[Words, Words, Words, Words, Own]:
+        """What the compiled functions of a vCPU take first."""
+        return self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu]
+
     def _run(self, vcpu: int) -> None:
-        shared = self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu]
+        shared = self.vcpu_words(vcpu)
         if self.stage2 is None:
             vcpu_run(*shared, vcpu)
             return

@@ -1,0 +1,123 @@
+"""One pass of writes over a range by every vCPU, timed: what a guest does between two looks at its dirty log.
+
+The loops of ``vcpu.py`` go on for ever, on a few thousand targets; this one writes a counter in each page of a range,
+once, and ends. Idea: ``tools/testing/selftests/kvm/dirty_log_perf_test.c``, ``memstress_guest_code()``, Linux.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...atomics import poke
+from ...compiled import U64, Own, Words, compiled, const, u64
+from ...errors import GuestmemError, UsageError
+from ...stage2.tlb_layout import ADDRESS, CONFLICT, OK, PERMISSION
+from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
+from . import layout as at
+from .stage2_vcpu import stage2_exit, stage2_look
+from .vcpu import POLL, enter_guest, leave_core, perform
+
+if TYPE_CHECKING:
+    from .engine import SoftEngine
+
+__all__ = ["counter_offset", "write_pass"]
+
+_ONE = const(1)
+_WRITE = const(1)
+
+
+def counter_offset(gfn: int) -> int:
+    """Where in a page its counter is: another cache line in the next page, another set in the next 2 MiB.
+
+    >>> counter_offset(0), counter_offset(3), counter_offset(512 + 3)
+    (0, 24, 16)
+    """
+    return ((gfn ^ gfn >> 9) * 8) % 4096
+
+
+@compiled(nogil=True)
+def _pass(
+    vm: Words,
+    memslots: Words,
+    srcu: Words,
+    load: Words,
+    own: Own,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    tlb: Own,
+    vcpu: U64,
+    first: U64,
+    end: U64,
+) -> U64:
+    """One vCPU's part, frames ``[first, end)``; returns the first that it did not write."""
+    if not enter_guest(vm, load, own, vcpu):
+        return first
+    tlb_enter(shape, pool, mmu, tlb)
+    gfn = first
+    until_look = POLL
+    while gfn < end:
+        gpa = (gfn << 12) + (((gfn ^ (gfn >> 9)) << 3) & u64(0xFFF))
+        while True:
+            status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << _WRITE)
+            if status == OK:
+                break
+            if status != CONFLICT:
+                came_to = stage2_exit(
+                    vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, vcpu, gfn, _WRITE,
+                    status == PERMISSION, False, False, u64(0),
+                )  # fmt: skip
+                if came_to != 1:
+                    if came_to != 0:
+                        tlb_leave(mmu, tlb)
+                        leave_core(vm, own, vcpu, False)
+                    return gfn
+        perform(own, tlb[ADDRESS], _WRITE)
+        gfn += _ONE
+        until_look -= _ONE
+        if until_look == 0:
+            until_look = POLL
+            if not stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu):
+                return gfn
+    tlb_leave(mmu, tlb)
+    leave_core(vm, own, vcpu, False)
+    return gfn
+
+
+def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]]) -> int:
+    """Have vCPU v write once to each frame of ``parts[v]``; returns ns from the first start to the last end.
+
+    No vCPU thread may run (``start``). GuestmemError if a frame cannot be written. O(frames).
+    """
+    stage2 = engine.stage2
+    if stage2 is None or len(parts) != engine.vcpus:
+        raise UsageError(f"parts: {len(parts)} for {engine.vcpus} vCPUs, and the engine needs stage 2")
+    if engine.running:
+        raise GuestmemError("write_pass: vCPUs are running")
+    poke(engine._vm, int(at.STOP), 0)  # noqa: SLF001 - this plays the vCPU threads of the engine
+    meet = threading.Barrier(engine.vcpus)
+    begun, ended, done = ([0] * engine.vcpus for _ in range(3))
+    table, tlbs = stage2.tables[0], stage2.tlbs[0]
+
+    def run(vcpu: int) -> None:
+        words = engine.vcpu_words(vcpu)
+        _pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, 0, 0)  # compiled, if it was not
+        meet.wait()
+        begun[vcpu] = time.perf_counter_ns()
+        done[vcpu] = int(_pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, *parts[vcpu]))
+        ended[vcpu] = time.perf_counter_ns()
+
+    threads = [threading.Thread(target=run, args=(vcpu,), daemon=True) for vcpu in range(engine.vcpus)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for (_, end), stopped in zip(parts, done, strict=True):
+        if stopped != end:
+            raise GuestmemError(f"write_pass: frame {stopped:#x} cannot be written")
+    return max(ended) - min(begun)
