@@ -14,6 +14,8 @@ REACHED = "the host page was freed, and the vCPU still reaches it"
 LOOKED = "nobody looks at a table page that was given back"
 SOUND = "the table is sound, nothing leaked or freed twice"
 PLAIN = "4: a plain store by a thread that has neither the entry nor the lock"
+NO_FLAG = "the access left no flag"
+AT_ONCE = "a block and a page are there at once"
 FOUND_BY = {
     "stage2-range-base": GIVEN_BACK,
     "stage2-table-level-hint": GIVEN_BACK,
@@ -40,6 +42,14 @@ FOUND_BY = {
     "stage2-subtree-no-fence": "deadlock",
     "stage2-plain-break": PLAIN,
     "stage2-plain-rights": PLAIN,
+    "stage2-plain-change": NO_FLAG,
+    "stage2-plain-break-flags": NO_FLAG,
+    "stage2-split-drops-flags": NO_FLAG,
+    "stage2-collapse-drops-flags": NO_FLAG,
+    "stage2-bbm-drops-flags": NO_FLAG,
+    "stage2-bbm1-without-nt": "what is cached is in the table",
+    "stage2-bbm1-as-2": AT_ONCE,
+    "stage2-bbm2-no-tlbi": "what is cached is in the table",
     "stage2-donate-fails-late": "the donation said 12",
     "stage2-donate-unlocked": "the donation said 11",
 }

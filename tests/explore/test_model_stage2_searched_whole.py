@@ -14,6 +14,10 @@ LARGE = {
     "stage2-collapse-rwlock-3",
     "stage2-unmap-tlb",
     "stage2-unmap-defer",
+    "stage2-bbm1-split",
+    "stage2-bbm1-collapse",
+    "stage2-bbm2-split",
+    "stage2-bbm2-collapse",
 }
 """Those of some seconds."""
 WEAK = (

@@ -48,11 +48,22 @@ class PagesOracle:
         for page in self.pages(leaf.start, leaf.size):
             self.at[page] = leaf
 
+    def cut(self, at: int) -> None:
+        """Split the leaf that reaches over ``at``, no further than needed."""
+        while (leaf := self.leaf(at)) and leaf.start < at:
+            step = self.sizes[self.sizes.index(leaf.size) + 1]
+            self.split(leaf.start, self.page, step)
+
+    def cut_both(self, start: int, end: int, exact: bool) -> None:
+        if exact:
+            self.cut(start)
+            self.cut(end)
+
     def size_at(self, ipa: int, pa: int, left: int, largest: int) -> int:
         return next(size for size in self.sizes if size <= min(largest, left) and (ipa | pa) % size == 0)
 
-    def map(self, ipa: int, size: int, pa: int, rights: str, largest: int, skip: bool) -> int:
-        done, end = 0, ipa + size
+    def map(self, ipa: int, size: int, pa: int, rights: str, largest: int, skip: bool, exact: bool) -> int:
+        done, first, end = 0, ipa, ipa + size
         while ipa < end:
             step = self.size_at(ipa, pa, end - ipa, largest)
             new = Leaf(ipa, step, pa, rights, True)
@@ -63,6 +74,13 @@ class PagesOracle:
                 if not skip:
                     raise Refused("EAGAIN")
             else:
+                if exact and old and not (first <= old.start and old.start + old.size <= end):
+                    for bound in (first, end):
+                        if old.start < bound < old.start + old.size:
+                            self.cut(bound)
+                    for page in self.pages(old.start, old.size):
+                        if first <= page < end:
+                            self.at.pop(page, None)
                 self.put(new)
                 done += 1
             ipa, pa = ipa + step, pa + step

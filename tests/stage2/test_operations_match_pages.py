@@ -113,7 +113,7 @@ def step(pair: Pair, rng: random.Random) -> str:
             "again",
         ]
     )
-    shared, walker = rng.random() < 0.5, rng.randrange(2)
+    shared, walker, exact = rng.random() < 0.5, rng.randrange(2), rng.random() < 0.5
     if name in {"map", "again"}:
         # Of a few places, so that runs meet.
         shift = rng.choice([0, 0, 0, page, pair.sizes[0]])
@@ -123,18 +123,22 @@ def step(pair: Pair, rng: random.Random) -> str:
         wanted: object = None
         got: object = None
         try:
-            wanted = oracle.map(ipa, size, pa, text(rights), largest, skip)
+            wanted = oracle.map(ipa, size, pa, text(rights), largest, skip, exact)
         except Refused as refused:
             wanted = str(refused)
         try:
-            got = table.map(ipa, size, pa, rights, level=level, shared=shared, ignore_eagain=skip, walker=walker)
+            got = table.map(
+                ipa, size, pa, rights, level=level, shared=shared, ignore_eagain=skip, exact=exact, walker=walker
+            )
         except Stage2Error as error:
             got = errno.errorcode[error.errno or 0]
         assert got == wanted
     elif name == "unmap":
-        assert table.unmap(ipa, size, defer=rng.random() < 0.5) == oracle.unmap(ipa, size)
+        oracle.cut_both(ipa, ipa + size, exact)
+        assert table.unmap(ipa, size, defer=rng.random() < 0.5, exact=exact) == oracle.unmap(ipa, size)
     elif name == "protect":
-        assert table.write_protect(ipa, size) == oracle.write_protect(ipa, size)
+        oracle.cut_both(ipa, ipa + size, exact)
+        assert table.write_protect(ipa, size, exact=exact) == oracle.write_protect(ipa, size)
     elif name == "relax":
         leaf = oracle.leaf(ipa)
         if leaf is None:
@@ -151,14 +155,17 @@ def step(pair: Pair, rng: random.Random) -> str:
             oracle.change(leaf, young=True)
         assert table.flush(ipa, size) == len(oracle.leaves(ipa, size))
     elif name == "split":
-        table.split(ipa, size, level=level, chunk=rng.choice([1, 2, 1000]))
+        table.split(ipa, size, level=level, chunk=rng.choice([1, 2, 1000]), bbm=rng.randrange(3))
         oracle.split(ipa, size, pair.sizes[-1] if level is None else largest)
     elif name == "collapse":
-        assert table.collapse(ipa, size, level=level, shared=shared) == oracle.collapse(ipa, size, largest)
+        assert table.collapse(ipa, size, level=level, shared=shared, bbm=rng.randrange(3)) == oracle.collapse(
+            ipa, size, largest
+        )
     else:
         mark = pair.format.owned(2, rng.randrange(1, 8))
         size = min(size, 40 * page)
-        table.annotate(ipa, size, mark)
+        oracle.cut_both(ipa, ipa + size, exact)
+        table.annotate(ipa, size, mark, exact=exact)
         oracle.annotate(ipa, size, mark)
     found = table.lookup(ipa + 8, walker=walker)
     leaf = oracle.leaf(ipa)

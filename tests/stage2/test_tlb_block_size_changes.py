@@ -1,6 +1,10 @@
-"""A table becomes a block as far as FEAT_BBM spares break-before-make; hardware that takes less of it is upset."""
+"""A table becomes a block, and a block a table, as far as FEAT_BBM spares break-before-make; hardware that takes less
+of it is upset."""
 
 from __future__ import annotations
+
+import threading
+import time
 
 import pytest
 
@@ -9,7 +13,7 @@ from guestmem.stage2 import Pool, Rights, Table, arm_stage2
 from guestmem.stage2.bbm import NT
 from guestmem.stage2.table import PageTable
 from guestmem.stage2.tlb import Tlb
-from guestmem.stage2.tlb_layout import WALK_BASE
+from guestmem.stage2.tlb_layout import SEQUENCE, WALK_BASE
 
 BLOCK, HOST = 0x20_0000, 0x4000_0000
 
@@ -83,6 +87,62 @@ def test_a_block_with_nt_is_not_cached() -> None:
     tlb = Tlb(table, 1, bbm=1)
     tlb.enter()
     for turn in range(1, 4):
-        assert tlb.translate(BLOCK)[0] == "ok"
+        assert tlb.translate(BLOCK + 0x123) == ("ok", HOST + 0x123, 2), "nT lies among the address bits"
         assert tlb.counts["walks"] == turn
         assert tlb.counts["fills"] == 0
+    found = table.lookup(BLOCK + 0x123)
+    assert found is not None
+    assert found.address == HOST + 0x123
+
+
+WAYS = ("break", "nt", "direct")
+
+
+@pytest.mark.parametrize("bbm", [0, 1, 2])
+def test_a_block_becomes_a_table(bbm: int) -> None:
+    table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
+    table.map(BLOCK, BLOCK, HOST, Rights.RWX)
+    tlb = Tlb(table, 1, bbm=bbm, strict=True)
+    tlb.enter()
+    tlb.translate(BLOCK + 0x3000)
+    tlb.leave()
+    assert table.split(BLOCK, BLOCK, bbm=bbm) == 1
+    assert table.replacements == {way: int(way == WAYS[bbm]) for way in WAYS}
+    tlb.enter()
+    assert tlb.translate(BLOCK + 0x3008) == ("ok", HOST + 0x3008, 3)
+    assert tlb.translate(BLOCK + 0x1F_F000) == ("ok", HOST + 0x1F_F000, 3)
+    tlb.check()
+    assert tlb.finding is None
+    table.check()
+    tlb.leave()
+    assert table.collapse(BLOCK, BLOCK, bbm=bbm) == 1
+    assert table.replacements[WAYS[bbm]] == 2
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("bbm", [0, 1, 2])
+def test_a_split_that_hardware_does_not_take_is_found(bbm: int, level: int) -> None:
+    """A vCPU stays in the guest while its block is split, and walks ahead: the moment between table and TLBI."""
+    table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
+    table.map(BLOCK, BLOCK, HOST, Rights.RWX)
+    tlb = Tlb(table, 1, bbm=bbm, strict=True)
+    tlb.enter()
+    tlb.translate(BLOCK)
+    splitter = threading.Thread(target=lambda: table.split(BLOCK, BLOCK, bbm=level), daemon=True)
+    splitter.start()
+    sequence = table.tlb_hub + int(SEQUENCE)
+    deadline = time.monotonic() + 20
+    while peek(table.mmu, sequence) == 0 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    tlb.speculate(BLOCK + 0x3000, walk=True)
+    fault, *_ = tlb.translate(BLOCK + 0x3000, va=0x7777_0000)
+    while splitter.is_alive() and time.monotonic() < deadline:
+        tlb.apply()
+        time.sleep(0.001)
+    splitter.join(20)
+    assert (tlb.finding is not None) == (level == 2 and bbm < 2)
+    assert fault == ("conflict" if level == 2 else "ok")
+    assert tlb.counts["conflicts"] == int(level == 2)
+    assert tlb.translate(BLOCK + 0x3000) == ("ok", HOST + 0x3000, 3)
+    tlb.check()
+    tlb.leave()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from guestmem.atomics import peek
-from guestmem.stage2 import Pool, Rights, amd_npt, arm_stage2
+from guestmem.stage2 import Format, Pool, Rights, amd_npt, arm_stage2
 from guestmem.stage2.layout import FIND
 from guestmem.stage2.table import PageTable
 from guestmem.stage2.tlb import Tlb
@@ -99,3 +101,36 @@ def test_a_stricter_entry_faults_until_it_is_forgotten() -> None:
         assert mine.counts["local"] == 1
         assert peek(table.mmu, 33) == 1  # by IPA, local: nobody else was disturbed
         assert other.counts["by_address"] == 0
+
+
+MAKERS: dict[str, Callable[[], Format]] = {"npt": amd_npt, "arm": lambda: arm_stage2(0x1000, 40)}
+CHANGES: dict[str, Callable[[PageTable], object]] = {
+    "write_protect": lambda table: table.write_protect(0, 0x20_0000),
+    "split": lambda table: table.split(0, 0x20_0000),
+    "split, nT": lambda table: table.split(0, 0x20_0000, bbm=1),
+    "split at once": lambda table: table.split(0, 0x20_0000, bbm=2),
+    "collapse": lambda table: table.collapse(0, 0x20_0000),
+    "collapse, nT": lambda table: table.collapse(0, 0x20_0000, bbm=1),
+    "collapse at once": lambda table: table.collapse(0, 0x20_0000, bbm=2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", MAKERS)
+def test_flags_survive_exclusive_changes(name: str, change: str) -> None:
+    """What hardware set before is in the new leaves; every schedule of what it sets meanwhile: stage2-flags-*."""
+    table = PageTable(MAKERS[name](), Pool(64), walkers=2)
+    table.map(0, 0x20_0000, HOST, Rights.RW, level=3 if "collapse" in change or "protect" in change else 2)
+    table.young(0, 0x20_0000, clear=True)
+    tlb = Tlb(table, 1, bbm=2)
+    tlb.enter()
+    assert tlb.translate(0x3000, write=name == "npt")[0] == "ok"
+    tlb.leave()
+    CHANGES[change](table)
+    found = table.lookup(0x3000)
+    assert found is not None
+    flag = DIRTY | ACCESSED if name == "npt" else 1 << 10
+    assert found.descriptor & flag == flag
+    other = table.lookup(0x4000)
+    assert other is not None
+    assert bool(other.descriptor & flag) == (change != "write_protect")

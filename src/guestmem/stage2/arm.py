@@ -227,6 +227,7 @@ class ArmFormat(Format):
             execute=(execute, 0, _XN1),
             accessed=_AF,
             dirty=_S2AP_W if self.dbm else 0,
+            modifier=_DBM if self.dbm else 0,
             software_mask=_SW,
         )
 

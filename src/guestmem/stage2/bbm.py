@@ -1,22 +1,47 @@
-"""Replace a table by a block as far as FEAT_BBM lets hardware take it: break-before-make, by way of nT, or at once.
+"""Replace a table by a block, or a block by a table, as far as FEAT_BBM lets hardware take it.
 
-Level 0: the locked entry between (``entry``). Level 1: a block with nT, which hardware does not cache, stands in until
-the invalidation is over; no address is without translation meanwhile. Level 2: the block at once; a vCPU that has old
-and new at a time takes a conflict abort and flushes. Address, attributes and rights are the same in old and new.
-Source: Arm DDI 0487, D8 "Using break-before-make"; proposed for KVM by Yanan Wang, 2020, and Ricardo Koller, 2022.
+Level 0: break-before-make, the locked entry between (``entry``). Level 1: a block with nT, which hardware does not
+cache, stands in until the invalidation is over; no address is without translation meanwhile. Level 2: the new entry at
+once; a vCPU that has old and new at a time takes a conflict abort and flushes. Address, attributes and rights are the
+same in old and new. Source: Arm DDI 0487, D8 "Using break-before-make"; proposed for KVM by Yanan Wang, 2020, and
+Ricardo Koller, 2022.
 """
 
 from __future__ import annotations
 
-from ..atomics import compare_exchange, store_release
-from ..compiled import U64, Own, Words, compiled, const
-from .entry import break_entry, level_shift, make_entry
-from .invalidate import invalidate_range
-from .layout import ADDRESS, BBM_1, BBM_2, BLOCK_KIND, ENTRY, FLAGS, LEVEL, OLD, SHARED, TABLE_MASK
+from ..atomics import compare_exchange, fetch_add, load_relaxed, store_release
+from ..compiled import U64, Own, Words, compiled, const, u64
+from .entry import break_entry, is_table, level_shift, make_entry, table_descriptor, table_page
+from .invalidate import invalidate_ipa, invalidate_range
+from .layout import (
+    ACCESSED,
+    ADDRESS,
+    BBM_1,
+    BBM_2,
+    BLOCK_KIND,
+    DIRTY,
+    ENTRY,
+    FLAGS,
+    LEVEL,
+    MODIFIER,
+    OLD,
+    PAGE_SHIFT,
+    PERMISSION_MASK,
+    REPLACED_BY_BREAK,
+    REPLACED_BY_NT,
+    REPLACED_DIRECTLY,
+    SHARED,
+    STRIDE,
+    TABLE_MASK,
+    TLB_BASE,
+    VALID,
+)
+from .unlinked import add_flags
 
-__all__ = ["NT", "replace_table"]
+__all__ = ["NT", "replace_block", "replace_table"]
 
 _ONE = const(1)
+_THREE = const(3)
 NT = const(1 << 16)
 """Bit of a block: hardware does not cache it (Arm, FEAT_BBM level 1 or 2)."""
 
@@ -25,27 +50,99 @@ NT = const(1 << 16)
 def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, block: U64) -> bool:
     """Put ``block`` in place of the visited table, and invalidate it; False if another walker was faster.
 
-    By the walk's flags: BBM_2, BBM_1 (if blocks are so large that nT is no bit of their address) or neither.
-    References stay: one entry before and after.
+    By the walk's flags: BBM_2, BBM_1 (if blocks are so large that nT is no bit of their address) or neither. The block
+    gets what hardware set in the table's leaves until it could reach them no more. References stay: one entry before
+    and after.
     """
     flags = desk[FLAGS]
+    old = desk[OLD]
     shift = level_shift(shape, desk[LEVEL])
     if flags & BBM_2 == 0 and (flags & BBM_1 == 0 or _ONE << shift <= NT):
         if not break_entry(shape, pool, pages, mmu, desk):
             return False
-        make_entry(shape, pool, pages, mmu, desk, block)
+        make_entry(shape, pool, pages, mmu, desk, block | _late_flags(shape, pool, mmu, desk, old, block))
+        fetch_add(mmu, REPLACED_BY_BREAK, _ONE)
         return True
     entry = desk[ENTRY]
     first = block if flags & BBM_2 != 0 else block | NT
     if flags & SHARED != 0:
-        if compare_exchange(pool, entry, desk[OLD], first) != desk[OLD]:
+        if compare_exchange(pool, entry, old, first) != old:
             return False
     else:
         store_release(pool, entry, first)
     invalidate_range(mmu, desk[ADDRESS] >> shift << shift, _ONE << shift)
-    while first != block:
-        seen = compare_exchange(pool, entry, first, first & ~NT)
-        if seen == first or seen & NT == 0 or seen & shape[TABLE_MASK] != shape[BLOCK_KIND]:
-            break
+    late = _late_flags(shape, pool, mmu, desk, old, block)
+    while first != block | late:
+        seen = compare_exchange(pool, entry, first, (first ^ (first ^ block) & NT) | late)
+        if seen == first or seen & shape[TABLE_MASK] != shape[BLOCK_KIND] or (seen ^ first) & NT != 0:
+            break  # done; or broken, and perhaps made again, by another walker
         first = seen  # another walker gave the block rights or a flag
+    fetch_add(mmu, REPLACED_DIRECTLY if flags & BBM_2 != 0 else REPLACED_BY_NT, _ONE)
     return True
+
+
+@compiled
+def _late_flags(shape: Own, pool: Words, mmu: Words, desk: Own, table: U64, block: U64) -> U64:
+    """What hardware set in the leaves of a table, and ``block`` has not. The table is invalidated, but not freed yet.
+
+    O(1) if hardware can set nothing that the block lacks, else O(entries).
+    """
+    loose = shape[ACCESSED]
+    if shape[DIRTY] & shape[PERMISSION_MASK] == 0 or block & shape[MODIFIER] != 0:
+        loose |= shape[DIRTY]
+    loose &= ~block
+    if loose == 0 or load_relaxed(mmu, TLB_BASE) == 0:
+        return u64(0)
+    entry = table_page(shape, table) << (shape[PAGE_SHIFT] - _THREE)
+    end = entry + (_ONE << shape[STRIDE])
+    below = desk[LEVEL] + _ONE
+    late = u64(0)
+    while entry < end:
+        descriptor = load_relaxed(pool, entry)
+        if descriptor & shape[VALID] != 0 and not is_table(shape, descriptor, below):
+            late |= descriptor
+        entry += _ONE
+    return late & loose
+
+
+@compiled
+def replace_block(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, tree: U64) -> None:
+    """Put the table ``tree`` (page number), which maps the same, in place of the visited block. Exclusive.
+
+    By the walk's flags, as ``replace_table``. The tree's leaves get what hardware sets in the block until then.
+    """
+    flags = desk[FLAGS]
+    level = desk[LEVEL]
+    below = level + _ONE
+    old = desk[OLD]
+    new = table_descriptor(shape, tree)
+    if flags & BBM_2 == 0 and (flags & BBM_1 == 0 or _ONE << level_shift(shape, level) <= NT):
+        break_entry(shape, pool, pages, mmu, desk)
+        add_flags(shape, pool, tree, below, desk[OLD] & ~old)
+        make_entry(shape, pool, pages, mmu, desk, new)
+        fetch_add(mmu, REPLACED_BY_BREAK, _ONE)
+        return
+    entry = desk[ENTRY]
+    if flags & BBM_2 == 0:
+        old = _exchange_flagged(shape, pool, entry, old, u64(0), tree, below)
+        invalidate_ipa(mmu, desk[ADDRESS], level)
+        _exchange_flagged(shape, pool, entry, old | NT, new, tree, below)
+        fetch_add(mmu, REPLACED_BY_NT, _ONE)
+        return
+    _exchange_flagged(shape, pool, entry, old, new, tree, below)
+    invalidate_ipa(mmu, desk[ADDRESS], level)
+    fetch_add(mmu, REPLACED_DIRECTLY, _ONE)
+
+
+@compiled
+def _exchange_flagged(shape: Own, pool: Words, entry: U64, old: U64, new: U64, tree: U64, below: U64) -> U64:
+    """Exchange a block for ``new`` (0: itself with nT); what hardware set in it since goes to the tree, too.
+
+    Returns what the block was.
+    """
+    while True:
+        seen = compare_exchange(pool, entry, old, new if new != 0 else old | NT)
+        if seen == old:
+            return old
+        add_flags(shape, pool, tree, below, seen & ~old)
+        old = seen

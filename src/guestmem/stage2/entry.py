@@ -2,15 +2,16 @@
 
 *break*: compare-and-exchange the observed descriptor to LOCKED, then invalidate what it was. Only who did that may
 *make*: store the new descriptor. Nobody waits for a LOCKED entry; who meets one, or loses the exchange, returns
-EAGAIN and faults again. Exclusive operations store where shared ones exchange. Each table page counts its entries
-that are neither 0 nor LOCKED. Idea: ``stage2_try_break_pte()`` and ``stage2_make_pte()``, Linux
-``arch/arm64/kvm/hyp/pgtable.c``.
+EAGAIN and faults again. Exclusive operations store where shared ones exchange, but for leaves in which hardware may
+set a flag meanwhile. Each table page counts its entries that are neither 0 nor LOCKED. Idea:
+``stage2_try_break_pte()`` and ``stage2_make_pte()``, Linux ``arch/arm64/kvm/hyp/pgtable.c``.
 """
 
 from __future__ import annotations
 
 from ..atomics import (
     compare_exchange,
+    exchange,
     fence,
     fetch_add,
     load_relaxed,
@@ -21,12 +22,14 @@ from ..atomics import (
 from ..compiled import U64, Own, Words, compiled, const, wrapping
 from .invalidate import invalidate_ipa, invalidate_range
 from .layout import (
+    ACCESSED,
     ADDRESS,
     ADDRESS_HIGH_MASK,
     ADDRESS_HIGH_SHIFT,
     ADDRESS_MASK,
     BLOCK_KIND,
     COUNT,
+    DIRTY,
     DISCIPLINE,
     ENTRY,
     ENTRY_LEVEL,
@@ -37,6 +40,7 @@ from .layout import (
     LINKED,
     LOCK_SUBTREE,
     LOCKED,
+    MODIFIER,
     OLD,
     PAGE_KIND,
     PAGE_SHIFT,
@@ -51,13 +55,18 @@ from .layout import (
     TABLE_BITS,
     TABLE_KIND,
     TABLE_MASK,
+    TLB_BASE,
     UNSOUND,
     VALID,
+    WRITE_GRANTED,
+    WRITE_MASK,
 )
 
 __all__ = [
     "break_entry",
+    "change_entry",
     "entry_line",
+    "hardware_may_write",
     "is_counted",
     "is_table",
     "leaf_descriptor",
@@ -66,7 +75,6 @@ __all__ = [
     "output_address",
     "page_get",
     "page_put",
-    "replace_entry",
     "set_table_state",
     "table_descriptor",
     "table_page",
@@ -163,17 +171,46 @@ def set_table_state(pages: Words, page: U64, level: U64, count: U64) -> None:
 
 
 @compiled(inline=True)
-def replace_entry(pool: Words, desk: Own, new: U64) -> bool:
-    """Change the visited entry from valid to valid (rights, access flag); False if another walker changed it first."""
+def hardware_may_write(shape: Own, mmu: Words, descriptor: U64) -> bool:
+    """Whether a vCPU's hardware may set a flag in a valid leaf, now: its access flag, or what says that it was written.
+
+    Idea: ``spte_needs_atomic_update()``, Linux ``arch/x86/kvm/mmu/spte.c``.
+    """
+    if load_relaxed(mmu, TLB_BASE) == 0:
+        return False
+    writable = descriptor & shape[WRITE_MASK] == shape[WRITE_GRANTED]
+    if descriptor & shape[ACCESSED] == 0 or (writable and descriptor & shape[DIRTY] != shape[DIRTY]):
+        return True
+    return not writable and descriptor & shape[MODIFIER] != 0
+
+
+@compiled(inline=True)
+def change_entry(shape: Own, pool: Words, mmu: Words, desk: Own, mask: U64, value: U64) -> bool:
+    """Make the bits ``mask`` of the visited leaf ``value``; False if another walker changed it first.
+
+    Valid to valid: rights, access flag, software bits. Exclusive: True, and what hardware sets meanwhile is kept.
+    """
+    old = desk[OLD]
+    new = (old & ~mask) | value
     if desk[FLAGS] & SHARED != 0:
-        return compare_exchange(pool, desk[ENTRY], desk[OLD], new) == desk[OLD]
-    store_relaxed(pool, desk[ENTRY], new)
-    return True
+        return compare_exchange(pool, desk[ENTRY], old, new) == old
+    if not hardware_may_write(shape, mmu, old):
+        store_relaxed(pool, desk[ENTRY], new)
+        return True
+    while True:
+        seen = compare_exchange(pool, desk[ENTRY], old, new)
+        if seen == old:
+            return True
+        old = seen
+        new = (old & ~mask) | value
 
 
 @compiled(inline=True)
 def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> bool:
-    """Lock the visited entry and invalidate what it was; False if another walker locked or changed it first."""
+    """Lock the visited entry and invalidate what it was; False if another walker locked or changed it first.
+
+    Exclusive: desk[OLD] is then what it was at last, with a flag that hardware set since the visit.
+    """
     old = desk[OLD]
     entry = desk[ENTRY]
     level = desk[LEVEL]
@@ -186,6 +223,8 @@ def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) ->
     if shared:
         if compare_exchange(pool, entry, old, locked) != old:
             return False
+    elif old & shape[VALID] != 0 and not is_table(shape, old, level) and hardware_may_write(shape, mmu, old):
+        desk[OLD] = exchange(pool, entry, locked)
     else:
         store_relaxed(pool, entry, locked)
     if old == 0:

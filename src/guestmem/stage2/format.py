@@ -58,6 +58,7 @@ class Shape:
     execute: tuple[int, int, int]
     accessed: int
     dirty: int
+    modifier: int
     software_mask: int
 
 

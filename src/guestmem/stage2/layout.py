@@ -72,6 +72,7 @@ __all__ = [
     "INVALIDATE_START",
     "INVALIDATING",
     "IPA_END",
+    "KEEP_REST",
     "LAST_LEVEL",
     "LEAF",
     "LEVEL",
@@ -82,6 +83,7 @@ __all__ = [
     "LOCK_SUBTREE",
     "MIN_BLOCK_LEVEL",
     "MMU_FIXED",
+    "MODIFIER",
     "NEXT",
     "NEXT_STEP",
     "OK",
@@ -108,6 +110,9 @@ __all__ = [
     "READ_GRANTED",
     "READ_MASK",
     "RECLAIMED",
+    "REPLACED_BY_BREAK",
+    "REPLACED_BY_NT",
+    "REPLACED_DIRECTLY",
     "RESULT",
     "RETRIES",
     "RETRY_WAITERS",
@@ -203,6 +208,8 @@ BLOCK_LEVELS = const(38)
 """Bit L: hardware takes a block at level L. A valid leaf at any other level above the last does not translate."""
 OWNER_TYPE = const(37)
 """Type bits of an owner's mark: ``d & TYPE_MASK == OWNER_TYPE``."""
+MODIFIER = const(39)
+"""The dirty-bit-modifier (Arm bit 51) where the format uses it: hardware sets S2AP[1] of a leaf that has it. Else 0."""
 SHAPE_WORDS = 48
 
 # --- pages: header, then a line of eight words per page ---------------------------------------------------------------
@@ -250,6 +257,8 @@ CLEANS, CLEANED = const(40), const(41)
 """How often data caches were cleaned for a leaf, and how many bytes: see ``flush``."""
 INVALIDATE_SEQ, INVALIDATING, INVALIDATE_START, INVALIDATE_END = (const(word) for word in range(48, 52))
 """Invalidations that have ended; how many are under way, and the range of all of them, in bytes: see ``retry``."""
+REPLACED_BY_BREAK, REPLACED_BY_NT, REPLACED_DIRECTLY = const(56), const(57), const(58)
+"""How often a split or a collapse replaced an entry by break-before-make, by way of nT, or at once: see ``bbm``."""
 MMU_FIXED = 64
 """Words before the lock."""
 RCU, LOCK_SUBTREE, RWLOCK, WALK_REFS = const(0), const(1), const(2), const(3)
@@ -299,7 +308,10 @@ DEFER_INVALIDATE = const(128)
 ANNOTATE = const(256)
 """Flag: map stores the attributes as they are, an owner's mark, in pages only."""
 BBM_1, BBM_2 = const(512), const(1024)
-"""Flags: collapse replaces a table as FEAT_BBM level 1 (by way of a block with nT) or 2 (at once) allows: ``bbm``."""
+"""Flags: collapse replaces a table, and split a block, as FEAT_BBM level 1 (by way of a block with nT) or 2 (at once)
+allows: ``bbm``."""
+KEEP_REST = const(2048)
+"""Flag: what a block in the way of map maps beside the range stays mapped, by a full table in its place."""
 
 # --- status words -----------------------------------------------------------------------------------------------------
 OK = const(0)

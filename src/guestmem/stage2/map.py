@@ -3,16 +3,17 @@
 Shared (many vCPUs, under the lock for reading) or exclusive. As merged in Linux, ``stage2_map_walker()``,
 ``arch/arm64/kvm/hyp/pgtable.c``: a leaf that is there already, or differs in rights only, is EAGAIN; what a split
 block mapped outside the range is gone until it faults; a collapse happens when the walk meets a table where a block
-fits.
+fits. With KEEP_REST it stays.
 """
 
 from __future__ import annotations
 
-from ..atomics import store_relaxed
 from ..compiled import U64, Own, Words, compiled, const
 from .discipline import may_unlink, unlink_table
+from .edges import put_rest
 from .entry import (
     break_entry,
+    change_entry,
     leaf_descriptor,
     level_shift,
     make_entry,
@@ -33,6 +34,7 @@ from .layout import (
     ERANGE,
     FLAGS,
     IGNORE_EAGAIN,
+    KEEP_REST,
     LAST_LEVEL,
     LEAF,
     LEVEL,
@@ -76,7 +78,7 @@ def map_range(
 
     ``attributes``: bits of a leaf beside address and kind. ``block_level``: lowest level number at which a leaf may
     stand (3: pages only, as for a slot with dirty logging). ``flags``: SHARED, IGNORE_EAGAIN, OVER_OWNER,
-    SKIP_INVALIDATE. Shared: yes, with the lock held for reading.
+    KEEP_REST, SKIP_INVALIDATE. Shared: yes, with the lock held for reading.
 
     OK; EAGAIN: another walker was faster, or it is mapped already; ENOMEM: the desk's cache is empty, or its queue is
     full: refill and reclaim, then go on; EBUSY: a table must go and the discipline lets only exclusive walks do that;
@@ -146,7 +148,7 @@ def _map_visit(
         if new & shape[VALID] != 0 and (old ^ new) & ~shape[PERMISSION_MASK] == 0:
             return EAGAIN
         if flags & SHARED == 0 and (old ^ new) & ~shape[SOFTWARE_MASK] == 0:
-            store_relaxed(pool, desk[ENTRY], new)
+            change_entry(shape, pool, mmu, desk, shape[SOFTWARE_MASK], new & shape[SOFTWARE_MASK])
             desk[RESULT] += _ONE
             return OK
     else:
@@ -171,6 +173,8 @@ def _put_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> 
     old = desk[OLD]
     if is_mark(shape, old) and desk[FLAGS] & OVER_OWNER == 0:
         return EPERM
+    if old & shape[VALID] != 0 and desk[FLAGS] & KEEP_REST != 0:
+        return put_rest(shape, pool, pages, mmu, desk)
     page = cache_take(desk)
     if page == 0:
         return ENOMEM

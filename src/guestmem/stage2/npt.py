@@ -171,6 +171,7 @@ class NptFormat(Format):
             execute=(_NX, 0, _NX),
             accessed=_A,
             dirty=_D,
+            modifier=0,
             software_mask=_SW,
         )
 

@@ -7,7 +7,7 @@ Idea: ``kvm_pgtable_stage2_wrprotect()`` and ``kvm_pgtable_stage2_relax_perms()`
 from __future__ import annotations
 
 from ..compiled import U64, Own, Words, compiled, const, u64
-from .entry import replace_entry
+from .entry import change_entry
 from .invalidate import invalidate_local
 from .layout import (
     EAGAIN,
@@ -54,7 +54,7 @@ def write_protect_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk:
             break
         old = desk[OLD]
         if old & shape[VALID] != 0 and old & shape[WRITE_MASK] == shape[WRITE_GRANTED]:
-            replace_entry(pool, desk, (old & ~shape[WRITE_MASK]) | shape[WRITE_DENIED])
+            change_entry(shape, pool, mmu, desk, shape[WRITE_MASK], shape[WRITE_DENIED])
             desk[RESULT] += _ONE
     desk[PROGRESS] = desk[END]
     return OK
@@ -78,15 +78,19 @@ def relax_permissions(
     level = _FOUR  # no hint, if the walk loses its way
     if walk_step(shape, pool, pages, mmu, desk) == LEAF:
         level = desk[LEVEL]
-        new = desk[OLD]
-        if new & shape[VALID] != 0:
+        if desk[OLD] & shape[VALID] != 0:
+            mask = u64(0)
+            granted = u64(0)
             if rights & _ONE != 0:
-                new = (new & ~shape[READ_MASK]) | shape[READ_GRANTED]
+                mask = shape[READ_MASK]
+                granted = shape[READ_GRANTED]
             if rights & _TWO != 0:
-                new = (new & ~shape[WRITE_MASK]) | shape[WRITE_GRANTED]
+                mask |= shape[WRITE_MASK]
+                granted |= shape[WRITE_GRANTED]
             if rights & _FOUR != 0:
-                new = (new & ~shape[EXECUTE_MASK]) | shape[EXECUTE_GRANTED]
-            if replace_entry(pool, desk, new):
+                mask |= shape[EXECUTE_MASK]
+                granted |= shape[EXECUTE_GRANTED]
+            if change_entry(shape, pool, mmu, desk, mask, granted):
                 status = u64(OK)
     walk_leave(shape, pool, pages, mmu, desk)
     invalidate_local(mmu, desk[WALKER], ipa, level)

@@ -47,6 +47,7 @@ def format_shape(format_: Format, shape: Shape, pool_base: int) -> Own:
         "PERMISSION_MASK": shape.read[0] | shape.write[0] | shape.execute[0],
         "ACCESSED": shape.accessed,
         "DIRTY": shape.dirty,
+        "MODIFIER": shape.modifier,
         "SOFTWARE_MASK": shape.software_mask,
         "LOCKED": format_.locked,
         "TYPE_MASK": 0xF << 60 if new else 1 << 10,

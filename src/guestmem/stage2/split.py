@@ -1,16 +1,19 @@
 """Split blocks into smaller leaves before a guest writes to them: eagerly, in chunks, as far as a budget goes.
 
 Idea: ``kvm_pgtable_stage2_split()``, Linux ``arch/arm64/kvm/hyp/pgtable.c`` (KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE). The
-memory type survives here; Linux writes normal memory.
+memory type survives here; Linux writes normal memory. With break-before-make, or less of it: see ``bbm``.
 """
 
 from __future__ import annotations
 
-from ..compiled import U64, Own, Words, compiled, const
-from .entry import break_entry, make_entry, output_address, table_descriptor
+from ..compiled import U64, Own, Words, compiled, const, u64
+from .bbm import replace_block
+from .entry import output_address
 from .layout import (
     ADDRESS,
     ATTRIBUTES_MASK,
+    BBM_1,
+    BBM_2,
     EAGAIN,
     END,
     ENOMEM,
@@ -27,7 +30,7 @@ from .layout import (
 from .unlinked import create_unlinked, leaf_level
 from .walk import DONE, walk_begin, walk_past, walk_step
 
-__all__ = ["split_range"]
+__all__ = ["split_blocks", "split_range"]
 
 _ONE = const(1)
 
@@ -50,7 +53,24 @@ def split_range(
     drop the lock, fill it, go on at desk[PROGRESS]; EINVAL or ERANGE. With too few pages for all of a large block it is
     split by one level first. desk[RESULT]: blocks split. Exclusive. O(entries in the range's tables).
     """
-    status = walk_begin(shape, mmu, desk, ipa, size, LEAF)
+    return split_blocks(shape, pool, pages, mmu, desk, ipa, size, block_level, budget, u64(0))
+
+
+@compiled(nogil=True)
+def split_blocks(
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    ipa: U64,
+    size: U64,
+    block_level: U64,
+    budget: U64,
+    flags: U64,
+) -> U64:
+    """As ``split_range``; ``flags``: BBM_1 or BBM_2, how each block is replaced."""
+    status = walk_begin(shape, mmu, desk, ipa, size, (flags & (BBM_1 | BBM_2)) | LEAF)
     if status != OK:
         return status
     while True:
@@ -74,8 +94,7 @@ def split_range(
         if tree == 0:
             status = ENOMEM
             break
-        break_entry(shape, pool, pages, mmu, desk)
-        make_entry(shape, pool, pages, mmu, desk, table_descriptor(shape, tree - _ONE))
+        replace_block(shape, pool, pages, mmu, desk, tree - _ONE)
         desk[RESULT] += _ONE
         if whole:
             walk_past(desk)

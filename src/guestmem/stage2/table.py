@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
+from ..atomics import peek
 from ..compiled import Own
 from ..errors import Stage2Error, UsageError
 from ..units import U64_MAX
@@ -23,7 +24,7 @@ from .free_list import cache_drain
 from .invalidate import invalidate_range
 from .map import map_range
 from .protect import relax_permissions, write_protect_range
-from .split import split_range
+from .split import split_blocks
 from .table_state import DISCIPLINES, TableState
 from .unmap import unmap_range
 from .walk import lookup_shared
@@ -50,16 +51,20 @@ class PageTable(TableState):
     the lock for reading, and may lose to another walker: Stage2Error EAGAIN. All raise Stage2Error: EINVAL for what
     is unaligned and after ``destroy()``, ERANGE outside the input, ENOMEM when the pool is empty (what was done stays).
 
-    >>> from guestmem.stage2.arm import arm_stage2
+    ``exact`` (the default): a block that reaches over a bound of the range is split, and nothing changes outside; if
+    there are no pages for that: ENOMEM, and nothing has changed. With ``exact=False`` the block goes, or changes, as a
+    whole, and the guest's next faults bring back what was lost: what Linux does.
+
+    >>> from guestmem.stage2 import Pool, arm_stage2
     >>> table = PageTable(arm_stage2(0x1000, 40), Pool(64))
     >>> table.map(0x200000, 0x201000, 0x40000000, Rights.RW)  # a block and a page
     2
     >>> table.lookup(0x400123).level, hex(table.lookup(0x200123).address)
     (3, '0x40000123')
-    >>> table.split(0x200000, 0x200000), table.unmap(0x200000, 0x1000)
-    (1, 1)
-    >>> table.lookup(0x200000) is None
-    True
+    >>> table.unmap(0x200000, 0x1000)  # the rest of the block stays, in pages
+    1
+    >>> table.lookup(0x200000) is None, table.lookup(0x201000).level
+    (True, 3)
     >>> table.check()
     """
 
@@ -78,13 +83,14 @@ class PageTable(TableState):
         shared: bool = False,
         over_owner: bool = False,
         ignore_eagain: bool = False,
+        exact: bool = True,
         walker: int = 0,
     ) -> int:
         """Map ``[ipa, ipa + size)`` to ``address`` on, by the largest leaves that fit; returns how many were written.
 
         ``level``: the lowest level number at which a leaf may stand (3: pages only, as under dirty logging).
         EAGAIN: mapped already, with whatever rights (``ignore_eagain``: passed over); EPERM: an owner's mark is there.
-        A table in the way of a block is collapsed; what a block in the way mapped beside the range is gone.
+        A table in the way of a block is collapsed. ENOMEM: all before the address it names is mapped.
         """
         attributes = self.format.attributes(rights, memory, software=software)
         self._check_range(ipa, size)
@@ -93,6 +99,7 @@ class PageTable(TableState):
             raise Stage2Error(errno.ERANGE, f"address: {address:#x} + {size:#x} is outside {self.format.pa_bits} bits")
         level = self._check_level(level)
         flags = int(layout.OVER_OWNER) * over_owner | int(layout.IGNORE_EAGAIN) * ignore_eagain
+        flags |= int(layout.KEEP_REST) * exact
 
         def step(start: int, shared: bool) -> int:
             here = address + start - ipa
@@ -102,15 +109,19 @@ class PageTable(TableState):
 
         return self._steps("map", ipa, step, walker=walker, shared=shared)
 
-    def unmap(self, ipa: int, size: int, *, defer: bool = False, walker: int = 0) -> int:
-        """Unmap a range, whole blocks where it touches them, and owners' marks; returns the number of entries removed.
+    def unmap(self, ipa: int, size: int, *, defer: bool = False, exact: bool = True, walker: int = 0) -> int:
+        """Unmap a range, and owners' marks in it; returns the number of entries removed.
 
         ``defer``: one invalidation of all leaves, by range, at the end.
         """
         flags = int(layout.DEFER_INVALIDATE) * defer
-        return self._range("unmap", ipa, size, walker, lambda desk: unmap_range(*self.words, desk, ipa, size, flags))
 
-    def write_protect(self, ipa: int, size: int, *, walker: int = 0) -> int:
+        def unmap(desk: Own) -> int:
+            return int(unmap_range(*self.words, desk, ipa, size, flags))
+
+        return self._range("unmap", ipa, size, walker, unmap, exact=exact)
+
+    def write_protect(self, ipa: int, size: int, *, exact: bool = True, walker: int = 0) -> int:
         """Take the right to write from a range, and invalidate it; returns the number of leaves changed."""
 
         def protect(desk: Own) -> int:
@@ -119,10 +130,10 @@ class PageTable(TableState):
                 invalidate_range(self.mmu, ipa, size)
             return status
 
-        return self._range("write_protect", ipa, size, walker, protect)
+        return self._range("write_protect", ipa, size, walker, protect, exact=exact)
 
     def relax(self, ipa: int, rights: Rights, *, shared: bool = False, walker: int = 0) -> None:
-        """Add rights to the leaf for ``ipa``; EAGAIN if there is none."""
+        """Add rights to the leaf for ``ipa``, all of it; EAGAIN if there is none."""
         wanted = (rights & 3) | (4 if rights & Rights.X else 0)
         flags = int(layout.SHARED) * shared
         self._one("relax", ipa, lambda desk: relax_permissions(*self.words, desk, ipa, wanted, flags), walker, shared)
@@ -133,7 +144,10 @@ class PageTable(TableState):
         self._one("mark_young", ipa, lambda desk: mark_young(*self.words, desk, ipa, flags), walker, shared)
 
     def young(self, ipa: int, size: int, *, clear: bool = False, walker: int = 0) -> int:
-        """How many leaves in a range have the access flag; ``clear`` it, and invalidate the range if any had it."""
+        """How many leaves in a range have the access flag; ``clear`` it, and invalidate the range if any had it.
+
+        A leaf has one flag: of a block that the range touches it is cleared, and no block is split for that.
+        """
 
         def test(desk: Own) -> int:
             status = int(young_range(*self.words, desk, ipa, size, clear))
@@ -147,19 +161,23 @@ class PageTable(TableState):
         """Clean data caches for a range (the hook counts); returns the number of leaves."""
         return self._range("flush", ipa, size, walker, lambda desk: flush_range(*self.words, desk, ipa, size))
 
-    def split(self, ipa: int, size: int, *, level: int | None = None, chunk: int = 1 << 30, walker: int = 0) -> int:
+    def split(
+        self, ipa: int, size: int, *, level: int | None = None, chunk: int = 1 << 30, bbm: int = 0, walker: int = 0
+    ) -> int:
         """Split blocks into leaves of ``level`` (default: pages); returns how many blocks were split.
 
-        ``chunk``: blocks that are split before the lock is dropped and taken again.
+        ``chunk``: blocks that are split before the lock is dropped and taken again. ``bbm``: as of ``collapse``.
         """
         self._check_range(ipa, size)
         level = int(self.shape[int(layout.LAST_LEVEL)]) if level is None else self._check_level(level)
         if chunk < 1:
             raise UsageError(f"chunk: {chunk} blocks are not at least 1")
+        flags = self._bbm(bbm)
 
         def step(start: int, shared: bool) -> int:
             del shared
-            return int(split_range(*self.words, self.desks[walker], start, ipa + size - start, level, chunk))
+            desk, length = self.desks[walker], ipa + size - start
+            return int(split_blocks(*self.words, desk, start, length, level, chunk, flags))
 
         return self._steps("split", ipa, step, walker=walker, again=True)
 
@@ -171,17 +189,22 @@ class PageTable(TableState):
         ``bbm``: what FEAT_BBM spares; 0: break, then make; 1: by way of a block with nT; 2: the block at once.
         """
         self._check_range(ipa, size)
-        if bbm not in {0, 1, 2}:
-            raise UsageError(f"bbm: {bbm} is not 0, 1 or 2")
+        wanted = self._bbm(bbm)
         level = self._check_level(level)
 
         def step(start: int, shared: bool) -> int:
-            flags = int(layout.SHARED) * shared | (0, int(layout.BBM_1), int(layout.BBM_2))[bbm]
+            flags = int(layout.SHARED) * shared | wanted
             return int(collapse_range(*self.words, self.desks[walker], start, ipa + size - start, level, flags))
 
         return self._steps("collapse", ipa, step, walker=walker, shared=shared)
 
-    def annotate(self, ipa: int, size: int, mark: int, *, walker: int = 0) -> int:
+    @staticmethod
+    def _bbm(level: int) -> int:
+        if level not in {0, 1, 2}:
+            raise UsageError(f"bbm: {level} is not 0, 1 or 2")
+        return (0, int(layout.BBM_1), int(layout.BBM_2))[level]
+
+    def annotate(self, ipa: int, size: int, mark: int, *, exact: bool = True, walker: int = 0) -> int:
         """Replace what a range maps by an owner's mark (``Format.owned``), in pages; returns how many were written."""
         self._check_range(ipa, size)
         if mark & 1 or mark in {0, self.format.locked}:
@@ -191,7 +214,8 @@ class PageTable(TableState):
 
         def step(start: int, shared: bool) -> int:
             del shared
-            return int(annotate_range(*self.words, self.desks[walker], start, ipa + size - start, mark))
+            desk, length = self.desks[walker], ipa + size - start
+            return int(annotate_range(*self.words, desk, start, length, mark, int(layout.KEEP_REST) * exact))
 
         return self._steps("annotate", ipa, step, walker=walker)
 
@@ -206,6 +230,12 @@ class PageTable(TableState):
             raise self._error(status, "lookup", ipa)
         found, level, address = (int(desk[int(layout.FIND) + at]) for at in range(3))
         return Translation(address, level, found)
+
+    @property
+    def replacements(self) -> dict[str, int]:
+        """How often splits and collapses replaced an entry by each way that FEAT_BBM knows: break, nT, at once."""
+        words = layout.REPLACED_BY_BREAK, layout.REPLACED_BY_NT, layout.REPLACED_DIRECTLY
+        return {name: peek(self.mmu, int(word)) for name, word in zip(("break", "nt", "direct"), words, strict=True)}
 
     def reclaim(self, *, wait: bool = True) -> int:
         """Free what walkers put aside and whose grace period is over (``wait``: after waiting for it); page count."""

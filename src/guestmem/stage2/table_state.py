@@ -18,7 +18,9 @@ from ..units import U64_MAX
 from . import layout
 from .destroy import root_pages
 from .discipline import reclaim_tables
+from .edges import split_edges
 from .format import Format
+from .free_list import cache_topup
 from .invariants import held_pages
 from .locked import refill
 from .pool import Pool
@@ -149,14 +151,27 @@ class TableState:
             )
         return level
 
-    def _range(self, what: str, ipa: int, size: int, walker: int, call: Callable[[Own], int]) -> int:
+    def _range(
+        self, what: str, ipa: int, size: int, walker: int, call: Callable[[Own], int], *, exact: bool = False
+    ) -> int:
+        """Run an exclusive operation on a range; ``exact``: once no block reaches over its bounds any more."""
         self._check_range(ipa, size)
         desk = self.desks[walker]
-        with self._lock(walker, shared=False):
-            status = int(call(desk))
-        if status != _OK:
-            raise self._error(status, what, ipa)
-        return int(desk[int(layout.RESULT)])
+        tried = False
+        while True:
+            with self._lock(walker, shared=False):
+                status = int(split_edges(*self.words, desk, ipa, size)) if exact else _OK
+                if status == _OK:
+                    status = int(call(desk))
+            if status == _OK:
+                return int(desk[int(layout.RESULT)])
+            if status != _ENOMEM or tried:
+                raise self._error(status, what, ipa)
+            needed = int(desk[int(layout.RESULT)])
+            if int(cache_topup(*self.words[:3], desk, needed)) != _OK:
+                reclaim_tables(*self.words, desk, True)
+                cache_topup(*self.words[:3], desk, needed)
+                tried = True
 
     def _one(self, what: str, ipa: int, call: Callable[[Own], int], walker: int, shared: bool) -> None:
         page = self.format.geometry.page_size

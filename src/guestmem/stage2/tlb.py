@@ -15,7 +15,7 @@ from ..errors import InvariantError, UsageError
 from . import layout, tlb_layout
 from .npt import NptFormat
 from .table import PageTable
-from .tlb_walk import tlb_apply, tlb_enter, tlb_leave, tlb_miss, tlb_speculate
+from .tlb_walk import tlb_apply, tlb_enter, tlb_leave, tlb_miss, tlb_prefetch, tlb_speculate
 
 __all__ = ["FAULTS", "Finding", "Tlb"]
 
@@ -135,8 +135,14 @@ class Tlb:
         address = int(self.words[int(tlb_layout.ADDRESS)]) if not status else 0
         return FAULTS[status], address, int(self.words[int(tlb_layout.LEVEL)])
 
-    def speculate(self, ipa: int, *, between: bool = False) -> None:
-        """Fill what hardware might at any time; ``between``: from now on also after each record that is applied."""
+    def speculate(self, ipa: int, *, between: bool = False, walk: bool = False) -> None:
+        """Fill what hardware might at any time; ``between``: from now on also after each record that is applied.
+
+        ``walk``: by a walk of the table, though a leaf is cached.
+        """
+        if walk:
+            tlb_prefetch(*self._hardware, ipa)  # type: ignore[arg-type]
+            return
         self.words[int(tlb_layout.SPECULATES)] = ipa + 1 if between else 0
         tlb_speculate(*self._hardware, ipa)  # type: ignore[arg-type]
 

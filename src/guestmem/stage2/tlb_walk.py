@@ -90,7 +90,16 @@ from .tlb_layout import (
 from .tlb_strict import finding, look_at_use
 from .tlbi import acknowledge, record_at
 
-__all__ = ["tlb_apply", "tlb_enter", "tlb_leave", "tlb_look", "tlb_miss", "tlb_speculate", "tlb_translate"]
+__all__ = [
+    "tlb_apply",
+    "tlb_enter",
+    "tlb_leave",
+    "tlb_look",
+    "tlb_miss",
+    "tlb_prefetch",
+    "tlb_speculate",
+    "tlb_translate",
+]
 
 _ONE = const(1)
 _TWO = const(2)
@@ -202,6 +211,16 @@ def tlb_speculate(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64) -> U6
 
 
 @compiled
+def tlb_prefetch(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64) -> U64:
+    """Walk the table for ``ipa`` and fill its leaf, whatever leaves are cached, as hardware may at any time.
+
+    It finds what has taken the place of a leaf that is still cached.
+    """
+    tlb[SPECULATIVE] += _ONE
+    return _walk(shape, pool, mmu, tlb, ipa, u64(0))
+
+
+@compiled
 def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U64, need: U64) -> U64:
     """Find a leaf in the TLB or by a walk, fill the combined entry from it; OK or what the access faults with."""
     place = u64(0)
@@ -233,7 +252,8 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
         if status != OK:
             return status
         level = tlb[LEVEL]
-        target = output_address(shape, tlb[FOUND])
+        shift = level_shift(shape, level)
+        target = output_address(shape, tlb[FOUND]) >> shift << shift  # nT of a block lies among the address bits
         rights = _rights(shape, tlb, tlb[FOUND])
         cached = tlb[FOUND] & tlb[NT] == 0 or level == shape[LAST_LEVEL]
     tlb[LEVEL] = level

@@ -26,7 +26,7 @@ from .layout import (
     UNSOUND,
 )
 
-__all__ = ["create_unlinked", "free_unlinked", "leaf_level", "tree_pages"]
+__all__ = ["add_flags", "create_unlinked", "free_unlinked", "leaf_level", "tree_pages"]
 
 _ONE = const(1)
 _THREE = const(3)
@@ -93,6 +93,31 @@ def create_unlinked(
             word += _ONE
         table += _ONE
     return desk[TREE + level + _ONE] + _ONE
+
+
+@compiled
+def add_flags(shape: Own, pool: Words, page: U64, level: U64, flags: U64) -> None:
+    """Set ``flags`` in every leaf of the tree under ``page``, a table of entries at ``level``.
+
+    Nothing points there yet. Looks two tables deep: there is no block above level 1. O(leaves), O(1) without flags.
+    """
+    if flags == 0:
+        return
+    to_words = shape[PAGE_SHIFT] - _THREE
+    entries = _ONE << shape[STRIDE]
+    entry = page << to_words
+    end = entry + entries
+    while entry < end:
+        descriptor = load_relaxed(pool, entry)
+        if is_table(shape, descriptor, level):
+            inner = table_page(shape, descriptor) << to_words
+            inner_end = inner + entries
+            while inner < inner_end:
+                store_relaxed(pool, inner, load_relaxed(pool, inner) | flags)
+                inner += _ONE
+        elif descriptor != 0:
+            store_relaxed(pool, entry, descriptor | flags)
+        entry += _ONE
 
 
 @compiled

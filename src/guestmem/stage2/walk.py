@@ -261,5 +261,6 @@ def _found(shape: Own, desk: Own, address: U64, descriptor: U64, level: U64, ent
             return ENOENT
     elif descriptor & shape[TABLE_MASK] != shape[BLOCK_KIND] or (shape[BLOCK_LEVELS] >> level) & _ONE == 0:
         return ENOENT
-    desk[FIND + u64(2)] = output_address(shape, descriptor) | (address & ((_ONE << shift) - _ONE))
+    output = output_address(shape, descriptor) >> shift << shift  # nT of a block lies among the address bits
+    desk[FIND + u64(2)] = output | (address & ((_ONE << shift) - _ONE))
     return OK

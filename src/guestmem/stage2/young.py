@@ -7,7 +7,7 @@ Idea: ``kvm_pgtable_stage2_mkyoung()`` and ``kvm_pgtable_stage2_test_clear_young
 from __future__ import annotations
 
 from ..compiled import U64, Own, Words, compiled, const, u64
-from .entry import replace_entry
+from .entry import change_entry
 from .layout import ACCESSED, EAGAIN, END, LEAF, OK, OLD, PAGE_SHIFT, PROGRESS, RESULT, SHARED, VALID
 from .walk import DONE, walk_begin, walk_leave, walk_step
 
@@ -29,8 +29,9 @@ def mark_young(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa
         return status
     status = EAGAIN
     if walk_step(shape, pool, pages, mmu, desk) == LEAF and desk[OLD] & shape[VALID] != 0:
-        young = desk[OLD] | shape[ACCESSED]
-        status = u64(OK) if young == desk[OLD] or replace_entry(pool, desk, young) else u64(EAGAIN)
+        young = desk[OLD] & shape[ACCESSED] != 0
+        if young or change_entry(shape, pool, mmu, desk, shape[ACCESSED], shape[ACCESSED]):
+            status = u64(OK)
     walk_leave(shape, pool, pages, mmu, desk)
     return status
 
@@ -51,6 +52,6 @@ def young_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
         if desk[OLD] & shape[VALID] != 0 and desk[OLD] & shape[ACCESSED] != 0:
             desk[RESULT] += _ONE
             if clear:
-                replace_entry(pool, desk, desk[OLD] & ~shape[ACCESSED])
+                change_entry(shape, pool, mmu, desk, shape[ACCESSED], u64(0))
     desk[PROGRESS] = desk[END]
     return OK

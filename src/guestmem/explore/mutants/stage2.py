@@ -9,7 +9,7 @@ from . import Mutant
 
 __all__ = ["MUTANTS"]
 
-_ENTRY, _MAP, _UNMAP, _WALK = (f"stage2/{name}.py" for name in ("entry", "map", "unmap", "walk"))
+_ENTRY, _MAP, _UNMAP, _WALK, _BBM = (f"stage2/{name}.py" for name in ("entry", "map", "unmap", "walk", "bbm"))
 _UNLINKED, _DISCIPLINE, _SUBTREE = (f"stage2/{name}.py" for name in ("unlinked", "discipline", "lock_subtree"))
 _TABLE, _TLBI, _LOCKED = "stage2/table.py", "stage2/tlbi.py", "stage2/locked.py"
 _GUEST, _TRANSITIONS = "stage2/pkvm/guest.py", "stage2/pkvm/transitions.py"
@@ -100,8 +100,8 @@ MUTANTS = (
         "stage2-age-one",
         "aging looks at the first leaf only",
         "stage2/young.py",
-        "                replace_entry(pool, desk, desk[OLD] & ~shape[ACCESSED])\n",
-        "                replace_entry(pool, desk, desk[OLD] & ~shape[ACCESSED])\n            break\n",
+        "                change_entry(shape, pool, mmu, desk, shape[ACCESSED], u64(0))\n",
+        "                change_entry(shape, pool, mmu, desk, shape[ACCESSED], u64(0))\n            break\n",
         models=("stage2-age",),
         origin="Linux df6556adf27b: test_clear_young visits all leaves of its range",
     ),
@@ -216,6 +216,71 @@ MUTANTS = (
         *(_ENTRY, "if desk[FLAGS] & SHARED != 0:\n        return", "if desk[FLAGS] & SHARED == 0:\n        return"),
         models=("stage2-relax-block",),
         origin="own: stage2_attr_walker() without cmpxchg",
+    ),
+    # Flags that hardware sets, FEAT_BBM.
+    Mutant(
+        "stage2-plain-change",
+        "an exclusive change of a leaf stores over a flag that hardware has just set",
+        *(_ENTRY, "    if not hardware_may_write(shape, mmu, old):\n", "    if old != 0:\n"),
+        models=("stage2-flags-protect",),
+        origin="own: an SPTE with volatile bits written without atomics",
+    ),
+    Mutant(
+        "stage2-plain-break-flags",
+        "an exclusive break stores over a flag that hardware has just set",
+        *(
+            _ENTRY,
+            "        desk[OLD] = exchange(pool, entry, locked)\n",
+            "        store_relaxed(pool, entry, locked)\n",
+        ),
+        models=("stage2-flags-split",),
+        origin="own: an SPTE with volatile bits written without atomics",
+    ),
+    Mutant(
+        "stage2-split-drops-flags",
+        "the flags that hardware set until the break are not in the pages",
+        *(_BBM, "        add_flags(shape, pool, tree, below, desk[OLD] & ~old)\n", ""),
+        models=("stage2-flags-split",),
+        origin="own: accessed and dirty bits not carried over",
+    ),
+    Mutant(
+        "stage2-collapse-drops-flags",
+        "flags are collected before hardware can no more set them",
+        *(_BBM, "block | _late_flags(shape, pool, mmu, desk, old, block))", "block)"),
+        models=("stage2-flags-collapse",),
+        origin="own: accessed and dirty bits not carried over",
+    ),
+    Mutant(
+        "stage2-bbm-drops-flags",
+        "the same, where the block is there before the invalidation",
+        *(_BBM, "    late = _late_flags(shape, pool, mmu, desk, old, block)\n", "    late = u64(0)\n"),
+        models=("stage2-bbm1-collapse", "stage2-bbm2-collapse"),
+        origin="own: accessed and dirty bits not carried over",
+    ),
+    Mutant(
+        "stage2-bbm1-without-nt",
+        "hardware caches the block again before its table is there",
+        *(_BBM, "new if new != 0 else old | NT)", "new if new != 0 else old)"),
+        models=("stage2-bbm1-split",),
+        origin="own: FEAT_BBM level 1 without nT",
+    ),
+    Mutant(
+        "stage2-bbm1-as-2",
+        "a block is replaced at once where hardware has FEAT_BBM level 1",
+        *(_BBM, "    flags = desk[FLAGS]\n    level =", "    flags = desk[FLAGS] << _ONE\n    level ="),
+        models=("stage2-bbm1-split",),
+        origin="own: FEAT_BBM level 2 assumed",
+    ),
+    Mutant(
+        "stage2-bbm2-no-tlbi",
+        "the block that a table replaced stays in TLBs",
+        *(
+            _BBM,
+            "tree, below)\n    invalidate_ipa(mmu, desk[ADDRESS], level)\n    fetch_add(mmu, REPLACED_DIRECTLY",
+            "tree, below)\n    fetch_add(mmu, REPLACED_DIRECTLY",
+        ),
+        models=("stage2-bbm2-split",),
+        origin="own: FEAT_BBM level 2 without the invalidation after",
     ),
     # pKVM.
     Mutant(

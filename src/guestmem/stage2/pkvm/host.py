@@ -170,7 +170,7 @@ def mark_host_page(
         if status != OK:
             return status
         fetch_add(el2, BLOCKS_BROKEN, _ONE)
-    return annotate_range(shape, pool, pages, host, desk, address, size, mark)
+    return annotate_range(shape, pool, pages, host, desk, address, size, mark, u64(0))
 
 
 @compiled

@@ -134,7 +134,7 @@ def force_reclaim(
         elif guest_leaf(shape, pool, guest, desk, gfn) != OK or guest_state(shape, el2, desk[FIND]) != OWNED:
             status = EPERM
         else:
-            annotate_range(shape, pool, pages, guest, desk, gfn << to, _ONE << to, POISON)
+            annotate_range(shape, pool, pages, guest, desk, gfn << to, _ONE << to, POISON, u64(0))
             fetch_add(el2, WIPED, _ONE)
             _return_page(shape, pool, pages, host, desk, el2, page)
             count_pages(el2, handle, OWNED_PAGES, u64(0), _ONE)

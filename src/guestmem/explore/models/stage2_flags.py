@@ -1,0 +1,116 @@
+"""What hardware sets in a leaf by itself while an exclusive operation changes it: no flag is lost, and as far as
+FEAT_BBM allows, a block and its table change places without a moment between them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..scene import Model, Scene
+from ..tables import BLOCK, OFFSET, PAGE, SmallTable
+
+if TYPE_CHECKING:
+    from ...compiled import Own
+    from ..view import View
+
+__all__ = ["MODELS"]
+
+READ, WRITE = 1, 2
+OK, TRANSLATION, ACCESS_FLAG, PERMISSION, CONFLICT = range(5)
+
+
+def build(scene: Scene, change: str, bbm: int = 0) -> None:
+    """Leaves without access flag. A vCPU, whose hardware sets it, reads; its table is changed exclusively meanwhile.
+
+    ``change``: protect (a page), split (a block), collapse (its pages). With FEAT_BBM level 1 the block is one of eight
+    times the size, made of blocks: in a smaller one nT would be a bit of the address.
+    """
+    small = SmallTable(scene, watched=bbm == 0, levels=3 if bbm == 1 else 2)
+    large, below = (1, 2) if bbm == 1 else (2, 3)
+    walk, layout = scene.room("stage2.tlb_walk"), scene.room("stage2.tlb_layout")
+    address, findings = int(layout.ADDRESS), int(layout.FINDINGS)
+    shape, pool, _, mmu = small.words
+    accessed = int(small.table.shape[int(small.layout.ACCESSED)])
+    size = PAGE if change == "protect" else 8 * BLOCK if bbm == 1 else BLOCK
+    small.table.map(0, size, OFFSET, 3, level=large if change == "split" else below)
+    small.table.young(0, size, clear=True)
+    tlb = small.tlb(0, bbm=bbm, strict=True)
+    if bbm == 1:
+        tlb.words[int(layout.NT)] = 1 << 16
+
+    def vcpu(_desk: Own, tlb: Own) -> tuple[int, Own]:
+        walk.tlb_enter(shape, pool, mmu, tlb)
+        for turn in range(2):
+            status: int = walk.tlb_translate(shape, pool, mmu, tlb, turn * PAGE, 0, READ)
+            assert status != OK or tlb[address] == OFFSET, f"0x0 is at {tlb[address]:#x}"
+            assert status in {OK, TRANSLATION, CONFLICT}, f"the access faulted with {status}"
+            assert status != TRANSLATION or not bbm, "FEAT_BBM: there is no moment without translation"
+            if bbm and turn == 0:
+                walk.tlb_look(shape, pool, mmu, tlb)
+                walk.tlb_prefetch(shape, pool, mmu, tlb, 0)
+        assert not tlb[findings], "a stale entry is used, or a block and a page are there at once"
+        walk.tlb_leave(mmu, tlb)
+        return status, tlb
+
+    def changer(desk: Own) -> Any:
+        face = small.face(desk, 1)
+        if change == "protect":
+            return face.write_protect(0, PAGE, walker=1)
+        if change == "split":
+            return face.split(0, size, level=below, bbm=bbm, walker=1)
+        return face.collapse(0, size, level=large, bbm=bbm, walker=1)
+
+    small.thread("vcpu", vcpu, tlb.words)
+    small.thread("changer", changer)
+    small.begin()
+
+    def flagged(view: View) -> None:
+        leaf = small.leaf(0)
+        assert leaf is not None, "it is not mapped"
+        assert leaf.address == OFFSET, f"0x0 is mapped to {leaf.address:#x}"
+        assert small.result(view, "vcpu")[0] != OK or leaf.descriptor & accessed, "the access left no flag"
+
+    def agreed(view: View) -> None:
+        tlb.words = small.result(view, "vcpu")[1]
+        tlb.enter()  # applies what was logged
+        tlb.leave()
+        tlb.check()
+
+    scene.final("what is cached is in the table", agreed)
+    scene.final("what was read has its access flag", flagged)
+    scene.final("one entry was changed", lambda view: small.result(view, "changer") == 1)
+
+
+_FLAGS = "no access flag that hardware sets is lost to an exclusive change"
+_BBM = "block and table change places without a moment between, where FEAT_BBM allows it, and no flag is lost"
+MODELS = (
+    Model(
+        "stage2-flags-protect",
+        _FLAGS,
+        "1 vCPU that reads twice, 1 page without access flag write-protected, 2 levels",
+        partial(build, change="protect"),
+    ),
+    Model(
+        "stage2-flags-split",
+        _FLAGS,
+        "1 vCPU that reads twice, 1 block of 8 pages split, 2 levels",
+        partial(build, change="split"),
+    ),
+    Model(
+        "stage2-flags-collapse",
+        _FLAGS,
+        "1 vCPU that reads twice, 8 pages become a block, 2 levels",
+        partial(build, change="collapse"),
+    ),
+    *(
+        Model(
+            f"stage2-bbm{level}-{change}",
+            _BBM,
+            f"1 vCPU that reads twice and walks ahead, {what}, {4 - level} levels; FEAT_BBM level {level}",
+            partial(build, change=change, bbm=level),
+        )
+        for level in (1, 2)
+        for change, what in (("split", "1 block of 8 pages split"), ("collapse", "8 pages become a block"))
+    ),
+)
