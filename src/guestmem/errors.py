@@ -12,11 +12,21 @@ import os
 __all__ = [
     "BatchError",
     "CapabilityError",
+    "DestroyedError",
+    "GeometryError",
     "GuestmemError",
     "InvariantError",
+    "LevelError",
+    "LockedError",
+    "MappedError",
     "MemslotError",
+    "OutOfRangeError",
+    "OwnedError",
     "Stage2Error",
+    "TablePagesError",
     "TraceError",
+    "UnalignedError",
+    "UnmappedError",
     "UsageError",
 ]
 
@@ -80,6 +90,46 @@ class Stage2Error(GuestmemError):
     def __init__(self, errno: int, message: str) -> None:
         self.errno = errno
         super().__init__(f"{_errno.errorcode.get(errno, os.strerror(errno))}: {message}")
+
+
+class UnalignedError(Stage2Error):
+    """EINVAL: an address or size that is not in whole pages, or not in whole leaves of the level asked for."""
+
+
+class OutOfRangeError(Stage2Error):
+    """ERANGE: an address beyond the input, or the output, that the table has."""
+
+
+class LevelError(Stage2Error):
+    """EINVAL: a level at which no leaf may stand."""
+
+
+class GeometryError(Stage2Error):
+    """EINVAL: a granule, input size and start level that the architecture does not put together."""
+
+
+class DestroyedError(Stage2Error):
+    """EINVAL: an operation on a table that was destroyed."""
+
+
+class OwnedError(Stage2Error):
+    """EPERM: an owner's mark is where something was to be mapped."""
+
+
+class MappedError(Stage2Error):
+    """EAGAIN: it is mapped already, with whatever rights."""
+
+
+class UnmappedError(Stage2Error):
+    """EAGAIN: nothing is mapped where a leaf was to be changed."""
+
+
+class LockedError(Stage2Error):
+    """EAGAIN: another walker was faster, or is between break and make; try again, as a vCPU faults again."""
+
+
+class TablePagesError(Stage2Error):
+    """ENOMEM: the pool has no page for another table; what was done stays, and the table is usable."""
 
 
 class CapabilityError(GuestmemError):

@@ -128,11 +128,12 @@ def test_just_enough_pages(name: str, pages: int) -> None:
 
 def test_linux_loses_the_rest() -> None:
     table = PageTable(arm_stage2(0x1000, 40), Pool(16, base=0x1000_0000))
-    for lose in (
+    losing: list[Callable[[], object]] = [
         lambda: table.unmap(0x1000, 0x1000, exact=False),
         lambda: table.annotate(0x1000, 0x1000, table.format.owned(2, 1), exact=False),
         lambda: table.map(0x1000, 0x1000, 0x5000, Rights.RW, exact=False),
-    ):
+    ]
+    for lose in losing:
         table.unmap(0, 0x20_0000)
         table.map(0, 0x20_0000, 0x20_0000, Rights.RW)
         lose()

@@ -11,7 +11,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import Stage2Error
+from ..errors import LevelError, OutOfRangeError, Stage2Error, UnalignedError
 from .descriptor import Annotations, Empty, Entry, InvalidType, Locked, Malformed, Memory, Owned, Rights
 from .geometry import LAST_LEVEL, Geometry
 
@@ -204,7 +204,7 @@ class Format(abc.ABC):
         """Raise Stage2Error unless a leaf at ``level`` may map to ``address``."""
         if level != LAST_LEVEL and level not in self.block_levels:
             allowed = ", ".join(map(str, sorted(self.block_levels)))
-            raise Stage2Error(
+            raise LevelError(
                 errno.EINVAL, f"level: {level} allows no block in {self.name}: {allowed} do, {LAST_LEVEL} holds pages"
             )
         self.check_address("address", address, self.geometry.size(level))
@@ -212,9 +212,9 @@ class Format(abc.ABC):
     def check_address(self, name: str, address: int, size: int) -> None:
         """Raise Stage2Error unless ``address`` is a multiple of ``size`` within the output's bits."""
         if address % size:
-            raise Stage2Error(errno.EINVAL, f"{name}: {address:#x} is not a multiple of {size:#x}")
+            raise UnalignedError(errno.EINVAL, f"{name}: {address:#x} is not a multiple of {size:#x}")
         if not 0 <= address < 1 << self.pa_bits:
-            raise Stage2Error(errno.ERANGE, f"{name}: {address:#x} is outside {self.pa_bits} bits of output")
+            raise OutOfRangeError(errno.ERANGE, f"{name}: {address:#x} is outside {self.pa_bits} bits of output")
 
     def _packed(self, address: int) -> int:
         """An output address as bits of a descriptor."""

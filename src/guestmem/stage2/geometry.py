@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from ..errors import Stage2Error
+from ..errors import GeometryError, OutOfRangeError, UnalignedError
 
 __all__ = ["GRANULES", "LAST_LEVEL", "MAX_ROOT_PAGES", "Geometry", "stage2_geometry"]
 
@@ -40,12 +40,12 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_level <= LAST_LEVEL:
-            raise Stage2Error(errno.EINVAL, f"start_level: {self.start_level} is not in 0..{LAST_LEVEL}")
+            raise GeometryError(errno.EINVAL, f"start_level: {self.start_level} is not in 0..{LAST_LEVEL}")
         if not 1 <= self.stride <= self.page_shift - 3:
-            raise Stage2Error(errno.EINVAL, f"stride: {self.stride} is not in 1..{self.page_shift - 3}")
+            raise GeometryError(errno.EINVAL, f"stride: {self.stride} is not in 1..{self.page_shift - 3}")
         least, most = self.shift(self.start_level) + 1, self.shift(self.start_level - 1) + 4
         if not least <= self.ipa_bits <= most:
-            raise Stage2Error(
+            raise GeometryError(
                 errno.EINVAL,
                 f"ipa_bits: {self.ipa_bits} cannot start at level {self.start_level}: {least}..{most} bits can",
             )
@@ -93,11 +93,11 @@ class Geometry:
         """Raise Stage2Error unless ``[start, start + size)`` is whole pages of the input, at least one."""
         for name, value in (("ipa", start), ("size", size)):
             if value % self.page_size or value < 0:
-                raise Stage2Error(errno.EINVAL, f"{name}: {value:#x} is not a multiple of {self.page_size:#x}")
+                raise UnalignedError(errno.EINVAL, f"{name}: {value:#x} is not a multiple of {self.page_size:#x}")
         if size == 0:
-            raise Stage2Error(errno.EINVAL, "size: 0 is not a positive number of bytes")
+            raise UnalignedError(errno.EINVAL, "size: 0 is not a positive number of bytes")
         if start + size > 1 << self.ipa_bits:
-            raise Stage2Error(
+            raise OutOfRangeError(
                 errno.ERANGE, f"ipa: [{start:#x}, {start + size:#x}) is outside {self.ipa_bits} bits of input"
             )
 
@@ -106,7 +106,7 @@ def stage2_geometry(granule: int, ipa_bits: int, start_level: int | None = None,
     """Arm's geometry for a granule (bytes) and an input size; without ``start_level``, KVM's choice.
 
     ``large``: input up to 52 bits (64K granule: FEAT_LPA; 4K and 16K: FEAT_LPA2, VTCR_EL2.DS), else up to 48.
-    Raises Stage2Error (EINVAL) for what the architecture does not allow. Level -1 is not offered: KVM never uses it.
+    Raises GeometryError (EINVAL) for what the architecture does not allow. Level -1 is not offered: KVM never uses it.
 
     >>> [stage2_geometry(0x1000, bits).start_level for bits in (32, 40, 43, 44)]
     [2, 1, 1, 0]
@@ -114,18 +114,18 @@ def stage2_geometry(granule: int, ipa_bits: int, start_level: int | None = None,
     16
     """
     if granule not in GRANULES:
-        raise Stage2Error(errno.EINVAL, f"granule: {granule:#x} is not 0x1000, 0x4000 or 0x10000")
+        raise GeometryError(errno.EINVAL, f"granule: {granule:#x} is not 0x1000, 0x4000 or 0x10000")
     most = _MAX_LARGE_IPA if large else _MAX_IPA
     if not _MIN_IPA <= ipa_bits <= most:
-        raise Stage2Error(errno.EINVAL, f"ipa_bits: {ipa_bits} is not in {_MIN_IPA}..{most} for granule {granule:#x}")
+        raise GeometryError(errno.EINVAL, f"ipa_bits: {ipa_bits} is not in {_MIN_IPA}..{most} for granule {granule:#x}")
     page_shift = GRANULES[granule]
     stride = page_shift - 3
     if start_level is None:
         start_level = LAST_LEVEL + 1 - max(2, (ipa_bits - 8) // stride)
     if start_level == 0 and granule != 0x1000 and not (granule == 0x4000 and large):
         without = " without LPA2" if granule == 0x4000 else ""
-        raise Stage2Error(errno.EINVAL, f"start_level: 0 is not in 1..3 for granule {granule:#x}{without}")
+        raise GeometryError(errno.EINVAL, f"start_level: 0 is not in 1..3 for granule {granule:#x}{without}")
     try:
         return Geometry(page_shift, stride, start_level, ipa_bits)
-    except Stage2Error as error:
-        raise Stage2Error(errno.EINVAL, f"granule {granule:#x}: {str(error).partition(': ')[2]}") from None
+    except GeometryError as error:
+        raise GeometryError(errno.EINVAL, f"granule {granule:#x}: {str(error).partition(': ')[2]}") from None

@@ -15,7 +15,7 @@ from typing import cast
 
 from ..atomics import load_acquire, peek, poke, store_relaxed
 from ..compiled import INTERPRETED, U64, Own, Words, compiled, own, u64, words
-from ..errors import InvariantError, Stage2Error, UsageError
+from ..errors import InvariantError, TablePagesError, UsageError
 from ..low_memory import LOW_END, low_memory
 from .free_list import MAX_RUN, first_word, format_free_list, give_run, page_is_free, take_run
 from .layout import CACHE, CACHE_CAPACITY, CACHE_COUNT, COUNT, FREE, GIVEN, HELD, LIMIT, PAGE_WORDS, PAGES, STATE, TAKEN
@@ -108,7 +108,7 @@ class Pool:
         return self.base + (page << self.page_shift)
 
     def alloc(self, count: int = 1) -> int:
-        """Address of ``count`` zeroed pages in a row, aligned to their size; Stage2Error (ENOMEM) if there are none.
+        """Address of ``count`` zeroed pages in a row, aligned to their size; TablePagesError if there are none.
 
         ``count``: a power of two up to 16. O(pages / 64 + count * entries).
         """
@@ -116,7 +116,7 @@ class Pool:
             raise UsageError(f"count: {count} is not 1, 2, 4, 8 or 16")
         first = take_run(self.pages, count)
         if not first:
-            raise Stage2Error(
+            raise TablePagesError(
                 errno.ENOMEM,
                 f"table pages: no {count} in a row are free, {self.free_pages} of {self.limit} pages are free in all",
             )

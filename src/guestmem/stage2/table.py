@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..atomics import peek
 from ..compiled import Own
-from ..errors import Stage2Error, UsageError
+from ..errors import OutOfRangeError, Stage2Error, UsageError
 from ..units import U64_MAX
 from . import layout
 from .annotate import annotate_range
@@ -48,11 +48,12 @@ class PageTable(TableState):
 
     ``discipline``: one of DISCIPLINES. ``cache``: table pages that each walker keeps; ``queue``: tables that each may
     have put aside, a power of two. Addresses and sizes are bytes in whole pages. Methods that may run ``shared`` take
-    the lock for reading, and may lose to another walker: Stage2Error EAGAIN. All raise Stage2Error: EINVAL for what
-    is unaligned and after ``destroy()``, ERANGE outside the input, ENOMEM when the pool is empty (what was done stays).
+    the lock for reading, and may lose to another walker: LockedError. All raise a Stage2Error of its own kind, with the
+    kernel's errno: UnalignedError, OutOfRangeError, LevelError, DestroyedError, OwnedError, MappedError, UnmappedError,
+    TablePagesError (the pool is empty; what was done stays).
 
     ``exact`` (the default): a block that reaches over a bound of the range is split, and nothing changes outside; if
-    there are no pages for that: ENOMEM, and nothing has changed. With ``exact=False`` the block goes, or changes, as a
+    there are no pages for that, nothing has changed. With ``exact=False`` the block goes, or changes, as a
     whole, and the guest's next faults bring back what was lost: what Linux does.
 
     >>> from guestmem.stage2 import Pool, arm_stage2
@@ -89,14 +90,16 @@ class PageTable(TableState):
         """Map ``[ipa, ipa + size)`` to ``address`` on, by the largest leaves that fit; returns how many were written.
 
         ``level``: the lowest level number at which a leaf may stand (3: pages only, as under dirty logging).
-        EAGAIN: mapped already, with whatever rights (``ignore_eagain``: passed over); EPERM: an owner's mark is there.
-        A table in the way of a block is collapsed. ENOMEM: all before the address it names is mapped.
+        MappedError: with whatever rights (``ignore_eagain``: passed over); OwnedError: an owner's mark is there.
+        A table in the way of a block is collapsed. TablePagesError: all before the address it names is mapped.
         """
         attributes = self.format.attributes(rights, memory, software=software)
-        self._check_range(ipa, size)
+        self._check_range(ipa, size, "map")
         self.format.check_address("address", address, self.format.geometry.page_size)
         if address + size > 1 << self.format.pa_bits:
-            raise Stage2Error(errno.ERANGE, f"address: {address:#x} + {size:#x} is outside {self.format.pa_bits} bits")
+            raise OutOfRangeError(
+                errno.ERANGE, f"address: {address:#x} + {size:#x} is outside {self.format.pa_bits} bits"
+            )
         level = self._check_level(level)
         flags = int(layout.OVER_OWNER) * over_owner | int(layout.IGNORE_EAGAIN) * ignore_eagain
         flags |= int(layout.KEEP_REST) * exact
@@ -133,13 +136,13 @@ class PageTable(TableState):
         return self._range("write_protect", ipa, size, walker, protect, exact=exact)
 
     def relax(self, ipa: int, rights: Rights, *, shared: bool = False, walker: int = 0) -> None:
-        """Add rights to the leaf for ``ipa``, all of it; EAGAIN if there is none."""
+        """Add rights to the leaf for ``ipa``, all of it; UnmappedError if there is none."""
         wanted = (rights & 3) | (4 if rights & Rights.X else 0)
         flags = int(layout.SHARED) * shared
         self._one("relax", ipa, lambda desk: relax_permissions(*self.words, desk, ipa, wanted, flags), walker, shared)
 
     def mark_young(self, ipa: int, *, shared: bool = False, walker: int = 0) -> None:
-        """Set the access flag of the leaf for ``ipa``; EAGAIN if there is none."""
+        """Set the access flag of the leaf for ``ipa``; UnmappedError if there is none."""
         flags = int(layout.SHARED) * shared
         self._one("mark_young", ipa, lambda desk: mark_young(*self.words, desk, ipa, flags), walker, shared)
 
@@ -168,7 +171,7 @@ class PageTable(TableState):
 
         ``chunk``: blocks that are split before the lock is dropped and taken again. ``bbm``: as of ``collapse``.
         """
-        self._check_range(ipa, size)
+        self._check_range(ipa, size, "split")
         level = int(self.shape[int(layout.LAST_LEVEL)]) if level is None else self._check_level(level)
         if chunk < 1:
             raise UsageError(f"chunk: {chunk} blocks are not at least 1")
@@ -188,7 +191,7 @@ class PageTable(TableState):
 
         ``bbm``: what FEAT_BBM spares; 0: break, then make; 1: by way of a block with nT; 2: the block at once.
         """
-        self._check_range(ipa, size)
+        self._check_range(ipa, size, "collapse")
         wanted = self._bbm(bbm)
         level = self._check_level(level)
 
@@ -206,7 +209,7 @@ class PageTable(TableState):
 
     def annotate(self, ipa: int, size: int, mark: int, *, exact: bool = True, walker: int = 0) -> int:
         """Replace what a range maps by an owner's mark (``Format.owned``), in pages; returns how many were written."""
-        self._check_range(ipa, size)
+        self._check_range(ipa, size, "annotate")
         if mark & 1 or mark in {0, self.format.locked}:
             raise Stage2Error(
                 errno.EINVAL, f"mark: {mark:#x} is not an invalid entry beside 0 and {self.format.locked:#x}"
@@ -220,7 +223,7 @@ class PageTable(TableState):
         return self._steps("annotate", ipa, step, walker=walker)
 
     def lookup(self, ipa: int, *, walker: int = 0) -> Translation | None:
-        """The leaf for ``ipa`` (any byte), or None; ERANGE outside the input."""
+        """The leaf for ``ipa`` (any byte), or None; OutOfRangeError, DestroyedError."""
         desk = self.desks[walker]
         with self._lock(walker, shared=True):
             status = int(lookup_shared(*self.words, desk, ipa)) if 0 <= ipa <= U64_MAX else errno.ERANGE
@@ -242,7 +245,7 @@ class PageTable(TableState):
         return sum(int(reclaim_tables(*self.words, desk, wait)) for desk in self.desks)
 
     def destroy(self) -> int:
-        """Give every page back; returns how many. Once only: EINVAL. No walker may be inside."""
+        """Give every page back; returns how many. Once only: DestroyedError. No walker may be inside."""
         if self.destroyed:
             raise self._error(errno.EINVAL, "destroy", 0)
         freed = self.reclaim()

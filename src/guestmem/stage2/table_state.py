@@ -12,7 +12,19 @@ from contextlib import contextmanager
 
 from ..atomics import peek, poke
 from ..compiled import Own, Words, own, words
-from ..errors import Stage2Error, UsageError
+from ..errors import (
+    DestroyedError,
+    LevelError,
+    LockedError,
+    MappedError,
+    OutOfRangeError,
+    OwnedError,
+    Stage2Error,
+    TablePagesError,
+    UnalignedError,
+    UnmappedError,
+    UsageError,
+)
 from ..rcu import deferred_words, srcu_words
 from ..units import U64_MAX
 from . import layout
@@ -41,6 +53,15 @@ _OK, _EAGAIN, _ENOMEM, _EBUSY = (int(word) for word in (layout.OK, layout.EAGAIN
 TLB_RING = 256
 """Records in the log of invalidations."""
 _tables: weakref.WeakKeyDictionary[Pool, weakref.WeakSet[TableState]] = weakref.WeakKeyDictionary()
+
+
+_ERRORS: dict[int, tuple[type[Stage2Error], str]] = {
+    errno.EPERM: (OwnedError, "an owner's mark is there"),
+    errno.ENOMEM: (TablePagesError, "{used} of {limit} table pages are used"),
+    errno.EBUSY: (LockedError, "a table must go, which discipline {discipline} does exclusively"),
+    errno.ERANGE: (OutOfRangeError, "outside {bits} bits of input"),
+    errno.EINVAL: (UnalignedError, "not in whole pages"),
+}
 
 
 class TableState:
@@ -136,9 +157,9 @@ class TableState:
             else:
                 write_unlock(self.mmu, base)
 
-    def _check_range(self, ipa: int, size: int) -> None:
+    def _check_range(self, ipa: int, size: int, what: str = "range") -> None:
         if self.destroyed:
-            raise self._error(errno.EINVAL, "range", ipa)
+            raise self._error(errno.EINVAL, what, ipa)
         self.format.geometry.check_range(ipa, size)
 
     def _check_level(self, level: int | None) -> int:
@@ -146,16 +167,14 @@ class TableState:
         if level is None:
             return first
         if not first <= level <= last:
-            raise Stage2Error(
-                errno.EINVAL, f"level: {level} allows no leaf in {self.format.name}: {first} to {last} do"
-            )
+            raise LevelError(errno.EINVAL, f"level: {level} allows no leaf in {self.format.name}: {first} to {last} do")
         return level
 
     def _range(
         self, what: str, ipa: int, size: int, walker: int, call: Callable[[Own], int], *, exact: bool = False
     ) -> int:
         """Run an exclusive operation on a range; ``exact``: once no block reaches over its bounds any more."""
-        self._check_range(ipa, size)
+        self._check_range(ipa, size, what)
         desk = self.desks[walker]
         tried = False
         while True:
@@ -166,7 +185,7 @@ class TableState:
             if status == _OK:
                 return int(desk[int(layout.RESULT)])
             if status != _ENOMEM or tried:
-                raise self._error(status, what, ipa)
+                raise self._error(status, what, ipa, desk)
             needed = int(desk[int(layout.RESULT)])
             if int(cache_topup(*self.words[:3], desk, needed)) != _OK:
                 reclaim_tables(*self.words, desk, True)
@@ -175,11 +194,11 @@ class TableState:
 
     def _one(self, what: str, ipa: int, call: Callable[[Own], int], walker: int, shared: bool) -> None:
         page = self.format.geometry.page_size
-        self._check_range(ipa // page * page, page)
+        self._check_range(ipa // page * page, page, what)
         with self._lock(walker, shared=shared):
             status = int(call(self.desks[walker]))
         if status != _OK:
-            raise self._error(status, what, ipa)
+            raise self._error(status, what, ipa, self.desks[walker])
 
     def _steps(
         self,
@@ -205,26 +224,39 @@ class TableState:
             if status == _ENOMEM and (enough or here > stuck):
                 reclaim_tables(*self.words, desk, True)
                 if here == stuck and not int(desk[int(layout.CACHE_COUNT)]):
-                    raise self._error(status, what, here)
+                    raise self._error(status, what, here, desk)
                 stuck = here
             elif status == _EBUSY and shared:
                 shared = False
             elif not (status == _EAGAIN and again):
-                raise self._error(status, what, here)
+                raise self._error(status, what, here, desk)
             start = here
 
-    def _error(self, status: int, what: str, ipa: int) -> Stage2Error:
+    def _error(self, status: int, what: str, ipa: int, desk: Own | None = None) -> Stage2Error:
+        """The error for a status; ``desk``: of the walk, which tells what it met."""
         if self.destroyed:
-            return Stage2Error(errno.EINVAL, f"{what}: the table was destroyed")
-        why = {
-            errno.EPERM: "an owner's mark is there",
-            errno.EAGAIN: "no leaf, mapped already, or another walker was faster",
-            errno.ENOMEM: f"{self.pool.used} of {self.pool.limit} table pages are used",
-            errno.EBUSY: f"a table must go, which discipline {self.discipline} does exclusively",
-            errno.ERANGE: f"outside {self.format.geometry.ipa_bits} bits of input",
-            errno.EINVAL: "not in whole pages",
-        }.get(status, "unknown status")
-        return Stage2Error(status, f"{what}: {ipa:#x}: {why}")
+            return DestroyedError(errno.EINVAL, f"{what}: {ipa:#x}: the table was destroyed")
+        if status == errno.EAGAIN:
+            kind, why = self._met(what, 0 if desk is None else int(desk[int(layout.OLD)]))
+            return kind(status, f"{what}: {ipa:#x}: {why}")
+        kind, why = _ERRORS.get(status, (Stage2Error, "unknown status"))
+        values = {
+            "used": self.pool.used,
+            "limit": self.pool.limit,
+            "bits": self.format.geometry.ipa_bits,
+            "discipline": self.discipline,
+        }
+        return kind(status, f"{what}: {ipa:#x}: {why.format(**values)}")
+
+    def _met(self, what: str, old: int) -> tuple[type[Stage2Error], str]:
+        """What EAGAIN means, by the descriptor that the walk saw."""
+        if old == self.format.locked:
+            return LockedError, "a walker is between break and make there"
+        if old & int(self.shape[int(layout.VALID)]) and what == "map":
+            return MappedError, f"mapped already, by {old:#x}"
+        if old & int(self.shape[int(layout.VALID)]) or what in {"map", "collapse"}:
+            return LockedError, "another walker was faster"
+        return UnmappedError, "nothing is mapped there"
 
     # --- check -----------------------------------------------------------------------------------------------------
 

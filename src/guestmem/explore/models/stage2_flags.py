@@ -1,5 +1,6 @@
-"""What hardware sets in a leaf by itself while an exclusive operation changes it: no flag is lost, and as far as
-FEAT_BBM allows, a block and its table change places without a moment between them.
+"""Flags that hardware sets in a leaf while an exclusive operation changes it; and FEAT_BBM.
+
+No flag is lost, and as far as FEAT_BBM allows, block and table change places without a moment between.
 """
 
 from __future__ import annotations
