@@ -16,6 +16,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def updates(rounds: int, sizes: Sequence[int], vcpus: int) -> dict[str, dict[str
                 if design.broken or design.needs & ~engine.capabilities:
                     continue
                 apply = design.prepare(engine)
-                times = guest.time(rounds, lambda: apply(engine, other), lambda: apply(engine, changes))  # noqa: B023
+                times = guest.time(rounds, partial(apply, engine, other), partial(apply, engine, changes))
                 result.setdefault(design.name, {})[str(slots)] = statistics.median([*times[0], *times[1]])
                 engine.answer_mmio(False)
     return result

@@ -88,7 +88,7 @@ class Bench:
         engine = self.engine
         own = engine._own[0]  # noqa: SLF001 - this thread is its vCPU
         own[int(at.LOADED)] = 0
-        shared = engine._vm, engine.memslots.words, engine.srcu.words, engine._load, own  # noqa: SLF001
+        shared = engine._vm, engine.memslots.words, engine.srcu.words, engine._load, own  # noqa: SLF001 - what a vCPU gets
         self.words = (*shared, *self.table.words, self.table.desks[1], self.stage2.tlbs[0][0].words)
 
     def show(self, name: str, figures: list[float]) -> None:

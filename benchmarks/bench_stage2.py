@@ -166,7 +166,10 @@ def one_thread() -> None:
         )
         row(f"a call and the lock for each page, {discipline}", value, "ns/page", "")
     blocks = 1 << 15
-    block_table = lambda: table_of(cache=100, pool_pages=256)  # noqa: E731
+
+    def block_table() -> PageTable:
+        return table_of(cache=100, pool_pages=256)
+
     value = best(block_table, lambda table: map_pages(table, blocks, int(SHARED), 2, 512 * PAGE)) / blocks * 1e9
     row("map 64 GiB of 2M blocks, shared, rcu", value, "ns/block", "<= 30")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_increments_in_two_steps_are_lost() -> None:
     times = 100_000_000  # some 50 ms: enough that both threads run at once
     for _ in range(20):
         shared = words(8)
-        in_threads(lambda: add_in_two_steps(shared, 3, times), lambda: add_in_two_steps(shared, 3, times))  # noqa: B023
+        in_threads(*[partial(add_in_two_steps, shared, 3, times)] * 2)
         if peek(shared, 3) < 2 * times:
             return
     pytest.skip("two threads never met on this machine")

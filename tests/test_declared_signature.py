@@ -92,7 +92,7 @@ def test_an_annotation_that_is_no_word_type_is_refused() -> None:
 
 
 def test_a_missing_annotation_is_refused() -> None:
-    def function(own: Own, index) -> U64:  # type: ignore[no-untyped-def] # noqa: ANN001
+    def function(own: Own, index) -> U64:  # type: ignore[no-untyped-def] # noqa: ANN001 - the subject
         return own[index]
 
     with pytest.raises(TypeError, match="index is annotated None"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from guestmem.compiled import U64, Own, compiled, u64
+from guestmem.rcu.srcu import srcu_oldest
 from two_forms import Function, Package, sources
 
 pytestmark = pytest.mark.compiled_only
@@ -20,15 +21,14 @@ REFUSED = re.compile(r"(?<!u)int(8|16|32|64)|uint(8|16|32)\b|float|complex|Tuple
 
 
 def inferred(function: Any) -> dict[str, str]:
-    """Variables of a fresh compile whose types no value may have; callees and literals are left out."""
+    """Variables whose inferred types no value may have; callees and literals are left out."""
     from numba import types
 
-    from guestmem._numba import compile_fresh
+    from inference import inferred_types
 
-    typemap = compile_fresh(function).type_annotation.typemap
     return {
         name: str(kind)
-        for name, kind in typemap.items()
+        for name, kind in inferred_types(function).items()
         if not isinstance(kind, types.Callable | types.Literal | types.Module) and REFUSED.search(str(kind))
     }
 
@@ -69,3 +69,14 @@ def _range_of_words(value: U64) -> U64:
 @pytest.mark.parametrize("function", [_sum_with_a_literal, _literal_then_word, _range_of_words])
 def test_mixed_integers_are_found(function: Callable[..., int]) -> None:
     assert inferred(function) != {}
+
+
+@pytest.mark.parametrize("function", [_sum_with_a_literal, _literal_then_word, _range_of_words, srcu_oldest])
+def test_the_types_are_those_of_a_whole_compile(function: Any) -> None:
+    from guestmem._numba import compile_fresh
+    from inference import inferred_types
+
+    compiled_types = compile_fresh(function).type_annotation.typemap
+    assert {name: str(kind) for name, kind in inferred_types(function).items()} == {
+        name: str(kind) for name, kind in compiled_types.items()
+    }

@@ -46,7 +46,7 @@ def test_an_exception_leaves_everything() -> None:
         with pytest.raises(ZeroDivisionError), vm.memory.transaction() as change:  # noqa: PT012 - the block is the subject
             change.delete(0)
             _ = 1 // 0
-        with pytest.raises(BatchError) as caught, vm.memory.transaction() as change:  # noqa: PT012
+        with pytest.raises(BatchError) as caught, vm.memory.transaction() as change:  # noqa: PT012 - as above
             change.move(0, 64 * PAGE)
             change.create(1, gpa=65 * PAGE, size=PAGE)
         assert caught.value.entry == 1

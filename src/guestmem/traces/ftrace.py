@@ -92,7 +92,7 @@ class FtraceReader:
                 assert run.last is not None
                 exits.append(run.last)
             if to_user_space:
-                entries, exits = _until_return(entries, exits, self._returns[thread], run.last)  # noqa: PLW2901
+                entries, exits = _until_return(entries, exits, self._returns[thread], run.last)  # noqa: PLW2901 - the same, joined
             run.vcpu(thread)
             for start, end in zip(entries, exits, strict=True):
                 run.stretch(thread, start, end)
