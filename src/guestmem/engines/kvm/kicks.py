@@ -14,6 +14,7 @@ from .layout import (
     ACKS,
     DONE,
     IN_KVM_RUN,
+    LOOKS,
     PAUSED,
     PID,
     REQUESTED,
@@ -60,6 +61,13 @@ def _kick(vm: Words, vcpu: U64) -> None:
 
 
 @compiled
+def _holds_up(vm: Words, vcpu: U64, target: U64) -> bool:
+    """Whether the vCPU is inside and has not seen request ``target`` yet."""
+    base = VCPUS + VCPU * vcpu
+    return load_acquire(vm, base + STATE) == IN_KVM_RUN and load_acquire(vm, base + DONE) < target
+
+
+@compiled
 def _wait_for(vm: Words, vcpus: U64, targets: Own) -> U64:
     """Wait until each vCPU is outside, or has seen request ``targets[k]``; returns how often it slept."""
     slept = u64(0)
@@ -67,10 +75,12 @@ def _wait_for(vm: Words, vcpus: U64, targets: Own) -> U64:
     fence()
     vcpu = u64(0)
     while vcpu < vcpus:
-        base = VCPUS + VCPU * vcpu
+        looks = u64(0)
+        while looks < LOOKS and _holds_up(vm, vcpu, targets[vcpu]):
+            looks += _ONE
         while True:
             acks = load_acquire(vm, ACKS)
-            if load_acquire(vm, base + STATE) != IN_KVM_RUN or load_acquire(vm, base + DONE) >= targets[vcpu]:
+            if not _holds_up(vm, vcpu, targets[vcpu]):
                 break
             slept += _ONE
             wait_for(vm, ACKS, acks, _AGAIN_NS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ...atomics import fence, fetch_add, load_acquire, wait, wake
 from ...compiled import U64, Words, compiled, const, u64
-from .layout import ANSWERING, UPDATES
+from .layout import ANSWERING, LOOKS, UPDATES
 
 __all__ = ["give_exclusive", "give_shared", "take_exclusive", "take_shared", "updates_since", "wait_out_update"]
 
@@ -67,7 +67,11 @@ def take_exclusive(vm: Words) -> U64:
     fetch_add(vm, UPDATES, _ONE)
     fence()  # the update is announced before we look for who answers; pairs with take_shared and give_shared
     while True:
+        looks = u64(0)
         answering = load_acquire(vm, ANSWERING)
+        while answering != 0 and looks < LOOKS:
+            answering = load_acquire(vm, ANSWERING)
+            looks += _ONE
         if answering == 0:
             return slept
         slept += _ONE
