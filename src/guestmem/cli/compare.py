@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import UsageError
 from ._interrupts import interruptible
@@ -17,6 +19,9 @@ __all__ = ["command"]
 
 WEAK = 3
 """Exit status of a run that did not catch the design that is broken on purpose."""
+
+_OF_TRACES = ("trace", "engine", "interval", "slow_vcpu", "pattern", "writes", "fetches", "gap", "vm")
+_OF_SCENARIOS = ("memory", "iterations")
 
 
 def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -31,14 +36,31 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
     return counts
 
 
+def _size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """A size such as 64M or 1G, in bytes."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,12})([KMG]?)(i?B)?", value, re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a size such as 64M or 1G")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+
+
 @click.command("compare", short_help="Which way of updating memory is right, and what does it cost?")
-@click.argument("trace", type=click.Path(allow_dash=True))
+@click.argument("trace", type=click.Path(allow_dash=True), required=False)
+@click.option("--scenario", type=click.Choice(["dirty-log"]), help="Compare ways of dirty logging; takes no TRACE.")
 @click.option("--vcpus", metavar="N,…", default="1,2,4,8", show_default=True, callback=_numbers, help="vCPU counts.")
 @click.option("--design", "designs", metavar="NAME", multiple=True, help="Only this design (repeat for more).")
 @click.option(
     "--engine", metavar="NAME", default="soft", show_default=True, help="soft, or kvm: real vCPUs on /dev/kvm."
 )
-@click.option("--repeat", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="Replays a row.")
+@click.option(
+    "--repeat",
+    metavar="N",
+    type=click.IntRange(1),
+    show_default="20; dirty-log: 3",
+    help="Replays, or runs of the scenario, a row.",
+)
 @click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Of the vCPUs' random accesses.")
 @click.option(
     "--interval", metavar="MS", type=click.FloatRange(0), default=2.0, show_default=True, help="Between transactions."
@@ -74,6 +96,14 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
     "--gap", metavar="MS", type=float, default=5.0, show_default=True, help="Longest pause inside a transaction."
 )
 @click.option("--vm", metavar="FD", type=int, help="The VM to replay, if strace shows several.")
+@click.option("--memory", metavar="SIZE", callback=_size, show_default="256M", help="dirty-log: of the guest.")
+@click.option(
+    "--iterations",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    show_default="2",
+    help="dirty-log: how often all is written and the log taken.",
+)
 @click.option(
     "--json",
     "json_file",
@@ -81,13 +111,16 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
     type=click.Path(allow_dash=True),
     help="Also write all figures as JSON (-: only that).",
 )
+@click.pass_context
 def command(
+    context: click.Context,
     *,
-    trace: str,
+    trace: str | None,
+    scenario: str | None,
     vcpus: tuple[int, ...],
     designs: tuple[str, ...],
     engine: str,
-    repeat: int,
+    repeat: int | None,
     seed: int,
     interval: float,
     arch: str,
@@ -97,6 +130,8 @@ def command(
     fetches: float,
     gap: float,
     vm: int | None,
+    memory: int | None,
+    iterations: int | None,
     json_file: str | None,
 ) -> int:
     """Replay a recorded VMM's memory updates under each design, while vCPU threads keep touching all the memory.
@@ -107,7 +142,19 @@ def command(
 
     Designs: sequential, sequential_answered, pause, pause_if_overlap, exit_retry, batch, atomic; on the kernel
     (--engine kvm) those that need no new system call. There the design that has to be caught is sequential.
+
+    With --scenario dirty-log: ways of switching dirty logging on (demand, split) and off (lazy, unmap, eager, bbm2), as
+    in demand+lazy; --design also takes half a name. A log that is taken without a flush runs too, and must be caught.
     """
+    if json_file not in {None, "-"} and not Path(str(json_file)).absolute().parent.is_dir():
+        raise UsageError(f"--json {json_file}: there is no such folder")
+    if scenario:
+        _refuse(context, _OF_TRACES, "takes a TRACE, not --scenario")
+        return _compare_dirty_log(vcpus, designs, repeat or 3, seed, arch, memory, iterations or 2, json_file)
+    _refuse(context, _OF_SCENARIOS, "is for --scenario dirty-log")
+    if trace is None:
+        raise click.MissingParameter(ctx=context, param_hint="'TRACE'", param_type="argument")
+    repeat = repeat or 20
     from .. import traces
     from ..designs import DESIGNS, find
 
@@ -115,8 +162,6 @@ def command(
         find(name)
     if writes + fetches > 1:
         raise UsageError(f"--writes and --fetches: {writes:g} + {fetches:g} is more than all accesses")
-    if json_file not in {None, "-"} and not Path(str(json_file)).absolute().parent.is_dir():
-        raise UsageError(f"--json {json_file}: there is no such folder")
     timeline = traces.read(trace, gap=gap / 1e3, vm=vm)
     from ..compare import compare
     from ..engines.soft import Access
@@ -143,6 +188,52 @@ def command(
         from ..report.compare import print_comparison
 
         print_comparison(comparison)
+    sys.stdout.flush()
+    if comparison.interrupted:
+        return 130
+    return 0 if comparison.strong_enough else WEAK
+
+
+def _refuse(context: click.Context, names: tuple[str, ...], why: str) -> None:
+    """UsageError if one of these was given: silently ignored, it would look as if it had been measured."""
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and context.params[name] is not None:
+            shown = "TRACE" if name == "trace" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{shown}: {context.params[name]} {why}")
+
+
+def _compare_dirty_log(
+    vcpus: tuple[int, ...],
+    designs: tuple[str, ...],
+    repeat: int,
+    seed: int,
+    arch: str,
+    memory: int | None,
+    iterations: int,
+    json_file: str | None,
+) -> int:
+    """Run the scenario dirty-log, print it, and return the exit status."""
+    from ..compare.dirty_log import DEFAULT_MEMORY, compare_dirty_log, find_ways
+
+    rows = len(vcpus) * len({way.name for way in find_ways(designs)} | {"unflushed"})
+    with interruptible() as stopped, _progress(rows * repeat) as advanced:
+        comparison = compare_dirty_log(
+            vcpus=vcpus,
+            memory=DEFAULT_MEMORY if memory is None else memory,
+            iterations=iterations,
+            repeat=repeat,
+            designs=designs,
+            seed=seed,
+            arch=arch,
+            stopped=stopped,
+            advanced=advanced,
+        )
+    if json_file:
+        _write_json(json_file, comparison.as_dict())
+    if json_file != "-":
+        from ..report.dirty_log import print_dirty_log
+
+        print_dirty_log(comparison)
     sys.stdout.flush()
     if comparison.interrupted:
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .dirty_log_result import DirtyLogComparison, DirtyLogRow
 from .result import ELSEWHERE, Comparison, Row, Spread
 from .run import DEFAULT_INTERVAL_MS, DEFAULT_REPEAT, DEFAULT_VCPUS, compare
 
@@ -11,6 +12,8 @@ __all__ = [
     "DEFAULT_VCPUS",
     "ELSEWHERE",
     "Comparison",
+    "DirtyLogComparison",
+    "DirtyLogRow",
     "Row",
     "Spread",
     "compare",

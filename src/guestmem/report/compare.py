@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..compare.result import ELSEWHERE, Comparison, Row, Spread
 from ..units import format_ns
+from .design_tables import PIPE_WIDTH, add_rows, bad, design_table, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["print_comparison", "verdict"]
-
-PIPE_WIDTH = 240
-"""Columns of a table that no terminal shows: wide enough that no row wraps."""
 
 SEEN = (
     ("accesses inside", "to memory that should be there, begun or ended while an update ran"),
@@ -37,21 +35,6 @@ UNMEASURED = (
     "a real guest cannot tell which host memory it sees, and what the kernel does inside an ioctl is not seen "
     "from outside (edit: time in ioctls; slowest vCPU: kicks and waits for them)"
 )
-
-
-def verdict(comparison: Comparison) -> str:
-    """One line: whether the run was strong enough to be believed.
-
-    A run that was interrupted before the broken design had its turn says so.
-    """
-    broken = comparison.broken_rows
-    name = broken[0].design if broken else "the broken design"
-    if comparison.strong_enough:
-        caught = [row.vcpus for row in broken if row.caught]
-        return f"load: strong enough ({name} was caught at {_list(caught)} vCPUs)"
-    if comparison.interrupted:
-        return f"load: not shown to be strong enough (interrupted before {name} was caught); zeros above mean nothing"
-    return f"load: TOO WEAK ({name} was not caught); zeros above mean nothing: use more --repeat or more --vcpus"
 
 
 def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) -> None:
@@ -98,62 +81,28 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
     stream.write(verdict(comparison) + "\n")
 
 
-def _list(values: list[int]) -> str:
-    return ", ".join(map(str, sorted(values)))
-
-
-def _vcpus(row: Row) -> str:
-    return f"{row.vcpus}{'*' if row.oversubscribed else ''}"
-
-
-def _bad(count: int) -> str:
-    return f"[bold red]{count}[/]" if count else "0"
-
-
 def _unless(row: Row, name: str, text: str, seen: int = 0) -> str:
     """``text``, or "-" where the engine cannot measure ``name`` and nothing was ``seen`` of it all the same."""
     return "-" if name in row.unmeasured and not seen else text
 
 
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("design", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _add(table: Table, comparison: Comparison, cells: dict[int, list[str]]) -> None:
-    """Add a line a row, the design's name only in the first of its lines."""
-    last = ""
-    for index, row in enumerate(comparison.rows):
-        name = row.design if row.design != last else ""
-        if name and last:
-            table.add_section()
-        last = row.design
-        table.add_row(f"[dim]{name} (broken)[/]" if name and row.broken else name, _vcpus(row), *cells[index])
-
-
 def _seen(comparison: Comparison) -> Table:
-    table = _table("What vCPUs saw", "vCPUs", *(name for name, _ in SEEN))
-    cells = {
-        index: [
+    table = design_table("What vCPUs saw", "vCPUs", *(name for name, _ in SEEN))
+    cells = [
+        [
             str(row.inside),
             str(row.inside_changed),
-            _bad(row.holes),
-            _bad(row.killed),
+            bad(row.holes),
+            bad(row.killed),
             str(row.answered),
-            _bad(row.lost),
-            _bad(row.wrong),
-            _unless(row, "stale", _bad(row.stale + row.refused + row.strange), row.strange),
-            _unless(row, "torn", f"{_bad(row.torn)} of {row.instants}"),
+            bad(row.lost),
+            bad(row.wrong),
+            _unless(row, "stale", bad(row.stale + row.refused + row.strange), row.strange),
+            _unless(row, "torn", f"{bad(row.torn)} of {row.instants}"),
         ]
-        for index, row in enumerate(comparison.rows)
-    }
-    _add(table, comparison, cells)
+        for row in comparison.rows
+    ]
+    add_rows(table, comparison.rows, cells)
     return table
 
 
@@ -162,7 +111,7 @@ def _spread(spread: Spread) -> str:
 
 
 def _cost(comparison: Comparison) -> Table:
-    table = _table(
+    table = design_table(
         "What it cost",
         "vCPUs",
         "update, median",
@@ -174,8 +123,8 @@ def _cost(comparison: Comparison) -> Table:
         "worst",
         "one kick, median",
     )
-    cells = {
-        index: [
+    cells = [
+        [
             format_ns(row.update_ns.median),
             _spread(row.update_ns),
             _spread(row.trace_ns),
@@ -185,14 +134,14 @@ def _cost(comparison: Comparison) -> Table:
             format_ns(row.stall_worst_ns) if row.stalls else "-",
             format_ns(row.kick_ns.median),
         ]
-        for index, row in enumerate(comparison.rows)
-    }
-    _add(table, comparison, cells)
+        for row in comparison.rows
+    ]
+    add_rows(table, comparison.rows, cells)
     return table
 
 
 def _work(comparison: Comparison) -> Table:
-    table = _table(
+    table = design_table(
         "What the updates did, a replay",
         "vCPUs",
         "swaps",
@@ -211,24 +160,26 @@ def _work(comparison: Comparison) -> Table:
         "slowest vCPU",
         "readers",
     )
-    cells = {}
-    for index, row in enumerate(comparison.rows):
+    cells = []
+    for row in comparison.rows:
         replays = max(1.0, row.transactions / comparison.steps) if comparison.steps else 1.0
         counts = row.counts
-        cells[index] = [
-            *(
-                _unless(row, name, f"{getattr(counts, name) / replays:.0f}")
-                for name in ("swaps", "srcu_waits", "kicks", "flushes", "pauses", "stalls", "zaps")
-            ),
-            _unless(row, "refaults", f"{row.refaults / replays:.0f}"),
-            _unless(row, "table_pages", str(row.table_pages)),
-            _unless(row, "slept", f"{counts.slept / replays:.0f}"),
-            *(
-                _unless(row, name, format_ns(getattr(counts, name) / replays))
-                for name in ("lock_ns", "edit_ns", "kick_ns", "acks_ns", "grace_ns")
-            ),
-        ]
-    _add(table, comparison, cells)
+        cells.append(
+            [
+                *(
+                    _unless(row, name, f"{getattr(counts, name) / replays:.0f}")
+                    for name in ("swaps", "srcu_waits", "kicks", "flushes", "pauses", "stalls", "zaps")
+                ),
+                _unless(row, "refaults", f"{row.refaults / replays:.0f}"),
+                _unless(row, "table_pages", str(row.table_pages)),
+                _unless(row, "slept", f"{counts.slept / replays:.0f}"),
+                *(
+                    _unless(row, name, format_ns(getattr(counts, name) / replays))
+                    for name in ("lock_ns", "edit_ns", "kick_ns", "acks_ns", "grace_ns")
+                ),
+            ]
+        )
+    add_rows(table, comparison.rows, cells)
     return table
 
 

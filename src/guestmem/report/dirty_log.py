@@ -1,0 +1,136 @@
+"""What ``guestmem compare --scenario dirty-log`` prints: what was lost, how long each phase took, what it did."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from ..compare.dirty_log_result import DirtyLogComparison, DirtyLogRow
+from ..units import format_ns, format_size
+from .design_tables import PIPE_WIDTH, add_rows, bad, design_table, verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["print_dirty_log"]
+
+LEGEND = (
+    ("pages written", "pages whose contents changed between two logs, by comparing memory"),
+    ("in a log", "pages that logs named; marked: by how many faults"),
+    ("lost", "pages that changed after the last log that named them: what a migration would have missed"),
+    ("before, after", "every vCPU writes its share of all pages once: before logging is switched on, after it is off"),
+    ("dirty", "the same while logging is on, nothing being dirty at first; get, clear: the log of all pages then"),
+    ("under load", "get and clear while vCPUs write"),
+    ("invalidations", "waited for by all vCPUs in the guest; of clear: of all iterations"),
+    (
+        "table pages",
+        "stage-2 table pages in use: before logging, under it, when it is switched off, after the last pass",
+    ),
+)
+_TIMES = (
+    ("populate", "populate"),
+    ("before", "before"),
+    ("enable", "enable"),
+    ("dirty", "dirty"),
+    ("get", "get"),
+    ("clear", "clear"),
+    ("live", "under load"),
+    ("disable", "disable"),
+    ("after", "after"),
+)
+
+
+def print_dirty_log(comparison: DirtyLogComparison, *, stream: TextIO | None = None) -> None:
+    """Print the tables to ``stream`` (standard output if None): as wide as a terminal, else plain and never wrapped."""
+    stream = sys.stdout if stream is None else stream
+    from rich.console import Console
+
+    stream.write(
+        f"dirty-log: {format_size(comparison.memory)}, {comparison.iterations} iterations, {comparison.repeat} runs a "
+        f"row; engine soft ({comparison.arch}) on {comparison.cores} cores, seed {comparison.seed}\n"
+    )
+    terminal = stream.isatty()
+    text = io.StringIO()
+    console = Console(file=stream) if terminal else Console(file=text, width=PIPE_WIDTH, color_system=None)
+    for table in (_seen(comparison), _times(comparison), _work(comparison)):
+        console.print()
+        console.print(table)
+    stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    stream.write("\n")
+    for name, summary in comparison.designs.items():
+        stream.write(f"  {name}: {summary}\n")
+    for name, meaning in LEGEND:
+        stream.write(f"  {name}: {meaning}\n")
+    if any(row.oversubscribed for row in comparison.rows):
+        stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so times include the scheduler's\n")
+    stream.write("\n")
+    if comparison.interrupted:
+        stream.write("interrupted: the last row holds what was measured so far\n")
+    stream.write(verdict(comparison) + "\n")
+
+
+def _seen(comparison: DirtyLogComparison) -> Table:
+    table = design_table(
+        "What was lost", "vCPUs", "pages written", "in a log", "marked", "logs under load", "writes meanwhile", "lost"
+    )
+    add_rows(
+        table,
+        comparison.rows,
+        [
+            [
+                str(row.written),
+                str(row.named),
+                str(row.marked),
+                str(row.live_logs),
+                str(row.live_writes),
+                bad(row.lost),
+            ]
+            for row in comparison.rows
+        ],
+    )
+    return table
+
+
+def _times(comparison: DirtyLogComparison) -> Table:
+    table = design_table("How long it took, median", "vCPUs", *(title for _, title in _TIMES))
+    add_rows(
+        table,
+        comparison.rows,
+        [
+            [format_ns(row.times[phase].median) if row.times[phase].count else "-" for phase, _ in _TIMES]
+            for row in comparison.rows
+        ],
+    )
+    return table
+
+
+def _work(comparison: DirtyLogComparison) -> Table:
+    phases = ("enable", "dirty", "clear", "disable", "after")
+    pages = ("before", "dirty", "disable", "after")
+    table = design_table(
+        "What it did, a run",
+        "vCPUs",
+        *(f"invalidations: {phases[0]}", *phases[1:]),
+        "faults: dirty",
+        "after",
+        *("table pages: before", "logging", "off", "after"),
+    )
+    add_rows(
+        table,
+        comparison.rows,
+        [
+            [
+                *(_each(row, row.work[phase].invalidations) for phase in phases),
+                *(_each(row, row.work[phase].faults) for phase in ("dirty", "after")),
+                *(str(row.table_pages.get(phase, "-")) for phase in pages),
+            ]
+            for row in comparison.rows
+        ],
+    )
+    return table
+
+
+def _each(row: DirtyLogRow, count: int) -> str:
+    """A count of all repeats, for one."""
+    return f"{count / row.repeats:.0f}" if row.repeats else "-"
