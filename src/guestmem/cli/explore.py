@@ -159,7 +159,7 @@ def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sa
 def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
     if as_json:
         rows = [
-            {"model": m.name, "proves": m.proves, "size": m.size, "exhaustive": m.exhaustive, "stale": m.stale}
+            {"model": m.name, "proves": m.proves, "size": m.bounds, "exhaustive": m.exhaustive, "stale": m.stale}
             | {"finds": m.finds}
             for m in known
         ]
@@ -167,7 +167,7 @@ def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
         return 0
     for model in known:
         print(f"{model.name}: {model.proves}")
-        size = model.size + ("" if model.exhaustive else "; too large to be searched whole: --random, --pct")
+        size = model.bounds + ("" if model.exhaustive else "; too large to be searched whole: --random, --pct")
         print(f"    {size}" + (f"; known to be wrong: {model.finds}" if model.finds else ""))
     return 0
 
@@ -208,7 +208,7 @@ def _survived(verdict: Verdict) -> str:
 def _print(report: Report) -> None:
     model = report.model
     print(f"{model.name}: {model.proves}")
-    print(f"  {model.size}")
+    print(f"  {model.bounds}")
     for outcome in report.outcomes:
         print(f"  {_row(outcome)}")
         if outcome.note:

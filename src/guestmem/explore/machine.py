@@ -71,6 +71,14 @@ class Machine:
             if node.code == op.ASLEEP and node.spurious < self._spurious
         ]
 
+    def unseen(self, state: State, *, watched: bool) -> int:
+        """A move that commutes with all that can happen and that no property can see, -1 if there is none.
+
+        Searched alone, it loses no end and no finding. ``watched``: properties look at states on the way.
+        """
+        del state, watched
+        return -1
+
     def _timeouts(self, state: State) -> list[int]:
         return [
             thread for thread, node in enumerate(self.nodes(state)) if node.code == op.ASLEEP and node.second != U64_MAX
@@ -153,6 +161,19 @@ class Buffers(Machine):
                         if not buffer[i][2] and all(buffer[i][0] != earlier[0] for earlier in buffer[:i])
                     ]
         return moves or self._timeouts(state)
+
+    def unseen(self, state: State, *, watched: bool) -> int:
+        """A store into a buffer that has room, or a fence behind an empty one: see ``Machine.unseen``."""
+        for thread in range(self.threads):
+            node = state[thread + 1]
+            buffer = state[thread + 1 + self.threads]
+            if (op.STORE_RELAXED <= node.code <= op.UNLOCK and len(buffer) < self._room) or (
+                node.code == op.FENCE and not buffer
+            ):
+                kid = self.tree.kid(node, 0)
+                if kid.code != op.FAILED and not (watched and (kid.code < 0 or kid.notes != node.notes)):
+                    return thread
+        return -1
 
     def move(self, state: State, move: int) -> State:
         """The state after a move."""

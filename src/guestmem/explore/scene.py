@@ -34,9 +34,10 @@ class Model:
     ``proves`` is one sentence, ``size`` the configuration that was explored ("2 readers, 1 updater"). ``stale`` asks
     for the memory model in which loads return any value still allowed. ``spurious``: how often each thread may wake up
     without being woken. ``steps``: points a thread may pass before it counts as a livelock. ``buffer``: stores that
-    may wait in a store buffer. ``geometry``: replacements that make constants small enough (they are no mutants).
-    ``exhaustive`` is false for a configuration that only random search gets through. ``finds``: what is found (the kind
-    of finding), for a model of a design that is known to be wrong; empty for one that is to be clean.
+    may wait in a store buffer; with 1, none overtakes. ``geometry``: replacements that make constants small enough
+    (they are no mutants). ``exhaustive`` is false for a configuration that only random search gets through. ``finds``:
+    what is found (the kind of finding), for a model of a design that is known to be wrong; empty for one that is to be
+    clean.
     """
 
     name: str
@@ -50,6 +51,16 @@ class Model:
     geometry: tuple[Mutation, ...] = ()
     exhaustive: bool = True
     finds: str = ""
+
+    @property
+    def bounds(self) -> str:
+        """The size with all that bounds a search of the model, in words."""
+        bounds = [self.size]
+        if self.buffer != Model.buffer:
+            bounds.append(f"at most {self.buffer} store{'s' * (self.buffer > 1)} in a buffer")
+        if self.spurious:
+            bounds.append(f"at most {self.spurious} wakeups without a cause a thread")
+        return "; ".join(bounds)
 
 
 class Property(NamedTuple):

@@ -77,7 +77,7 @@ class Report:
         return {
             "model": self.model.name,
             "proves": self.model.proves,
-            "size": self.model.size,
+            "size": self.model.bounds,
             "clean": self.clean,
             "complete": self.complete,
             "searches_agree": self.agree,
@@ -99,9 +99,12 @@ def tasks(
 ) -> list[Task]:
     """The searches of a model: exhaustive (states, and DPOR), or ``random`` runs, or ``runs`` of ``pct`` depth.
 
-    Each but DPOR is done again for each weak memory model, if ``weak``. A ``bound`` on preemptions has no DPOR.
+    Each but DPOR is done again for each weak memory model, if ``weak``: ``relaxed`` only if stores can overtake in the
+    model's buffers, ``stale`` only if it asks. A ``bound`` on preemptions has no DPOR.
     """
-    memories = ["sc", *(["tso", "relaxed"] if weak else []), *(["stale"] if weak and model.stale else [])]
+    memories = ["sc"]
+    if weak:
+        memories += ["tso", *(["relaxed"] if model.buffer > 1 else []), *(["stale"] if model.stale else [])]
     whole = Task(model, "states", mutations=tuple(Mutation(*each) for each in mutations), seed=seed)
     if random is not None:
         return [replace(whole, search="random", memory=memory, last=random) for memory in memories]

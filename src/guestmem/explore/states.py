@@ -156,10 +156,15 @@ class States:
 
     def _expand(self, state: State, index: int, budget: Budget) -> bool:
         machine = self.machine
-        moves = machine.moves(state)
-        if not moves and self._stuck(state, index, budget):
-            return True
-        for move in [*moves, *(whim for whim in machine.whims(state) if whim not in moves)]:
+        alone = machine.unseen(state, watched=bool(self.judge.invariants))
+        if alone >= 0:
+            moves = [alone]
+        else:
+            moves = machine.moves(state)
+            if not moves and self._stuck(state, index, budget):
+                return True
+            moves += [whim for whim in machine.whims(state) if whim not in moves]
+        for move in moves:
             self.outcome.points += 1
             reached = machine.move(state, move)
             if reached in self._seen:

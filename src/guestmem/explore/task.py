@@ -22,6 +22,8 @@ from .world import Reshaped, World
 
 __all__ = ["MEMORIES", "Task", "machine", "run"]
 
+_FIRST_RUNS = 200
+
 MEMORIES = ("sc", "tso", "relaxed", "stale")
 """Memory models: see ``machine.py`` and ``stale.py``."""
 
@@ -81,6 +83,8 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
     world.points.update(task.points)
     if store is not None:
         world.points.update(store.points(task.model.name))
+    if not world.points and task.search in {"states", "dpor"}:
+        _sample(world)
     while True:
         outcome = Outcome(task.model.name, task.search, task.memory, task.bound)
         try:
@@ -108,6 +112,17 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
         if store is not None:
             store.save(task.name, search, outcome, world)
         return outcome
+
+
+def _sample(world: World) -> None:
+    """Find most shared words by some random runs: an exhaustive search begins again for each that it meets."""
+    outcome = Outcome(world.model.name, "random", "sc")
+    while True:
+        try:
+            Sampling(lambda: machine(world, "sc"), outcome, seed=1, last=_FIRST_RUNS).run(Budget(go_on=True))
+        except Reshaped:
+            continue
+        return
 
 
 def _saver(store: Store, task: Task, search: States | Dpor | Sampling, world: World) -> Callable[[], object]:

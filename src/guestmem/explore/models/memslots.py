@@ -85,7 +85,7 @@ MODELS = (
     Model(
         "memslots-split",
         _PROVES,
-        "2 readers, 1 lookup each, 1 batch that splits and re-hosts a slot; 2 stores in a buffer",
+        "2 readers, 1 lookup each, 1 batch that splits and re-hosts a slot",
         split_2,
         buffer=2,
     ),

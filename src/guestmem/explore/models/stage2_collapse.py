@@ -78,7 +78,7 @@ MODELS = (
         Model(
             f"stage2-collapse-{name}-3",
             _PROVES,
-            f"2 walkers, 3 levels, 8 entries: a page is mapped, 2 tables become a block; {discipline}; buffers of 2",
+            f"2 walkers, 3 levels, 8 entries: a page is mapped, 2 tables become a block; {discipline}",
             partial(build, discipline=discipline, levels=3),
             buffer=2,
             exhaustive=discipline == "rwlock",
