@@ -1,15 +1,21 @@
 """How quickly schedules are searched, on one core: `python benchmarks/bench_explore.py [--all]`.
 
 Rates are of whole searches, start and thread code included; the processor's seconds stand beside the clock's, for a
-machine that others use too. The last table compares partial-order reduction with plain enumeration on a table of two
-levels: map against collapse. With --all, every exhaustive model is searched whole under every memory model.
+machine that others use too. The second table compares with frontrun's explorer, DPOR over threads of plain Python
+(`pip install 'guestmem[bench]'`), on the same threads in the same run; the third partial-order reduction with plain
+enumeration on a table of two levels: map against collapse. With --all, every exhaustive model is searched whole under
+every memory model.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from guestmem.explore.machine import Machine, State
@@ -21,6 +27,9 @@ from guestmem.explore.task import Task, machine, run
 from guestmem.explore.world import Reshaped, World
 
 ALLOCATED, FREED = 60, 61
+PEER = "frontrun"
+ALIKE = ((2, 2, 2), (3, 2, 2), (3, 3, 2))
+"""Steps of three threads that frontrun gets through; ten points take it minutes."""
 
 
 def adds(*counts: int) -> Model:
@@ -40,6 +49,74 @@ def adds(*counts: int) -> Model:
             scene.thread(f"thread {number}", body, count)
 
     return Model("adds", "nothing", f"{counts} steps", build)
+
+
+def stores(*counts: int) -> Model:
+    """Threads that store to, and load, one word: what `peer` has frontrun search."""
+
+    def build(scene: Scene) -> None:
+        atomics, words = scene.room("atomics"), scene.words("word", 1)
+
+        def body(count: int) -> None:
+            for step in range(count):
+                if step % 2:
+                    atomics.load_acquire(words, 0)
+                else:
+                    atomics.store_release(words, 0, step)
+
+        for number, count in enumerate(counts):
+            scene.thread(f"thread {number}", body, count)
+
+    return Model("stores", "nothing", f"{counts} steps", build)
+
+
+def peer() -> None:
+    """In frontrun's own environment: print runs, seconds and the processor's seconds of each of ALIKE as JSON."""
+    import frontrun
+
+    class Word:
+        def __init__(self) -> None:
+            self.value = 0
+
+    def body(count: int) -> Callable[[Word], None]:
+        def steps(word: Word) -> None:
+            for step in range(count):
+                if step % 2:
+                    word.value  # noqa: B018 - a load
+                else:
+                    word.value = step
+
+        return steps
+
+    rows = []
+    for counts in (ALIKE[0], *ALIKE):  # the first twice: it imports
+        begun, used = time.perf_counter(), time.process_time()
+        found = frontrun.explore(
+            Word, [body(count) for count in counts], lambda _: True, preemption_bound=None, detect_io=False
+        )
+        rows.append((found.num_explored, time.perf_counter() - begun, time.process_time() - used))
+    print(json.dumps(rows[1:]))
+
+
+def beside_the_peer() -> None:
+    print()
+    if importlib.util.find_spec(PEER) is None:
+        print(f"SKIPPED: {PEER} is not installed: pip install 'guestmem[bench]'")
+        return
+    command = [Path(sys.executable).with_name(PEER), sys.executable, __file__, "--peer"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+    if done.returncode:
+        print(f"SKIPPED: {PEER} failed: {done.stderr.splitlines()[-1:]}")
+        return
+    print("three threads' loads and stores of one word, DPOR; seconds are the processor's")
+    print(f"{'steps':10} {'explorer':10} {'runs':>8} {'seconds':>9} {'runs a second':>14} {'times':>6}")
+    for counts, (runs, _, used) in zip(ALIKE, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        outcome, ours = timed(Task(stores(*counts), "dpor"))
+        print(f"{counts!s:10} {PEER:10} {runs:>8,} {used:>9.3f} {runs / used:>14,.0f}")
+        times = outcome.runs / ours * used / runs
+        print(
+            f"{counts!s:10} {'guestmem':10} {outcome.runs:>8,} {ours:>9.3f} {outcome.runs / ours:>14,.0f} {times:>6,.0f}"
+        )
 
 
 def swap(scene: Scene) -> None:
@@ -176,7 +253,11 @@ def every_model() -> None:
 
 
 if __name__ == "__main__":
+    if "--peer" in sys.argv[1:]:
+        peer()
+        sys.exit()
     rates()
+    beside_the_peer()
     reduction()
     if "--all" in sys.argv[1:]:
         every_model()
