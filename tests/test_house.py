@@ -33,6 +33,7 @@ FLOORS = [
     ["memslots"],
     ["dirty", "ranges"],
     ["rcu"],
+    ["patience"],
     ["system"],
     ["atomics", "clock"],
     ["compiled"],

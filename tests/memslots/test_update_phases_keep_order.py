@@ -9,14 +9,13 @@ import pytest
 from guestmem import Change, ChangeKind, Memslots, UsageError
 from guestmem.errors import MemslotError
 from guestmem.memslots import KVM_MEMSLOT_INVALID, Slot, Update, classify
-from guestmem.memslots.phases import publish, settle
 from guestmem.rcu.srcu import Srcu
 
 A, B = Slot(0, 0, 10, 5, 0x10000), Slot(0, 1, 20, 5, 0x20000)
 
 
-def _memslots() -> Memslots:
-    memslots = Memslots()
+def _memslots(srcu: Srcu | None = None) -> Memslots:
+    memslots = Memslots(srcu=srcu)
     for slot in (A, B):
         memslots.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr)
     return memslots
@@ -176,22 +175,30 @@ def test_synchronize_waits_for_readers() -> None:
 def test_an_interrupted_change_leaves_both_sets_whole(
     change: Change, swap: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memslots = _memslots()
+    """Interrupted while it waits for readers at its first or second swap; the rest is done when they have left."""
+    srcu = Srcu(readers=2)
+    memslots = _memslots(srcu)
     calls = iter(range(100))
+    srcu.enter(1)
 
-    def interrupted() -> None:
-        if next(calls) == swap:
+    def synchronize() -> int:
+        call = next(calls)
+        if call <= swap:
+            srcu.exit(1)
+        if call < swap:
+            srcu.enter(1)
+        if call == swap:
             raise KeyboardInterrupt
-        settle(memslots.words, memslots.desk)
+        return 1
 
-    def swap_and_wait() -> None:
-        publish(memslots.words, memslots.desk)
-        interrupted()
-
-    monkeypatch.setattr(memslots, "_swap", swap_and_wait)
+    monkeypatch.setattr(srcu, "synchronize", synchronize)
+    monkeypatch.setattr(srcu, "synchronize_within", lambda _nanoseconds: bool(synchronize()))
     if swap == 0 or classify(change, memslots.by_id(change.slot)) in {ChangeKind.DELETE, ChangeKind.MOVE}:
         with pytest.raises(KeyboardInterrupt):
             memslots.apply(change)
+    else:
+        memslots.apply(change)
+        srcu.exit(1)
     memslots.check()
     monkeypatch.undo()
     assert not memslots.updating

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed, store_release
 from ..compiled import U64, Own, Words, compiled, const, u64, wrapping
-from ..rcu.srcu import srcu_expired, srcu_start
 from .edit import (
     CREATE,
     DELETE,
@@ -85,7 +84,6 @@ __all__ = [
     "publish",
     "settle",
     "stage",
-    "swap",
 ]
 
 _ONE = const(1)
@@ -289,15 +287,6 @@ def settle(memslots: Words, desk: Own) -> bool:
     old = load_relaxed(memslots, active + GENERATION) & (KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS - _ONE)
     store_relaxed(memslots, active + GENERATION, wrapping(old + load_relaxed(memslots, ADDRESS_SPACES)))
     return True
-
-
-@compiled
-def swap(memslots: Words, desk: Own, srcu: Words, readers: U64) -> bool:
-    """Publish, and settle at once if no reader is inside; False if the caller has to wait and settle. O(readers)."""
-    publish(memslots, desk)
-    if not srcu_expired(srcu, u64(0), readers, srcu_start(srcu, u64(0))):
-        return False
-    return settle(memslots, desk)
 
 
 @compiled

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..compiled import INTERPRETED, Own, own
@@ -19,17 +19,19 @@ from ..units import U64_MAX
 from .batch import EffectRoom
 from .changes import Change, ChangeKind
 from .invariants import check_memslots
-from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, active_set, generation, geometry, new_memslots
+from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, PHASE, active_set, generation, geometry, new_memslots
 from .lookup import CURSOR_WORDS, copy_by_id, copy_find, copy_slots
-from .phases import DELETE, FIRST_REASON, MOVE, NO_SLOT, NOTHING, bring, open_change, settle, stage, swap
+from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, NOTHING, SWAPPED, bring, settle, stage
 from .refusal import refusal
 from .slot import KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS, Slot
 from .update import KINDS, Update, end_update
+from .whole import UNFINISHED, change_at_once, swap_at_once
 
 __all__ = ["Memslots", "Update"]
 
 _INTERNAL = KVM_MEM_SLOTS_NUM - KVM_USER_MEM_SLOTS
 _FRAMES = 1 << 52
+_UNFINISHED = int(UNFINISHED)
 _COPIED = 16  # slots that a range query's first try has room for
 
 
@@ -243,7 +245,17 @@ class Memslots:
         """Begin an update in phases of one address space; waits for ``slots_lock`` and holds it until its end."""
         self._space(as_id)
         self.slots_lock.acquire()
+        try:
+            self.finish_interrupted()
+        except BaseException:
+            self.slots_lock.release()
+            raise
         return Update(self, as_id)
+
+    def finish_interrupted(self) -> None:
+        """Under ``slots_lock``: bring an update to its end that was left while it waited for readers (Ctrl-C)."""
+        if self.desk[PHASE]:
+            end_update(self)
 
     def _existing(self, slot: int, as_id: int) -> Change:
         old = self.by_id(slot, as_id)
@@ -264,27 +276,33 @@ class Memslots:
         words, desk = self.words, self.desk
         ids = self.ids if internal else self.max_slots
         fields = (as_id, slot, base_gfn, npages, userspace_addr, flags, ids)
-        kind = open_change(words, desk, *fields, create)
-        if kind >= NOTHING:
-            if kind >= FIRST_REASON:
-                raise refusal(self, kind, change, ids)
-            return ChangeKind.NOTHING
-        try:
-            self._swap()
-            if kind in (DELETE, MOVE):
-                stage(words, desk, *fields)
-                self._swap()
-            bring(words, desk, False)
-        finally:
-            if desk[0]:  # interrupted: leave both sets whole
-                end_update(self)
-        return KINDS[kind]
+        self.finish_interrupted()
+        kind = change_at_once(words, desk, self.srcu.words, self.srcu.readers, *fields, create)
+        if kind < NOTHING:
+            return KINDS[kind]
+        if kind & _UNFINISHED:
+            return self._finish(kind - _UNFINISHED, fields)
+        if kind >= FIRST_REASON:
+            raise refusal(self, kind, change, ids)
+        return ChangeKind.NOTHING
 
-    def _swap(self) -> None:
-        srcu = self.srcu
-        if not swap(self.words, self.desk, srcu.words, srcu.readers):
-            srcu.synchronize()
-            settle(self.words, self.desk)
+    def _finish(self, kind: int, fields: Sequence[int]) -> ChangeKind:
+        """Go on with a change that has to wait for readers; after Ctrl-C the next change may have to end it."""
+        words, desk, srcu = self.words, self.desk, self.srcu
+        try:
+            if desk[PHASE] == MARKS_SWAPPED:
+                srcu.synchronize()
+                settle(words, desk)
+                stage(words, desk, *fields)
+                swap_at_once(words, desk, srcu.words, srcu.readers)
+            if desk[PHASE] == SWAPPED:
+                srcu.synchronize()
+                settle(words, desk)
+            bring(words, desk, False)
+        except BaseException:
+            end_update(self, patient=False)
+            raise
+        return KINDS[kind]
 
     def check(self) -> None:
         """Raise InvariantError naming the first broken invariant of either set. O(n); waits for ``slots_lock``."""

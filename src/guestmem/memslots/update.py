@@ -37,11 +37,15 @@ __all__ = ["KINDS", "Update", "end_update"]
 
 KINDS: tuple[ChangeKind, ...] = (ChangeKind.NOTHING, *ChangeKind)
 """Kind by status word of ``stage``, from 1 on."""
+_MOMENT_NS = 50_000_000
 
 
-def end_update(memslots: Memslots) -> None:
-    """Bring a begun update to its end from whatever phase it is in: undo what is not published, else finish it."""
-    words, desk = memslots.words, memslots.desk
+def end_update(memslots: Memslots, *, patient: bool = True) -> bool:
+    """Bring a begun update to its end from whatever phase it is in: undo what is not published, else finish it.
+
+    Not ``patient``, it waits for readers a moment only, and may return False: the next update does the rest first.
+    """
+    words, desk, srcu = memslots.words, memslots.desk, memslots.srcu
     while (phase := int(desk[PHASE])) != IDLE:
         if phase in (MARKING, EDITING):
             bring(words, desk, True)
@@ -51,8 +55,12 @@ def end_update(memslots: Memslots) -> None:
         elif phase == SETTLED:
             bring(words, desk, False)
         else:
-            memslots.srcu.synchronize()
+            if patient:
+                srcu.synchronize()
+            elif not srcu.synchronize_within(_MOMENT_NS):
+                return False
             settle(words, desk)
+    return True
 
 
 class Update:
@@ -156,20 +164,23 @@ class Update:
         bring(self.memslots.words, self.memslots.desk, False)
         self._end()
 
-    def abort(self) -> None:
+    def abort(self, *, patient: bool = True) -> None:
         """Undo all that was staged; INVALID marks that were published are taken back by one more swap.
 
-        What ``publish`` made the new set cannot be undone: then this finishes the update.
+        What ``publish`` made the new set cannot be undone: then this finishes the update. Not ``patient`` (after
+        Ctrl-C), what has to wait for readers longer than a moment is left to the next update.
         """
         if not self.ended:
-            end_update(self.memslots)
-            self._end()
+            try:
+                end_update(self.memslots, patient=patient)
+            finally:  # left while it waits for readers, the next update does the rest first
+                self._end()
 
     def __enter__(self) -> Update:
         return self
 
-    def __exit__(self, *_exception: object) -> None:
-        self.abort()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.abort(patient=error is None or isinstance(error, Exception))
 
     def _begun(self) -> None:
         if self.ended:

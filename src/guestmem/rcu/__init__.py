@@ -12,6 +12,7 @@ from .srcu import (
     srcu_start,
     srcu_synchronize,
     srcu_wait,
+    srcu_wait_for,
     srcu_words,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "srcu_start",
     "srcu_synchronize",
     "srcu_wait",
+    "srcu_wait_for",
     "srcu_words",
 ]

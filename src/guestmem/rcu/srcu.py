@@ -12,6 +12,8 @@ that: else every exit of a busy reader would wake the updater, which takes the c
 
 from __future__ import annotations
 
+import time
+
 from ..atomics import (
     compare_exchange,
     fence,
@@ -21,11 +23,12 @@ from ..atomics import (
     peek,
     poke,
     store_release,
-    wait,
+    wait_for,
     wake,
 )
 from ..compiled import U64, Words, compiled, const, u64, words, wrapping
 from ..errors import InvariantError, UsageError
+from ..patience import GAVE_UP, deadline, patiently, time_left
 
 __all__ = [
     "Srcu",
@@ -36,6 +39,7 @@ __all__ = [
     "srcu_start",
     "srcu_synchronize",
     "srcu_wait",
+    "srcu_wait_for",
     "srcu_words",
 ]
 
@@ -45,6 +49,7 @@ _READERS = const(24)
 _LINE = const(8)
 _ONE = const(1)
 _EVERYBODY = const(0x7FFFFFFF)
+_NEVER = const((1 << 64) - 1)
 
 
 @compiled
@@ -118,8 +123,8 @@ def srcu_oldest(srcu: Words, base: U64, readers: U64) -> U64:
 
 
 @compiled(nogil=True)
-def srcu_wait(srcu: Words, base: U64, readers: U64, cookie: U64) -> U64:
-    """Wait until the grace period ``cookie`` is over; returns how often it slept.
+def srcu_wait_for(srcu: Words, base: U64, readers: U64, cookie: U64, end: U64) -> U64:
+    """Wait until the grace period ``cookie`` is over; returns how often it slept, with GAVE_UP after the time ``end``.
 
     Waits on the exit count, taken before the look at the readers, so that no exit in between is missed.
     """
@@ -135,9 +140,18 @@ def srcu_wait(srcu: Words, base: U64, readers: U64, cookie: U64) -> U64:
         exits = load_acquire(srcu, base + _EXITS)
         if srcu_expired(srcu, base, readers, cookie):
             break
+        left = time_left(end)
+        if left == 0:
+            return slept | GAVE_UP
         slept += _ONE
-        wait(srcu, base + _EXITS, exits)
+        wait_for(srcu, base + _EXITS, exits, left)
     return slept
+
+
+@compiled(nogil=True)
+def srcu_wait(srcu: Words, base: U64, readers: U64, cookie: U64) -> U64:
+    """Wait until the grace period ``cookie`` is over, however long; returns how often it slept."""
+    return srcu_wait_for(srcu, base, readers, cookie, _NEVER)
 
 
 @compiled(nogil=True)
@@ -182,8 +196,16 @@ class Srcu:
         srcu_exit(self.words, 0, reader)
 
     def synchronize(self) -> int:
-        """Wait for a grace period, without the GIL; returns how often it slept."""
-        return int(srcu_synchronize(self.words, 0, self.readers))
+        """Wait for a grace period; returns how often it slept. Ctrl-C ends the wait, not the grace period."""
+        cookie = srcu_start(self.words, 0)
+        return patiently(lambda: srcu_wait_for(self.words, 0, self.readers, cookie, deadline()))
+
+    def synchronize_within(self, nanoseconds: int) -> bool:
+        """Wait for a grace period, but only for so long; whether it is over."""
+        cookie = srcu_start(self.words, 0)
+        return not int(srcu_wait_for(self.words, 0, self.readers, cookie, time.monotonic_ns() + nanoseconds)) & int(
+            GAVE_UP
+        )
 
     def inside(self) -> list[int]:
         """Readers that are inside a section right now."""

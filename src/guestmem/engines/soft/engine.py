@@ -13,16 +13,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ...atomics import peek, poke, wake_all
-from ...compiled import own
+from ...compiled import Own, Words, own
 from ...errors import GuestmemError, UsageError
 from ...memslots import Change, ChangeKind, Slot
 from ...memslots.set import Memslots
+from ...patience import patiently
 from ...rcu import Srcu
 from ..protocol import Capability, Counts
 from . import layout as at
 from .dirty_log import DirtyLogging, DirtyLogs
 from .flux import flux_mark, flux_release
 from .logged_region import set_logged_region
+from .region import TOOK_WORDS, set_memory_region
 from .requests import (
     ask_for_flush,
     pause_all,
@@ -107,6 +109,7 @@ class SoftEngine(VcpuThreads):
         self.counts = Counts()
         self.dirty = DirtyLogs(memslots, tables, logging)
         self._ranges = own(3 * at.FLUX_MAX)
+        self._targets, self._took = own(vcpus), own(int(TOOK_WORDS))
         self._holding = threading.Lock()
         self._retries = False
 
@@ -116,18 +119,12 @@ class SoftEngine(VcpuThreads):
         """One change as KVM does it today: DELETE and MOVE with two swaps and a zap, CREATE and FLAGS_ONLY with one."""
         if self.dirty.concerns(change):
             return set_logged_region(self, change)
-        with self.update(change.as_id) as update:
-            kind = update.kind(change)
-            if kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
-                update.invalidate(change.slot)
-                update.swap()
-                update.flush()
-            if kind is not ChangeKind.NOTHING:
-                update.stage(change)
-                update.swap()
-            if kind is ChangeKind.FLAGS_ONLY:
-                update.flush()
-        return kind
+        return set_memory_region(self, change)
+
+    def region_words(self) -> tuple[Words, int, Own, Words, Own, Words, Own]:
+        """What the compiled functions of ``region`` take first."""
+        memslots = self.memslots
+        return self._vm, self.vcpus, self._targets, memslots.words, memslots.desk, self.srcu.words, self._took
 
     def slot(self, slot: int, as_id: int = 0) -> Slot | None:
         """The slot that has this id now."""
@@ -141,7 +138,7 @@ class SoftEngine(VcpuThreads):
         try:
             self._spare.append(self.request_all())
             asked = _clock()
-            counts.slept += wait_until_outside(self._vm, self.vcpus)
+            counts.slept += patiently(wait_until_outside, self._vm, self.vcpus)
         except BaseException:  # Ctrl-C: the caller has no pause to end
             resume_all(self._vm)
             raise
@@ -195,14 +192,18 @@ class SoftEngine(VcpuThreads):
         slots = self.memslots.update(as_id)
         self.counts.lock_ns += _clock() - begun
         update = SoftUpdate(self, slots, as_id)
+        patient = True
         try:
             yield update
+        except BaseException as error:
+            patient = isinstance(error, Exception)
+            raise
         finally:
             try:
                 update.release()  # published or not, nobody has to wait any longer
             finally:
                 if not slots.ended:
-                    slots.abort()  # of what was published, the rest is carried out
+                    slots.abort(patient=patient)  # of what was published, the rest is carried out
                     self.wake_retries()
 
     # -- what updates are made of --------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class SoftEngine(VcpuThreads):
         asked = _clock()
         self.counts.kick_ns += asked - begun
         if wait:
-            self.counts.slept += wait_for_acknowledgements(self._vm, self.vcpus, targets)
+            self.counts.slept += patiently(wait_for_acknowledgements, self._vm, self.vcpus, targets)
             self.counts.acks_ns += _clock() - asked
         self._spare.append(targets)
 
@@ -234,6 +235,9 @@ class SoftEngine(VcpuThreads):
         """Count what goes on inside as one flush of all vCPUs."""
         begun = _clock()
         yield
+        self._flushed(begun)
+
+    def _flushed(self, begun: int) -> None:
         self.counts.acks_ns += _clock() - begun
         self.counts.flushes += 1
         self.counts.kicks += self.vcpus
@@ -246,11 +250,13 @@ class SoftEngine(VcpuThreads):
         if self.stage2 is None or not (gone or protected):
             self.flush(wait=True)
             return
-        with self.zapping():
-            if gone:
-                all_ = self.stage2.zaps_all
-                self.counts.zaps += self.stage2.zap_all() if all_ else self.stage2.zap(as_id, gone)
-            self.counts.zaps += self.stage2.protect(as_id, protected)
+        begun, zapped = _clock(), 0
+        if gone:
+            zapped = self.stage2.zap_all() if self.stage2.zaps_all else self.stage2.zap(as_id, gone)
+        if protected:
+            zapped += self.stage2.protect(as_id, protected)
+        self.counts.zaps += zapped
+        self._flushed(begun)
 
     @contextmanager
     def host_invalidation(self, start_gfn: int, end_gfn: int, as_id: int = 0) -> Iterator[None]:

@@ -8,12 +8,15 @@ when it enters, before it uses its TLB. As ``kvm_make_all_cpus_request()`` and `
 The one subtle point is a store followed by a load of another word, on both sides: the updater stores a request and
 looks at the mode, the vCPU stores its mode and looks at its requests. Both have a full fence in between, so at least
 one of them sees the other.
+
+The waits give up after a while (``patience``), so that Ctrl-C ends one that is never acknowledged.
 """
 
 from __future__ import annotations
 
-from ...atomics import fence, fetch_add, load_acquire, load_relaxed, store_release, wait, wake
+from ...atomics import fence, fetch_add, load_acquire, load_relaxed, store_release, wait_for, wake
 from ...compiled import U64, Own, Words, compiled, const, u64
+from ...patience import GAVE_UP, deadline, time_left
 from .layout import ACKS, DONE, FLUSHES, IN_GUEST, MODE, OUTSIDE, PAUSED, REQUESTED, SWAPS, VCPU, VCPUS, WAITING
 
 __all__ = [
@@ -71,20 +74,30 @@ def _holds_up(vm: Words, vcpu: U64, target: U64) -> bool:
     return load_acquire(vm, base + MODE) == IN_GUEST and load_acquire(vm, base + DONE) < target
 
 
+@compiled
+def _sleep(vm: Words, acks: U64, end: U64) -> U64:
+    """Sleep until ACKS is no longer ``acks``, or the time ``end``: 1, or GAVE_UP."""
+    left = time_left(end)
+    if left == 0:
+        return GAVE_UP
+    wait_for(vm, ACKS, acks, left)
+    return _ONE
+
+
 @compiled(nogil=True)
 def wait_for_acknowledgements(vm: Words, vcpus: U64, targets: Own) -> U64:
     """Wait until no vCPU is in the guest with a request of ``targets`` open; returns how often it slept."""
     slept = u64(0)
+    end = deadline()
     fetch_add(vm, WAITING, _ONE)
     fence()
     vcpu = u64(0)
     while vcpu < vcpus:
-        while True:
+        while slept & GAVE_UP == 0:
             acks = load_acquire(vm, ACKS)  # before the look: an acknowledgement in between ends the wait at once
             if not _holds_up(vm, vcpu, targets[vcpu]):
                 break
-            slept += _ONE
-            wait(vm, ACKS, acks)
+            slept += _sleep(vm, acks, end)
         vcpu += _ONE
     fetch_add(vm, WAITING, _MINUS_ONE)
     return slept
@@ -94,16 +107,16 @@ def wait_for_acknowledgements(vm: Words, vcpus: U64, targets: Own) -> U64:
 def wait_until_outside(vm: Words, vcpus: U64) -> U64:
     """Wait until every vCPU is outside KVM_RUN; a pause is in force, so none comes back. Returns how often it slept."""
     slept = u64(0)
+    end = deadline()
     fetch_add(vm, WAITING, _ONE)
     fence()
     vcpu = u64(0)
     while vcpu < vcpus:
-        while True:
+        while slept & GAVE_UP == 0:
             acks = load_acquire(vm, ACKS)
             if load_acquire(vm, VCPUS + VCPU * vcpu + MODE) == OUTSIDE:
                 break
-            slept += _ONE
-            wait(vm, ACKS, acks)
+            slept += _sleep(vm, acks, end)
         vcpu += _ONE
     fetch_add(vm, WAITING, _MINUS_ONE)
     return slept

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...errors import BatchError, CapabilityError, MemslotError
-from ...memslots import (
-    KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY,
-    Action,
-    Change,
-    ChangeKind,
-    Effect,
-    Slot,
-    classify,
-)
-from ...memslots.phases import FLAGS_BAD, GFN_WRAPS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
-from ...memslots.refusal import refusal
+from ...errors import BatchError, CapabilityError
+from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Effect, Slot
+from ...memslots.phases import IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.update import Update as SlotUpdate
 from .layout import FLUX_MAX, STALLS_ALL, STALLS_WRITES
 
@@ -30,7 +19,6 @@ __all__ = ["SoftUpdate"]
 
 _WHOLE = (int(IDLE), int(SETTLED))
 _PUBLISHED = (int(MARKS_SWAPPED), int(SWAPPED))
-_USER_FLAGS, _FRAMES = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY, 1 << 52
 _clock = time.perf_counter_ns
 
 
@@ -49,22 +37,6 @@ class SoftUpdate:
         """Changes that are not published yet."""
         self._unlogged: list[Slot] = []
         """Slots that only ended logging, and whose large leaves may come back once no fault thinks otherwise."""
-
-    def kind(self, change: Change) -> ChangeKind:
-        """Which kind ``change`` is now; MemslotError for what KVM refuses before it touches the slot."""
-        kind = classify(change, self._slots.memslots.by_id(change.slot, change.as_id))
-        if kind is ChangeKind.MOVE:  # looked at before the slot is invalidated and zapped, as the kernel does
-            memslots = self._slots.memslots
-            if change.flags & ~_USER_FLAGS:
-                raise refusal(memslots, int(FLAGS_BAD), change, memslots.max_slots)
-            if change.base_gfn + change.npages >= _FRAMES:
-                raise refusal(memslots, int(GFN_WRAPS), change, memslots.max_slots)
-            for slot in self._slots.memslots.overlapping(
-                change.base_gfn, change.base_gfn + change.npages, change.as_id
-            ):
-                if slot.id != change.slot:
-                    raise MemslotError(errno.EEXIST, f"slot {change.slot}: its new frames overlap {slot!r}")
-        return kind
 
     def stage(self, change: Change) -> ChangeKind:
         """Carry out one change on the inactive set."""

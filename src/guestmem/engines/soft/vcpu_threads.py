@@ -16,6 +16,7 @@ from ...atomics import peek, poke, wake_all
 from ...compiled import INTERPRETED, Own, Words, own, words
 from ...errors import GuestmemError, UsageError
 from ...memslots.set import Memslots
+from ...patience import patiently
 from . import layout as at
 from .load import PATTERNS, Access, Load, write_load
 from .requests import request_all, wait_for_acknowledgements
@@ -160,7 +161,7 @@ class VcpuThreads:
     def _shake_hands(self) -> None:
         """Have every vCPU look at what was asked for; not counted."""
         targets = self.request_all()
-        wait_for_acknowledgements(self._vm, self.vcpus, targets)
+        patiently(wait_for_acknowledgements, self._vm, self.vcpus, targets)
         self._spare.append(targets)
 
     def request_all(self) -> Own:

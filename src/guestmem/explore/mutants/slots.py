@@ -101,8 +101,8 @@ MUTANTS = (
             Mutation(
                 _REQUESTS,
                 '``targets`` open; returns how often it slept."""\n    slept = u64(0)\n'
-                "    fetch_add(vm, WAITING, _ONE)\n    fence()\n",
-                '``targets`` open."""\n    slept = u64(0)\n    fetch_add(vm, WAITING, _ONE)\n',
+                "    end = deadline()\n    fetch_add(vm, WAITING, _ONE)\n    fence()\n",
+                '``targets`` open."""\n    slept = u64(0)\n    end = deadline()\n    fetch_add(vm, WAITING, _ONE)\n',
             ),
         ),
     ),
@@ -157,7 +157,7 @@ MUTANTS = (
     Mutant(
         "pause-not-awaited",
         "the changes of a pause begin while a vCPU is in the guest",
-        *(_ENGINE, "counts.slept += wait_until_outside(self._vm, self.vcpus)", "counts.slept += 0"),
+        *(_ENGINE, "counts.slept += patiently(wait_until_outside, self._vm, self.vcpus)", "counts.slept += 0"),
         models=("pause-batch",),
     ),
     # Core tokens.

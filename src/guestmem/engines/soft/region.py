@@ -1,0 +1,201 @@
+"""One change of a slot on running vCPUs, as KVM does it today, in one compiled call for each swap.
+
+Publish, wait for readers, bring the other set up to date, kick: what an update does between its checks and its zap
+takes less time than Python needs to ask for it step by step. Source: ``kvm_set_memslot()``,
+``kvm_swap_active_memslots()``, Linux 6.18, ``virt/kvm/kvm_main.c``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ...atomics import load_relaxed
+from ...clock import now
+from ...compiled import U64, Own, Words, compiled, const, u64
+from ...memslots import Change, ChangeKind
+from ...memslots.edit import FLAGS_ONLY
+from ...memslots.layout import BASE_GFN, NPAGES, OTHER, PHASE, TABLE
+from ...memslots.phases import (
+    DELETE,
+    FIRST_REASON,
+    MOVE,
+    NOTHING,
+    SETTLED,
+    bring,
+    open_change,
+    publish,
+    settle,
+    stage,
+)
+from ...memslots.refusal import refusal
+from ...memslots.update import KINDS
+from ...patience import GAVE_UP, deadline
+from ...rcu.srcu import srcu_start, srcu_wait_for
+from .requests import request_all, wake_retries
+
+if TYPE_CHECKING:
+    from .engine import SoftEngine
+
+__all__ = ["TOOK_WORDS", "begin_region", "end_region", "finish_swap", "set_memory_region"]
+
+# What a call leaves for its caller: times in ns, waits that slept, frames of the slot that goes.
+EDIT_NS, KICK_NS, GRACE_NS, SLEPT, START_GFN, END_GFN = (const(word) for word in range(6))
+TOOK_WORDS = const(6)
+_ONE = const(1)
+_clock = time.perf_counter_ns
+
+
+@compiled
+def finish_swap(vm: Words, vcpus: U64, targets: Own, memslots: Words, desk: Own, took: Own) -> None:
+    """After the grace period: the other set too, unless it has what was published without marks; kick all vCPUs.
+
+    x86 kicks after each swap, to have vCPUs re-validate what they remember; those that met an INVALID slot look again.
+    """
+    begun = now()
+    settle(memslots, desk)
+    if desk[PHASE] == SETTLED:
+        bring(memslots, desk, False)
+    edited = now()
+    took[EDIT_NS] += edited - begun
+    request_all(vm, vcpus, targets)
+    wake_retries(vm)
+    took[KICK_NS] += now() - edited
+
+
+@compiled
+def _swap(vm: Words, vcpus: U64, targets: Own, memslots: Words, desk: Own, srcu: Words, took: Own) -> bool:
+    """Publish, wait for readers, finish; False if they take too long: the caller waits and calls ``finish_swap``."""
+    publish(memslots, desk)
+    begun = now()
+    slept = srcu_wait_for(srcu, u64(0), vcpus + _ONE, srcu_start(srcu, u64(0)), deadline())
+    took[GRACE_NS] += now() - begun
+    took[SLEPT] += slept & ~GAVE_UP
+    if slept & GAVE_UP != 0:
+        return False
+    finish_swap(vm, vcpus, targets, memslots, desk, took)
+    return True
+
+
+@compiled(nogil=True)
+def begin_region(
+    vm: Words,
+    vcpus: U64,
+    targets: Own,
+    memslots: Words,
+    desk: Own,
+    srcu: Words,
+    took: Own,
+    as_id: U64,
+    id_: U64,
+    gfn: U64,
+    npages: U64,
+    hva: U64,
+    flags: U64,
+    ids: U64,
+) -> U64:
+    """A change up to its first swap: all of a CREATE or FLAGS_ONLY, the INVALID mark of a DELETE or MOVE.
+
+    Its kind, or the reason why not; with GAVE_UP if the swap is to be finished.
+    """
+    word = u64(0)
+    while word < TOOK_WORDS:
+        took[word] = u64(0)
+        word += _ONE
+    begun = now()
+    kind = open_change(memslots, desk, as_id, id_, gfn, npages, hva, flags, ids, False)
+    if kind >= NOTHING:
+        return kind
+    if DELETE <= kind <= MOVE:
+        record = load_relaxed(memslots, load_relaxed(memslots, desk[OTHER] + TABLE) + id_) << 3
+        took[START_GFN] = load_relaxed(memslots, record + BASE_GFN)
+        took[END_GFN] = took[START_GFN] + load_relaxed(memslots, record + NPAGES)
+    took[EDIT_NS] += now() - begun
+    if not _swap(vm, vcpus, targets, memslots, desk, srcu, took):
+        return kind | GAVE_UP
+    return kind
+
+
+@compiled(nogil=True)
+def end_region(
+    vm: Words,
+    vcpus: U64,
+    targets: Own,
+    memslots: Words,
+    desk: Own,
+    srcu: Words,
+    took: Own,
+    as_id: U64,
+    id_: U64,
+    gfn: U64,
+    npages: U64,
+    hva: U64,
+    flags: U64,
+    ids: U64,
+) -> bool:
+    """The second half of a DELETE or MOVE, after the zap; False if its swap is to be finished."""
+    begun = now()
+    stage(memslots, desk, as_id, id_, gfn, npages, hva, flags, ids)
+    took[EDIT_NS] += now() - begun
+    return _swap(vm, vcpus, targets, memslots, desk, srcu, took)
+
+
+def set_memory_region(engine: SoftEngine, change: Change) -> ChangeKind:
+    """KVM_SET_USER_MEMORY_REGION on ``engine``; MemslotError as the kernel refuses it, before any slot is touched."""
+    begun, memslots = _clock(), engine.memslots
+    slots = memslots.update(change.as_id)
+    engine.counts.lock_ns += _clock() - begun
+    try:
+        kind = _carry_out(engine, change)
+    except BaseException as error:
+        left = memslots.desk[PHASE]
+        slots.abort(patient=isinstance(error, Exception))
+        if left:  # INVALID marks that were published are taken back by now
+            engine.wake_retries()
+        raise
+    slots.abort()
+    return kind
+
+
+def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
+    memslots, counts = engine.memslots, engine.counts
+    slot, gfn, npages, hva, flags, as_id = change
+    if (slot | gfn | npages | hva | flags) >> 64:
+        raise refusal(memslots, 0, change, 0)
+    words = engine.region_words()
+    took = words[-1]
+    fields = (as_id, slot, gfn, npages, hva, flags, memslots.max_slots)
+    kind = int(begin_region(*words, *fields))
+    if kind & int(GAVE_UP):
+        kind -= int(GAVE_UP)
+        _wait(engine)
+    if kind >= NOTHING:
+        if kind >= FIRST_REASON:
+            raise refusal(memslots, kind, change, memslots.max_slots)
+        return ChangeKind.NOTHING
+    swaps = 1
+    if kind in (DELETE, MOVE):
+        engine.flush_shadow(as_id, ((int(took[START_GFN]), int(took[END_GFN])),), ())
+        if not end_region(*words, *fields):
+            _wait(engine)
+        swaps = 2
+    elif kind == FLAGS_ONLY:
+        engine.flush_shadow(as_id, (), ((gfn, gfn + npages),))
+    edit, kick, grace, slept = (int(took[word]) for word in range(4))
+    counts.swaps += swaps
+    counts.srcu_waits += swaps
+    counts.kicks += swaps * engine.vcpus
+    counts.edit_ns += edit
+    counts.kick_ns += kick
+    counts.grace_ns += grace
+    counts.slept += slept
+    return KINDS[kind]
+
+
+def _wait(engine: SoftEngine) -> None:
+    """Go on with a swap whose readers take long; Ctrl-C ends the wait."""
+    begun = _clock()
+    engine.counts.slept += engine.srcu.synchronize()
+    engine.counts.grace_ns += _clock() - begun
+    vm, vcpus, targets, memslots, desk, _, took = engine.region_words()
+    finish_swap(vm, vcpus, targets, memslots, desk, took)

@@ -1,0 +1,137 @@
+"""Ctrl-C ends a wait that nobody else ends, and what was waited for is done later."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from guestmem.atomics import peek, poke, wake_all
+from guestmem.compiled import INTERPRETED
+from guestmem.engines.soft import SoftEngine
+from guestmem.engines.soft import layout as at
+from guestmem.memslots import Change, Memslots
+from guestmem.patience import GAVE_UP, PATIENCE_NS, deadline, patiently, time_left
+from guestmem.rcu import Srcu, srcu_start, srcu_wait_for
+
+NEVER = (1 << 64) - 1
+LIMIT_S = 10.0
+
+
+@contextmanager
+def interrupted(release: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C in a moment ends what goes on inside; if it does not, ``release`` does, and the test fails."""
+    released = []
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def help_out() -> None:
+        released.append(True)
+        release()
+
+    ctrl_c = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
+    rescue = threading.Timer(LIMIT_S, help_out)
+    rescue.start()
+    try:
+        ctrl_c.start()
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        rescue.cancel()
+        ctrl_c.join()
+    assert not released, "the wait went on until it was over"
+
+
+def test_a_wait_for_readers() -> None:
+    srcu = Srcu(readers=2)
+    srcu.enter(1)
+    with interrupted(lambda: srcu.exit(1)):
+        srcu.synchronize()
+    srcu.exit(1)
+    assert srcu.synchronize() == 0
+
+
+@pytest.mark.parametrize("change", [Change(0), Change(0, 64, 4, 0), Change(0, 0, 4, 0, 1), Change(1, 64, 4, 0)])
+def test_a_change_of_slots(change: Change) -> None:
+    """It is carried out or taken back when the reader has left, by whoever comes next."""
+    srcu = Srcu(readers=2)
+    memslots = Memslots(srcu=srcu)
+    memslots.create(0, 0, 4, 0)
+    before = list(memslots)
+    srcu.enter(1)
+    with interrupted(lambda: srcu.exit(1)):
+        memslots.apply(change)
+    assert not memslots.slots_lock.locked()
+    srcu.exit(1)
+    memslots.create(9, 1000, 1, 0)
+    memslots.check()
+    assert not memslots.updating
+    after = [slot for slot in memslots if slot.id != 9]
+    assert after == (before if change.deletes or (change.base_gfn == 64 and change.slot == 0) else after)
+
+
+def never_acknowledges(engine: SoftEngine) -> Callable[[], None]:
+    """vCPU 0 is in the guest and does nothing; returns what takes it out."""
+    words, mode = engine._vm, int(at.VCPUS) + int(at.MODE)
+    poke(words, mode, int(at.IN_GUEST))
+
+    def leave() -> None:
+        poke(words, mode, int(at.OUTSIDE))
+        poke(words, int(at.ACKS), peek(words, int(at.ACKS)) + 1)
+        wake_all(words, int(at.ACKS))
+
+    return leave
+
+
+@pytest.mark.parametrize("what", ["kick", "pause", "flush"])
+def test_an_acknowledgement_that_never_comes(what: str) -> None:
+    engine = SoftEngine(1, stage2=False)
+    acts: dict[str, Callable[[], None]]
+    acts = {"kick": engine.kick, "pause": engine.pause, "flush": lambda: engine.flush(wait=True)}
+    act = acts[what]
+    leave = never_acknowledges(engine)
+    with interrupted(leave):
+        act()
+    leave()
+    assert peek(engine._vm, int(at.PAUSED)) == 0
+    assert INTERPRETED or peek(engine._vm, int(at.WAITING)) == 0
+    act()
+
+
+def test_a_region_on_a_running_vm() -> None:
+    """The slot is as it was, or gone, and the next change goes through."""
+    engine = SoftEngine(1, stage2=False)
+    engine.set_memory_region(Change(0, 0, 4, 0))
+    leave = never_acknowledges(engine)
+    with interrupted(leave):
+        engine.set_memory_region(Change(0))
+    leave()
+    assert engine.slot(0) is not None
+    assert not engine.memslots.slots_lock.locked()
+    engine.set_memory_region(Change(0))
+    engine.memslots.check()
+
+
+def test_giving_up_is_told() -> None:
+    """After its time a wait returns with GAVE_UP; one that has none left gives up at once."""
+    srcu = Srcu(readers=2)
+    srcu.enter(1)
+    cookie = srcu_start(srcu.words, 0)
+    assert int(srcu_wait_for(srcu.words, 0, 2, cookie, 1)) & int(GAVE_UP)
+    srcu.exit(1)
+    assert int(srcu_wait_for(srcu.words, 0, 2, cookie, 1)) == 0
+
+
+def test_deadlines() -> None:
+    assert int(time_left(NEVER)) == NEVER
+    assert int(time_left(1)) == 0
+    assert (int(deadline()) == NEVER) is INTERPRETED
+    assert 0 < int(time_left(deadline())) <= (NEVER if INTERPRETED else int(PATIENCE_NS))
+
+
+def test_sleeps_are_added_up() -> None:
+    answers = [int(GAVE_UP) | 2, int(GAVE_UP), 3]
+    assert patiently(lambda: answers.pop(0)) == 5
