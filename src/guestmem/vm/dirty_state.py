@@ -25,6 +25,7 @@ from ..memslots.abi import (
 from .guest_memfds import create_guest_memfd
 
 if TYPE_CHECKING:
+    from ..engines.soft.dirty_log import DirtyLogs
     from .model import KvmModel, ModelSlot
 
 __all__ = ["DirtyState"]
@@ -38,8 +39,8 @@ _PML_ENTRIES = 512
 class DirtyState:
     """How a VM logs dirty pages, its vCPUs' rings, and which pages a vCPU can write without being noticed again."""
 
-    def __init__(self, vm: KvmModel) -> None:
-        self._vm = vm
+    def __init__(self, vm: KvmModel, logs: DirtyLogs | None = None) -> None:
+        self._vm, self._logs = vm, logs
         self.manual = 0
         """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_DIRTY_LOG_INITIALLY_SET."""
         self.ring_entries = 0
@@ -93,12 +94,16 @@ class DirtyState:
                     errno.EINVAL, f"manual dirty log: flags {flags:#x}, {arg0:#x}; allowed are 0, 1 and 3"
                 )
             self.manual = arg0
+            if self._logs is not None:
+                self._logs.initially_set = self.initially_set
             return 0
         if cap in _RINGS:
             entries = ring_size(arg0, reserved=self._reserved)
             if self.ring_entries or self.rings:
                 raise MemslotError(errno.EINVAL, "dirty ring: it is enabled already, or vCPUs exist")
             self.ring_entries = entries
+            if self._logs is not None:
+                self._logs.enabled = False
             return 0
         raise MemslotError(errno.EINVAL, f"cap: {cap} with flags {flags:#x} cannot be enabled here")
 
@@ -130,6 +135,9 @@ class DirtyState:
         Logging switched on write-protects the slot's pages, except with INITIALLY_SET, which leaves that to the first
         clear of each page. Rings have no such clear: pages that were writable before are in no ring then.
         """
+        found = self.marked(key)
+        if found is not None:
+            return found
         if old is not None and old.bitmap is not None:
             return old.bitmap
         if self.ring_entries:
@@ -137,6 +145,10 @@ class DirtyState:
                 self.writable = {page for page in self.writable if page[0] != key}
             return None
         return DirtyBitmap(npages, ones=self.initially_set)
+
+    def marked(self, key: int) -> DirtyBitmap | None:
+        """The bitmap that vCPU threads mark for a slot, if there are such."""
+        return None if self._logs is None else self._logs.bitmap(key & 0xFFFF, key >> 16)
 
     def zapped(self) -> None:
         """A DELETE or MOVE threw all translations away: the next write to any page is noticed again."""
@@ -165,7 +177,13 @@ class DirtyState:
         if self.ring_entries:
             raise MemslotError(errno.ENXIO, "dirty log: the VM logs by rings")
         _, bitmap = self._logged(log.slot)
-        self._vm.user.write(log.dirty_bitmap, bitmap.copy() if self.manual else bitmap.take())
+        if self.manual:
+            taken = bitmap.copy()
+        elif self._logs is not None and bitmap is self.marked(log.slot):
+            taken = self._logs.get(log.slot & 0xFFFF, log.slot >> 16)
+        else:
+            taken = bitmap.take()
+        self._vm.user.write(log.dirty_bitmap, taken)
         return 0
 
     def clear_dirty_log(self, argument: bytes) -> int:
@@ -190,7 +208,9 @@ class DirtyState:
                 errno.EINVAL, f"{name}: num_pages {log.num_pages} is not a multiple of 64, nor up to the slot's end"
             )
         bits = self._vm.user.read(log.dirty_bitmap, (log.num_pages + 63) // 64 * 8)
-        if log.num_pages:
+        if log.num_pages and self._logs is not None and bitmap is self.marked(log.slot):
+            self._logs.clear(log.slot & 0xFFFF, log.first_page, log.num_pages, bits, log.slot >> 16)
+        elif log.num_pages:
             bitmap.clear(log.first_page, log.num_pages, bits)
         return 0
 

@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..dirty.bitmap import DirtyBitmap
 from ..errors import InvariantError, MemslotError
@@ -26,6 +27,9 @@ from .guest_memfds import GuestMemfd
 from .take_over import take_over
 from .transaction import DirtyPage
 from .user_memory import ProcessMemory, UserMemory
+
+if TYPE_CHECKING:
+    from ..engines.soft.dirty_log import DirtyLogs
 
 __all__ = ["KvmModel", "ModelSlot"]
 
@@ -47,7 +51,8 @@ class ModelSlot:
 class KvmModel:
     """One VM as the kernel keeps it. ``ioctl`` answers as the kernel does; everything else is for looking.
 
-    ``apply`` carries a judged change out on running vCPUs (``Memslots.apply`` unless given). ``user`` is what pointers
+    ``apply`` carries a judged change out on running vCPUs (``Memslots.apply`` unless given); ``logs`` are those that
+    they mark. ``user`` is what pointers
     point to (this process unless given).
 
     >>> vm = KvmModel()
@@ -69,6 +74,7 @@ class KvmModel:
         apply: Callable[[Change], ChangeKind] | None = None,
         user: UserMemory | None = None,
         mmu_pages: MmuPagesForm = MmuPagesForm.RATIO,
+        logs: DirtyLogs | None = None,
     ) -> None:
         self.host = Host() if host is None else host
         self.memslots = (
@@ -82,7 +88,7 @@ class KvmModel:
         self.user: UserMemory = ProcessMemory() if user is None else user
         self.dead = False
         """The VM is marked dead (``kvm_vm_dead``): every ioctl on it fails with EIO."""
-        self.dirty = DirtyState(self)
+        self.dirty = DirtyState(self, logs)
         self._apply = self.memslots.apply if apply is None else apply
         self._pid = os.getpid()
         self.lock = threading.RLock()

@@ -1,7 +1,8 @@
 """Dirty bits after a design changed several slots at once: they belong to pairs of frame and host page, not to slots.
 
 A pair that is logged before and after keeps its bit, whatever slot it is in now. A dirty pair that ends, because its
-frame, its host page or its logging went, is handed back, so that it can still be copied.
+frame, its host page or its logging went, is handed back, so that it can still be copied. Bits are read here after the
+update's grace period, so whoever marked in an old log has done it, and everybody marks in the new ones.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
     from .model import ModelSlot
     from .transaction import DirtyPage
 
-    old: list[tuple[int, Any, Any, Any]] = []  # by slot that logged: key, frames, host pages, bits
+    old: list[tuple[int, Any, Any, Any, DirtyBitmap]] = []  # by slot that logged: key, frames, host pages, bits
     for key in keys:
         held = vm.slots.pop(key, None)
         if held is None:
@@ -32,7 +33,7 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
         vm.accounting.delete(held.slot.npages)
         if held.bitmap is not None:
             frames, hosts = _pairs(held.slot)
-            old.append((key, frames, hosts, held.bitmap.array()))
+            old.append((key, frames, hosts, held.bitmap.array(), held.bitmap))
     kept: list[tuple[int, Any]] = []
     for key in keys:
         slot = vm.memslots.by_id(key & 0xFFFF, key >> 16)
@@ -42,10 +43,14 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
         made = vm.slots[key] = ModelSlot(slot)
         if not slot.logs_dirty_pages or vm.dirty.ring_entries:
             continue
-        made.bitmap = DirtyBitmap(slot.npages)
+        made.bitmap = vm.dirty.marked(key) or DirtyBitmap(slot.npages)
+        same_log = [frames for was, frames, _, _, bitmap in old if was == key and bitmap is made.bitmap]
+        if same_log:  # moved, or its flags changed, alone: the log stayed with the slot, as in KVM
+            kept.append((key, same_log[0]))
+            continue
         _, hosts = _pairs(slot)
         bits = np.full(slot.npages, vm.dirty.initially_set)
-        for was, frames, were, dirty in old:
+        for was, frames, were, dirty, _ in old:
             if was >> 16 != slot.as_id:
                 continue
             inside = (frames >= slot.base_gfn) & (frames < slot.end_gfn)
@@ -53,10 +58,10 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
             same = hosts[at] == were[inside]
             bits[at[same]] = dirty[inside][same]
             kept.append((was, frames[inside][same]))
-        made.bitmap.load(np.packbits(bits, bitorder="little").tobytes())
+        made.bitmap.merge(np.packbits(bits, bitorder="little").tobytes())  # vCPUs mark already
     vm.dirty.zapped()
     ended = []
-    for key, frames, hosts, dirty in old:
+    for key, frames, hosts, dirty, _ in old:
         gone = dirty.copy()
         for was, lived in kept:
             if was == key and len(lived):
