@@ -103,7 +103,7 @@ def beside_the_peer() -> None:
     if importlib.util.find_spec(PEER) is None:
         print(f"SKIPPED: {PEER} is not installed: pip install 'guestmem[bench]'")
         return
-    command = [Path(sys.executable).with_name(PEER), sys.executable, __file__, "--peer"]
+    command = [str(Path(sys.executable).with_name(PEER)), sys.executable, __file__, "--peer"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
     if done.returncode:
         print(f"SKIPPED: {PEER} failed: {done.stderr.splitlines()[-1:]}")
@@ -113,9 +113,9 @@ def beside_the_peer() -> None:
     for counts, (runs, _, used) in zip(ALIKE, json.loads(done.stdout.splitlines()[-1]), strict=True):
         outcome, ours = timed(Task(stores(*counts), "dpor"))
         print(f"{counts!s:10} {PEER:10} {runs:>8,} {used:>9.3f} {runs / used:>14,.0f}")
-        times = outcome.runs / ours * used / runs
+        rate = outcome.runs / ours
         print(
-            f"{counts!s:10} {'guestmem':10} {outcome.runs:>8,} {ours:>9.3f} {outcome.runs / ours:>14,.0f} {times:>6,.0f}"
+            f"{counts!s:10} {'guestmem':10} {outcome.runs:>8,} {ours:>9.3f} {rate:>14,.0f} {rate * used / runs:>6,.0f}"
         )
 
 
