@@ -103,7 +103,7 @@ def fill(
 def test_random_tables(format_: Format, rng: random.Random, sized: Callable[[int, int], int]) -> None:
     geometry = format_.geometry
     leaves = merged = 0
-    for _ in range(sized(6, 2)):
+    for _ in range(sized(4, 2)):
         pool = Pool(2048, geometry.page_shift, base=0x8000_0000)
         root = pool.alloc(geometry.root_pages)
         written: dict[int, tuple[int, object]] = {}

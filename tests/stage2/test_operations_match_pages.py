@@ -181,7 +181,7 @@ def test_random_operations(kind: str, discipline: str, rng: random.Random, sized
         pytest.skip("interpreted, large tables are walked in one discipline only")
     pair = Pair(kind, FORMATS[kind](), discipline)
     names: dict[str, int] = {}
-    for number in range(sized(150, 150) if small else sized(20, 8)):
+    for number in range(150 if small else sized(12, 8)):
         name = step(pair, rng)
         names[name] = names.get(name, 0) + 1
         if number % 30 == 29:

@@ -214,7 +214,7 @@ def test_random_transitions(
         pytest.skip("interpreted, large tables are tried one way only")
     pair = Pair(kind, discipline, join)
     seen: Counter[tuple[str, str]] = Counter()
-    least = sized(600, 250) if small else sized(20, 5)
+    least = sized(300, 250) if small else sized(8, 5)
     while sum(seen.values()) < least or (small and sum(seen.values()) < 10 * least and missing(seen)):
         seen[pair.step(rng)] += 1
         pair.compare()

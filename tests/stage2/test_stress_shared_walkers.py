@@ -1,5 +1,5 @@
 """Threads of random operations, most of them shared: nothing is leaked, freed twice or used after it was freed, counts
-are exact, and every lookup meanwhile finds the address that belongs there."""
+are exact, every lookup meanwhile finds the address that belongs there, and no vCPU's TLB uses what should be gone."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ from guestmem.stage2.protect import relax_permissions, write_protect_range
 from guestmem.stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from guestmem.stage2.split import split_range
 from guestmem.stage2.table import DISCIPLINES, PageTable
+from guestmem.stage2.tlb import Tlb
+from guestmem.stage2.tlb_layout import ADDRESS as TLB_ADDRESS
+from guestmem.stage2.tlb_layout import READ
+from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
 from guestmem.stage2.unmap import unmap_range
 from guestmem.stage2.walk import lookup_shared
 from guestmem.stage2.young import mark_young, young_range
@@ -67,6 +71,7 @@ def wander(
     pages: Words,
     mmu: Words,
     desk: Own,
+    tlb: Own,
     seen: Own,
     seed: U64,
     times: U64,
@@ -94,7 +99,7 @@ def wander(
             shift = range_shift
         ipa = ((seed >> 16) & ((one << range_shift) - one)) >> shift << shift
         size = one << shift
-        # Of sixteen shared ones: 8 map, 3 lookup, 2 relax, 2 young, 1 collapse.
+        # Of sixteen shared ones: 8 map, 1 access by TLB and hardware walk, 2 lookup, 2 relax, 2 young, 1 collapse.
         kind = (seed >> 40) & u64(15)
         operation = u64(0)
         status = u64(OK)
@@ -114,6 +119,14 @@ def wander(
             write_unlock(mmu, lock)
         elif kind < 8:
             status = map_shared(shape, pool, pages, mmu, desk, ipa, size, offset + ipa, attributes, one, u64(0))
+        elif kind == 8:
+            tlb_enter(shape, pool, mmu, tlb)
+            page = ipa | ((seed >> 20) & (size - one) & ~u64(0xFFF))
+            if tlb_translate(shape, pool, mmu, tlb, page, page, READ) == OK:
+                seen[14] += one
+                if tlb[TLB_ADDRESS] != offset + page:
+                    seen[12] += one
+            tlb_leave(mmu, tlb)
         else:
             read_lock(mmu, lock, desk[WALKER])
             if kind < 11:
@@ -158,6 +171,7 @@ def stress(
     attributes = format_.attributes(Rights.READ)
     seeds = [rng.getrandbits(62) | 1 for _ in range(threads)]
     seen = [own(16) for _ in range(threads)]
+    tlbs = [Tlb(table, walker, combined=16, leaves=16, walks=8, strict=True) for walker in range(threads)]
     failures: list[BaseException] = []
 
     def run(walker: int) -> None:
@@ -166,6 +180,7 @@ def stress(
                 wander(
                     *table.words,
                     table.desks[walker],
+                    tlbs[walker].words,
                     seen[walker],
                     seeds[walker],
                     times,
@@ -189,11 +204,18 @@ def stress(
             thread.join()
         assert not failures, failures
         table.check()
+        for tlb in tlbs:
+            assert tlb.finding is None
+            tlb.enter()
+            tlb.leave()
+            tlb.check()
     sums = [sum(int(each[word]) for each in seen) for word in range(16)]
     table.destroy()
     pool.check(held=[])
     assert sums[12] == 0, f"{sums[12]} lookups found another page's address"
     assert sums[13] == 0, f"status {sums[13]}"
+    assert sums[14] > 0, "no access went through a TLB"
+    assert sum(tlb.counts["dropped"] for tlb in tlbs) > 0
     return sums
 
 
@@ -245,11 +267,13 @@ def stress_without_sections(rng: random.Random) -> None:
     table = PageTable(format_, pool, walkers=2, discipline="rcu", cache=8, queue=1024)
     attributes = format_.attributes(Rights.READ)
     seen = [own(16) for _ in range(2)]
+    tlbs = [Tlb(table, walker, strict=True) for walker in range(2)]
     poke(table.mmu, int(VCPUS), 0)
 
     def run(walker: int) -> None:
         seed = rng.getrandbits(62) | 1
-        wander(*table.words, table.desks[walker], seen[walker], seed, 300_000, range_shift, attributes, OFFSET, 2)
+        words = *table.words, table.desks[walker], tlbs[walker].words, seen[walker]
+        wander(*words, seed, 300_000, range_shift, attributes, OFFSET, 2)
 
     threads = [threading.Thread(target=run, args=(walker,)) for walker in range(2)]
     for thread in threads:
