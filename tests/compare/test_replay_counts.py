@@ -14,6 +14,7 @@ from guestmem.compare.replay import replay
 from guestmem.compiled import INTERPRETED
 from guestmem.designs import find
 from guestmem.engines.soft import Access, SoftEngine, VcpuCounts
+from guestmem.report.design_tables import verdict
 from guestmem.traces import read
 
 TRACE = Path(__file__).parents[2] / "examples" / "traces" / "pc-seabios-smp2.log"
@@ -40,6 +41,7 @@ def test_a_row_knows_its_attempts_and_its_work(steps: Plan) -> None:
     assert row.counts.pauses == row.transactions
     assert row.accesses > 0
     assert row.failures == 0
+    assert row.stall_median_ns <= row.stall_p99_ns <= row.stall_worst_ns
     # 35 changes: 16 deletes with two swaps, 19 creates with one.
     deletes = sum(change.deletes for step in steps.steps for change in step.changes)
     assert row.counts.swaps == REPEAT * (35 + deletes)
@@ -120,3 +122,13 @@ def test_a_run_that_catches_no_broken_design_is_weak() -> None:
     result.rows[0].stale = 1
     assert result.strong_enough
     assert result.as_dict()["strong_enough"] is True
+
+
+def test_the_verdict_says_where_the_broken_design_got_away() -> None:
+    result = Comparison("x", "soft", "x86", 1, 1, 2.0, 2, 1, 1)
+    result.rows += [Row("atomic_unacknowledged", vcpus, 2, broken=True, wrong=vcpus // 4) for vcpus in (1, 4, 8)]
+    assert verdict(result) == (
+        "load: strong enough (atomic_unacknowledged was caught at 4, 8 vCPUs); not at 1 vCPU: zeros there mean little"
+    )
+    del result.rows[0]
+    assert verdict(result) == "load: strong enough (atomic_unacknowledged was caught at 4, 8 vCPUs)"

@@ -148,6 +148,8 @@ def command(
     """
     if json_file not in {None, "-"} and not Path(str(json_file)).absolute().parent.is_dir():
         raise UsageError(f"--json {json_file}: there is no such folder")
+    if json_file and Path(json_file).is_dir():
+        raise UsageError(f"--json {json_file}: a folder; a file is allowed")
     if scenario:
         _refuse(context, _OF_TRACES, "takes a TRACE, not --scenario")
         return _compare_dirty_log(vcpus, designs, repeat or 3, seed, arch, memory, iterations or 2, json_file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
+from ._interrupts import interruptible
 
 if TYPE_CHECKING:
     from ..explore.handout import Standing
@@ -105,7 +105,7 @@ def command(
 
     reports: list[Report] = []
     interrupted = False
-    with _interruptible() as stopped:
+    with interruptible() as stopped:
         for model in chosen:
             common: dict[str, Any] = {
                 "weak": weak,
@@ -179,7 +179,7 @@ def _try_mutants(names: tuple[str, ...], *, seconds: float | None, as_json: bool
 
     chosen = tuple(find(name) for name in names) or mutants()
     verdicts: list[Verdict] = []
-    with _interruptible() as stopped:
+    with interruptible() as stopped:
         for verdict in try_mutants(chosen, seconds=seconds or 60.0, stopped=stopped):
             if stopped() and not verdict.caught:
                 break
@@ -243,24 +243,6 @@ def _row(outcome: Outcome) -> str:
         f"{outcome.search:7} {outcome.memory:8} {size}, depth {outcome.depth}{bounds}, "
         f"{outcome.seconds:.1f} s, {rate}: {done}"
     )
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once: report what was searched so far; twice: at once."""
-    seen: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        del frame
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -113,8 +113,10 @@ def _sum_up(row: Row, engine: MeasuredEngine, counted: Counters) -> None:
     total = {name: sum(counts[name] for counts in every) for name in every[0]}
     histogram = [sum(column) for column in zip(*(counts.histogram for counts in every), strict=True)]
     row.stalls = sum(histogram)
-    row.stall_median_ns, row.stall_p99_ns = percentile(histogram, 0.5), percentile(histogram, 0.99)
     row.stall_worst_ns = max(counts["stall_worst"] for counts in every)
+    # The histogram gives the middle of a bucket, which may lie above the worst.
+    row.stall_median_ns = min(percentile(histogram, 0.5), row.stall_worst_ns)
+    row.stall_p99_ns = min(percentile(histogram, 0.99), row.stall_worst_ns)
     row.accesses, row.inside, row.inside_changed = total["accesses"], total["inside"], total["inside_changed"]
     row.holes = total["holes_read"] + total["holes_write"]
     row.killed = total["killed_fetches"]

@@ -19,6 +19,7 @@ __all__ = ["DEFAULT_INTERVAL_MS", "DEFAULT_REPEAT", "DEFAULT_VCPUS", "compare"]
 DEFAULT_VCPUS = (1, 2, 4, 8)
 DEFAULT_REPEAT = 20
 DEFAULT_INTERVAL_MS = 2.0
+MOST_MS = 60_000
 
 
 def compare(
@@ -53,8 +54,9 @@ def compare(
             raise UsageError(f"vcpus: {count} is not at least 1")
     if repeat < 1:
         raise UsageError(f"repeat: {repeat} is not at least 1")
-    if interval_ms < 0 or slow_vcpu_ms < 0:
-        raise UsageError(f"interval, slow vCPU: {interval_ms}, {slow_vcpu_ms} ms; neither may be negative")
+    for what, milliseconds in (("interval", interval_ms), ("slow vCPU", slow_vcpu_ms)):
+        if not 0 <= milliseconds <= MOST_MS:
+            raise UsageError(f"{what}: {milliseconds:g} ms; 0 to {MOST_MS} are allowed")
     cores = cores or len(os.sched_getaffinity(0))
     steps = plan(timeline)
     result = Comparison(

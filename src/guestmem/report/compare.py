@@ -61,6 +61,7 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
     for name, meaning in SEEN:
         stream.write(f"  {name}: {meaning}\n")
     stream.write("  update: a transaction; trace: all of one replay; stall: how long vCPUs had to wait for an update\n")
+    stream.write("  one kick: of all vCPUs, with their acknowledgements and no update: the floor under every pause\n")
     if any(row.oversubscribed for row in comparison.rows):
         stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
     if comparison.rows and comparison.rows[0].unmeasured:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -45,18 +45,25 @@ class Judged(Protocol):
 
 
 def verdict(comparison: Judged) -> str:
-    """One line: whether the run was strong enough to be believed.
+    """One line: whether the run was strong enough to be believed, and at which numbers of vCPUs.
 
     A run that was interrupted before the broken design had its turn says so.
     """
     broken = comparison.broken_rows
     name = broken[0].design if broken else "the broken design"
     if comparison.strong_enough:
-        caught = ", ".join(map(str, sorted(row.vcpus for row in broken if row.caught)))
-        return f"load: strong enough ({name} was caught at {caught} vCPUs)"
+        text = f"load: strong enough ({name} was caught at {_vcpus(row for row in broken if row.caught)})"
+        if missed := [row for row in broken if not row.caught]:
+            text += f"; not at {_vcpus(missed)}: zeros there mean little"
+        return text
     if comparison.interrupted:
         return f"load: not shown to be strong enough (interrupted before {name} was caught); zeros above mean nothing"
     return f"load: TOO WEAK ({name} was not caught); zeros above mean nothing: use more --repeat or more --vcpus"
+
+
+def _vcpus(rows: Iterable[DesignRow]) -> str:
+    counts = sorted({row.vcpus for row in rows})
+    return f"{', '.join(map(str, counts))} vCPU{'s' * (counts != [1])}"
 
 
 def bad(count: int) -> str:
