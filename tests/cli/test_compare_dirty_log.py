@@ -1,0 +1,90 @@
+"""``guestmem compare --scenario dirty-log``: what it prints, its exit status, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from guestmem.cli import main
+
+pytestmark = pytest.mark.compiled_only
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = ("--scenario", "dirty-log", "--memory", "8M", "--repeat", "1", "--iterations", "1")
+BOOT = str(Path(__file__).parents[2] / "examples" / "traces" / "pc-seabios-smp2.log")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Status, output and errors of the command."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = main(["compare", *arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_tables_and_json_of_one_run(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    more = os.cpu_count() or 1
+    status, out, err = run(*SMALL, "--vcpus", f"1,{more + 1}", "--design", "split+bbm2", "--json", str(file))
+    assert (status, err) == (0, "")
+    figures = json.loads(file.read_text())
+    assert [(row["design"], row["vcpus"]) for row in figures["rows"]] == [
+        (name, count) for name in ("split+bbm2", "unflushed") for count in (1, more + 1)
+    ]
+    assert all((row["lost"] > 0) == row["broken"] for row in figures["rows"])
+    for wanted in ("What was lost", "How long it took", "What it did", f" {more + 1}* ", "strong enough", "8 MiB"):
+        assert wanted in out, wanted
+    assert "unflushed (broken)" in out
+    assert "\x1b[" not in out
+    assert max(map(len, out.splitlines())) < 250
+
+
+def test_json_alone_on_standard_output(run: Run) -> None:
+    status, out, _ = run(*SMALL, "--vcpus", "1", "--design", "demand+lazy", "--arch", "arm64", "--json", "-")
+    assert status == 0
+    assert json.loads(out)["arch"] == "arm64"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([*SMALL, "--design", "magic"], "'magic' is not one of demand+lazy"),
+        ([*SMALL, "--vcpus", "0"], "0 vCPUs"),
+        (["--scenario", "dirty-log", "--memory", "lots"], "'lots' is not a size such as 64M"),
+        (["--scenario", "dirty-log", "--memory", "3M"], "multiple of 2 MiB"),
+        (["--scenario", "dirty-log", "--memory", "900000G"], "4 MiB..16 GiB"),
+        (["--scenario", "dirty-log", "--iterations", "0"], "0"),
+        (["--scenario", "dirty-log", "--json", "/nonexistent/x.json"], "no such folder"),
+        (["--scenario", "migration"], "dirty-log"),
+        ([BOOT, "--scenario", "dirty-log"], "takes a TRACE"),
+        ([*SMALL, "--engine", "kvm"], "--engine: kvm takes a TRACE"),
+        ([*SMALL, "--slow-vcpu", "3"], "--slow-vcpu: 3.0 takes a TRACE"),
+        ([BOOT, "--memory", "64M"], "is for --scenario dirty-log"),
+        ([], "TRACE"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run: Run, arguments: list[str], says: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("guestmem: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_ctrl_c_ends_with_what_was_measured(run: Run) -> None:
+    timer = threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    status, out, err = run(*SMALL[:4], "--design", "lazy", "--repeat", "100000")
+    timer.join()
+    assert (status, err) == (130, "")
+    assert "interrupted" in out
+    assert "load: not shown to be strong enough" in out
