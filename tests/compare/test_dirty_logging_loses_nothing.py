@@ -49,10 +49,11 @@ def test_figures_say_what_each_design_does(comparison: DirtyLogComparison) -> No
         assert pages["enable"] == roots + BLOCKS * (begin == "split")
         assert pages["dirty"] == roots + BLOCKS
         assert work["disable"] == {"lazy": 0, "unmap": 1, "eager": BLOCKS, "bbm2": BLOCKS}[end]
-        assert work["after"] == {"lazy": BLOCKS}.get(end, 0)
+        assert work["rebuild"] == {"lazy": BLOCKS}.get(end, 0)
         assert pages["disable"] == roots + BLOCKS * (end == "lazy")
-        assert pages["after"] == roots
-        assert (faults["after"] > 0) == (end in {"lazy", "unmap"})
+        assert pages["rebuild"] == roots
+        assert faults["rebuild"] == (BLOCKS if end in {"lazy", "unmap"} else 0)
+        assert faults["after"] == work["after"] == 0
 
 
 def test_json_has_every_figure(comparison: DirtyLogComparison) -> None:

@@ -27,6 +27,11 @@ def test_each_frame_is_written_once_a_pass() -> None:
                     wanted[page] += 1
             assert counters(guest) == wanted
         assert guest.total("writes") == sum(wanted)
+        write_pass(guest.engine, [(0, 9), (10, 10), (10, 24)], step=8)
+        assert [now - before for now, before in zip(counters(guest), wanted, strict=True)] == [
+            int(page in {0, 8, 10, 18}) for page in range(PAGES)
+        ]
+        wanted = counters(guest)
         guest.run(guest.same({0: 0}))  # vCPU threads after a pass, and a pass after them
         guest.engine.stop()
         write_pass(guest.engine, [(1, 2)] * 3)

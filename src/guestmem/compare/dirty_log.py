@@ -197,9 +197,9 @@ class _Run:
         pages = self._row.table_pages
         pages[name] = max(pages.get(name, 0), self.engine.table_pages)
 
-    def _pass(self, phase: str) -> None:
+    def _pass(self, phase: str, step: int = 1) -> None:
         with self._phase(phase, timed=False):
-            self.times[phase].append(write_pass(self.engine, self._parts))
+            self.times[phase].append(write_pass(self.engine, self._parts, step))
 
     def _region(self, flags: int) -> None:
         self.engine.set_memory_region(Change(0, 0, self._guest.npages, self._guest.base, flags))
@@ -224,6 +224,7 @@ class _Run:
         self._row.marked += self._total("dirty_marks")
         with self._phase("disable"):
             self._region(0)
+        self._pass("rebuild", _BLOCK >> PAGE_SHIFT)
         self._pass("after")
 
     def _live(self, migration: _Migration) -> None:

@@ -9,8 +9,9 @@ from .result import Spread
 
 __all__ = ["PHASES", "DirtyLogComparison", "DirtyLogRow", "Work"]
 
-PHASES = ("populate", "before", "enable", "dirty", "get", "clear", "live", "disable", "after")
-"""In the order in which they happen; ``live`` is a get and a clear while vCPUs write."""
+PHASES = ("populate", "before", "enable", "dirty", "get", "clear", "live", "disable", "rebuild", "after")
+"""In the order in which they happen; ``live`` is a get and a clear while vCPUs write, ``rebuild`` the first write to
+each 2 MiB after logging."""
 
 
 def _nothing() -> Spread:

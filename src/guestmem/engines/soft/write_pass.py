@@ -54,8 +54,9 @@ def _pass(
     vcpu: U64,
     first: U64,
     end: U64,
+    step: U64,
 ) -> U64:
-    """One vCPU's part, frames ``[first, end)``; returns the first that it did not write."""
+    """One vCPU's part, each ``step``-th frame of ``[first, end)``; returns the first that it did not write."""
     if not enter_guest(vm, load, own, vcpu):
         return first
     tlb_enter(shape, pool, mmu, tlb)
@@ -78,7 +79,7 @@ def _pass(
                         leave_core(vm, own, vcpu, False)
                     return gfn
         perform(own, tlb[ADDRESS], _WRITE)
-        gfn += _ONE
+        gfn += step
         until_look -= _ONE
         if until_look == 0:
             until_look = POLL
@@ -89,8 +90,8 @@ def _pass(
     return gfn
 
 
-def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]]) -> int:
-    """Have vCPU v write once to each frame of ``parts[v]``; returns ns from the first start to the last end.
+def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]], step: int = 1) -> int:
+    """Have vCPU v write once to each ``step``-th frame of ``parts[v]``; returns ns from first start to last end.
 
     No vCPU thread may run (``start``). GuestmemError if a frame cannot be written. O(frames).
     """
@@ -106,10 +107,10 @@ def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]]) -> int:
 
     def run(vcpu: int) -> None:
         words = engine.vcpu_words(vcpu)
-        _pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, 0, 0)  # compiled, if it was not
+        _pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, 0, 0, 1)  # compiled, if it was not
         meet.wait()
         begun[vcpu] = time.perf_counter_ns()
-        done[vcpu] = int(_pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, *parts[vcpu]))
+        done[vcpu] = int(_pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, *parts[vcpu], step))
         ended[vcpu] = time.perf_counter_ns()
 
     threads = [threading.Thread(target=run, args=(vcpu,), daemon=True) for vcpu in range(engine.vcpus)]
@@ -118,6 +119,6 @@ def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]]) -> int:
     for thread in threads:
         thread.join()
     for (_, end), stopped in zip(parts, done, strict=True):
-        if stopped != end:
+        if stopped < end:
             raise GuestmemError(f"write_pass: frame {stopped:#x} cannot be written")
     return max(ended) - min(begun)
