@@ -59,21 +59,20 @@ class SoftBackend:
 
         self.engine = SoftEngine(vcpus, cores=cores, address_spaces=host.address_spaces)
         self.memslots = self.engine.memslots
-        self._empty = self.engine.table_pages
         self.model = KvmModel(host, memslots=self.memslots, apply=self._apply, logs=self.engine.dirty)
         self.ioctl = self.model.ioctl
         self.design = "atomic"
         self.why = "one instant for all changes; only vCPUs that touch them wait"
 
     def _apply(self, change: Change) -> ChangeKind:
-        """Through the engine if its vCPU threads have to feel it, or left translations, or if their writes are logged.
-
-        Else only in the slots, which is quicker.
-        """
+        """Through the engine if its vCPU threads run or left translations; else only in the slots, which is quicker."""
         engine = self.engine
-        if engine.running or engine.dirty.concerns(change) or engine.table_pages != self._empty:
+        if engine.has_run:
             return engine.set_memory_region(change)
-        return self.memslots.apply(change)
+        kind = self.memslots.apply(change)
+        if engine.dirty.concerns(change):
+            engine.dirty.carried_out(change, engine.dirty.bitmap_after(change))
+        return kind
 
     def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int) -> ChangeKind:
         """Through the model."""

@@ -12,12 +12,11 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from ...atomics import load_relaxed, store_relaxed
+from ...atomics import load_relaxed
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...dirty.bitmap import DirtyBitmap, bitmap_clear, bitmap_take
 from ...errors import InvariantError, MemslotError, UsageError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind, Slot
-from ...memslots.layout import DIRTY_BITMAP, EDITED, TABLE
 from ...memslots.set import Memslots
 from ...stage2 import layout
 from ...stage2.free_list import cache_topup
@@ -27,6 +26,7 @@ from ...stage2.protect import write_protect_range
 from ...stage2.recover import recover_range
 from ...stage2.rwlock import write_lock, write_unlock
 from ...stage2.split import split_range
+from .region import attach, attach_now
 from .stage2 import Stage2
 
 __all__ = ["DISABLES", "ENABLES", "DirtyLogging", "DirtyLogs"]
@@ -160,14 +160,6 @@ def split_in_chunks(
         ipa = desk[PROGRESS]
 
 
-@compiled
-def _attach(memslots: Words, desk: Own, id_: U64, address: U64) -> None:
-    """Write a bitmap's address into the record of slot ``id_`` in the set being edited, which nobody reads yet."""
-    record = load_relaxed(memslots, load_relaxed(memslots, desk[EDITED] + TABLE) + id_)
-    if record != 0:
-        store_relaxed(memslots, (record << 3) + DIRTY_BITMAP, address)
-
-
 @dataclass(frozen=True, slots=True)
 class DirtyLogging:
     """How an engine logs: what it does when logging is switched on and off.
@@ -231,9 +223,29 @@ class DirtyLogs:
                 if bitmap is None:
                     bitmap = DirtyBitmap(change.npages, ones=self.initially_set)
                 self._bitmaps[key] = bitmap
-                _attach(words, desk, change.slot, bitmap.address)
+                attach(words, desk, change.slot, bitmap.address)
             if old is not None and old is not self._bitmaps.get(key):
                 self._retired.append(old)
+
+    def bitmap_after(self, change: Change) -> DirtyBitmap | None:
+        """The bitmap that a change by itself leaves its slot with: the one it had, a new one, or none."""
+        if not (self.enabled and change.flags & KVM_MEM_LOG_DIRTY_PAGES and not change.deletes):
+            return None
+        old = self._bitmaps.get(change.as_id << 16 | change.slot)
+        return DirtyBitmap(change.npages, ones=self.initially_set) if old is None else old
+
+    def carried_out(self, change: Change, bitmap: DirtyBitmap | None) -> None:
+        """``bitmap`` is that of the change's slot from now on; no vCPU is left that looked before."""
+        key = change.as_id << 16 | change.slot
+        if bitmap is not None:
+            self._bitmaps[key] = bitmap
+        else:
+            self._bitmaps.pop(key, None)
+
+    def attach_all(self) -> None:
+        """Before vCPUs run: every slot that logs has its bitmap, whoever made it log."""
+        for key, bitmap in self._bitmaps.items():
+            attach_now(self._memslots.words, key >> 16, key & 0xFFFF, bitmap.address)
 
     def settled(self) -> None:
         """No vCPU is left that looked before: bitmaps of slots that are gone may go."""

@@ -23,7 +23,6 @@ from ..protocol import Capability, Counts
 from . import layout as at
 from .dirty_log import DirtyLogging, DirtyLogs
 from .flux import flux_mark, flux_release
-from .logged_region import set_logged_region
 from .region import TOOK_WORDS, set_memory_region
 from .requests import (
     ask_for_flush,
@@ -113,12 +112,15 @@ class SoftEngine(VcpuThreads):
         self._holding = threading.Lock()
         self._retries = False
 
+    def start(self) -> None:
+        """Start the vCPU threads."""
+        self.dirty.attach_all()
+        super().start()
+
     # -- what every engine can do --------------------------------------------------------------------------------
 
     def set_memory_region(self, change: Change) -> ChangeKind:
         """One change as KVM does it today: DELETE and MOVE with two swaps and a zap, CREATE and FLAGS_ONLY with one."""
-        if self.dirty.concerns(change):
-            return set_logged_region(self, change)
         return set_memory_region(self, change)
 
     def region_words(self) -> tuple[Words, int, Own, Words, Own, Words, Own]:

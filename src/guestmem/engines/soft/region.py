@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ...atomics import load_relaxed
+from ...atomics import load_relaxed, store_relaxed
 from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64
-from ...memslots import Change, ChangeKind
+from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind
 from ...memslots.edit import FLAGS_ONLY
-from ...memslots.layout import BASE_GFN, NPAGES, OTHER, PHASE, TABLE
+from ...memslots.layout import BASE_GFN, DIRTY_BITMAP, EDITED, NPAGES, OTHER, PHASE, TABLE, active_set
 from ...memslots.phases import (
     DELETE,
     FIRST_REASON,
@@ -37,13 +37,30 @@ from .requests import request_all, wake_retries
 if TYPE_CHECKING:
     from .engine import SoftEngine
 
-__all__ = ["TOOK_WORDS", "begin_region", "end_region", "finish_swap", "set_memory_region"]
+__all__ = ["TOOK_WORDS", "attach", "attach_now", "begin_region", "end_region", "finish_swap", "set_memory_region"]
 
 # What a call leaves for its caller: times in ns, waits that slept, frames of the slot that goes.
 EDIT_NS, KICK_NS, GRACE_NS, SLEPT, START_GFN, END_GFN = (const(word) for word in range(6))
 TOOK_WORDS = const(6)
 _ONE = const(1)
+_GAVE_UP, _NOTHING, _DELETE, _MOVE, _FLAGS_ONLY = (int(word) for word in (GAVE_UP, NOTHING, DELETE, MOVE, FLAGS_ONLY))
 _clock = time.perf_counter_ns
+
+
+@compiled
+def attach(memslots: Words, desk: Own, id_: U64, bitmap: U64) -> None:
+    """Write a dirty bitmap's address into a slot's record in the set being edited, which nobody reads yet."""
+    record = load_relaxed(memslots, load_relaxed(memslots, desk[EDITED] + TABLE) + id_)
+    if record != 0:
+        store_relaxed(memslots, (record << 3) + DIRTY_BITMAP, bitmap)
+
+
+@compiled
+def attach_now(memslots: Words, as_id: U64, id_: U64, bitmap: U64) -> None:
+    """Write a dirty bitmap's address into a slot's record, which both sets have, while no vCPU runs."""
+    record = load_relaxed(memslots, load_relaxed(memslots, active_set(memslots, as_id) + TABLE) + id_)
+    if record != 0:
+        store_relaxed(memslots, (record << 3) + DIRTY_BITMAP, bitmap)
 
 
 @compiled
@@ -93,10 +110,12 @@ def begin_region(
     hva: U64,
     flags: U64,
     ids: U64,
+    bitmap: U64,
 ) -> U64:
     """A change up to its first swap: all of a CREATE or FLAGS_ONLY, the INVALID mark of a DELETE or MOVE.
 
-    Its kind, or the reason why not; with GAVE_UP if the swap is to be finished.
+    Its kind, or the reason why not; with GAVE_UP if the swap is to be finished. ``bitmap``: address of the slot's dirty
+    bitmap from now on, 0 for none.
     """
     word = u64(0)
     while word < TOOK_WORDS:
@@ -110,6 +129,8 @@ def begin_region(
         record = load_relaxed(memslots, load_relaxed(memslots, desk[OTHER] + TABLE) + id_) << 3
         took[START_GFN] = load_relaxed(memslots, record + BASE_GFN)
         took[END_GFN] = took[START_GFN] + load_relaxed(memslots, record + NPAGES)
+    elif bitmap != 0:
+        attach(memslots, desk, id_, bitmap)
     took[EDIT_NS] += now() - begun
     if not _swap(vm, vcpus, targets, memslots, desk, srcu, took):
         return kind | GAVE_UP
@@ -132,10 +153,13 @@ def end_region(
     hva: U64,
     flags: U64,
     ids: U64,
+    bitmap: U64,
 ) -> bool:
     """The second half of a DELETE or MOVE, after the zap; False if its swap is to be finished."""
     begun = now()
     stage(memslots, desk, as_id, id_, gfn, npages, hva, flags, ids)
+    if bitmap != 0:
+        attach(memslots, desk, id_, bitmap)
     took[EDIT_NS] += now() - begun
     return _swap(vm, vcpus, targets, memslots, desk, srcu, took)
 
@@ -162,25 +186,30 @@ def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
     slot, gfn, npages, hva, flags, as_id = change
     if (slot | gfn | npages | hva | flags) >> 64:
         raise refusal(memslots, 0, change, 0)
+    dirty = engine.dirty
+    logged = flags & KVM_MEM_LOG_DIRTY_PAGES or dirty.concerns(change)
+    bitmap = dirty.bitmap_after(change) if logged else None
     words = engine.region_words()
     took = words[-1]
-    fields = (as_id, slot, gfn, npages, hva, flags, memslots.max_slots)
+    fields = (as_id, slot, gfn, npages, hva, flags, memslots.max_slots, 0 if bitmap is None else bitmap.address)
     kind = int(begin_region(*words, *fields))
-    if kind & int(GAVE_UP):
-        kind -= int(GAVE_UP)
+    if kind & _GAVE_UP:
+        kind -= _GAVE_UP
         _wait(engine)
-    if kind >= NOTHING:
+    if kind >= _NOTHING:
         if kind >= FIRST_REASON:
             raise refusal(memslots, kind, change, memslots.max_slots)
         return ChangeKind.NOTHING
     swaps = 1
-    if kind in (DELETE, MOVE):
+    if _DELETE <= kind <= _MOVE:
         engine.flush_shadow(as_id, ((int(took[START_GFN]), int(took[END_GFN])),), ())
         if not end_region(*words, *fields):
             _wait(engine)
         swaps = 2
-    elif kind == FLAGS_ONLY:
-        engine.flush_shadow(as_id, (), ((gfn, gfn + npages),))
+    if logged:
+        dirty.carried_out(change, bitmap)
+    if kind == _FLAGS_ONLY:
+        _protect(engine, change)
     edit, kick, grace, slept = (int(took[word]) for word in range(4))
     counts.swaps += swaps
     counts.srcu_waits += swaps
@@ -190,6 +219,17 @@ def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
     counts.grace_ns += grace
     counts.slept += slept
     return KINDS[kind]
+
+
+def _protect(engine: SoftEngine, change: Change) -> None:
+    """Logging was switched on: write-protect, and split what is large; or off, and nobody loses a right."""
+    dirty, start, end = engine.dirty, change.base_gfn, change.base_gfn + change.npages
+    if not change.flags & KVM_MEM_LOG_DIRTY_PAGES and engine.stage2 is not None:
+        dirty.disable(change.as_slot())
+        return
+    if not dirty.initially_set:
+        engine.flush_shadow(change.as_id, (), ((start, end),))
+    dirty.enable(change.as_id, start, end)
 
 
 def _wait(engine: SoftEngine) -> None:

@@ -65,6 +65,8 @@ class VcpuThreads:
         self._epoch = 0
         self._window = 0
         self._threads: list[threading.Thread] = []
+        self.has_run = False
+        """Whether vCPU threads ever ran: they leave translations."""
         poke(self._vm, int(at.CORES), self.cores)
         poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
         self._own = [own(at.OWN_WORDS) for _ in range(vcpus)]
@@ -100,6 +102,7 @@ class VcpuThreads:
         """Start the vCPU threads."""
         if self.running:
             raise GuestmemError("start: vCPUs are running already")
+        self.has_run = True
         # With STOP set the loop ends at once: this compiles it here, not in a thread whose first moments are measured.
         poke(self._vm, int(at.STOP), 1)
         for vcpu in range(self.vcpus):
