@@ -50,6 +50,8 @@ FOUND_BY = {
     "stage2-bbm1-without-nt": "what is cached is in the table",
     "stage2-bbm1-as-2": AT_ONCE,
     "stage2-bbm2-no-tlbi": "what is cached is in the table",
+    "stage2-rest-not-cleared": SOUND,
+    "stage2-rest-lost": "no page is lost",
     "stage2-donate-fails-late": "the donation said 12",
     "stage2-donate-unlocked": "the donation said 11",
 }

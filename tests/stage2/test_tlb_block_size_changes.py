@@ -9,12 +9,12 @@ import time
 import pytest
 
 from guestmem.atomics import peek, poke
-from guestmem.stage2 import Pool, Rights, Table, arm_stage2
-from guestmem.stage2.bbm import NT
+from guestmem.stage2 import Pool, Rights, Table, amd_npt, arm_stage2
 from guestmem.stage2.table import PageTable
 from guestmem.stage2.tlb import Tlb
 from guestmem.stage2.tlb_layout import SEQUENCE, WALK_BASE
 
+NT = 1 << 16
 BLOCK, HOST = 0x20_0000, 0x4000_0000
 
 
@@ -38,7 +38,7 @@ def test_a_table_becomes_a_block(bbm: int, shared: bool) -> None:
     assert tlb.translate(BLOCK + 0x3008) == ("ok", HOST + 0x3008, 2)
     found = table.lookup(BLOCK)
     assert found is not None
-    assert not found.descriptor & int(NT)
+    assert not found.descriptor & NT
     tlb.check()
     assert tlb.finding is None
     table.reclaim()
@@ -83,7 +83,7 @@ def test_a_block_with_nt_is_not_cached() -> None:
     table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
     table.map(BLOCK, BLOCK, HOST, Rights.RWX)
     entry = entry_of_block(table)
-    poke(table.pool.words, entry, peek(table.pool.words, entry) | int(NT))
+    poke(table.pool.words, entry, peek(table.pool.words, entry) | NT)
     tlb = Tlb(table, 1, bbm=1)
     tlb.enter()
     for turn in range(1, 4):
@@ -96,6 +96,13 @@ def test_a_block_with_nt_is_not_cached() -> None:
 
 
 WAYS = ("break", "nt", "direct")
+
+
+def test_x86_has_no_nt() -> None:
+    table = PageTable(amd_npt(), Pool(64), walkers=2)
+    table.map(BLOCK, BLOCK, HOST, Rights.RWX)
+    assert table.split(BLOCK, BLOCK, bbm=1) == table.collapse(BLOCK, BLOCK, bbm=1) == 1
+    assert table.replacements == {"break": 2, "nt": 0, "direct": 0}
 
 
 @pytest.mark.parametrize("bbm", [0, 1, 2])

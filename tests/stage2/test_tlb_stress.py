@@ -17,7 +17,7 @@ from guestmem.stage2.locked import map_shared
 from guestmem.stage2.table import DISCIPLINES, PageTable
 from guestmem.stage2.tlb import Tlb
 from guestmem.stage2.tlb_layout import ADDRESS, CONFLICT, OK, WRITE
-from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_speculate, tlb_translate
+from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_prefetch, tlb_speculate, tlb_translate
 
 HOST = 0x40_0000_0000
 FORMATS: dict[str, Callable[[], Format]] = {
@@ -54,6 +54,8 @@ def touch(
         ipa = ((seed >> 20) % frames) << 12
         if seed & u64(63) == 0:
             tlb_speculate(shape, pool, mmu, tlb, ((seed >> 30) % frames) << 12)
+        elif seed & u64(63) == 1:
+            tlb_prefetch(shape, pool, mmu, tlb, ipa)
         status = tlb_translate(shape, pool, mmu, tlb, ipa, ipa, WRITE)
         if status == OK:
             seen[0] += one
@@ -102,13 +104,13 @@ def test_no_stale_entry_is_used(
         ipa = rng.randrange(frames) * 4096
         action = rng.random()
         if action < 0.5:
-            table.unmap(ipa, 4096, defer=rng.random() < 0.5)
+            table.unmap(ipa, 4096, defer=rng.random() < 0.5, exact=rng.random() < 0.5)
         elif action < 0.7:
             table.unmap(ipa // block * block, block, defer=True)
         elif action < 0.9:
-            table.collapse(0, 4 * block, bbm=rng.choice([0, 2]))
+            table.collapse(0, 4 * block, bbm=rng.randrange(3))
         else:
-            table.split(ipa // block * block, block)
+            table.split(ipa // block * block, block, bbm=rng.randrange(3))
         threads[0].join(0.0005)
     for thread in threads:
         thread.join(60)

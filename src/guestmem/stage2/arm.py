@@ -228,6 +228,7 @@ class ArmFormat(Format):
             accessed=_AF,
             dirty=_S2AP_W if self.dbm else 0,
             modifier=_DBM if self.dbm else 0,
+            nt=_NT,
             software_mask=_SW,
         )
 

@@ -24,6 +24,7 @@ from .layout import (
     FLAGS,
     LEVEL,
     MODIFIER,
+    NT,
     OLD,
     PAGE_SHIFT,
     PERMISSION_MASK,
@@ -38,12 +39,19 @@ from .layout import (
 )
 from .unlinked import add_flags
 
-__all__ = ["NT", "replace_block", "replace_table"]
+__all__ = ["replace_block", "replace_table"]
 
 _ONE = const(1)
 _THREE = const(3)
-NT = const(1 << 16)
-"""Bit of a block: hardware does not cache it (Arm, FEAT_BBM level 1 or 2)."""
+
+
+@compiled
+def _in_place(shape: Own, flags: U64, shift: U64) -> bool:
+    """Whether a walk's flags allow more than break-before-make for blocks of ``1 << shift`` bytes.
+
+    nT must be no bit of their address, and x86 has none: there level 1 is break-before-make, and level 2 what KVM does.
+    """
+    return flags & BBM_2 != 0 or (flags & BBM_1 != 0 and shape[NT] != 0 and shape[NT] < _ONE << shift)
 
 
 @compiled
@@ -57,14 +65,14 @@ def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
     flags = desk[FLAGS]
     old = desk[OLD]
     shift = level_shift(shape, desk[LEVEL])
-    if flags & BBM_2 == 0 and (flags & BBM_1 == 0 or _ONE << shift <= NT):
+    if not _in_place(shape, flags, shift):
         if not break_entry(shape, pool, pages, mmu, desk):
             return False
         make_entry(shape, pool, pages, mmu, desk, block | _late_flags(shape, pool, mmu, desk, old, block))
         fetch_add(mmu, REPLACED_BY_BREAK, _ONE)
         return True
     entry = desk[ENTRY]
-    first = block if flags & BBM_2 != 0 else block | NT
+    first = block if flags & BBM_2 != 0 else block | shape[NT]
     if flags & SHARED != 0:
         if compare_exchange(pool, entry, old, first) != old:
             return False
@@ -73,8 +81,8 @@ def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
     invalidate_range(mmu, desk[ADDRESS] >> shift << shift, _ONE << shift)
     late = _late_flags(shape, pool, mmu, desk, old, block)
     while first != block | late:
-        seen = compare_exchange(pool, entry, first, (first ^ (first ^ block) & NT) | late)
-        if seen == first or seen & shape[TABLE_MASK] != shape[BLOCK_KIND] or (seen ^ first) & NT != 0:
+        seen = compare_exchange(pool, entry, first, (first ^ (first ^ block) & shape[NT]) | late)
+        if seen == first or seen & shape[TABLE_MASK] != shape[BLOCK_KIND] or (seen ^ first) & shape[NT] != 0:
             break  # done; or broken, and perhaps made again, by another walker
         first = seen  # another walker gave the block rights or a flag
     fetch_add(mmu, REPLACED_DIRECTLY if flags & BBM_2 != 0 else REPLACED_BY_NT, _ONE)
@@ -116,7 +124,7 @@ def replace_block(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
     below = level + _ONE
     old = desk[OLD]
     new = table_descriptor(shape, tree)
-    if flags & BBM_2 == 0 and (flags & BBM_1 == 0 or _ONE << level_shift(shape, level) <= NT):
+    if not _in_place(shape, flags, level_shift(shape, level)):
         break_entry(shape, pool, pages, mmu, desk)
         add_flags(shape, pool, tree, below, desk[OLD] & ~old)
         make_entry(shape, pool, pages, mmu, desk, new)
@@ -126,7 +134,7 @@ def replace_block(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
     if flags & BBM_2 == 0:
         old = _exchange_flagged(shape, pool, entry, old, u64(0), tree, below)
         invalidate_ipa(mmu, desk[ADDRESS], level)
-        _exchange_flagged(shape, pool, entry, old | NT, new, tree, below)
+        _exchange_flagged(shape, pool, entry, old | shape[NT], new, tree, below)
         fetch_add(mmu, REPLACED_BY_NT, _ONE)
         return
     _exchange_flagged(shape, pool, entry, old, new, tree, below)
@@ -141,7 +149,7 @@ def _exchange_flagged(shape: Own, pool: Words, entry: U64, old: U64, new: U64, t
     Returns what the block was.
     """
     while True:
-        seen = compare_exchange(pool, entry, old, new if new != 0 else old | NT)
+        seen = compare_exchange(pool, entry, old, new if new != 0 else old | shape[NT])
         if seen == old:
             return old
         add_flags(shape, pool, tree, below, seen & ~old)

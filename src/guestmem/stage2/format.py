@@ -59,6 +59,7 @@ class Shape:
     accessed: int
     dirty: int
     modifier: int
+    nt: int
     software_mask: int
 
 

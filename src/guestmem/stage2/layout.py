@@ -86,6 +86,7 @@ __all__ = [
     "MODIFIER",
     "NEXT",
     "NEXT_STEP",
+    "NT",
     "OK",
     "OLD",
     "OUTPUT_END",
@@ -210,6 +211,8 @@ OWNER_TYPE = const(37)
 """Type bits of an owner's mark: ``d & TYPE_MASK == OWNER_TYPE``."""
 MODIFIER = const(39)
 """The dirty-bit-modifier (Arm bit 51) where the format uses it: hardware sets S2AP[1] of a leaf that has it. Else 0."""
+NT = const(40)
+"""The bit of a block that keeps hardware from caching it (Arm, FEAT_BBM level 1 or 2: bit 16); 0: there is none."""
 SHAPE_WORDS = 48
 
 # --- pages: header, then a line of eight words per page ---------------------------------------------------------------

@@ -172,6 +172,7 @@ class NptFormat(Format):
             accessed=_A,
             dirty=_D,
             modifier=0,
+            nt=0,
             software_mask=_SW,
         )
 

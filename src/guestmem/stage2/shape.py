@@ -48,6 +48,7 @@ def format_shape(format_: Format, shape: Shape, pool_base: int) -> Own:
         "ACCESSED": shape.accessed,
         "DIRTY": shape.dirty,
         "MODIFIER": shape.modifier,
+        "NT": shape.nt,
         "SOFTWARE_MASK": shape.software_mask,
         "LOCKED": format_.locked,
         "TYPE_MASK": 0xF << 60 if new else 1 << 10,

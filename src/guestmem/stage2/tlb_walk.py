@@ -197,8 +197,11 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
             break
         # Somebody changed it: look at it again.
     if descriptor & tlb[NT] == 0 or level == last:
-        place = leaf_place(shape, tlb, ipa, level)
-        fill(tlb, place, tag_of(shape, ipa, level), output_address(shape, descriptor), _rights(shape, tlb, descriptor))
+        shift = level_shift(shape, level)
+        target = output_address(shape, descriptor) >> shift << shift  # nT of a block lies among the address bits
+        fill(
+            tlb, leaf_place(shape, tlb, ipa, level), tag_of(shape, ipa, level), target, _rights(shape, tlb, descriptor)
+        )
         tlb[FILLS] += _ONE
     return OK
 
@@ -253,7 +256,7 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
             return status
         level = tlb[LEVEL]
         shift = level_shift(shape, level)
-        target = output_address(shape, tlb[FOUND]) >> shift << shift  # nT of a block lies among the address bits
+        target = output_address(shape, tlb[FOUND]) >> shift << shift
         rights = _rights(shape, tlb, tlb[FOUND])
         cached = tlb[FOUND] & tlb[NT] == 0 or level == shape[LAST_LEVEL]
     tlb[LEVEL] = level

@@ -129,6 +129,7 @@ class Ledger:
         self.fresh.add(page)
         if value == monitor.cached_state:
             self.cached.add(page)
+            self.built.discard(page)
             self.given.discard(page)
         elif value == monitor.linked_state and page in self.cached:
             self.built.add(page)

@@ -260,7 +260,7 @@ MUTANTS = (
     Mutant(
         "stage2-bbm1-without-nt",
         "hardware caches the block again before its table is there",
-        *(_BBM, "new if new != 0 else old | NT)", "new if new != 0 else old)"),
+        *(_BBM, "new if new != 0 else old | shape[NT])", "new if new != 0 else old)"),
         models=("stage2-bbm1-split",),
         origin="own: FEAT_BBM level 1 without nT",
     ),
@@ -281,6 +281,22 @@ MUTANTS = (
         ),
         models=("stage2-bbm2-split",),
         origin="own: FEAT_BBM level 2 without the invalidation after",
+    ),
+    Mutant(
+        "stage2-rest-not-cleared",
+        "a table that lost its place goes back to the cache with what it would have kept",
+        "stage2/edges.py",
+        "        _clear(pool, entry, entry + (_ONE << shape[STRIDE]))\n",
+        "",
+        models=("stage2-map-rest",),
+        origin="own: a page of the cache that is not zero",
+    ),
+    Mutant(
+        "stage2-rest-lost",
+        "the other pages of a block that is broken are not in its table",
+        *(_MAP, "desk[FLAGS] & KEEP_REST != 0:", "desk[FLAGS] & KEEP_REST == 0:"),
+        models=("stage2-map-rest",),
+        origin="own: kvm_pgtable_stage2_map() on a part of a block that no fault brings back",
     ),
     # pKVM.
     Mutant(
