@@ -19,7 +19,7 @@ LARGE = {
     "stage2-bbm2-split",
     "stage2-bbm2-collapse",
 }
-"""Those of some seconds."""
+"""Those of some seconds: random runs here; `guestmem explore --all` searches them whole."""
 WEAK = (
     "stage2-map",
     "stage2-map-refs",
@@ -38,13 +38,6 @@ def test_clean_and_complete(name: str) -> None:
     assert report.clean, report.counterexamples[0].story
     assert report.complete
     assert report.agree
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", sorted(LARGE))
-def test_clean_and_complete_large(name: str) -> None:
-    test_clean_and_complete(name)
 
 
 @pytest.mark.parametrize("name", WEAK)
