@@ -108,28 +108,29 @@ def best(make: Callable[[], PageTable], run: Callable[[PageTable], object]) -> f
 
 
 def apart(make: Callable[[], PageTable], run: Callable[[PageTable], object]) -> float:
-    """How many times as much two threads do as one, each on a table of its own: the median of five pairs."""
+    """How many times as much two threads do as one, each on a table of its own and a core: the median of five pairs."""
+    cores = sorted(os.sched_getaffinity(0))
     ratios = []
     for _ in range(REPEAT):
         took = []
         for threads in (1, 2):
             tables = [make() for _ in range(threads)]
-            meet = threading.Barrier(threads + 1)
-            ends: list[float] = []
+            meet = threading.Barrier(threads)
+            times: list[float] = []
 
-            def work(table: PageTable, meet: threading.Barrier = meet, ends: list[float] = ends) -> None:
+            def work(number: int, tables: list[PageTable], meet: threading.Barrier, times: list[float]) -> None:
+                os.sched_setaffinity(0, {cores[number % len(cores)]})
                 meet.wait()
-                run(table)
-                ends.append(time.perf_counter())
+                start = time.perf_counter()
+                run(tables[number])
+                times.append(time.perf_counter() - start)
 
-            running = [threading.Thread(target=work, args=(table,)) for table in tables]
+            running = [threading.Thread(target=work, args=(each, tables, meet, times)) for each in range(threads)]
             for thread in running:
                 thread.start()
-            meet.wait()
-            start = time.perf_counter()
             for thread in running:
                 thread.join()
-            took.append(max(ends) - start)
+            took.append(max(times))
             for table in tables:
                 table.destroy()
         ratios.append(2 * took[0] / took[1])

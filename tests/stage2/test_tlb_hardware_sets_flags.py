@@ -83,6 +83,21 @@ def test_arm_lifts_write_protection_by_the_dirty_bit_modifier(sets: bool | None)
     assert bool(descriptor(table) & 1 << 7) == bool(sets)
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_write_protection_ends_the_dirty_bit_modifier(written: bool) -> None:
+    table = PageTable(arm_stage2(0x1000, 40, dbm=True), Pool(64), walkers=2)
+    table.map(IPA, 0x1000, HOST, Rights.READ)
+    put(table, 1 << 51)
+    tlb = Tlb(table, 1, sets_flags=True)
+    tlb.enter()
+    assert tlb.translate(IPA, write=written)[0] == "ok"
+    tlb.leave()
+    assert table.write_protect(IPA, 0x1000) == 1
+    tlb.enter()
+    assert tlb.translate(IPA, write=True)[0] == "permission"
+    assert descriptor(table) & (1 << 51 | 1 << 7) == 0
+
+
 def test_a_stricter_entry_faults_until_it_is_forgotten() -> None:
     """Arm: relaxing must invalidate the caller's own entry, or it faults for ever; x86 forgets by itself."""
     for made, again in ((arm_stage2(0x1000, 40), "permission"), (amd_npt(), "ok")):

@@ -16,6 +16,7 @@ from .layout import (
     EXECUTE_MASK,
     LEAF,
     LEVEL,
+    MODIFIER,
     OK,
     OLD,
     PAGE_SHIFT,
@@ -43,8 +44,8 @@ _FOUR = const(4)
 def write_protect_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64) -> U64:
     """Take the right to write from every leaf that ``[ipa, ipa + size)`` touches; OK, EINVAL or ERANGE.
 
-    Invalidates nothing: the caller does, by range, before it trusts a dirty bitmap. desk[RESULT]: leaves changed.
-    Exclusive. O(entries in the range's tables).
+    The dirty-bit-modifier goes, too, or hardware would give the right back. Invalidates nothing: the caller does, by
+    range, before it trusts a dirty bitmap. desk[RESULT]: leaves changed. Exclusive. O(entries in the range's tables).
     """
     status = walk_begin(shape, mmu, desk, ipa, size, LEAF)
     if status != OK:
@@ -53,8 +54,9 @@ def write_protect_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk:
         if walk_step(shape, pool, pages, mmu, desk) == DONE:
             break
         old = desk[OLD]
-        if old & shape[VALID] != 0 and old & shape[WRITE_MASK] == shape[WRITE_GRANTED]:
-            change_entry(shape, pool, mmu, desk, shape[WRITE_MASK], shape[WRITE_DENIED])
+        writable = old & shape[WRITE_MASK] == shape[WRITE_GRANTED] or old & shape[MODIFIER] != 0
+        if old & shape[VALID] != 0 and writable:
+            change_entry(shape, pool, mmu, desk, shape[WRITE_MASK] | shape[MODIFIER], shape[WRITE_DENIED])
             desk[RESULT] += _ONE
     desk[PROGRESS] = desk[END]
     return OK
