@@ -33,10 +33,21 @@ class Design(NamedTuple):
         needs: Capability = self.module.NEEDS
         return needs
 
-    def prepare(self, engine: Engine) -> Callable[[Engine, Sequence[Change]], None]:
-        """Set the engine up for this design; returns its ``apply``. CapabilityError if the engine cannot do it."""
+    def prepare(self, engine: Engine, *, reset: bool = True) -> Callable[[Engine, Sequence[Change]], None]:
+        """Set the engine up for this design; returns its ``apply``. CapabilityError if the engine cannot do it.
+
+        What another design has set up is undone. Not so without ``reset``: an exit of a running vCPU may still belong
+        to an update of that design.
+        """
         if missing := self.needs & ~engine.capabilities:
             raise CapabilityError(f"design {self.name}: engine {engine.name} cannot {missing.name}")
+        if reset:
+            for switch, capability in (
+                (engine.answer_mmio, Capability.ANSWER_MMIO),
+                (engine.retry_exits, Capability.RETRY_EXITS),
+            ):
+                if capability & engine.capabilities & ~self.needs:
+                    switch(False)
         self.module.prepare(engine)
         apply: Callable[[Engine, Sequence[Change]], None] = self.module.apply
         return apply

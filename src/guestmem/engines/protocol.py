@@ -115,6 +115,8 @@ class Engine(Protocol):
 
     name: str
     capabilities: Capability
+    stalls_at_once: int
+    """How many ranges of frames one update in phases may stall; 0 where there is none (Capability.UPDATE)."""
     vcpus: int
     counts: Counts
 

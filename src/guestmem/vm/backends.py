@@ -165,7 +165,7 @@ class KvmBackend:
         """By a design that this kernel can do; what was applied before a refused change stays."""
         chosen = find(design or self._judge(changes))
         try:
-            chosen.prepare(self.engine)(self.engine, changes)
+            chosen.prepare(self.engine, reset=False)(self.engine, changes)
         finally:
             self._mirror({(change.as_id, change.slot) for change in changes})
         return []

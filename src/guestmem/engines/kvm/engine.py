@@ -47,6 +47,7 @@ class KvmEngine:
 
     name = "kvm"
     capabilities = Capability.SET_MEMORY_REGION | Capability.PAUSE | Capability.ANSWER_MMIO | Capability.RETRY_EXITS
+    stalls_at_once = 0
     arch = "x86"
 
     def __init__(self, vcpus: int = 1, *, ring_bytes: int = 0) -> None:
@@ -59,6 +60,7 @@ class KvmEngine:
         self._lock = threading.RLock()
         self._held = 0
         self._retries = False
+        self._holes = at.REPORT
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -130,13 +132,18 @@ class KvmEngine:
 
     def answer_mmio(self, answer: bool) -> None:
         """Whether MMIO in a hole is answered at once from the memory behind it (a load guest's; else by the caller)."""
-        self.vm.set_holes(at.ANSWER if answer else at.REPORT)
-        self._retries = False
+        self._set_holes(at.ANSWER, answer)
 
     def retry_exits(self, retry: bool) -> None:
         """Whether exits that fall into ``exits_held()`` wait for its end and are answered from what is there then."""
-        self.vm.set_holes(at.RETRY if retry else at.REPORT)
-        self._retries = retry
+        self._set_holes(at.RETRY, retry)
+
+    def _set_holes(self, what: int, on: bool) -> None:
+        """Switch one way of answering on, or off if it is the one that is on."""
+        if on or self._holes == what:
+            self._holes = what if on else at.REPORT
+            self.vm.set_holes(self._holes)
+            self._retries = self._holes == at.RETRY
 
     @contextmanager
     def exits_held(self) -> Iterator[None]:

@@ -68,6 +68,7 @@ class SoftEngine(VcpuThreads):
         | Capability.UPDATE
         | Capability.RETRY_EXITS
     )
+    stalls_at_once = FLUX_MAX
     host = ""
     unmeasured: frozenset[str] = frozenset()
 
@@ -292,11 +293,10 @@ class SoftEngine(VcpuThreads):
         wake_retries(self._vm)
 
     def mark(self, ranges: Sequence[tuple[int, int, int]]) -> None:
-        """Put ranges (start_gfn, end_gfn, STALLS_ALL or STALLS_WRITES) in flux."""
+        """Put ranges (start_gfn, end_gfn, STALLS_ALL or STALLS_WRITES) in flux, instead of those that are."""
         for index, word in enumerate(word for item in ranges for word in item):
             self._ranges[index] = word
         flux_mark(self._vm, self._ranges, len(ranges))
-        self.counts.stalls += len(ranges)
 
     def release(self) -> None:
         """Nothing is in flux any more."""

@@ -27,7 +27,9 @@ class SoftUpdate:
 
     def __init__(self, engine: SoftEngine, slots: SlotUpdate, as_id: int = 0) -> None:
         self._engine, self._slots = engine, slots
-        self._in_flux = self._relogs = False
+        self._relogs = False
+        self._in_flux: list[tuple[int, int, int]] = []
+        """Ranges that wait: first frame, end, STALLS_ALL or STALLS_WRITES."""
         self._as_id = as_id
         self._gone: list[tuple[int, int]] = []
         """Frames of slots that went INVALID and have not been zapped since."""
@@ -115,7 +117,10 @@ class SoftUpdate:
         self._engine.counts.acks_ns += _clock() - begun
 
     def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
-        """Put the ranges that lose memory or rights in flux, zap them, and wait for acknowledgements."""
+        """Put the ranges that lose memory or rights in flux, zap them, and wait for acknowledgements.
+
+        Called again, it adds to what is in flux.
+        """
         ranges = [
             (
                 effect.start_gfn,
@@ -125,14 +130,14 @@ class SoftUpdate:
             for effect in effects
             if effect.action in {Action.STALL, Action.WRITES}
         ]
-        if len(ranges) > FLUX_MAX:
-            raise CapabilityError(
-                f"update: {len(ranges)} ranges have to be stalled at once; this engine holds {FLUX_MAX}"
-            )
+        stalled = len(self._in_flux) + len(ranges)
+        if stalled > FLUX_MAX:
+            raise CapabilityError(f"update: {stalled} ranges have to be stalled at once; this engine holds {FLUX_MAX}")
         if not ranges:
             return
-        self._in_flux = True  # before they are: an exception in between must not leave them so
-        self._engine.mark(ranges)
+        self._in_flux += ranges  # before they are: an exception in between must not leave them so
+        self._engine.mark(self._in_flux)
+        self._engine.counts.stalls += len(ranges)
         stage2 = self._engine.stage2
         if stage2 is None:
             self._engine.flush(wait=wait)
@@ -154,7 +159,7 @@ class SoftUpdate:
         """Nothing is in flux any more; stalled vCPUs fault again."""
         if self._in_flux:
             self._engine.release()
-            self._in_flux = False
+            self._in_flux = []
 
     def settle(self) -> None:
         """Wait for readers of the old set and bring it up to date."""
