@@ -91,7 +91,7 @@ def test_a_mutant_differs_and_the_original_stays() -> None:
     mutation = Mutation("rcu/srcu.py", "slept += _ONE", "slept += _ONE + _ONE")
     with explore.load([mutation]) as mutant, explore.load() as twin:
         assert mutant.room("rcu.srcu").srcu_words.__code__.co_code == twin.room("rcu.srcu").srcu_words.__code__.co_code
-        changed = (mutant.room("rcu.srcu").srcu_wait, twin.room("rcu.srcu").srcu_wait)
+        changed = (mutant.room("rcu.srcu").srcu_wait_for, twin.room("rcu.srcu").srcu_wait_for)
         assert changed[0].__code__.co_code != changed[1].__code__.co_code
     assert Path(srcu.__file__).read_text() == SRCU
 
