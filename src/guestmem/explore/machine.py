@@ -5,7 +5,8 @@ A state is a tuple: the memory, then each thread's node, then what the memory mo
 
 - ``sc``: operations take effect at once, in the order of the schedule.
 - ``tso``: x86. Each thread's stores wait in a buffer, in order; the thread itself sees them, others do not yet.
-  Read-modify-writes, fences, waits and wakes need an empty buffer (futexes have full barriers, ``kernel/futex/``).
+  Read-modify-writes of points, fences, waits and wakes need an empty buffer (futexes have full barriers,
+  ``kernel/futex/``). One of a word that only its thread touches is no point, and empties nothing: weaker than x86.
 - ``relaxed``: as ``tso``, but a relaxed store may leave the buffer before earlier stores to other words.
 - ``stale`` (``stale.py``): loads may return old values.
 
