@@ -15,7 +15,7 @@ KVM_ROOMS := tests/engines_kvm tests/abi tests/conform tests/vm tests/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --root-user-action=ignore
 
-.PHONY: help demo test testkvm check lint bench lock clean
+.PHONY: help demo test test-compiled test-interpreted testkvm check lint bench lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -25,9 +25,19 @@ help: ## this list
 demo: .venv/stamp ## replay a real QEMU boot under each design and print the table
 	@$(BIN)/guestmem compare $(DEMO)
 
+# Two runs of pytest beside each other: one mostly compiles and measures, the other is plain Python all through.
 test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' tests interpreted (what CI runs)
-	GUESTMEM_KVM=0 $(PYTEST) --doctest-modules src/guestmem tests
-	GUESTMEM_KVM=0 GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS)
+	@$(MAKE) --no-print-directory -j2 test-compiled test-interpreted
+
+test-compiled: .venv/stamp
+	GUESTMEM_KVM=0 $(PYTEST) --doctest-modules src/guestmem tests --ignore=tests/explore
+
+# What it prints is shown when it is done, as a whole: only its last lines, unless something failed.
+test-interpreted: .venv/stamp
+	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && failed=0 && \
+	{ GUESTMEM_KVM=0 $(PYTEST) tests/explore || failed=1; \
+	GUESTMEM_KVM=0 GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS) || failed=1; } >"$$log" 2>&1; \
+	echo; if test $$failed = 0; then grep -h '^=.* passed' "$$log"; else cat "$$log"; exit 1; fi
 
 # Apart from `make test`, and in processes of their own: once, in the process of the whole suite, a test that drives
 # the kernel's KVM (kvm_pvm on Linux 6.18) ended in a segmentation fault that is not understood yet.

@@ -50,6 +50,8 @@ def summary(report: Report) -> str:
         lines.append(text)
     else:
         lines.append("no hole: no frame that has memory before and after a transaction was without in between")
+        if report.timed and report.transactions > 1:
+            lines.append(f"transactions: at most {report.gap * 1e3:g} ms between changes; --gap takes a slower VMM's")
     if report.run_state is not None:
         lines.append(f"run state: {report.run_state}")
     elif report.holes:
