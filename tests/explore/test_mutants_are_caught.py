@@ -81,6 +81,6 @@ def test_one_that_survives_is_exit_status_1(
 
 def test_an_unknown_name_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "--mutants", "nothing"]) == 2
-    assert "mutant: 'nothing' is not one of fault-retry-forgotten" in capsys.readouterr().err
+    assert "mutant: 'nothing' is not one of " in capsys.readouterr().err
     with pytest.raises(UsageError, match="is not one of"):
         find("nothing")

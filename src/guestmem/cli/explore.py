@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import UsageError
 from ._interrupts import interruptible
@@ -81,14 +82,18 @@ def command(
     Exit status: 0; 1 if something was found, or a mutant was not; 2 for bad input; 130 after Ctrl-C.
     """
     if mutated:
+        _only({"names", "mutated", "seconds", "as_json"}, "--mutants")
         return _try_mutants(names, seconds=seconds, as_json=as_json)
     from ..explore.models import models
 
     known = models()
     if listed:
-        return _list(known, as_json=as_json)
+        _only({"names", "listed", "as_json"}, "--list")
+        return _list(_named(known, names) or known, as_json=as_json)
     if exhaustive + (random is not None) + (pct is not None) > 1:
         raise UsageError("--exhaustive, --random and --pct: one of them")
+    if pct is None and _given("runs"):
+        raise UsageError("--runs: only of --pct; --random N says how many")
     if bound is not None and (random is not None or pct is not None):
         raise UsageError("--bound: only an exhaustive search has bounds")
     chosen = _chosen(known, names, every=every, sampled=random is not None or pct is not None)
@@ -143,17 +148,35 @@ def command(
     return 130 if interrupted else 0
 
 
-def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sampled: bool) -> list[Model]:
-    """The models that were asked for; those too large to be searched whole only if chance is."""
+def _given(option: str) -> bool:
+    """Whether an option was given, by its parameter's name."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
+
+
+def _only(allowed: set[str], what: str) -> None:
+    """Refuse options that would be passed over."""
+    for parameter in click.get_current_context().command.params:
+        if parameter.name is not None and parameter.name not in allowed and _given(parameter.name):
+            raise UsageError(f"{parameter.opts[0]}: not with {what}")
+
+
+def _named(known: tuple[Model, ...], names: tuple[str, ...]) -> tuple[Model, ...]:
+    """The models of these names, each once."""
     by_name = {model.name: model for model in known}
     for name in names:
         if name not in by_name:
             raise UsageError(f"model: {name!r} is not one of {', '.join(by_name)}")
+    return tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sampled: bool) -> list[Model]:
+    """The models that were asked for; those too large to be searched whole only if chance is."""
+    chosen = list(_named(known, names))
     if every == bool(names):
         raise UsageError("MODEL: name some, or --all; --list says which there are")
     if every:
         return [model for model in known if (model.exhaustive or sampled) and not model.finds]
-    return [by_name[name] for name in dict.fromkeys(names)]
+    return chosen
 
 
 def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
