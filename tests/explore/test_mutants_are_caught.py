@@ -1,4 +1,4 @@
-"""Every mutant is found by each of its models, and its text is still in the sources."""
+"""Every mutant is found by the first of its models (`guestmem explore --mutants` tries all), and its text is there."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from guestmem.explore.mutants import Mutant, find, mutants
 from guestmem.explore.trial import try_mutant
 
 SLOTS = [
-    pytest.param(mutant, name, id=f"{mutant.name}-{name}")
+    pytest.param(mutant, mutant.models[0], id=f"{mutant.name}-{mutant.models[0]}")
     for mutant in mutants()
-    for name in mutant.models
-    if not name.startswith("stage2")
+    if not mutant.models[0].startswith("stage2")
 ]
 CLEAN = Mutant("clean", "changes a comment", "rcu/srcu.py", "  # a stale epoch only", "  # stale only", ("srcu",))
 
