@@ -146,8 +146,11 @@ class Scene:
 
         Only threads may access it: the address is not real.
         """
-        self.words(name, values)
-        region = self.regions[-1]
+        return self.address(self.words(name, values))
+
+    def address(self, words: Words) -> int:
+        """A pretended host address of words that are shared already: the same words, accessed the other way."""
+        region = next(region for region in self.regions if region.words is words)
         address = HOST_BASE * (1 + len(self.hosts))
         self.hosts.append((address, region))
         return address
