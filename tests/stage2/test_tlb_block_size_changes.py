@@ -10,6 +10,7 @@ import pytest
 
 from guestmem.atomics import peek, poke
 from guestmem.stage2 import Pool, Rights, Table, amd_npt, arm_stage2
+from guestmem.stage2.invalidate import invalidate_ipa
 from guestmem.stage2.table import PageTable
 from guestmem.stage2.tlb import Tlb
 from guestmem.stage2.tlb_layout import SEQUENCE, WALK_BASE
@@ -153,3 +154,20 @@ def test_a_split_that_hardware_does_not_take_is_found(bbm: int, level: int) -> N
     assert tlb.translate(BLOCK + 0x3000) == ("ok", HOST + 0x3000, 3)
     tlb.check()
     tlb.leave()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_invalidation_from_a_dead_table_is_no_finding(changed: bool) -> None:
+    """A walker inside a table that became a block breaks a page there. If the block went, too, it is used stale."""
+    table = PageTable(arm_stage2(0x1000, 40), Pool(64), walkers=2)
+    table.map(BLOCK, BLOCK, HOST, Rights.RWX)
+    tlb = Tlb(table, 1, strict=True)
+    tlb.enter()
+    tlb.translate(BLOCK)
+    tlb.leave()
+    if changed:
+        poke(table.pool.words, entry_of_block(table), 0)
+    invalidate_ipa(table.mmu, BLOCK + 0x3000, 3)
+    tlb.enter()
+    tlb.translate(BLOCK + 0x3000, va=0x7777_0000)
+    assert (tlb.finding is not None) == changed

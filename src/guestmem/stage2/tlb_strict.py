@@ -10,8 +10,19 @@ from __future__ import annotations
 
 from ..atomics import load_acquire, load_relaxed
 from ..compiled import U64, Own, Words, compiled, const, u64
-from .entry import level_shift
-from .layout import LAST_LEVEL, TLB_BASE, TLB_RING
+from .entry import is_table, level_shift, output_address, table_page
+from .layout import (
+    LAST_LEVEL,
+    LOCK_BASE,
+    LOCKED,
+    PAGE_SHIFT,
+    ROOT,
+    START_LEVEL,
+    STRIDE,
+    TLB_BASE,
+    TLB_RING,
+    VALID,
+)
 from .tlb_layout import (
     BY_ADDRESS,
     BY_BYTES,
@@ -23,8 +34,10 @@ from .tlb_layout import (
     FIRST_RECORD,
     KIND,
     NO_HINT,
+    SEEN,
     SEQUENCE,
     STALE_COMBINED,
+    STALE_LEAF,
     STALE_WALK,
     STRICT,
     UNCHECKED,
@@ -72,7 +85,38 @@ def _covers(shape: Own, what: U64, start: U64, end: U64, kind: U64, low: U64, hi
 
 
 @compiled
-def _look(shape: Own, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, level: U64) -> bool:
+def _may_stand(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, page: U64) -> bool:
+    """Whether the page for ``ipa`` may be used though an invalidation with another level's hint covers it. O(levels).
+
+    A walker inside a table that was taken away still breaks leaves there, and invalidates them by level and address.
+    The block that stands there now is of another level, and none of its business. A wrong hint, too, leaves an entry of
+    another level; but then the table maps its page elsewhere or not, and nobody is about to say so.
+    """
+    page_shift = shape[PAGE_SHIFT]
+    at = shape[START_LEVEL]
+    root = load_relaxed(mmu, ROOT)
+    if root == 0:
+        return False
+    entry = ((root - _ONE) << (page_shift - _THREE)) + (ipa >> level_shift(shape, at))
+    descriptor = load_acquire(pool, entry)
+    while is_table(shape, descriptor, at):
+        at += _ONE
+        index = (ipa >> level_shift(shape, at)) & ((_ONE << shape[STRIDE]) - _ONE)
+        descriptor = load_acquire(pool, (table_page(shape, descriptor) << (page_shift - _THREE)) + index)
+    if descriptor == shape[LOCKED]:
+        return True
+    if descriptor & shape[VALID] != 0:
+        shift = level_shift(shape, at)
+        there = output_address(shape, descriptor) >> shift << shift
+        if (there | (ipa & ((_ONE << shift) - _ONE))) >> page_shift == page:
+            return True
+    hub = load_relaxed(mmu, TLB_BASE)
+    writer = load_acquire(mmu, load_relaxed(mmu, LOCK_BASE))
+    return writer != 0 or load_acquire(mmu, hub + SEQUENCE) != tlb[SEEN]
+
+
+@compiled
+def _look(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, level: U64) -> bool:
     """``look_at_use`` where the log has gone on. O(records since)."""
     hub = load_relaxed(mmu, TLB_BASE)
     head = load_acquire(mmu, hub + SEQUENCE)
@@ -92,7 +136,13 @@ def _look(shape: Own, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, lev
             start = load_acquire(mmu, record + _ONE)
             end = load_acquire(mmu, record + _TWO)
             known = load_relaxed(mmu, hub + SEQUENCE) - number < ring
-            if known and _covers(shape, what, start, end, kind, low, high):
+            covered = known and _covers(shape, what, start, end, kind, low, high)
+            if covered and what & KIND == BY_ADDRESS and what >> 8 < NO_HINT and what >> 8 != level:
+                page = tlb[place + _ONE]  # of a leaf, its first one
+                if kind == STALE_LEAF:
+                    page |= ipa & (high - low - _ONE)
+                covered = not _may_stand(shape, pool, mmu, tlb, ipa, page >> shape[PAGE_SHIFT])
+            if covered:
                 finding(tlb, kind, ipa, level, number)
                 tlb[place] = u64(0)
                 return False
@@ -105,11 +155,11 @@ def _look(shape: Own, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, lev
 
 
 @compiled(inline=True)
-def look_at_use(shape: Own, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, level: U64) -> bool:
+def look_at_use(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, ipa: U64, level: U64) -> bool:
     """Whether an entry may be used; if not, it is a finding, and the entry is gone. True without strict mode."""
     if tlb[STRICT] == 0:
         return True
     hub = load_relaxed(mmu, TLB_BASE)
     if hub == 0 or load_acquire(mmu, hub + SEQUENCE) == tlb[place + _THREE]:
         return True
-    return _look(shape, mmu, tlb, place, kind, ipa, level)
+    return _look(shape, pool, mmu, tlb, place, kind, ipa, level)

@@ -156,7 +156,9 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
     while above > start:
         above -= _ONE
         place = walk_place(shape, tlb, ipa, above)
-        if tlb[place] == tag_of(shape, ipa, above) and look_at_use(shape, mmu, tlb, place, STALE_WALK, ipa, above):
+        if tlb[place] == tag_of(shape, ipa, above) and look_at_use(
+            shape, pool, mmu, tlb, place, STALE_WALK, ipa, above
+        ):
             level = above + _ONE
             entry = tlb[place + _ONE] + ((ipa >> level_shift(shape, level)) & in_table)
             tlb[WALK_HITS] += _ONE
@@ -240,7 +242,7 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
     target = u64(0)
     cached = True
     level = tlb[LEVEL]
-    if place != 0 and look_at_use(shape, mmu, tlb, place, STALE_LEAF, ipa, level):
+    if place != 0 and look_at_use(shape, pool, mmu, tlb, place, STALE_LEAF, ipa, level):
         target = tlb[place + _ONE]
         rights = tlb[place + _TWO]
         if rights & need == need:
@@ -278,7 +280,7 @@ def tlb_miss(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U64, n
     if tlb[where] == (va >> shape[PAGE_SHIFT]) + _ONE:
         rights = tlb[where + _TWO]
         level = tlb[where + _ONE] & _THREE
-        if look_at_use(shape, mmu, tlb, where, STALE_COMBINED, ipa, level) and rights & need != need:
+        if look_at_use(shape, pool, mmu, tlb, where, STALE_COMBINED, ipa, level) and rights & need != need:
             if tlb[FORGETS] == 0 and (need & WRITE == 0 or rights & _LIFTS == 0):
                 tlb[LEVEL] = level
                 return PERMISSION
@@ -297,7 +299,7 @@ def tlb_translate(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U
     where = tlb[COMBINED_BASE] + ENTRY * ((va >> page_shift) & tlb[COMBINED_MASK])
     if tlb[where] == (va >> page_shift) + _ONE and tlb[where + _TWO] & need == need:
         target = tlb[where + _ONE]
-        if look_at_use(shape, mmu, tlb, where, STALE_COMBINED, tlb[where + _TWO], target & _THREE):
+        if look_at_use(shape, pool, mmu, tlb, where, STALE_COMBINED, tlb[where + _TWO], target & _THREE):
             tlb[ADDRESS] = (target >> page_shift << page_shift) | (va & ((_ONE << page_shift) - _ONE))
             tlb[HITS] += _ONE
             return OK
