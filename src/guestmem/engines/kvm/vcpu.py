@@ -111,6 +111,8 @@ class KvmVcpu:
         self._enlist(threading.get_native_id())
         try:
             while True:
+                if self.fd < 0:
+                    raise GuestmemError(f"vCPU {self.index}: the VM is closed")
                 status = self.run_compiled()
                 if status == at.EXIT:
                     return decode(memoryview(self._run))
@@ -135,6 +137,11 @@ class KvmVcpu:
     def _enlist(self, tid: int) -> None:
         """Say which thread runs the vCPU, so that it can be kicked; 0: none."""
         poke(self._vm.words, self._base + int(at.TID), tid)
+
+    @property
+    def is_run_elsewhere(self) -> bool:
+        """Whether another thread is in ``run``."""
+        return peek(self._vm.words, self._base + int(at.TID)) not in (0, threading.get_native_id())
 
     def thread(self) -> Exit | None:
         """Body of a vCPU thread: run until the VM stops (None) or until an exit that the loop leaves to others."""

@@ -13,6 +13,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,7 +35,7 @@ __all__ = ["KvmVm"]
 
 _CPUID_ENTRIES = 256
 _EMULATION_FAILURE = 1
-_AGAIN_S = 0.01
+_AGAIN_S = 0.001
 
 
 class KvmVm:
@@ -219,14 +220,13 @@ class KvmVm:
         return sum(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """Stop the vCPU threads, paused or waiting ones too, and wait for them."""
+        """Stop the vCPU threads, paused or waiting ones too, and wait for them; calls of ``KvmVcpu.run``, too."""
         poke(self.words, int(at.STOP), 1)
-        for thread in self._threads:
-            while thread.is_alive():
-                kick_all(self.words, len(self.vcpus), self._targets)
-                for word in (at.PAUSED, at.UPDATES):  # what a vCPU may sleep on
-                    wake_all(self.words, int(word))
-                thread.join(_AGAIN_S)
+        while self.running or any(vcpu.is_run_elsewhere for vcpu in self.vcpus):
+            kick_all(self.words, len(self.vcpus), self._targets)
+            for word in (at.PAUSED, at.UPDATES):  # what a vCPU may sleep on
+                wake_all(self.words, int(word))
+            time.sleep(_AGAIN_S)
         self._threads = []
         poke(self.words, int(at.STOP), 0)
         atexit.unregister(self.stop)
@@ -265,8 +265,9 @@ class KvmVm:
 
     def close(self) -> None:
         """Stop the vCPUs and close everything."""
-        if self._threads:
+        if self.vcpus:
             self.stop()
+            poke(self.words, int(at.STOP), 1)  # a thread of the caller's that comes back finds this, not freed memory
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
