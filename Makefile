@@ -30,20 +30,19 @@ test: lint ## all checks, doctests, the whole suite compiled, and the compiled r
 	@$(MAKE) --no-print-directory -j2 test-compiled test-interpreted
 
 test-compiled: .venv/stamp
-	GUESTMEM_KVM=0 $(PYTEST) --doctest-modules src/guestmem tests --ignore=tests/explore
+	$(PYTEST) --doctest-modules src/guestmem tests --ignore=tests/explore
 
 # What it prints is shown when it is done, as a whole: only its last lines, unless something failed.
 test-interpreted: .venv/stamp
 	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && failed=0 && \
-	{ GUESTMEM_KVM=0 $(PYTEST) tests/explore || failed=1; \
-	GUESTMEM_KVM=0 GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS) || failed=1; } >"$$log" 2>&1; \
+	{ $(PYTEST) tests/explore || failed=1; \
+	GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS) || failed=1; } >"$$log" 2>&1; \
 	echo; if test $$failed = 0; then grep -h '^=.* passed' "$$log"; else cat "$$log"; exit 1; fi
 
-# Apart from `make test`, and in processes of their own: once, in the process of the whole suite, a test that drives
-# the kernel's KVM (kvm_pvm on Linux 6.18) ended in a segmentation fault that is not understood yet.
-testkvm: .venv/stamp ## the tests that drive /dev/kvm, a process for each room
-	@set -e; for room in $(KVM_ROOMS); do echo "== $$room"; $(PYTEST) $$room; done
+testkvm: .venv/stamp ## only the rooms that drive /dev/kvm; `make test` runs them too
+	$(PYTEST) $(KVM_ROOMS)
 
+# GUESTMEM_KVM=0: what drives the kernel takes its time.
 check: lint ## under a minute: lint, and the tests that are not slow
 	GUESTMEM_KVM=0 $(PYTEST) -m "not slow" --doctest-modules src/guestmem tests
 
