@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from guestmem.engines.kvm import Cap, Device, host
+from guestmem.engines.kvm import Device, host
 from guestmem.errors import CapabilityError
+from guestmem.memslots.abi import MemoryCap
 
 pytestmark = pytest.mark.no_kvm
 
@@ -48,7 +49,7 @@ def test_a_capability_that_the_kernel_lacks(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Device, "check_extension", lambda _self, _cap: 0)
     lame = object.__new__(Device)
     with pytest.raises(CapabilityError, match="no KVM_CAP_GUEST_MEMFD"):
-        lame.need(Cap.GUEST_MEMFD)
+        lame.need(MemoryCap.GUEST_MEMFD)
 
 
 @pytest.mark.parametrize(

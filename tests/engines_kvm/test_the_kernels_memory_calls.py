@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from guestmem.engines.kvm import Cap, KvmEngine, KvmVm, user_mode
+from guestmem.engines.kvm import KvmEngine, KvmVm, user_mode
 from guestmem.engines.kvm import engine as engine_module
 from guestmem.errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from guestmem.memslots import Change, ChangeKind
+from guestmem.memslots.abi import MemoryCap
 from kvm_guest import RESTLESS, TABLES, Guest, registers
 
 LOG = 1
@@ -53,7 +54,7 @@ def test_refusals_carry_the_kernels_errno(change: Change, number: int) -> None:
 def test_region2_is_the_same_without_guest_memfd() -> None:
     with Guest("inc", 1) as guest:
         vm = guest.engine.vm
-        if not vm.device.check_extension(Cap.USER_MEMORY2):
+        if not vm.device.check_extension(MemoryCap.USER_MEMORY2):
             pytest.skip("this kernel has no KVM_CAP_USER_MEMORY2")
         vm.set_user_memory_region2(5, 0x100000, 0x1000, guest.address)
         with pytest.raises(MemslotError, match="EEXIST"):
@@ -83,7 +84,7 @@ def test_the_dirty_log_names_the_page_that_was_written() -> None:
 
 def test_the_dirty_ring_names_it_too() -> None:
     with KvmVm(1) as probe:
-        if not probe.device.check_extension(Cap.DIRTY_LOG_RING_ACQ_REL):
+        if not probe.device.check_extension(MemoryCap.DIRTY_LOG_RING_ACQ_REL):
             pytest.skip("this kernel has no dirty rings")
     with Guest("inc", 1, ring_bytes=0x10000) as guest:
         engine = guest.engine
@@ -102,7 +103,7 @@ def test_the_dirty_ring_names_it_too() -> None:
 
 def test_guest_memfd_where_the_kernel_has_it() -> None:
     with KvmVm(1) as vm:
-        if not vm.device.check_extension(Cap.GUEST_MEMFD):
+        if not vm.device.check_extension(MemoryCap.GUEST_MEMFD):
             with pytest.raises(CapabilityError, match="GUEST_MEMFD"):
                 vm.create_guest_memfd(0x1000)
             return

@@ -1,4 +1,4 @@
-"""Numbers and layouts of ``/dev/kvm``: ioctls, exit reasons and the structs that the ioctls take, as struct formats.
+"""Numbers and layouts of ``/dev/kvm`` and its vCPUs: ioctls, exit reasons, structs. Those of memory: ``memslots.abi``.
 
 Source: ``include/uapi/linux/kvm.h`` and ``arch/x86/include/uapi/asm/kvm.h``, Linux 6.18. All little-endian (x86-64).
 """
@@ -12,17 +12,10 @@ from ...compiled import const
 
 __all__ = [
     "API_VERSION",
-    "CREATE_GUEST_MEMFD",
-    "DIRTY_CLEAR",
     "DIRTY_GFN",
     "DIRTY_GFN_DIRTY",
     "DIRTY_GFN_RESET",
-    "DIRTY_LOG",
     "DIRTY_LOG_PAGE_OFFSET",
-    "ENABLE_CAP",
-    "KVM_MEM_GUEST_MEMFD",
-    "REGION",
-    "REGION2",
     "REGS",
     "REG_NAMES",
     "RUN_DATA",
@@ -58,20 +51,8 @@ def _iowr(number: int, size: int) -> int:
     return 3 << 30 | size << 16 | _io(number)
 
 
-REGION = struct.Struct("<IIQQQ")
-"""kvm_userspace_memory_region: slot | as_id << 16, flags, guest_phys_addr, memory_size, userspace_addr."""
-REGION2 = struct.Struct("<IIQQQQII112x")
-"""kvm_userspace_memory_region2: the same, guest_memfd_offset, guest_memfd, padding."""
-DIRTY_LOG = struct.Struct("<IIQ")
-"""kvm_dirty_log: slot, padding, address of the bitmap."""
-DIRTY_CLEAR = struct.Struct("<IIQQ")
-"""kvm_clear_dirty_log: slot, num_pages, first_page, address of the bitmap."""
 DIRTY_GFN = struct.Struct("<IIQ")
 """kvm_dirty_gfn, an entry of a ring: flags, slot, offset."""
-ENABLE_CAP = struct.Struct("<II4Q64x")
-"""kvm_enable_cap: cap, flags, args."""
-CREATE_GUEST_MEMFD = struct.Struct("<QQ48x")
-"""kvm_create_guest_memfd: size, flags."""
 SEGMENT = struct.Struct("<QIHBBBBBBBBBB")
 """kvm_segment: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding."""
 SEGMENT_NAMES = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
@@ -84,7 +65,6 @@ REGS = struct.Struct(f"<{len(REG_NAMES)}Q")
 SREGS_BYTES = 0x138
 """kvm_sregs: eight segments, two tables, cr0 cr2 cr3 cr4 cr8 efer apic_base, the interrupt bitmap."""
 
-KVM_MEM_GUEST_MEMFD = 1 << 2
 DIRTY_LOG_PAGE_OFFSET = 64
 """Page of the vCPU's file at which its dirty ring is mapped (x86)."""
 DIRTY_GFN_DIRTY, DIRTY_GFN_RESET = 1, 2
@@ -92,22 +72,12 @@ DIRTY_GFN_DIRTY, DIRTY_GFN_RESET = 1, 2
 
 
 class Ioctl(enum.IntEnum):
-    """Requests: on ``/dev/kvm``, on a VM, on a vCPU."""
+    """Requests on ``/dev/kvm`` and on a vCPU; those on a VM are ``memslots.abi.MemoryIoctl``."""
 
     GET_API_VERSION = _io(0x00)
     CREATE_VM = _io(0x01)
-    CHECK_EXTENSION = _io(0x03)
     GET_VCPU_MMAP_SIZE = _io(0x04)
     GET_SUPPORTED_CPUID = _iowr(0x05, 8)
-
-    CREATE_VCPU = _io(0x41)
-    GET_DIRTY_LOG = _iow(0x42, DIRTY_LOG.size)
-    SET_USER_MEMORY_REGION = _iow(0x46, REGION.size)
-    SET_USER_MEMORY_REGION2 = _iow(0x49, REGION2.size)
-    ENABLE_CAP = _iow(0xA3, ENABLE_CAP.size)
-    CLEAR_DIRTY_LOG = _iowr(0xC0, DIRTY_CLEAR.size)
-    RESET_DIRTY_RINGS = _io(0xC7)
-    CREATE_GUEST_MEMFD = _iowr(0xD4, CREATE_GUEST_MEMFD.size)
 
     RUN = _io(0x80)
     GET_REGS = _ior(0x81, REGS.size)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import CapabilityError
+from ...memslots.abi import MemoryCap, MemoryIoctl
 from .abi import API_VERSION, Ioctl
 from .capabilities import Cap
 
@@ -93,11 +94,11 @@ class Device:
             self.close()
             raise CapabilityError(f"engine kvm: {path} speaks KVM API {version}; {API_VERSION} is needed")
 
-    def check_extension(self, cap: Cap | int) -> int:
+    def check_extension(self, cap: Cap | MemoryCap | int) -> int:
         """What this kernel says of a capability; 0 if it does not have it."""
-        return fcntl.ioctl(self.fd, Ioctl.CHECK_EXTENSION, int(cap))
+        return fcntl.ioctl(self.fd, MemoryIoctl.CHECK_EXTENSION, int(cap))
 
-    def need(self, cap: Cap) -> int:
+    def need(self, cap: Cap | MemoryCap) -> int:
         """As ``check_extension``; CapabilityError if the kernel does not have it."""
         if not (value := self.check_extension(cap)):
             raise CapabilityError(f"engine kvm: this kernel has no KVM_CAP_{cap.name} ({platform.release()})")

@@ -20,8 +20,17 @@ from contextlib import contextmanager
 from ...atomics import peek, poke, wake_all
 from ...compiled import own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
+from ...memslots.abi import (
+    ClearDirtyLog,
+    CreateGuestMemfd,
+    DirtyLog,
+    EnableCap,
+    MemoryCap,
+    MemoryIoctl,
+    MemoryRegion,
+)
 from . import layout as at
-from .abi import CREATE_GUEST_MEMFD, DIRTY_CLEAR, DIRTY_LOG, ENABLE_CAP, REGION, REGION2, Ioctl
+from .abi import Ioctl
 from .address_map import map_insert, map_remove, map_words
 from .capabilities import Cap
 from .device import DEVICE, Device, Host, host
@@ -68,16 +77,16 @@ class KvmVm:
         most = device.check_extension(Cap.MAX_VCPUS)
         if vcpus > most:
             raise CapabilityError(f"engine kvm: {vcpus} vCPUs; this kernel allows {most}")
-        self.max_slots = device.check_extension(Cap.NR_MEMSLOTS)
-        self.address_spaces = max(1, device.check_extension(Cap.MULTI_ADDRESS_SPACE))
+        self.max_slots = device.check_extension(MemoryCap.NR_MEMSLOTS)
+        self.address_spaces = max(1, device.check_extension(MemoryCap.MULTI_ADDRESS_SPACE))
         self.fd = fcntl.ioctl(device.fd, Ioctl.CREATE_VM, 0)
         self.exits_on_emulation_failure = bool(device.check_extension(Cap.EXIT_ON_EMULATION_FAILURE))
         if self.exits_on_emulation_failure:
             # A failed fetch then leaves the vCPU as it was; else KVM queues #UD before it exits.
             self.enable_cap(Cap.EXIT_ON_EMULATION_FAILURE, _EMULATION_FAILURE)
         if ring_bytes:
-            device.need(Cap.DIRTY_LOG_RING_ACQ_REL)
-            self.enable_cap(Cap.DIRTY_LOG_RING_ACQ_REL, ring_bytes)
+            device.need(MemoryCap.DIRTY_LOG_RING_ACQ_REL)
+            self.enable_cap(MemoryCap.DIRTY_LOG_RING_ACQ_REL, ring_bytes)
         self.words = words(at.vm_words(vcpus))
         self.map = words(map_words(self.max_slots))
         self._targets = own(vcpus)
@@ -102,11 +111,11 @@ class KvmVm:
                 return int(eax & 0xFF)
         return 36
 
-    def enable_cap(self, cap: Cap | int, *args: int) -> None:
+    def enable_cap(self, cap: Cap | MemoryCap | int, *args: int) -> None:
         """KVM_ENABLE_CAP on the VM; CapabilityError if the kernel refuses."""
-        packed = ENABLE_CAP.pack(int(cap), 0, *args, *[0] * (4 - len(args)))
+        packed = EnableCap(int(cap), 0, *args).pack()
         try:
-            fcntl.ioctl(self.fd, Ioctl.ENABLE_CAP, packed)
+            fcntl.ioctl(self.fd, MemoryIoctl.ENABLE_CAP, packed)
         except OSError as error:
             raise CapabilityError(f"engine kvm: KVM_ENABLE_CAP({int(cap)}, {args}): {error.strerror}") from None
 
@@ -119,8 +128,10 @@ class KvmVm:
 
         The VMM's own map of slots is ``map_insert`` and ``map_remove``: see ``KvmEngine``.
         """
-        region = REGION.pack(as_id << 16 | slot, flags, guest_phys_addr, memory_size, userspace_addr)
-        self._memory(Ioctl.SET_USER_MEMORY_REGION, region, f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}")
+        region = MemoryRegion(as_id << 16 | slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        self._memory(
+            MemoryIoctl.SET_USER_MEMORY_REGION, region.pack(), f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}"
+        )
 
     def set_user_memory_region2(
         self,
@@ -135,8 +146,8 @@ class KvmVm:
         guest_memfd_offset: int = 0,
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION2: the same, and a guest_memfd behind the slot (flag KVM_MEM_GUEST_MEMFD)."""
-        self.device.need(Cap.USER_MEMORY2)
-        region = REGION2.pack(
+        self.device.need(MemoryCap.USER_MEMORY2)
+        region = MemoryRegion(
             as_id << 16 | slot,
             flags,
             guest_phys_addr,
@@ -144,11 +155,14 @@ class KvmVm:
             userspace_addr,
             guest_memfd_offset,
             guest_memfd,
-            0,
         )
-        self._memory(Ioctl.SET_USER_MEMORY_REGION2, region, f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}")
+        self._memory(
+            MemoryIoctl.SET_USER_MEMORY_REGION2,
+            region.pack2(),
+            f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}",
+        )
 
-    def _memory(self, request: Ioctl, argument: bytes, what: str) -> int:
+    def _memory(self, request: MemoryIoctl, argument: bytes, what: str) -> int:
         try:
             answer: int = fcntl.ioctl(self.fd, request, bytearray(argument))
         except OSError as error:
@@ -166,8 +180,8 @@ class KvmVm:
     def get_dirty_log(self, slot: int, npages: int, as_id: int = 0) -> bytes:
         """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared."""
         bitmap = ctypes.create_string_buffer((npages + 63) // 64 * 8)
-        argument = DIRTY_LOG.pack(as_id << 16 | slot, 0, ctypes.addressof(bitmap))
-        self._memory(Ioctl.GET_DIRTY_LOG, argument, f"slot {slot}")
+        argument = DirtyLog(as_id << 16 | slot, dirty_bitmap=ctypes.addressof(bitmap)).pack()
+        self._memory(MemoryIoctl.GET_DIRTY_LOG, argument, f"slot {slot}")
         return bitmap.raw
 
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int = 0) -> None:
@@ -175,17 +189,19 @@ class KvmVm:
         if len(bitmap) < (num_pages + 63) // 64 * 8:
             raise UsageError(f"bitmap: {len(bitmap)} bytes; {num_pages} pages need {(num_pages + 63) // 64 * 8}")
         held = ctypes.create_string_buffer(bitmap, len(bitmap) or 1)
-        argument = DIRTY_CLEAR.pack(as_id << 16 | slot, num_pages, first_page, ctypes.addressof(held))
-        self._memory(Ioctl.CLEAR_DIRTY_LOG, argument, f"slot {slot}")
+        argument = ClearDirtyLog(as_id << 16 | slot, num_pages, first_page, ctypes.addressof(held)).pack()
+        self._memory(MemoryIoctl.CLEAR_DIRTY_LOG, argument, f"slot {slot}")
 
     def reset_dirty_rings(self) -> int:
         """KVM_RESET_DIRTY_RINGS: re-protect what was harvested; returns the number of entries."""
-        return self._memory(Ioctl.RESET_DIRTY_RINGS, b"", "dirty rings")
+        return self._memory(MemoryIoctl.RESET_DIRTY_RINGS, b"", "dirty rings")
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> int:
         """KVM_CREATE_GUEST_MEMFD: a file of private memory for this VM; closed with the VM."""
-        self.device.need(Cap.GUEST_MEMFD)
-        fd = self._memory(Ioctl.CREATE_GUEST_MEMFD, CREATE_GUEST_MEMFD.pack(size, flags), f"guest_memfd of {size:#x}")
+        self.device.need(MemoryCap.GUEST_MEMFD)
+        fd = self._memory(
+            MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack(), f"guest_memfd of {size:#x}"
+        )
         self._guest_memfds.append(fd)
         return fd
 
