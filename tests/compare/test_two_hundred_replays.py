@@ -18,6 +18,7 @@ REPLAYS = 200
 STALLS = 2_000
 MOST_ROUNDS = 12
 """Of 200 replays each: on a loaded machine fewer accesses run into a stall."""
+MOST_WEAK = 4
 RIGHT = ("pause", "pause_if_overlap")
 
 
@@ -32,17 +33,19 @@ def replays(timeline: Timeline, seed: int, *designs: str, access: Access | None 
 
 @pytest.fixture(scope="module")
 def rows(timeline: Timeline) -> dict[str, Row]:
-    """All designs but atomic, and the broken one, in one run."""
-    found = replays(timeline, 1, "sequential", *RIGHT)
-    assert found.strong_enough, "the load was too weak to show anything"
-    return {row.design: row for row in found.rows}
+    """All designs but atomic, and the broken one, in one run; a run whose load was too weak shows nothing."""
+    for seed in range(1, 1 + MOST_WEAK):
+        found = replays(timeline, seed, "sequential", *RIGHT)
+        if found.strong_enough:
+            return {row.design: row for row in found.rows}
+    pytest.fail(f"the load was too weak to show anything, {MOST_WEAK} times")
 
 
 @pytest.fixture(scope="module")
 def atomic(timeline: Timeline) -> list[Comparison]:
-    """Runs of atomic and the broken design, until vCPUs ran into 2 000 stalls."""
+    """Runs of atomic and the broken design, until vCPUs ran into 2 000 stalls in runs whose load was strong enough."""
     runs: list[Comparison] = []
-    while sum(map(flux_stalls, runs)) < STALLS and len(runs) < MOST_ROUNDS:
+    while sum(flux_stalls(run) for run in runs if run.strong_enough) < STALLS and len(runs) < MOST_ROUNDS:
         runs.append(replays(timeline, len(runs), "atomic", access=Access(changed=0.95)))
     return runs
 
@@ -75,7 +78,7 @@ def test_atomic_shows_none_and_its_stalls_were_met(atomic: list[Comparison]) -> 
         assert row.inside_changed > 0
         assert (row.holes, row.killed, row.lost, row.wrong, row.stale, row.refused, row.strange) == (0,) * 7
         assert row.failures == 0
-    assert sum(map(flux_stalls, atomic)) >= STALLS
+    assert sum(flux_stalls(run) for run in atomic if run.strong_enough) >= STALLS
 
 
 def test_atomic_has_one_instant(atomic: list[Comparison]) -> None:
@@ -84,9 +87,10 @@ def test_atomic_has_one_instant(atomic: list[Comparison]) -> None:
     assert sum(run.rows[0].torn for run in atomic) == 0
 
 
-def test_the_broken_design_is_caught_in_each_run(rows: dict[str, Row], atomic: list[Comparison]) -> None:
+def test_the_broken_design_is_caught(rows: dict[str, Row], atomic: list[Comparison]) -> None:
+    """In the very runs that show the others clean; what a run without says is not counted above."""
     assert rows[BROKEN].caught
     for run in atomic:
         assert [row.design for row in run.rows] == ["atomic", BROKEN]
-        assert run.rows[1].caught
-        assert run.strong_enough
+        assert run.strong_enough == run.rows[1].caught
+    assert any(run.strong_enough for run in atomic)
