@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..designs.registry import find
+from ..dirty.bitmap import as_array
 from ..errors import MemslotError
 from ..memslots import Change, ChangeKind, Memslots, Slot
 from ..memslots.abi import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
@@ -41,8 +42,8 @@ class Backend(Protocol):
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """A slot by id."""
 
-    def apply(self, changes: Sequence[Change], design: str) -> list[DirtyPage]:
-        """Several changes by a design; returns dirty pages that would be lost."""
+    def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
+        """Several changes by a design. Dirty pages that would be lost are added to ``dirty``, even if one is refused."""
 
     def make_vcpus(self, memory: Memory) -> list[Any]:
         """The vCPUs."""
@@ -83,7 +84,7 @@ class SoftBackend:
         held = self.model.slots.get(as_id << 16 | slot)
         return None if held is None else held.slot
 
-    def apply(self, changes: Sequence[Change], design: str) -> list[DirtyPage]:
+    def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
         """On running vCPUs, then in the dirty logs."""
         with self.model.lock:
             for change in changes:
@@ -91,8 +92,7 @@ class SoftBackend:
             try:
                 find(design or self.design).prepare(self.engine)(self.engine, changes)
             finally:
-                dirty = self.model.changed_by_a_design({change.as_id << 16 | change.slot for change in changes})
-        return dirty
+                dirty += self.model.changed_by_a_design({change.as_id << 16 | change.slot for change in changes})
 
     def make_vcpus(self, memory: Memory) -> list[SoftVcpu]:
         """Make vCPUs that carry out accesses."""
@@ -112,6 +112,7 @@ class KvmBackend:
         from ..engines.kvm.engine import KvmEngine
 
         self.engine = KvmEngine(vcpus, ring_bytes=ring_bytes)
+        self.rings = bool(ring_bytes)
         vm = self.engine.vm
         self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
         self._libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -161,14 +162,39 @@ class KvmBackend:
         """O(1)."""
         return self.engine.slot(slot, as_id)
 
-    def apply(self, changes: Sequence[Change], design: str) -> list[DirtyPage]:
-        """By a design that this kernel can do; what was applied before a refused change stays."""
+    def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
+        """By a design that this kernel can do; what was applied before a refused change stays.
+
+        The kernel's dirty log goes with its slot. So logs that end are taken first, and vCPUs are paused from then on
+        until the changes are made: what they wrote in between would be in no log.
+        """
         chosen = find(design or self._judge(changes))
+        ending = self._ending_logs(changes)
+        if ending:
+            self.engine.pause()
         try:
+            for slot in ending:
+                log = self.engine.vm.get_dirty_log(slot.id, slot.npages, slot.as_id)
+                dirty += (
+                    DirtyPage(slot.id, slot.base_gfn + page, slot.userspace_addr + page * PAGE_SIZE, slot.as_id)
+                    for page in as_array(log, slot.npages).nonzero()[0].tolist()
+                )
             chosen.prepare(self.engine, reset=False)(self.engine, changes)
         finally:
+            if ending:
+                self.engine.resume()
             self._mirror({(change.as_id, change.slot) for change in changes})
-        return []
+
+    def _ending_logs(self, changes: Sequence[Change]) -> list[Slot]:
+        """Slots whose dirty bitmaps end: they are deleted, or no longer logged. With rings there are no bitmaps."""
+        if self.rings:
+            return []
+        ending = {}
+        for change in changes:
+            old = self.slot(change.slot, change.as_id)
+            if old is not None and old.logs_dirty_pages and (change.deletes or not change.as_slot().logs_dirty_pages):
+                ending[change.as_id, change.slot] = old
+        return [*ending.values()]
 
     def _judge(self, changes: Sequence[Change]) -> str:
         """exit_retry where it is safe, else pause_if_overlap. Looks at registers and page tables; vCPUs pause."""

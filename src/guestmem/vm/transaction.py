@@ -34,7 +34,7 @@ class Transaction:
     """Changes of one address space, in order; each sees what those before it did.
 
     ``dirty``: afterwards, the dirty pages whose pair of frame and host page has ended, for a migration to copy. On
-    ``/dev/kvm`` it is always empty: there the log of a deleted slot is lost.
+    ``/dev/kvm``, whose logs go with their slots, all dirty pages of logs that ended (not with dirty rings, which stay).
     """
 
     def __init__(self, memory: Memory, backend: Backend, *, design: str, as_id: int) -> None:
@@ -94,6 +94,6 @@ class Transaction:
         self._over = True
         if kind is not None or not self.changes:
             return
-        self.dirty = self._backend.apply(self.changes, self._design)
+        self._backend.apply(self.changes, self._design, self.dirty)
         for slot, held in self._hosts.items():
             self._memory.keep(slot, self._as_id, held)
