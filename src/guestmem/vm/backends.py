@@ -43,7 +43,7 @@ class Backend(Protocol):
         """A slot by id."""
 
     def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
-        """Several changes by a design. Dirty pages that would be lost are added to ``dirty``, even if one is refused."""
+        """Several changes by a design. ``dirty`` gets dirty pages that would be lost, even if one is refused."""
 
     def make_vcpus(self, memory: Memory) -> list[Any]:
         """The vCPUs."""
