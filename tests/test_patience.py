@@ -32,6 +32,7 @@ def interrupted(release: Callable[[], None]) -> Iterator[None]:
         released.append(True)
         release()
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts with &
     ctrl_c = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
     rescue = threading.Timer(LIMIT_S, help_out)
     rescue.start()
@@ -42,6 +43,7 @@ def interrupted(release: Callable[[], None]) -> Iterator[None]:
     finally:
         rescue.cancel()
         ctrl_c.join()
+        signal.signal(signal.SIGINT, before)
     assert not released, "the wait went on until it was over"
 
 

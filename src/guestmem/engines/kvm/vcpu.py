@@ -35,8 +35,10 @@ from .run_loop import vcpu_run
 if TYPE_CHECKING:
     from .vm import KvmVm
 
-__all__ = ["KvmVcpu"]
+__all__ = ["STARTING", "KvmVcpu"]
 
+STARTING = 1
+"""No thread of ours has this number."""
 _RUN_DATA = 40
 _EVENTS_BYTES = 0x40
 _XCRS = struct.Struct("<IIIIQ360x")
@@ -52,6 +54,8 @@ class KvmVcpu:
         self._view = ctypes.c_char.from_buffer(self._run)
         self._ring: mmap.mmap | None = None
         self._ring_next = 0
+        self._lock = threading.Lock()
+        """Nobody begins to run the vCPU while its registers are read or set."""
         if ring_bytes:
             self._ring = mmap.mmap(self.fd, ring_bytes, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
         fcntl.ioctl(self.fd, Ioctl.SET_CPUID2, cpuid)
@@ -62,9 +66,11 @@ class KvmVcpu:
         poke(vm.words, self._base + int(at.RUN_PAGE), ctypes.addressof(self._view))
 
     def _ioctl(self, request: Ioctl, argument: bytearray) -> None:
-        if peek(self._vm.words, self._base + int(at.STATE)) == at.IN_KVM_RUN:  # the kernel would wait for it, for ever
-            raise GuestmemError(f"vCPU {self.index} is in KVM_RUN: pause or stop the VM before KVM_{request.name}")
-        fcntl.ioctl(self.fd, request, argument)
+        with self._lock:
+            # In KVM_RUN, or on its way in: the kernel would wait for it, for ever. In a pause it is out, or soon.
+            if self.is_run_elsewhere and not peek(self._vm.words, int(at.PAUSED)):
+                raise GuestmemError(f"vCPU {self.index} is in KVM_RUN: pause or stop the VM before KVM_{request.name}")
+            fcntl.ioctl(self.fd, request, argument)
 
     # -- registers -------------------------------------------------------------------------------------------------
 
@@ -109,7 +115,7 @@ class KvmVcpu:
 
         GuestmemError with errno if KVM_RUN fails, or if the VM was told to stop. Inside a pause, waits for its end.
         """
-        self._enlist(threading.get_native_id())
+        self.enlist(threading.get_native_id())
         try:
             while True:
                 if self.fd < 0:
@@ -122,7 +128,7 @@ class KvmVcpu:
                 if status == at.FAILED:
                     raise self.failure()
         finally:
-            self._enlist(0)
+            self.enlist(0)
 
     def run_compiled(self) -> int:
         """One call of the compiled loop; see ``run_loop.vcpu_run`` for what it returns."""
@@ -135,24 +141,25 @@ class KvmVcpu:
         error.errno = number
         return error
 
-    def _enlist(self, tid: int) -> None:
-        """Say which thread runs the vCPU, so that it can be kicked; 0: none."""
-        poke(self._vm.words, self._base + int(at.TID), tid)
+    def enlist(self, tid: int) -> None:
+        """Say which thread runs the vCPU, so that it can be kicked; 0: none. STARTING: one that will say so itself."""
+        with self._lock:
+            poke(self._vm.words, self._base + int(at.TID), tid)
 
     @property
     def is_run_elsewhere(self) -> bool:
-        """Whether another thread is in ``run``."""
+        """Whether another thread runs it, or is about to."""
         return peek(self._vm.words, self._base + int(at.TID)) not in (0, threading.get_native_id())
 
     def thread(self) -> Exit | None:
         """Body of a vCPU thread: run until the VM stops (None) or until an exit that the loop leaves to others."""
-        self._enlist(threading.get_native_id())
+        self.enlist(threading.get_native_id())
         try:
             status = self.run_compiled()
             while status == at.SIGNALLED:
                 status = self.run_compiled()
         finally:
-            self._enlist(0)
+            self.enlist(0)
         return decode(memoryview(self._run)) if status == at.EXIT else None
 
     def answer(self, exit_: Mmio | Io, data: bytes) -> None:

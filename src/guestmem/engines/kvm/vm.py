@@ -38,7 +38,7 @@ from .exits import Exit
 from .kicks import kick_all, pause_all, resume_all
 from .signals import block_all_but, kick_signal
 from .update_lock import give_exclusive, take_exclusive
-from .vcpu import KvmVcpu
+from .vcpu import STARTING, KvmVcpu
 
 __all__ = ["KvmVm"]
 
@@ -218,6 +218,7 @@ class KvmVm:
         self.ended = {}
         atexit.register(self.stop)
         for vcpu in self.vcpus:
+            vcpu.enlist(STARTING)
             thread = threading.Thread(target=self._run, args=(vcpu,), name=f"kvm-vcpu{vcpu.index}", daemon=True)
             thread.start()
             self._threads.append(thread)
