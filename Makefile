@@ -11,6 +11,9 @@ BOTH_FORMS := $(wildcard tests/test_atomics.py tests/test_futex.py tests/test_cl
 
 KVM_ROOMS := tests/engines_kvm tests/abi tests/conform tests/vm tests/demo
 
+# Shows something only if vCPUs and updater have the cores to themselves.
+ALONE := tests/compare/test_two_hundred_replays.py
+
 # pip: -qq leaves errors, and drops warnings about indices that are configured but away.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --root-user-action=ignore
@@ -25,13 +28,14 @@ help: ## this list
 demo: .venv/stamp ## replay a real QEMU boot under each design and print the table
 	@$(BIN)/guestmem compare $(DEMO)
 
-# Two runs of pytest beside each other, for two cores: what compiles and measures; what is explored, what drives the
+# Then two runs of pytest beside each other, for two cores: what compiles and measures; what is explored, what drives the
 # kernel, and what is plain Python.
 test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' tests interpreted (what CI runs)
+	$(PYTEST) $(ALONE)
 	@$(MAKE) --no-print-directory -j2 test-compiled test-beside
 
 test-compiled: .venv/stamp
-	$(PYTEST) --doctest-modules src/guestmem tests $(addprefix --ignore=,tests/explore $(KVM_ROOMS))
+	$(PYTEST) --doctest-modules src/guestmem tests $(addprefix --ignore=,tests/explore $(KVM_ROOMS) $(ALONE))
 
 # What it prints is shown when it is done, as a whole: only its last lines, unless something failed.
 test-beside: .venv/stamp
