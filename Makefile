@@ -11,8 +11,9 @@ BOTH_FORMS := $(wildcard tests/test_atomics.py tests/test_futex.py tests/test_cl
 
 KVM_ROOMS := tests/engines_kvm tests/abi tests/conform tests/vm tests/demo
 
-# Shows something only if vCPUs and updater have the cores to themselves.
-ALONE := tests/compare/test_two_hundred_replays.py
+# These show something only if vCPUs and updater have the cores to themselves.
+ALONE := tests/compare/test_two_hundred_replays.py $(KVM_ROOMS)
+BESIDE := tests/explore tests/stage2
 
 # pip: -qq leaves errors, and drops warnings about indices that are configured but away.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -28,19 +29,18 @@ help: ## this list
 demo: .venv/stamp ## replay a real QEMU boot under each design and print the table
 	@$(BIN)/guestmem compare $(DEMO)
 
-# Then two runs of pytest beside each other, for two cores: what compiles and measures; what is explored, what drives the
-# kernel, and what is plain Python.
+# First what needs the cores, then two runs of pytest beside each other that take as long.
 test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' tests interpreted (what CI runs)
 	$(PYTEST) $(ALONE)
 	@$(MAKE) --no-print-directory -j2 test-compiled test-beside
 
 test-compiled: .venv/stamp
-	$(PYTEST) --doctest-modules src/guestmem tests $(addprefix --ignore=,tests/explore $(KVM_ROOMS) $(ALONE))
+	$(PYTEST) --doctest-modules src/guestmem tests $(addprefix --ignore=,$(ALONE) $(BESIDE))
 
 # What it prints is shown when it is done, as a whole: only its last lines, unless something failed.
 test-beside: .venv/stamp
 	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && failed=0 && \
-	{ $(PYTEST) tests/explore $(KVM_ROOMS) || failed=1; \
+	{ $(PYTEST) $(BESIDE) || failed=1; \
 	GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS) || failed=1; } >"$$log" 2>&1; \
 	echo; if test $$failed = 0; then grep -hE '^(SKIPPED|=.* passed)' "$$log"; else cat "$$log"; exit 1; fi
 
