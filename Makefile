@@ -19,7 +19,7 @@ BESIDE := tests/explore tests/stage2
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --root-user-action=ignore
 
-.PHONY: help demo test test-compiled test-beside testkvm check lint bench lock clean
+.PHONY: help demo test test-compiled test-beside test-interpreted testkvm check lint bench lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -29,20 +29,23 @@ help: ## this list
 demo: .venv/stamp ## replay a real QEMU boot under each design and print the table
 	@$(BIN)/guestmem compare $(DEMO)
 
-# First what needs the cores, then two runs of pytest beside each other that take as long.
+# First what needs the cores, then the rest, two runs of pytest at a time.
 test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' tests interpreted (what CI runs)
 	$(PYTEST) $(ALONE)
-	@$(MAKE) --no-print-directory -j2 test-compiled test-beside
+	@$(MAKE) --no-print-directory -j2 test-compiled test-beside test-interpreted
 
 test-compiled: .venv/stamp
 	$(PYTEST) --doctest-modules src/guestmem tests $(addprefix --ignore=,$(ALONE) $(BESIDE))
 
 # What it prints is shown when it is done, as a whole: only its last lines, unless something failed.
+quietly = @log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && if $(1) >"$$log" 2>&1; then \
+	echo; grep -hE '^(SKIPPED|=.* passed)' "$$log"; else cat "$$log"; exit 1; fi
+
 test-beside: .venv/stamp
-	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && failed=0 && \
-	{ $(PYTEST) $(BESIDE) || failed=1; \
-	GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS) || failed=1; } >"$$log" 2>&1; \
-	echo; if test $$failed = 0; then grep -hE '^(SKIPPED|=.* passed)' "$$log"; else cat "$$log"; exit 1; fi
+	$(call quietly,$(PYTEST) $(BESIDE))
+
+test-interpreted: .venv/stamp
+	$(call quietly,GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS))
 
 testkvm: .venv/stamp ## only the rooms that drive /dev/kvm; `make test` runs them too
 	$(PYTEST) $(KVM_ROOMS)
