@@ -10,7 +10,7 @@ import weakref
 from typing import NamedTuple
 
 from ..atomics import peek, poke
-from ..compiled import Own, own
+from ..compiled import Own, Words, own
 from ..errors import InvariantError, UsageError
 from . import layout, tlb_layout
 from .npt import NptFormat
@@ -111,12 +111,12 @@ class Tlb:
         return made
 
     @property
-    def _hardware(self) -> tuple[Own, object, object, Own]:
+    def _hardware(self) -> tuple[Own, Words, Words, Own]:
         return self.table.shape, self.table.pool.words, self.table.mmu, self.words
 
     def enter(self) -> None:
         """Enter the guest: invalidations wait for this vCPU from now on."""
-        tlb_enter(*self._hardware)  # type: ignore[arg-type]  # Words in both forms
+        tlb_enter(*self._hardware)
 
     def leave(self) -> None:
         """Leave it."""
@@ -124,14 +124,14 @@ class Tlb:
 
     def apply(self) -> None:
         """Apply what was logged, as a vCPU in the guest does between two instructions."""
-        tlb_apply(*self._hardware, peek(self.table.mmu, int(layout.TLB_RING)))  # type: ignore[arg-type]
+        tlb_apply(*self._hardware, peek(self.table.mmu, int(layout.TLB_RING)))
 
     def translate(
         self, ipa: int, *, write: bool = False, fetch: bool = False, va: int | None = None
     ) -> tuple[str, int, int]:
         """One access to ``ipa`` by way of virtual address ``va`` (the same unless given): fault, address, level."""
         need = int(tlb_layout.WRITE if write else tlb_layout.FETCH if fetch else tlb_layout.READ)
-        status = int(tlb_miss(*self._hardware, ipa if va is None else va, ipa, need))  # type: ignore[arg-type]
+        status = int(tlb_miss(*self._hardware, ipa if va is None else va, ipa, need))
         address = int(self.words[int(tlb_layout.ADDRESS)]) if not status else 0
         return FAULTS[status], address, int(self.words[int(tlb_layout.LEVEL)])
 
@@ -141,10 +141,10 @@ class Tlb:
         ``walk``: by a walk of the table, though a leaf is cached.
         """
         if walk:
-            tlb_prefetch(*self._hardware, ipa)  # type: ignore[arg-type]
+            tlb_prefetch(*self._hardware, ipa)
             return
         self.words[int(tlb_layout.SPECULATES)] = ipa + 1 if between else 0
-        tlb_speculate(*self._hardware, ipa)  # type: ignore[arg-type]
+        tlb_speculate(*self._hardware, ipa)
 
     @property
     def counts(self) -> dict[str, int]:
