@@ -74,6 +74,7 @@ LOAD_HALF = const(20)  # words of one load
 READ_ATTRIBUTES, WRITE_ATTRIBUTES = const(21), const(22)  # of stage-2 leaves: readable and executable; writable, too
 BLOCK_LEVEL = const(23)  # largest leaf that a fault maps, as a level number
 LOOKS = const(62)  # 1: look for requests after this access
+LATE = const(63)  # not 0: its next look for requests comes late; a random number
 
 COUNTERS = const(24)
 SEQUENTIAL, RANDOM, HOT = const(0), const(1), const(2)

@@ -20,14 +20,15 @@ from .vcpu import (
     FILLED,
     IN_FLUX,
     INVALID,
-    LATE,
     POLL,
     READONLY,
     end_slice,
     enter_guest,
     leave_core,
+    left_out,
     look,
     meet_hole,
+    next_look,
     next_random,
     note,
     perform,
@@ -161,6 +162,8 @@ def stage2_access(
             new = _SAW_READONLY
     elif (random >> 16) & _SHARE < own[at.FETCH_SHARE]:
         kind = _FETCH
+    if left_out(own, random, old):
+        return True
     begun = load_acquire(vm, at.WINDOW)
     start = u64(0)
     if old != new and begun & _ONE != 0:
@@ -239,9 +242,7 @@ def stage2_vcpu_run(
             own[at.LOOKS] = u64(0)
             running = stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu)
         if until_look == 0 and running:
-            until_look = POLL
-            if next_random(own) & u64(63) == 0:
-                until_look = LATE
+            until_look = next_look(own)
             running = stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu)
             if left > until_look:
                 left -= until_look

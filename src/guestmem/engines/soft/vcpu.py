@@ -39,8 +39,12 @@ __all__ = ["vcpu_run"]
 
 POLL = const(128)
 """Accesses between two looks for requests: some 2 µs, as long as an interrupt takes to arrive."""
-LATE = const(2048)
-"""One look in 64 comes only after this many: a host with interrupts off, or a vCPU thread that was preempted."""
+LATE_POLL, LATE_ONCE_IN = const(16384), const(1023)
+"""One look in 1024 comes only after so many: interrupts off, or a virtual CPU that its own host preempted.
+
+Some 200 µs: longer than it takes to wake a vCPU that waits for an update. Else the others would never see new memory
+while this one still uses its old translations.
+"""
 
 _ONE = const(1)
 _SHARE = const(0xFFFF)
@@ -261,8 +265,31 @@ def wait_out_update(vm: Words, load: Words, own: Own, vcpu: U64) -> bool:
 
 
 @compiled
+def next_look(own: Own) -> U64:
+    """After how many accesses to look for requests again; notes whether that is late."""
+    random = next_random(own)
+    if random & LATE_ONCE_IN != 0:
+        own[at.LATE] = u64(0)
+        return POLL
+    own[at.LATE] = random | _ONE
+    return LATE_POLL
+
+
+@compiled
+def left_out(own: Own, random: U64, old: U64) -> bool:
+    """Whether an access that would leave the guest even without an update is not made: most of them, all while late.
+
+    After an exit a vCPU looks for requests, so one that exits all the time is never late for an update.
+    """
+    return old <= _SAW_READONLY and (own[at.LATE] != 0 or random >> 62 != 0)
+
+
+@compiled
 def pick(own: Own) -> U64:
-    """Where in the load's words the next target is; 0 if there is none. Not uniform below 2**-32, which is nothing."""
+    """Where in the load's words the next target is; 0 if there is none. Not uniform below 2**-32, which is nothing.
+
+    While it is late, a vCPU is in a short loop: over eight targets, far apart, that its TLB holds.
+    """
     random = next_random(own)
     changed = own[at.CHANGED_COUNT]
     others = own[at.OTHERS_COUNT]
@@ -273,6 +300,9 @@ def pick(own: Own) -> U64:
         count = others
     if count == 0:
         return u64(0)
+    if own[at.LATE] != 0:
+        place = (own[at.LATE] >> 32) + (random >> 61) * (_ONE + (count >> 3))
+        return first + at.TARGET * (place % count)
     if own[at.PATTERN] == at.SEQUENTIAL:
         own[at.POSITION] += _ONE
         return first + at.TARGET * (own[at.POSITION] % count)
@@ -376,6 +406,8 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
             new = _SAW_READONLY
     elif (random >> 16) & _SHARE < own[at.FETCH_SHARE]:
         kind = _FETCH
+    if left_out(own, random, old):
+        return True
     gfn = gpa >> 12
     begun = load_acquire(vm, at.WINDOW)
     start = u64(0)
@@ -432,9 +464,7 @@ def vcpu_run(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcp
         running = access(vm, memslots, srcu, load, own, vcpu)
         until_look -= _ONE
         if until_look == 0 and running:
-            until_look = POLL
-            if next_random(own) & u64(63) == 0:
-                until_look = LATE
+            until_look = next_look(own)
             running = look(vm, load, own, vcpu)
             if left > until_look:
                 left -= until_look
