@@ -7,7 +7,7 @@ import pytest
 from guestmem.atomics import peek, poke
 from guestmem.compiled import own, words
 from guestmem.engines.soft import layout as at
-from guestmem.engines.soft.vcpu import note
+from guestmem.engines.soft.accesses import note
 
 OLD, NEW, OTHER, HOLE, READONLY = 0x1000, 0x2000, 0x3000, 0, 1
 BEFORE, INSIDE, AFTER = 10, 11, 12

@@ -46,7 +46,7 @@ def most_lost(mutations: list[tuple[str, str, str]]) -> int:
     """Writes lost at worst when another vCPU writes between two operations of a write."""
     worst = 0
     with load(mutations) as twin, Guest(1) as guest:
-        perform, own = twin.room("engines.soft.vcpu").perform, twin.room("compiled").own
+        perform, own = twin.room("engines.soft.accesses").perform, twin.room("compiled").own
         mine, others = own(at.OWN_WORDS), own(at.OWN_WORDS)
         for moment in range(3):
             guest.put(0, 0)
@@ -67,7 +67,7 @@ def test_a_write_that_is_no_locked_operation_is_seen() -> None:
     """The mutant: load, then store; what another vCPU wrote in between is overwritten."""
     locked, plain = "host_fetch_add(host, _ONE)\n", "host_store(host, wrapping(host_load(host) + _ONE))\n"
     assert most_lost([]) == 0
-    assert most_lost([("engines/soft/vcpu.py", locked, plain)]) == 1
+    assert most_lost([("engines/soft/accesses.py", locked, plain)]) == 1
 
 
 def test_a_write_to_the_wrong_page_is_seen() -> None:

@@ -14,6 +14,19 @@ from ...compiled import U64, Own, Words, compiled, const, u64
 from ...stage2.tlb_layout import ADDRESS, CONFLICT, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
 from . import layout as at
+from .accesses import (
+    SAW_HOLE,
+    SAW_READONLY,
+    WRITE,
+    kind_of,
+    left_out,
+    meet_hole,
+    next_random,
+    note,
+    perform,
+    pick,
+    seen,
+)
 from .requests import leave_guest
 from .user_mem_abort import stage2_fault
 from .vcpu import (
@@ -25,14 +38,8 @@ from .vcpu import (
     end_slice,
     enter_guest,
     leave_core,
-    left_out,
     look,
-    meet_hole,
     next_look,
-    next_random,
-    note,
-    perform,
-    pick,
     wait_out_flux,
     wait_out_invalid,
     wait_out_update,
@@ -41,9 +48,6 @@ from .vcpu import (
 __all__ = ["stage2_vcpu_run"]
 
 _ONE = const(1)
-_SHARE = const(0xFFFF)
-_SAW_HOLE, _SAW_READONLY = const(0), const(1)
-_READ, _WRITE, _FETCH = const(0), const(1), const(2)
 
 
 @compiled
@@ -89,7 +93,7 @@ def stage2_exit(
     updates = load_acquire(vm, at.UPDATES)
     tlb_leave(mmu, tlb)
     leave_guest(vm, vcpu, at.IN_HOST)
-    outcome = stage2_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, tlb, gfn, kind == _WRITE, protected)
+    outcome = stage2_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, tlb, gfn, kind == WRITE, protected)
     running = True
     came_to = u64(1)
     inside = False
@@ -104,7 +108,7 @@ def stage2_exit(
         running = wait_out_flux(vm, load, own, vcpu)
     elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
         running = wait_out_invalid(vm, load, own, vcpu, swaps)
-    elif outcome == READONLY or (kind == _WRITE and must and readonly):
+    elif outcome == READONLY or (kind == WRITE and must and readonly):
         own[at.READONLY_WRITES] += _ONE
         came_to = u64(3)
         inside = True
@@ -149,26 +153,18 @@ def stage2_access(
         return True
     gpa = load_relaxed(load, target + at.TARGET_GPA)
     flags = load_relaxed(load, target + at.TARGET_FLAGS)
-    old = load_relaxed(load, target + at.TARGET_OLD)
-    new = load_relaxed(load, target + at.TARGET_NEW)
-    behind = old
+    behind = load_relaxed(load, target + at.TARGET_OLD)
     random = next_random(own)
-    kind = _READ
-    if random & _SHARE < own[at.WRITE_SHARE]:
-        kind = _WRITE
-        if old != 0 and flags & at.OLD_READONLY != 0:
-            old = _SAW_READONLY
-        if new != 0 and flags & at.NEW_READONLY != 0:
-            new = _SAW_READONLY
-    elif (random >> 16) & _SHARE < own[at.FETCH_SHARE]:
-        kind = _FETCH
+    kind = kind_of(own, random)
+    old = seen(behind, kind, flags & at.OLD_READONLY != 0)
+    new = seen(load_relaxed(load, target + at.TARGET_NEW), kind, flags & at.NEW_READONLY != 0)
     if left_out(own, random, old):
         return True
     begun = load_acquire(vm, at.WINDOW)
     start = u64(0)
     if old != new and begun & _ONE != 0:
         start = now()
-    saw = _SAW_HOLE
+    saw = SAW_HOLE
     while True:
         status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << kind)
         if status == OK:
@@ -194,13 +190,13 @@ def stage2_access(
             kind,
             status == PERMISSION,
             flags & at.MUST != 0,
-            old == _SAW_READONLY or new == _SAW_READONLY,
+            old == SAW_READONLY or new == SAW_READONLY,
             behind,
         )
         if came_to == 0:
             return False
         if came_to == 3:
-            saw = _SAW_READONLY
+            saw = SAW_READONLY
         if came_to != 1:
             break
         if own[at.LOADED] != epoch:

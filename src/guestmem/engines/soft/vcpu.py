@@ -5,30 +5,30 @@ section, fills the TLB, and starts again at the look for requests. So whatever i
 after a look for requests, as a real vCPU enters the guest only after one (``vcpu_enter_guest()``, Linux 6.18,
 ``arch/x86/kvm/x86.c``). While in the guest it looks for requests every ``POLL`` accesses: an interrupt, too, takes
 about a microsecond to arrive.
-
-Writes are locked increments of a counter in the page itself; every value read goes into a checksum.
 """
 
 from __future__ import annotations
 
-from ...atomics import (
-    fence,
-    host_fetch_add,
-    host_load,
-    host_store,
-    load_acquire,
-    load_relaxed,
-    store_relaxed,
-    store_release,
-    wait,
-    wait_for,
-)
+from ...atomics import fence, load_acquire, load_relaxed, store_relaxed, store_release, wait, wait_for
 from ...clock import now
-from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...compiled import U64, Own, Words, compiled, const, u64
 from ...memslots.layout import KVM_MEMSLOT_INVALID, slot_base_gfn, slot_flags, slot_userspace_addr
 from ...memslots.lookup import find
 from ...rcu.srcu import srcu_enter, srcu_exit
 from . import layout as at
+from .accesses import (
+    SAW_HOLE,
+    SAW_READONLY,
+    WRITE,
+    kind_of,
+    left_out,
+    meet_hole,
+    next_random,
+    note,
+    perform,
+    pick,
+    seen,
+)
 from .cores import cores_wanted, give_core, take_core
 from .flux import in_flux
 from .requests import acknowledge, leave_guest
@@ -47,7 +47,6 @@ while this one still uses its old translations.
 """
 
 _ONE = const(1)
-_SHARE = const(0xFFFF)
 _PAGE = const(0xFFF)
 _NEVER = const(0xFFFFFFFFFFFFFFFF)
 _RETRY_NS = const(1_000_000)
@@ -55,20 +54,6 @@ _READONLY_SLOT = const(2)
 
 # What a fault came to.
 FILLED, HOLE, READONLY, INVALID, IN_FLUX = const(0), const(1), const(2), const(3), const(4)
-# What an access saw, beside a host address.
-_SAW_HOLE, _SAW_READONLY = const(0), const(1)
-_READ, _WRITE, _FETCH = const(0), const(1), const(2)
-
-
-@compiled
-def next_random(own: Own) -> U64:
-    """The next number of the vCPU's xorshift generator (Marsaglia 2003, 13-7-17)."""
-    x = own[at.SEED]
-    x = x ^ wrapping(x << 13)
-    x = x ^ (x >> 7)
-    x = x ^ wrapping(x << 17)
-    own[at.SEED] = x
-    return x
 
 
 @compiled
@@ -276,115 +261,6 @@ def next_look(own: Own) -> U64:
 
 
 @compiled
-def left_out(own: Own, random: U64, old: U64) -> bool:
-    """Whether an access that would leave the guest even without an update is not made: most of them, all while late.
-
-    After an exit a vCPU looks for requests, so one that exits all the time is never late for an update.
-    """
-    return old <= _SAW_READONLY and (own[at.LATE] != 0 or random >> 62 != 0)
-
-
-@compiled
-def pick(own: Own) -> U64:
-    """Where in the load's words the next target is; 0 if there is none. Not uniform below 2**-32, which is nothing.
-
-    While it is late, a vCPU is in a short loop: over eight targets, far apart, that its TLB holds.
-    """
-    random = next_random(own)
-    changed = own[at.CHANGED_COUNT]
-    others = own[at.OTHERS_COUNT]
-    first = own[at.LOAD_BASE] + at.LOAD_HEADER
-    count = changed
-    if changed == 0 or (others != 0 and random & _SHARE >= own[at.CHANGED_SHARE]):
-        first += at.TARGET * changed
-        count = others
-    if count == 0:
-        return u64(0)
-    if own[at.LATE] != 0:
-        place = (own[at.LATE] >> 32) + (random >> 61) * (_ONE + (count >> 3))
-        return first + at.TARGET * (place % count)
-    if own[at.PATTERN] == at.SEQUENTIAL:
-        own[at.POSITION] += _ONE
-        return first + at.TARGET * (own[at.POSITION] % count)
-    chosen = ((random >> 32) * count) >> 32
-    if own[at.PATTERN] == at.HOT and random & u64(0xF0000) != 0:  # 15 of 16 accesses go to a tenth of the targets
-        chosen = chosen // u64(10)
-    return first + at.TARGET * chosen
-
-
-@compiled
-def perform(own: Own, host: U64, kind: U64) -> None:
-    """The access itself: 8 bytes of host memory."""
-    if kind == _WRITE:
-        host_fetch_add(host, _ONE)
-        own[at.WRITES] += _ONE
-        return
-    own[at.CHECKSUM] = wrapping((own[at.CHECKSUM] << 1) ^ (own[at.CHECKSUM] >> 63) ^ host_load(host))
-    if kind == _FETCH:
-        own[at.FETCHES] += _ONE
-    else:
-        own[at.READS] += _ONE
-
-
-@compiled
-def meet_hole(vm: Words, own: Own, kind: U64, must: bool, behind: U64) -> None:
-    """What a guest sees where there is no slot: MMIO, or for a fetch the end (KVM_EXIT_INTERNAL_ERROR).
-
-    With ``ANSWERS``, the VMM answers data accesses from ``behind``, the memory of its own, old view. A locked
-    instruction then becomes a read exit and a write exit: no longer one operation.
-    """
-    if not must:
-        counter = at.MMIO_READS + kind
-        own[counter] += _ONE
-    elif kind == _FETCH:
-        own[at.KILLED_FETCHES] += _ONE
-    elif behind != 0 and load_relaxed(vm, at.ANSWERS) != 0:
-        value = host_load(behind)
-        if kind == _WRITE:
-            host_store(behind, wrapping(value + _ONE))
-        else:
-            own[at.CHECKSUM] = wrapping((own[at.CHECKSUM] << 1) ^ (own[at.CHECKSUM] >> 63) ^ value)
-        own[at.ANSWERED_READS + kind] += _ONE
-    else:
-        own[at.HOLES_READ + kind] += _ONE
-
-
-@compiled
-def note(
-    vm: Words, own: Own, vcpu: U64, flags: U64, old: U64, new: U64, saw: U64, begun: U64, window: U64, start: U64
-) -> None:
-    """Count what an access in or across a window saw, and whether it saw old or new.
-
-    ``old`` and ``new`` are what it would see before and after: a host address, ``_SAW_HOLE`` or ``_SAW_READONLY``.
-    """
-    phase = wrapping(begun - own[at.WINDOW_LOADED])
-    ended = wrapping(window - own[at.WINDOW_LOADED])
-    must = flags & at.MUST != 0
-    if saw != old and saw != new and (saw != _SAW_HOLE or not must):
-        if saw == _SAW_READONLY:
-            own[at.REFUSED_WRITES] += _ONE
-        else:
-            own[at.STRANGE] += _ONE
-    if must and (phase == 1 or ended != phase):
-        own[at.INSIDE] += _ONE
-        if flags & at.CHANGED != 0:
-            own[at.INSIDE_CHANGED] += _ONE
-    if old == new or (saw != old and saw != new):
-        return
-    report = at.VCPUS + at.VCPU * vcpu + at.REPORT + at.REPORT_SIZE * (own[at.LOADED] & _ONE)
-    if saw == old:
-        if phase == 2:
-            own[at.STALE] += _ONE
-        elif phase == 1:
-            own[at.SAW_OLD] += _ONE
-            store_relaxed(vm, report + _ONE, start)
-    elif phase < 2 and ended != 0:
-        own[at.SAW_NEW] += _ONE
-        if load_relaxed(vm, report + u64(2)) == _NEVER:
-            store_relaxed(vm, report + u64(2), now())
-
-
-@compiled
 def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu: U64) -> bool:
     """One access, to its end; False if the VM stops."""
     epoch = own[at.LOADED]
@@ -393,19 +269,11 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
         return True
     gpa = load_relaxed(load, target + at.TARGET_GPA)
     flags = load_relaxed(load, target + at.TARGET_FLAGS)
-    old = load_relaxed(load, target + at.TARGET_OLD)
-    new = load_relaxed(load, target + at.TARGET_NEW)
-    behind = old
+    behind = load_relaxed(load, target + at.TARGET_OLD)
     random = next_random(own)
-    kind = _READ
-    if random & _SHARE < own[at.WRITE_SHARE]:
-        kind = _WRITE
-        if old != 0 and flags & at.OLD_READONLY != 0:
-            old = _SAW_READONLY
-        if new != 0 and flags & at.NEW_READONLY != 0:
-            new = _SAW_READONLY
-    elif (random >> 16) & _SHARE < own[at.FETCH_SHARE]:
-        kind = _FETCH
+    kind = kind_of(own, random)
+    old = seen(behind, kind, flags & at.OLD_READONLY != 0)
+    new = seen(load_relaxed(load, target + at.TARGET_NEW), kind, flags & at.NEW_READONLY != 0)
     if left_out(own, random, old):
         return True
     gfn = gpa >> 12
@@ -413,9 +281,9 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
     start = u64(0)
     if old != new and begun & _ONE != 0:
         start = now()
-    saw = _SAW_HOLE
+    saw = SAW_HOLE
     while True:
-        host = tlb_lookup(own, gfn, kind == _WRITE)
+        host = tlb_lookup(own, gfn, kind == WRITE)
         if host != 0:
             saw = host + (gpa & _PAGE)
             perform(own, saw, kind)
@@ -423,7 +291,7 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
         own[at.TLB_MISSES] += _ONE
         swaps = load_acquire(vm, at.SWAPS)
         updates = load_acquire(vm, at.UPDATES)
-        outcome = fault(vm, memslots, srcu, own, gfn, kind == _WRITE)
+        outcome = fault(vm, memslots, srcu, own, gfn, kind == WRITE)
         running = True
         if outcome == FILLED:
             running = look(vm, load, own, vcpu)
@@ -432,10 +300,10 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
         elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
             running = wait_out_invalid(vm, load, own, vcpu, swaps)
         elif outcome == READONLY or (
-            kind == _WRITE and flags & at.MUST != 0 and (old == _SAW_READONLY or new == _SAW_READONLY)
+            kind == WRITE and flags & at.MUST != 0 and (old == SAW_READONLY or new == SAW_READONLY)
         ):  # a write to a hole where memory is read-only exits just as it does without the hole
             own[at.READONLY_WRITES] += _ONE
-            saw = _SAW_READONLY
+            saw = SAW_READONLY
             break
         elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
             running = wait_out_update(vm, load, own, vcpu)

@@ -17,8 +17,9 @@ from ...errors import GuestmemError, UsageError
 from ...stage2.tlb_layout import ADDRESS, CONFLICT, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
 from . import layout as at
+from .accesses import WRITE, perform
 from .stage2_vcpu import stage2_exit, stage2_look
-from .vcpu import POLL, enter_guest, leave_core, perform
+from .vcpu import POLL, enter_guest, leave_core
 
 if TYPE_CHECKING:
     from .engine import SoftEngine
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["counter_offset", "write_pass"]
 
 _ONE = const(1)
-_WRITE = const(1)
 
 
 def counter_offset(gfn: int) -> int:
@@ -65,12 +65,12 @@ def _pass(
     while gfn < end:
         gpa = (gfn << 12) + (((gfn ^ (gfn >> 9)) << 3) & u64(0xFFF))
         while True:
-            status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << _WRITE)
+            status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << WRITE)
             if status == OK:
                 break
             if status != CONFLICT:
                 came_to = stage2_exit(
-                    vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, vcpu, gfn, _WRITE,
+                    vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, vcpu, gfn, WRITE,
                     status == PERMISSION, False, False, u64(0),
                 )  # fmt: skip
                 if came_to != 1:
@@ -78,7 +78,7 @@ def _pass(
                         tlb_leave(mmu, tlb)
                         leave_core(vm, own, vcpu, False)
                     return gfn
-        perform(own, tlb[ADDRESS], _WRITE)
+        perform(own, tlb[ADDRESS], WRITE)
         gfn += step
         until_look -= _ONE
         if until_look == 0:
