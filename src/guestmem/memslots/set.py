@@ -239,7 +239,8 @@ class Memslots:
 
     def apply(self, change: Change, *, internal: bool = False) -> ChangeKind:
         """Carry out one change as KVM_SET_USER_MEMORY_REGION does; returns its kind. O(log n) and grace periods."""
-        return self._change(change, internal=internal)
+        with self.slots_lock:
+            return self._whole(change, internal=internal)
 
     def update(self, as_id: int = 0) -> Update:
         """Begin an update in phases of one address space; waits for ``slots_lock`` and holds it until its end."""
@@ -272,12 +273,14 @@ class Memslots:
         slot, base_gfn, npages, userspace_addr, flags, as_id = change
         if (slot | base_gfn | npages | userspace_addr | flags | as_id) >> 64:
             raise refusal(self, 0, change, 0)
-        self._space(as_id)
-        words, desk = self.words, self.desk
+        if as_id >= self.address_spaces:
+            self._space(as_id)
+        desk, srcu = self.desk, self.srcu
         ids = self.ids if internal else self.max_slots
+        if desk[PHASE]:
+            self.finish_interrupted()
         fields = (as_id, slot, base_gfn, npages, userspace_addr, flags, ids)
-        self.finish_interrupted()
-        kind = change_at_once(words, desk, self.srcu.words, self.srcu.readers, *fields, create)
+        kind = change_at_once(self.words, desk, srcu.words, srcu.readers, *fields, create)
         if kind < NOTHING:
             return KINDS[kind]
         if kind & _UNFINISHED:

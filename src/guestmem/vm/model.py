@@ -37,6 +37,16 @@ _RIGHTS = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
 MMIO_GENERATION_BITS = 19
 """Bits of a generation that an MMIO translation keeps."""
 _REGION = struct.Struct("<IIQQQ")
+_process = object()
+"""Another one in a child: what ``current->mm`` is to KVM, without a system call for each ioctl."""
+
+
+def _in_a_child() -> None:
+    global _process  # noqa: PLW0603  # there is one process, and this is what it is
+    _process = object()
+
+
+os.register_at_fork(after_in_child=_in_a_child)
 
 
 @dataclass(slots=True)
@@ -90,7 +100,7 @@ class KvmModel:
         """The VM is marked dead (``kvm_vm_dead``): every ioctl on it fails with EIO."""
         self.dirty = DirtyState(self, logs)
         self._apply = self.memslots.apply if apply is None else apply
-        self._pid = os.getpid()
+        self._process = _process
         self.lock = threading.RLock()
         """KVM's ``slots_lock``, as far as this model needs one."""
         self._handlers: dict[int, Callable[[bytes], int]] = {
@@ -116,24 +126,27 @@ class KvmModel:
         Returns what the kernel returns; MemslotError has its errno: EIO for a dead VM or another process (step 1),
         ENOTTY for a request that is none of this model's, EFAULT for an address that is not mapped (step 2).
         """
-        if self.dead or os.getpid() != self._pid:
+        if self.dead or self._process is not _process:
             raise MemslotError(errno.EIO, "vm: it is dead, or belongs to another process")
-        by_number = self._numbers.get(request)
-        if by_number is not None:
-            if not isinstance(argument, int):
-                raise MemslotError(errno.EINVAL, f"{MemoryIoctl(request).name}: it takes a number")
-            with self.lock:
-                return by_number(argument)
         handler = self._handlers.get(request)
         if handler is None:
-            raise MemslotError(errno.ENOTTY, f"ioctl: {request:#x} is no memory ioctl")
+            return self._by_number(request, argument)
         size = request >> 16 & 0x3FFF
         if isinstance(argument, int):
             argument = self.user.read(argument, size)
         if len(argument) != size:
             raise MemslotError(errno.EFAULT, f"{MemoryIoctl(request).name}: {len(argument)} bytes, not {size}")
         with self.lock:
-            return handler(bytes(argument))
+            return handler(argument if isinstance(argument, bytes) else bytes(argument))
+
+    def _by_number(self, request: int, argument: bytes | bytearray | memoryview | int) -> int:
+        handler = self._numbers.get(request)
+        if handler is None:
+            raise MemslotError(errno.ENOTTY, f"ioctl: {request:#x} is no memory ioctl")
+        if not isinstance(argument, int):
+            raise MemslotError(errno.EINVAL, f"{MemoryIoctl(request).name}: it takes a number")
+        with self.lock:
+            return handler(argument)
 
     def _region1(self, argument: bytes) -> int:
         key, flags, gpa, size, hva = _REGION.unpack(argument)

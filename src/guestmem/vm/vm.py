@@ -105,7 +105,7 @@ class Vm:
 
         Returns what the kernel returns; MemslotError has its errno. Structures: ``memslots.abi``.
         """
-        return self._backend.ioctl(request, argument if isinstance(argument, int) else bytes(argument))
+        return self._backend.ioctl(request, argument if isinstance(argument, (bytes, int)) else bytes(argument))
 
     def check_extension(self, cap: int) -> int:
         """KVM_CHECK_EXTENSION on the VM: 0 for what there is not."""
