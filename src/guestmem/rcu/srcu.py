@@ -28,7 +28,7 @@ from ..atomics import (
 )
 from ..compiled import U64, Words, compiled, const, u64, words, wrapping
 from ..errors import InvariantError, UsageError
-from ..patience import GAVE_UP, deadline, patiently, time_left
+from ..patience import GAVE_UP, LOOKS, deadline, patiently, time_left
 
 __all__ = [
     "Srcu",
@@ -128,8 +128,11 @@ def srcu_wait_for(srcu: Words, base: U64, readers: U64, cookie: U64, end: U64) -
 
     Waits on the exit count, taken before the look at the readers, so that no exit in between is missed.
     """
-    if srcu_expired(srcu, base, readers, cookie):
-        return u64(0)
+    looks = u64(0)
+    while looks < LOOKS:
+        if srcu_expired(srcu, base, readers, cookie):
+            return u64(0)
+        looks += _ONE
     slept = u64(0)
     newest = load_relaxed(srcu, base + _WAITERS)
     while newest < cookie:

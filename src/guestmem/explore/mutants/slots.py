@@ -92,19 +92,11 @@ MUTANTS = (
         origin=_RST,
     ),
     Mutant(
-        "request-fences",
-        "an updater may look at modes before its requests are seen (either of the two fences is enough)",
+        "request-fence",
+        "an updater may look at modes before its requests are seen",
         *(_REQUESTS, "    fence()  # requests are made before modes are looked at", ""),
         models=("flush",),
         origin=_RST,
-        also=(
-            Mutation(
-                _REQUESTS,
-                '``targets`` open; returns how often it slept."""\n    slept = u64(0)\n'
-                "    end = deadline()\n    fetch_add(vm, WAITING, _ONE)\n    fence()\n",
-                '``targets`` open."""\n    slept = u64(0)\n    end = deadline()\n    fetch_add(vm, WAITING, _ONE)\n',
-            ),
-        ),
     ),
     Mutant(
         "acknowledge-fence",
