@@ -1,18 +1,23 @@
 """KVM's memory ABI: ioctl numbers, structures as bytes, flags, limits and capabilities.
 
 Source: ``include/uapi/linux/kvm.h``, Linux 6.18 (7.3 is the same in all of these); limits from
-``include/linux/kvm_host.h``. Everything is little-endian, as on x86-64 and arm64.
+``include/linux/kvm_host.h``. Everything is little-endian, as on x86-64 and arm64. ``pack`` and ``unpack`` raise
+UsageError for a field, or a number of bytes, that the structure cannot have.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from ..errors import UsageError
 from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 
 __all__ = [
+    "GUEST_MEMFD_FLAG_INIT_SHARED",
+    "GUEST_MEMFD_FLAG_MMAP",
     "KVM_DIRTY_LOG_INITIALLY_SET",
     "KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE",
     "KVM_MEM_GUEST_MEMFD",
@@ -29,6 +34,8 @@ __all__ = [
 ]
 
 KVM_MEM_GUEST_MEMFD = 1 << 2
+GUEST_MEMFD_FLAG_MMAP = 1 << 0
+GUEST_MEMFD_FLAG_INIT_SHARED = 1 << 1
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
 KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1 << 0
 KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
@@ -41,8 +48,41 @@ _REGION2 = struct.Struct("<IIQQQQI")  # the padding behind is never looked at, b
 _REGION2_BYTES = 160
 _DIRTY_LOG = struct.Struct("<IIQ")
 _CLEAR_DIRTY_LOG = struct.Struct("<IIQQ")
-_ENABLE_CAP = struct.Struct("<II4Q64x")
+_ENABLE_CAP = struct.Struct("<IIQQQQ64x")
 _GUEST_MEMFD = struct.Struct("<QQ48x")
+
+
+def _packed(layout: struct.Struct, what: tuple[Any, ...]) -> bytes:
+    """The first fields of a structure as bytes; UsageError names one that does not fit."""
+    try:
+        return layout.pack(*what)
+    except struct.error:
+        raise _misfit(layout, type(what)._fields, what) from None  # type: ignore[attr-defined] # a NamedTuple
+
+
+def _misfit(layout: struct.Struct, names: Sequence[str], values: Sequence[object]) -> UsageError:
+    codes = [code for code in layout.format if code in "IQ"]
+    for code, name, value in zip(codes, names, values, strict=False):
+        try:
+            struct.pack(f"<{code}", value)
+        except struct.error:
+            most = (1 << 32 if code == "I" else 1 << 64) - 1
+            return UsageError(f"{name}: {value!r} is not a whole number in 0..{most:#x}")
+    raise AssertionError(values)
+
+
+def _unpacked(layout: struct.Struct, argument: bytes | bytearray | memoryview, name: str) -> tuple[int, ...]:
+    """The fields of a structure from bytes; UsageError for any other number of bytes."""
+    try:
+        return layout.unpack(argument)
+    except (struct.error, TypeError):
+        raise UsageError(f"{name}: {_shown(argument)}; the structure has {layout.size} bytes") from None
+
+
+def _shown(argument: object) -> str:
+    if isinstance(argument, bytes | bytearray | memoryview):
+        return f"{memoryview(argument).nbytes} bytes"
+    return f"{argument!r:.40} is no bytes"
 
 
 class MemoryIoctl(enum.IntEnum):
@@ -98,6 +138,9 @@ class MemoryRegion(NamedTuple):
     (4, 1, 32, 160)
     >>> MemoryRegion.unpack(region.pack2()) == region
     True
+    >>> MemoryRegion(slot=0, memory_size=-4096).pack()
+    Traceback (most recent call last):
+    guestmem.errors.UsageError: memory_size: -4096 is not a whole number in 0..0xffffffffffffffff
     """
 
     slot: int
@@ -122,18 +165,26 @@ class MemoryRegion(NamedTuple):
 
     def pack(self) -> bytes:
         """As the 32 bytes of the first form."""
-        return _REGION.pack(*self[:5])
+        try:
+            return _REGION.pack(*self[:5])
+        except struct.error:
+            raise _misfit(_REGION, self._fields, self) from None
 
     def pack2(self) -> bytes:
         """As the 160 bytes of the second form."""
-        return _REGION2.pack(*self).ljust(_REGION2_BYTES, b"\0")
+        return _packed(_REGION2, self).ljust(_REGION2_BYTES, b"\0")
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> MemoryRegion:
         """From either form, by its length; padding is not looked at."""
-        if len(argument) < _REGION2_BYTES:
+        try:
+            if len(argument) == _REGION2_BYTES:
+                return cls._make(_REGION2.unpack_from(argument))
             return cls(*_REGION.unpack(argument))
-        return cls._make(_REGION2.unpack_from(argument))
+        except (struct.error, TypeError):
+            raise UsageError(
+                f"MemoryRegion: {_shown(argument)}; the structure has {_REGION.size} or {_REGION2_BYTES} bytes"
+            ) from None
 
 
 class DirtyLog(NamedTuple):
@@ -146,12 +197,12 @@ class DirtyLog(NamedTuple):
 
     def pack(self) -> bytes:
         """As 16 bytes."""
-        return _DIRTY_LOG.pack(*self)
+        return _packed(_DIRTY_LOG, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> DirtyLog:
         """From 16 bytes."""
-        return cls._make(_DIRTY_LOG.unpack(argument))
+        return cls._make(_unpacked(_DIRTY_LOG, argument, cls.__name__))
 
 
 class ClearDirtyLog(NamedTuple):
@@ -165,12 +216,12 @@ class ClearDirtyLog(NamedTuple):
 
     def pack(self) -> bytes:
         """As 24 bytes."""
-        return _CLEAR_DIRTY_LOG.pack(*self)
+        return _packed(_CLEAR_DIRTY_LOG, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> ClearDirtyLog:
         """From 24 bytes."""
-        return cls._make(_CLEAR_DIRTY_LOG.unpack(argument))
+        return cls._make(_unpacked(_CLEAR_DIRTY_LOG, argument, cls.__name__))
 
 
 class EnableCap(NamedTuple):
@@ -185,12 +236,12 @@ class EnableCap(NamedTuple):
 
     def pack(self) -> bytes:
         """As 104 bytes."""
-        return _ENABLE_CAP.pack(*self)
+        return _packed(_ENABLE_CAP, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> EnableCap:
         """From 104 bytes."""
-        return cls._make(_ENABLE_CAP.unpack(argument))
+        return cls._make(_unpacked(_ENABLE_CAP, argument, cls.__name__))
 
 
 class CreateGuestMemfd(NamedTuple):
@@ -201,9 +252,9 @@ class CreateGuestMemfd(NamedTuple):
 
     def pack(self) -> bytes:
         """As 64 bytes."""
-        return _GUEST_MEMFD.pack(*self)
+        return _packed(_GUEST_MEMFD, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> CreateGuestMemfd:
         """From 64 bytes."""
-        return cls._make(_GUEST_MEMFD.unpack(argument))
+        return cls._make(_unpacked(_GUEST_MEMFD, argument, cls.__name__))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from ..errors import MemslotError
+from ..errors import MemslotError, UsageError
 from ..units import PAGE_SIZE, U64_MAX
-from .abi import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, V1_FLAGS
+from .abi import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, V1_FLAGS
 from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS
 from .versions import LINUX_6_18, KernelVersion
 
@@ -46,10 +46,22 @@ class Host:
     """Whether the hardware logs dirty pages itself, 512 at a time (Intel PML): rings then hold more in reserve."""
     word_bits: int = 64
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.address_spaces <= 2:
+            raise UsageError(f"address_spaces: {self.address_spaces} is not 1 or 2")
+        if self.private_memory and self.address_spaces != 1:
+            raise UsageError("address_spaces: a VM with private memory has 1, not 2")
+
     @property
     def has_guest_memfd(self) -> bool:
         """Whether KVM_MEM_GUEST_MEMFD is a legal flag."""
         return self.guest_memfd and (self.private_memory or not self.version.gmem_needs_private_vm)
+
+    @property
+    def gmem_flags(self) -> int:
+        """Flags that KVM_CREATE_GUEST_MEMFD knows: not INIT_SHARED where memory can be private."""
+        known = self.version.gmem_flags
+        return known & ~GUEST_MEMFD_FLAG_INIT_SHARED if self.private_memory else known
 
 
 def check_region(
@@ -90,7 +102,8 @@ def check_region(
         if internal and not host.version.internal_slots_have_flags:
             raise _refused(name, f"flags {flags:#x}: KVM's own slots have none")
     if size & _OFFSET or size >> host.word_bits:
-        raise _refused(name, f"memory_size {size:#x} is not a multiple of {PAGE_SIZE:#x}")
+        why = f"is not a multiple of {PAGE_SIZE:#x}" if size & _OFFSET else f"is no word of {host.word_bits} bits"
+        raise _refused(name, f"memory_size {size:#x} {why}")
     if gpa & _OFFSET:
         raise _refused(name, f"guest_phys_addr {gpa:#x} is not a multiple of {PAGE_SIZE:#x}")
     if hva & _OFFSET:

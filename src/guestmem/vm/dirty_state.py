@@ -48,6 +48,7 @@ class DirtyState:
         """vCPUs by id, and their rings if the VM has rings."""
         self.writable: set[tuple[int, int]] = set()
         """With rings: pages (id | as_id << 16, page) that were written and not write-protected since."""
+        self._mmio_zaps = 0
         self._next_file = _FIRST_FILE
 
     @property
@@ -78,7 +79,7 @@ class DirtyState:
             MemoryCap.MEMORY_ATTRIBUTES: 8 if host.private_memory else 0,
             MemoryCap.GUEST_MEMFD: int(host.has_guest_memfd),
             MemoryCap.PRE_FAULT_MEMORY: int(host.tdp),
-            MemoryCap.GUEST_MEMFD_FLAGS: host.version.gmem_flags if host.has_guest_memfd else 0,
+            MemoryCap.GUEST_MEMFD_FLAGS: host.gmem_flags if host.has_guest_memfd else 0,
         }
         return values.get(cap, 0)  # type: ignore[call-overload, no-any-return] # an int finds its IntEnum
 
@@ -119,7 +120,7 @@ class DirtyState:
     def create_guest_memfd(self, argument: bytes) -> int:
         """KVM_CREATE_GUEST_MEMFD; returns a made-up file, which ``KvmModel.files`` knows."""
         size, flags = CreateGuestMemfd.unpack(argument)
-        return self._file(create_guest_memfd(self._vm, size, flags, self._vm.host.version))
+        return self._file(create_guest_memfd(self._vm, size, flags, self._vm.host))
 
     def _file(self, what: object) -> int:
         while self._next_file in self._vm.files:
@@ -240,7 +241,7 @@ class DirtyState:
             return
         for bit in range(run.mask.bit_length()):
             if run.mask >> bit & 1:
-                self.writable.discard((key, run.offset + bit))
+                self.writable.discard((key, (run.offset + bit) % (1 << 64)))
 
     # -- vCPUs ---------------------------------------------------------------------------------------------------------
 
@@ -250,6 +251,9 @@ class DirtyState:
         Without a vCPU (KVM's own writes) only a bitmap takes it. Source: ``mark_page_dirty_in_slot()``.
         """
         held = self._vm.slots[key]
+        if self.ring_entries and self._mmio_zaps != self._vm.mmio_zaps:  # with MMIO's, all translations go
+            self._mmio_zaps = self._vm.mmio_zaps
+            self.writable.clear()
         if not held.slot.logs_dirty_pages:
             if self.ring_entries:
                 self.writable.add((key, page))

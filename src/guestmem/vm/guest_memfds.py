@@ -9,16 +9,22 @@ from __future__ import annotations
 import errno
 
 from ..errors import MemslotError
+from ..memslots.checks import Host
 from ..memslots.versions import KernelVersion
 from ..units import PAGE_SIZE
 
 __all__ = ["GuestMemfd", "create_guest_memfd"]
 
 
-def create_guest_memfd(owner: object, size: int, flags: int, version: KernelVersion) -> GuestMemfd:
-    """KVM_CREATE_GUEST_MEMFD: EINVAL for unknown flags, and for a size that is 0, negative or not of whole pages."""
-    if flags & ~version.gmem_flags:
-        raise MemslotError(errno.EINVAL, f"guest_memfd: flags {flags:#x} are not of {version.gmem_flags:#x}")
+def create_guest_memfd(owner: object, size: int, flags: int, host: Host) -> GuestMemfd:
+    """KVM_CREATE_GUEST_MEMFD: EINVAL for unknown flags, and for a size that is 0, negative or not of whole pages.
+
+    ENOTTY on a kernel without CONFIG_KVM_GUEST_MEMFD.
+    """
+    if not host.guest_memfd:
+        raise MemslotError(errno.ENOTTY, "guest_memfd: the kernel has none")
+    if flags & ~host.gmem_flags:
+        raise MemslotError(errno.EINVAL, f"guest_memfd: flags {flags:#x} are not of {host.gmem_flags:#x}")
     if not 0 < size < 1 << 63 or size % PAGE_SIZE:
         raise MemslotError(errno.EINVAL, f"guest_memfd: size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}")
     return GuestMemfd(owner, size, flags)
