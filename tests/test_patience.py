@@ -49,6 +49,7 @@ def interrupted(release: Callable[[], None]) -> Iterator[None]:
 
 def test_a_wait_for_readers() -> None:
     srcu = Srcu(readers=2)
+    srcu.synchronize()  # compiled on first use, which is not what is to be interrupted
     srcu.enter(1)
     with interrupted(lambda: srcu.exit(1)):
         srcu.synchronize()
@@ -62,6 +63,10 @@ def test_a_change_of_slots(change: Change) -> None:
     srcu = Srcu(readers=2)
     memslots = Memslots(srcu=srcu)
     memslots.create(0, 0, 4, 0)
+    for kept_waiting in (Change(5, 500, 4, 0), Change(5)):  # compiled on first use, which is not to be interrupted
+        srcu.enter(1)
+        threading.Timer(0.05, srcu.exit, (1,)).start()
+        memslots.apply(kept_waiting)
     before = list(memslots)
     srcu.enter(1)
     with interrupted(lambda: srcu.exit(1)):
@@ -94,6 +99,9 @@ def test_an_acknowledgement_that_never_comes(what: str) -> None:
     acts: dict[str, Callable[[], None]]
     acts = {"kick": engine.kick, "pause": engine.pause, "flush": lambda: engine.flush(wait=True)}
     act = acts[what]
+    act()  # compiled
+    if what == "pause":
+        engine.resume()
     leave = never_acknowledges(engine)
     with interrupted(leave):
         act()
@@ -106,6 +114,9 @@ def test_an_acknowledgement_that_never_comes(what: str) -> None:
 def test_a_region_on_a_running_vm() -> None:
     """The slot is as it was, or gone, and the next change goes through."""
     engine = SoftEngine(1, stage2=False)
+    for _ in range(2):  # all is compiled
+        engine.set_memory_region(Change(0, 0, 4, 0))
+        engine.set_memory_region(Change(0))
     engine.set_memory_region(Change(0, 0, 4, 0))
     leave = never_acknowledges(engine)
     with interrupted(leave):
