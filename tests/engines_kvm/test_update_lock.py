@@ -10,7 +10,14 @@ import pytest
 from guestmem.atomics import fetch_add, load_acquire, peek, poke
 from guestmem.compiled import U64, Words, compiled, u64, words
 from guestmem.engines.kvm import layout as at
-from guestmem.engines.kvm.update_lock import give_exclusive, give_shared, take_exclusive, take_shared, updates_since
+from guestmem.engines.kvm.update_lock import (
+    give_exclusive,
+    give_shared,
+    take_exclusive,
+    take_shared,
+    updates_since,
+    wait_out_update,
+)
 
 pytestmark = pytest.mark.no_kvm
 INSIDE, BROKEN = 200, 208
@@ -20,11 +27,11 @@ INSIDE, BROKEN = 200, 208
 def answer_until_stopped(vm: Words) -> U64:
     answered = u64(0)
     while load_acquire(vm, at.STOP) == 0:
-        take_shared(vm)
-        if load_acquire(vm, u64(200)) != 0:
-            fetch_add(vm, u64(208), u64(1))
-        give_shared(vm)
-        answered += u64(1)
+        if take_shared(vm) != 0:
+            if load_acquire(vm, u64(200)) != 0:
+                fetch_add(vm, u64(208), u64(1))
+            give_shared(vm)
+            answered += u64(1)
     return answered
 
 
@@ -65,3 +72,15 @@ def test_an_update_since_then_is_told() -> None:
     assert updates_since(vm, began)
     assert updates_since(vm, during), "it was under way when the run began"
     assert not updates_since(vm, peek(vm, int(at.UPDATES)))
+
+
+def test_a_stop_ends_a_wait_for_an_update() -> None:
+    vm = words(256)
+    take_exclusive(vm)
+    poke(vm, int(at.STOP), 1)
+    assert take_shared(vm) == 0
+    assert peek(vm, int(at.ANSWERING)) == 0
+    assert wait_out_update(vm) == 0
+    give_exclusive(vm)
+    assert take_shared(vm) == 1
+    give_shared(vm)

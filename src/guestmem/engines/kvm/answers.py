@@ -87,7 +87,10 @@ def take_turn(vm: Words, own: Own, vcpu: U64) -> bool:
     """
     while load_relaxed(vm, at.STOP) == 0:
         begin_stall(own)
-        if take_shared(vm) != 0:
+        taken = take_shared(vm)
+        if taken == 0:
+            return False
+        if taken > 1:
             own[at.HELD] += _ONE
         store_release(vm, at.VCPUS + at.VCPU * vcpu + at.STATE, at.IN_KVM_RUN)
         fence()  # inside before we look for pauses: see kicks.py

@@ -7,9 +7,9 @@ update under way step back, so a stream of exits cannot keep an update out. Upda
 
 from __future__ import annotations
 
-from ...atomics import fence, fetch_add, load_acquire, wait, wake
+from ...atomics import fence, fetch_add, load_acquire, load_relaxed, wait, wake
 from ...compiled import U64, Words, compiled, const, u64
-from .layout import ANSWERING, LOOKS, UPDATES
+from .layout import ANSWERING, LOOKS, STOP, UPDATES
 
 __all__ = ["give_exclusive", "give_shared", "take_exclusive", "take_shared", "updates_since", "wait_out_update"]
 
@@ -29,15 +29,20 @@ def give_shared(vm: Words) -> None:
 
 @compiled
 def take_shared(vm: Words) -> U64:
-    """No update begins until ``give_shared``; one under way is waited for. Returns how often it slept."""
+    """No update begins until ``give_shared``; one under way is waited for. Returns 1 + how often it slept.
+
+    0, and nothing taken, if the VM stops meanwhile: the update may be the stopping thread's own.
+    """
     slept = u64(0)
     while True:
         fetch_add(vm, ANSWERING, _ONE)
         fence()  # we are counted before we look for an update; pairs with take_exclusive
         updates = load_acquire(vm, UPDATES)
         if updates & _ONE == 0:
-            return slept
+            return slept + _ONE
         give_shared(vm)
+        if load_relaxed(vm, STOP) != 0:
+            return u64(0)
         slept += _ONE
         wait(vm, UPDATES, updates)
 
@@ -50,10 +55,10 @@ def updates_since(vm: Words, began: U64) -> bool:
 
 @compiled
 def wait_out_update(vm: Words) -> U64:
-    """Wait until no update is under way; returns how often it slept."""
+    """Wait until no update is under way, or the VM stops; returns how often it slept."""
     slept = u64(0)
     updates = load_acquire(vm, UPDATES)
-    while updates & _ONE != 0:
+    while updates & _ONE != 0 and load_relaxed(vm, STOP) == 0:
         slept += _ONE
         wait(vm, UPDATES, updates)
         updates = load_acquire(vm, UPDATES)
