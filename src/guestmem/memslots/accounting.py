@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Callable, Iterable
 
-from ..errors import InvariantError, MemslotError, UsageError
+from ..errors import BatchError, InvariantError, MemslotError, UsageError
+from .changes import Change
 
 __all__ = ["MIN_ALLOC_MMU_PAGES", "MmuPagesForm", "PageAccounting", "default_mmu_pages"]
 
@@ -92,17 +94,54 @@ class PageAccounting:
     def create(self, npages: int) -> None:
         """A slot of ``npages`` came; EINVAL if the total would wrap, and nothing has changed."""
         if self.pages + npages > self.largest:
-            raise MemslotError(
-                errno.EINVAL,
-                f"npages: {npages:#x} and the {self.pages:#x} there are wrap a word of {self.word_bits} bits",
-            )
+            raise self._wraps(self.pages, npages)
         self._become(self.pages + npages)
 
     def delete(self, npages: int) -> None:
         """A slot of ``npages`` went; EIO if there are not that many, which only a defect can bring about."""
         if npages > self.pages:
-            raise MemslotError(errno.EIO, f"npages: {npages:#x} are more than the {self.pages:#x} there are")
+            raise self._underflows(npages)
         self._become(self.pages - npages)
+
+    def change(self, went: int, came: int) -> None:
+        """Slots of ``went`` pages went and of ``came`` pages came, in one update; as ``delete``, then ``create``."""
+        left = self.pages - went
+        if left < 0:
+            raise self._underflows(went)
+        if left + came > self.largest:
+            raise self._wraps(left, came)
+        self._become(left + came)
+
+    def _wraps(self, there: int, npages: int) -> MemslotError:
+        return MemslotError(
+            errno.EINVAL, f"npages: {npages:#x} and the {there:#x} there are wrap a word of {self.word_bits} bits"
+        )
+
+    def _underflows(self, npages: int) -> MemslotError:
+        return MemslotError(errno.EIO, f"npages: {npages:#x} are more than the {self.pages:#x} there are")
+
+    def foresee(self, changes: Iterable[Change], there: Callable[[int], int]) -> None:
+        """Raise BatchError for the first of ``changes``, carried out in order, that would wrap the word, or underflow.
+
+        ``there``: pages of the slot that has a key (id | as_id << 16) now, 0 without one. Nothing changes here, and
+        what else may be wrong with a change is not looked at. O(changes).
+        """
+        pages = self.pages
+        now: dict[int, int] = {}
+        for entry, change in enumerate(changes):
+            key = change.as_id << 16 | change.slot
+            was = now[key] if key in now else there(key)
+            if was and change.npages:
+                continue  # moved, or its flags changed: the total stays
+            pages += change.npages - was
+            now[key] = change.npages
+            if not 0 <= pages <= self.largest:
+                number, what = (errno.EIO, "underflow") if pages < 0 else (errno.EINVAL, "wrap")
+                raise BatchError(
+                    number,
+                    f"slot {change.slot}: a total of {pages:#x} pages would {what} a word of {self.word_bits} bits",
+                    entry=entry,
+                )
 
     def set_mmu_pages(self, count: int) -> None:
         """KVM_SET_NR_MMU_PAGES: stays until set again; EINVAL below 64."""

@@ -25,12 +25,12 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
     from .model import ModelSlot
     from .transaction import DirtyPage
 
+    _count(vm, keys)
     old: list[tuple[int, Any, Any, Any, DirtyBitmap]] = []  # by slot that logged: key, frames, host pages, bits
     for key in keys:
         held = vm.slots.pop(key, None)
         if held is None:
             continue
-        vm.accounting.delete(held.slot.npages)
         if held.bitmap is not None:
             frames, hosts = _pairs(held.slot)
             old.append((key, frames, hosts, held.bitmap.array(), held.bitmap))
@@ -39,7 +39,6 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
         slot = vm.memslots.by_id(key & 0xFFFF, key >> 16)
         if slot is None:
             continue
-        vm.accounting.create(slot.npages)
         made = vm.slots[key] = ModelSlot(slot)
         if not slot.logs_dirty_pages or vm.dirty.ring_entries:
             continue
@@ -71,6 +70,19 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
             for gfn, host in zip(frames[gone], hosts[gone], strict=True)
         ]
     return ended
+
+
+def _count(vm: KvmModel, keys: list[int]) -> None:
+    """The total of pages, and with it the MMU's, where slots came and went; a move alone touches neither."""
+    went = came = 0
+    for key in keys:
+        held, slot = vm.slots.get(key), vm.memslots.by_id(key & 0xFFFF, key >> 16)
+        before, after = 0 if held is None else held.slot.npages, 0 if slot is None else slot.npages
+        if before != after:
+            went += before
+            came += after
+    if went or came:
+        vm.accounting.change(went, came)
 
 
 def _pairs(slot: Any) -> tuple[Any, Any]:
