@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import MemslotError, UsageError
 from ..units import PAGE_SIZE, U64_MAX
-from .abi import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, V1_FLAGS
+from .abi import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MAX_VCPU_IDS, V1_FLAGS
 from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS
 from .versions import LINUX_6_18, KernelVersion
 
@@ -45,6 +45,8 @@ class Host:
     pml: bool = False
     """Whether the hardware logs dirty pages itself, 512 at a time (Intel PML): rings then hold more in reserve."""
     word_bits: int = 64
+    max_vcpu_ids: int = MAX_VCPU_IDS
+    """vCPU ids are below: 4 * CONFIG_KVM_MAX_NR_VCPUS."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.address_spaces <= 2:

@@ -15,7 +15,6 @@ from ..errors import MemslotError
 from ..memslots.abi import (
     KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-    MAX_VCPU_IDS,
     ClearDirtyLog,
     CreateGuestMemfd,
     DirtyLog,
@@ -109,9 +108,9 @@ class DirtyState:
         raise MemslotError(errno.EINVAL, f"cap: {cap} with flags {flags:#x} cannot be enabled here")
 
     def create_vcpu(self, vcpu: int) -> int:
-        """KVM_CREATE_VCPU: EINVAL for an id from 4096 on, EEXIST for one that is taken; returns a made-up file."""
-        if not 0 <= vcpu < MAX_VCPU_IDS:
-            raise MemslotError(errno.EINVAL, f"vcpu: {vcpu} is not in 0..{MAX_VCPU_IDS - 1}")
+        """KVM_CREATE_VCPU: EINVAL from ``host.max_vcpu_ids`` on, EEXIST for an id that is taken; a made-up file."""
+        if not 0 <= vcpu < self._vm.host.max_vcpu_ids:
+            raise MemslotError(errno.EINVAL, f"vcpu: {vcpu} is not in 0..{self._vm.host.max_vcpu_ids - 1}")
         if vcpu in self.rings:
             raise MemslotError(errno.EEXIST, f"vcpu: {vcpu} exists")
         self.rings[vcpu] = DirtyRing(self.ring_entries, reserved=self._reserved) if self.ring_entries else None
