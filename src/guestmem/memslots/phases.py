@@ -134,7 +134,7 @@ def _judge(
 ) -> U64:
     """The kind of a change against a set, or the reason why it is refused. O(log n).
 
-    ``ids``: ids below it may be used. A slot may overlap where it itself was.
+    ``ids``: ids below it may be used, all of them for a change of KVM's own. A slot may overlap where it itself was.
     """
     if id_ >= ids:
         return ID_BAD
@@ -144,7 +144,7 @@ def _judge(
         return NO_SLOT if old == 0 else DELETE
     if flags & (_LARGEST - _USER_FLAGS) != 0:
         return FLAGS_BAD
-    if npages > KVM_MEM_MAX_NR_PAGES:
+    if npages > KVM_MEM_MAX_NR_PAGES and ids < load_relaxed(memslots, IDS):  # KVM's own slots may be larger
         return TOO_LARGE
     if gfn >= _FRAMES or gfn + npages >= _FRAMES:
         return GFN_WRAPS
