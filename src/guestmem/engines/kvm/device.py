@@ -17,7 +17,7 @@ from ...memslots.abi import MemoryCap, MemoryIoctl
 from .abi import API_VERSION, Ioctl
 from .capabilities import Cap
 
-__all__ = ["DEVICE", "Device", "Host", "host", "unusable"]
+__all__ = ["DEVICE", "Device", "Host", "host", "left_alone", "unusable"]
 
 DEVICE = "/dev/kvm"
 _MODULES = Path("/sys/module")
@@ -35,6 +35,8 @@ class Host:
     """Whether the hardware walks two dimensions of tables (EPT, NPT). Without it, KVM shadows the guest's tables."""
     tdp_mmu: bool
     mmio_caching: bool
+    unrestricted_guest: bool = True
+    """Whether the hardware runs real mode: kvm_intel without this emulates it."""
 
     @property
     def software(self) -> bool:
@@ -68,6 +70,7 @@ def host(modules: Path = _MODULES) -> Host:
         tdp=tdp,
         tdp_mmu=tdp and _parameter(modules, "kvm", "tdp_mmu"),
         mmio_caching=_parameter(modules, "kvm", "mmio_caching"),
+        unrestricted_guest="kvm_intel" not in names or _parameter(modules, "kvm_intel", "unrestricted_guest"),
     )
 
 
@@ -129,13 +132,15 @@ def _why(number: int) -> str:
     return os.strerror(number)
 
 
-def unusable() -> str:
-    """Why the engine cannot be used on this machine, in one line; "" if it can.
+def left_alone() -> str:
+    """What to say where ``GUESTMEM_KVM=0`` asks to leave the kernel's KVM alone; else ""."""
+    return "engine kvm: GUESTMEM_KVM=0 leaves the kernel's KVM alone" if os.environ.get("GUESTMEM_KVM") == "0" else ""
 
-    ``GUESTMEM_KVM=0`` says that the kernel's KVM is to be left alone.
-    """
-    if os.environ.get("GUESTMEM_KVM") == "0":
-        return "engine kvm: GUESTMEM_KVM=0 leaves the kernel's KVM alone"
+
+def unusable() -> str:
+    """Why the engine cannot be used on this machine, in one line; "" if it can."""
+    if why := left_alone():
+        return why
     try:
         with Device() as device:
             device.need(Cap.IMMEDIATE_EXIT)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...atomics import peek, poke
 from ...compiled import own
-from ...errors import GuestmemError, UsageError
+from ...errors import GuestmemError, MemslotError, UsageError
 from ...memslots.abi import MemoryIoctl
 from . import layout as at
 from .abi import (
@@ -42,6 +43,9 @@ STARTING = 1
 _RUN_DATA = 40
 _EVENTS_BYTES = 0x40
 _XCRS = struct.Struct("<IIIIQ360x")
+_IMMEDIATE_EXIT = 1
+_FRAGMENTS = 4096
+"""More than any instruction has."""
 
 
 class KvmVcpu:
@@ -70,7 +74,15 @@ class KvmVcpu:
             # In KVM_RUN, or on its way in: the kernel would wait for it, for ever. In a pause it is out, or soon.
             if self.is_run_elsewhere and not peek(self._vm.words, int(at.PAUSED)):
                 raise GuestmemError(f"vCPU {self.index} is in KVM_RUN: pause or stop the VM before KVM_{request.name}")
-            fcntl.ioctl(self.fd, request, argument)
+            if self.fd < 0:
+                raise self._closed()
+            try:
+                fcntl.ioctl(self.fd, request, argument)
+            except OSError as error:
+                raise MemslotError(error.errno or 0, f"vCPU {self.index}: KVM_{request.name}") from None
+
+    def _closed(self) -> MemslotError:
+        return MemslotError(errno.EBADF, f"vCPU {self.index}: the VM is closed")
 
     # -- registers -------------------------------------------------------------------------------------------------
 
@@ -86,7 +98,11 @@ class KvmVcpu:
         if unknown := given.keys() - set(REG_NAMES):
             raise UsageError(f"registers: {', '.join(sorted(unknown))}; known are {', '.join(REG_NAMES)}")
         now = self.registers() | given
-        self._ioctl(Ioctl.SET_REGS, bytearray(REGS.pack(*(now[name] for name in REG_NAMES))))
+        try:
+            packed = REGS.pack(*(now[name] for name in REG_NAMES))
+        except struct.error:
+            raise UsageError(f"registers: {given} are not all numbers of 64 bits") from None
+        self._ioctl(Ioctl.SET_REGS, bytearray(packed))
 
     def sregs(self) -> bytes:
         """``struct kvm_sregs`` as it is; ``guests`` makes new ones of it."""
@@ -96,6 +112,8 @@ class KvmVcpu:
 
     def set_sregs(self, sregs: bytes) -> None:
         """Set segments, tables, control registers and EFER."""
+        if len(sregs) != SREGS_BYTES:
+            raise UsageError(f"sregs: {len(sregs)} bytes; struct kvm_sregs has {SREGS_BYTES}")
         self._ioctl(Ioctl.SET_SREGS, bytearray(sregs))
 
     def events(self) -> bytes:
@@ -113,13 +131,14 @@ class KvmVcpu:
     def run(self) -> Exit:
         """Run until an exit that is none of the engine's business, and decode it. Ctrl-C ends it.
 
-        GuestmemError with errno if KVM_RUN fails, or if the VM was told to stop. Inside a pause, waits for its end.
+        GuestmemError with errno if KVM_RUN fails, or if the VM was told to stop, or if another thread runs the vCPU.
+        Inside a pause, waits for its end.
         """
-        self.enlist(threading.get_native_id())
+        self._claim()
         try:
             while True:
                 if self.fd < 0:
-                    raise GuestmemError(f"vCPU {self.index}: the VM is closed")
+                    raise self._closed()
                 status = self.run_compiled()
                 if status == at.EXIT:
                     return decode(memoryview(self._run))
@@ -128,6 +147,36 @@ class KvmVcpu:
                 if status == at.FAILED:
                     raise self.failure()
         finally:
+            self.enlist(0)
+
+    def _claim(self) -> None:
+        """Have the vCPU to ourselves until ``enlist(0)``; GuestmemError if another thread runs it, or is about to."""
+        with self._lock:
+            if peek(self._vm.words, self._base + int(at.TID)):
+                raise GuestmemError(f"vCPU {self.index}: another thread runs it; stop the VM first")
+            poke(self._vm.words, self._base + int(at.TID), threading.get_native_id())
+
+    def end_instruction(self) -> None:
+        """End an instruction that an MMIO or port exit has cut short, entering no guest; further exits are dropped.
+
+        What nobody answered reads whatever is in ``struct kvm_run``. So new registers can be set: KVM keeps the old
+        ones until then, and would go on with them.
+        """
+        self._claim()
+        try:
+            if self.fd < 0:
+                raise self._closed()
+            self._run[_IMMEDIATE_EXIT] = 1
+            for _ in range(_FRAGMENTS):
+                fcntl.ioctl(self.fd, Ioctl.RUN, 0)
+        except OSError as error:
+            if error.errno != errno.EINTR:
+                raise MemslotError(error.errno or 0, f"vCPU {self.index}: KVM_RUN") from None
+        finally:
+            if self.fd >= 0:
+                self._run[_IMMEDIATE_EXIT] = 0
+                for word in (at.DEVICE, at.PENDING):
+                    self.words[int(word)] = 0
             self.enlist(0)
 
     def run_compiled(self) -> int:

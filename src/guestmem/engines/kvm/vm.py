@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -33,7 +34,7 @@ from . import layout as at
 from .abi import Ioctl
 from .address_map import map_insert, map_remove, map_words
 from .capabilities import Cap
-from .device import DEVICE, Device, Host, host
+from .device import DEVICE, Device, Host, host, left_alone
 from .exits import Exit
 from .kicks import kick_all, pause_all, resume_all
 from .signals import block_all_but, kick_signal
@@ -57,6 +58,8 @@ class KvmVm:
     def __init__(self, vcpus: int = 1, *, ring_bytes: int = 0, path: str = DEVICE) -> None:
         if vcpus < 1:
             raise UsageError(f"vcpus: {vcpus} is not at least 1")
+        if why := left_alone():
+            raise CapabilityError(why)
         self.device = Device(path)
         self.fd = -1
         self.vcpus: list[KvmVcpu] = []
@@ -163,6 +166,8 @@ class KvmVm:
         )
 
     def _memory(self, request: MemoryIoctl, argument: bytes, what: str) -> int:
+        if self.fd < 0:
+            raise MemslotError(errno.EBADF, "vm: it is closed")
         try:
             answer: int = fcntl.ioctl(self.fd, request, bytearray(argument))
         except OSError as error:
@@ -209,8 +214,12 @@ class KvmVm:
 
     def start(self) -> None:
         """Run every vCPU in a thread, until ``stop()`` or until it has an exit that the loop leaves to others."""
+        if self.fd < 0:
+            raise MemslotError(errno.EBADF, "vm: it is closed")
         if self._threads:
             raise GuestmemError("start: vCPUs are running already")
+        if busy := [vcpu.index for vcpu in self.vcpus if vcpu.is_run_elsewhere]:
+            raise GuestmemError(f"start: vCPU {busy[0]} is run by another thread already")
         poke(self.words, int(at.STOP), 1)  # compiles the loop here, not in a thread whose first moments are measured
         for vcpu in self.vcpus:
             vcpu.run_compiled()
@@ -295,6 +304,12 @@ class KvmVm:
         self.fd = -1
         self._guest_memfds = []
         self.device.close()
+
+    def __del__(self) -> None:
+        # Files are numbers here: nobody else closes them. A child of fork() has copies, and leaves the threads alone.
+        with contextlib.suppress(Exception):
+            if peek(self.words, int(at.PID)) == os.getpid():
+                self.close()
 
     def __enter__(self) -> KvmVm:
         return self
