@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from guestmem import MemslotError
+from guestmem import BatchError, MemslotError
 from guestmem.engines.kvm.device import unusable
 from guestmem.vm import DirtyPage, Hlt, Vm
 
@@ -55,16 +55,39 @@ def test_a_log_that_stays_is_not() -> None:
         assert vm.dirty_log(0).nonzero()[0].tolist() == [2, 3]
 
 
-def test_what_was_taken_before_a_refusal_is_not_lost() -> None:
+def test_a_refused_transaction_takes_no_log() -> None:
+    with Vm(engine="kvm") as vm:
+        written(vm)
+        vm.memory.create(5, gpa=1 << 20, size=PAGE)
+        before = list(vm.memory)
+        change = vm.memory.transaction()
+        with pytest.raises(BatchError, match="entry 1: slot 6: ") as caught, change:  # noqa: PT012 - what raises is the end
+            change.delete(0)
+            change.create(6, gpa=1 << 20, size=PAGE)
+        assert caught.value.errno == errno.EEXIST
+        assert (list(vm.memory), change.dirty) == (before, [])
+        assert vm.dirty_log(0).nonzero()[0].tolist() == [2, 3]
+
+
+def test_what_was_taken_before_only_the_kernel_refused_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     with Vm(engine="kvm") as vm:
         host = written(vm)
-        vm.memory.create(5, gpa=1 << 20, size=PAGE)
+        region = vm.engine.vm.set_user_memory_region
+
+        def without_memory(slot: int, *rest: int) -> None:
+            if slot == 6:
+                raise MemslotError(errno.ENOMEM, "slot 6")
+            region(slot, *rest)
+
+        monkeypatch.setattr(vm.engine.vm, "set_user_memory_region", without_memory)
         change = vm.memory.transaction()
         with pytest.raises(MemslotError) as caught, change:  # noqa: PT012 - what raises is the end of the block
             change.delete(0)
             change.create(6, gpa=1 << 20, size=PAGE)
-        assert caught.value.errno == errno.EEXIST
+        assert caught.value.errno == errno.ENOMEM
         assert [page.userspace_addr for page in change.dirty] == [host + 2 * PAGE, host + 3 * PAGE]
+        assert list(vm.memory) == []
+        vm.check()
 
 
 def test_with_rings_there_is_nothing_to_take() -> None:

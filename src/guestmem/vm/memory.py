@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MemslotError, UsageError
 from ..memslots import Change, ChangeKind, Memslots, Slot
-from ..units import PAGE_SHIFT, PAGE_SIZE
+from ..memslots.abi import KVM_MEM_MAX_NR_PAGES
+from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
+from .arguments import U16_MAX, U32_MAX, content_of, whole
 from .display import as_html, as_text
 from .user_memory import ProcessMemory
 
@@ -42,17 +45,42 @@ class _Host:
     def of(cls, host: Any, size: int) -> _Host:
         """From None (new memory), an address, or a writable object with a buffer (memoryview, mmap, NumPy array)."""
         if host is None:
-            host = mmap.mmap(-1, max(size, PAGE_SIZE), flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        elif isinstance(host, int):
-            return cls(host, size)
-        view = memoryview(host).cast("B")
+            if size % PAGE_SIZE or not 0 < size <= KVM_MEM_MAX_NR_PAGES * PAGE_SIZE:
+                return cls(0, size)  # no slot can have it, and whoever is asked for the slot says why
+            try:
+                host = mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            except OSError as error:
+                why = f"size: {format_size(size)} of host memory: {error.strerror}"
+                raise MemslotError(error.errno or errno.ENOMEM, why) from None
+        elif (address := _address(host)) is not None:
+            return cls(address, size)
+        try:
+            view = memoryview(host).cast("B")
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"host: {type(host).__name__} is neither an address nor one piece of memory with a buffer"
+            ) from None
         if view.readonly:
             raise UsageError(
                 "host: the buffer is read-only; a guest writes to it (KVM_MEM_READONLY keeps only it from that)"
             )
         if view.nbytes < size:
             raise UsageError(f"host: the buffer has {view.nbytes:#x} bytes, the slot {size:#x}")
-        return cls(ctypes.addressof(ctypes.c_char.from_buffer(view)), view.nbytes, host)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        if address % PAGE_SIZE:
+            raise MemslotError(
+                errno.EINVAL, f"host: the buffer begins at {address:#x}, within a page (an mmap begins with one)"
+            )
+        return cls(address, view.nbytes, view)  # while it is held, nobody can unmap or resize what is behind it
+
+
+def _address(host: Any) -> int | None:
+    """A host address if that is what ``host`` is."""
+    try:
+        operator.index(host)
+    except TypeError:
+        return None
+    return whole("host", host)
 
 
 class Memory:
@@ -67,14 +95,15 @@ class Memory:
     """
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        self.backend = backend
+        """What answers: the engine's side, until the VM is closed."""
         self._hosts: dict[int, _Host] = {}
         self._process = ProcessMemory()
 
     @property
     def memslots(self) -> Memslots:
         """The slots themselves, in frames."""
-        return self._backend.memslots
+        return self.backend.memslots
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
@@ -84,44 +113,55 @@ class Memory:
         ``host``: an object with a writable buffer, of pages; or a host address. MemslotError as the kernel refuses it,
         EEXIST for an id that is taken (which the kernel would take for a change of that slot).
         """
-        key = _key(slot, as_id)
-        if self._backend.slot(slot, as_id) is not None:
-            raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {self._backend.slot(slot, as_id)!r}")
+        slot, as_id = _ids(slot, as_id)
+        gpa, size, flags = whole("gpa", gpa), whole("size", size), whole("flags", flags, U32_MAX)
+        there = self.backend.slot(slot, as_id)
+        if there is not None:
+            raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {there!r}")
+        if not size:
+            raise MemslotError(errno.EINVAL, f"slot {slot}: size 0x0 is not a positive multiple of {PAGE_SIZE:#x}")
         held = self.host_for(host, size)
-        self._backend.set_region(slot, flags, gpa, size, held.address, as_id)
-        self._hosts[key] = held
-        return self[slot, as_id]
+        self.backend.set_region(slot, flags, gpa, size, held.address, as_id)
+        self._hosts[_key(slot, as_id)] = held
+        return self._existing(slot, as_id)
 
     def delete(self, slot: int, as_id: int = 0) -> None:
         """Delete a slot; MemslotError (EINVAL) if there is none."""
-        self._backend.set_region(slot, 0, 0, 0, 0, as_id)
+        slot, as_id = _ids(slot, as_id)
+        self.backend.set_region(slot, 0, 0, 0, 0, as_id)
         self._hosts.pop(_key(slot, as_id), None)
 
     def move(self, slot: int, gpa: int, as_id: int = 0) -> Slot:
         """Move a slot to another guest address; it may overlap where it was. Its dirty log goes with it."""
-        old = self[slot, as_id]
-        self._backend.set_region(slot, old.flags, gpa, old.npages << PAGE_SHIFT, old.userspace_addr, as_id)
-        return self[slot, as_id]
+        slot, as_id = _ids(slot, as_id)
+        old = self._existing(slot, as_id)
+        size = old.npages << PAGE_SHIFT
+        self.backend.set_region(slot, old.flags, whole("gpa", gpa), size, old.userspace_addr, as_id)
+        return self._existing(slot, as_id)
 
     def set_flags(self, slot: int, flags: int, as_id: int = 0) -> Slot:
         """Switch a slot's logging; MemslotError (EINVAL) for a change of KVM_MEM_READONLY."""
-        old = self[slot, as_id]
-        size = old.npages << PAGE_SHIFT
-        self._backend.set_region(slot, flags, old.base_gfn << PAGE_SHIFT, size, old.userspace_addr, as_id)
-        return self[slot, as_id]
+        slot, as_id = _ids(slot, as_id)
+        old = self._existing(slot, as_id)
+        flags, size = whole("flags", flags, U32_MAX), old.npages << PAGE_SHIFT
+        self.backend.set_region(slot, flags, old.base_gfn << PAGE_SHIFT, size, old.userspace_addr, as_id)
+        return self._existing(slot, as_id)
 
     def apply(self, change: Change) -> ChangeKind:
         """One change in frames, as traces have them; its host memory is somebody else's."""
-        kind = self._backend.set_region(
-            change.slot,
-            change.flags,
-            change.guest_phys_addr,
-            change.memory_size,
-            change.userspace_addr,
-            change.as_id,
+        if not isinstance(change, Change):
+            raise UsageError(f"change: {change!r} is not a Change")
+        slot, as_id = _ids(change.slot, change.as_id)
+        kind = self.backend.set_region(
+            slot,
+            whole("flags", change.flags, U32_MAX),
+            whole("base_gfn", change.base_gfn, U64_MAX >> PAGE_SHIFT) << PAGE_SHIFT,
+            whole("npages", change.npages, U64_MAX >> PAGE_SHIFT) << PAGE_SHIFT,
+            whole("userspace_addr", change.userspace_addr),
+            as_id,
         )
         if kind is ChangeKind.DELETE:
-            self._hosts.pop(_key(change.slot, change.as_id), None)
+            self._hosts.pop(_key(slot, as_id), None)
         return kind
 
     def transaction(self, *, design: str = "", as_id: int = 0) -> Transaction:
@@ -141,36 +181,49 @@ class Memory:
         """
         from .transaction import Transaction
 
-        return Transaction(self, self._backend, design=design, as_id=as_id)
+        return Transaction(self, design=design, as_id=as_id)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def __getitem__(self, slot: int | tuple[int, int]) -> Slot:
         """Slot by id, or by (id, address space); MemslotError (ENOENT) if there is none. O(1)."""
-        id_, as_id = slot if isinstance(slot, tuple) else (slot, 0)
-        found = self._backend.slot(id_, as_id)
+        pair = slot if isinstance(slot, tuple) else (slot, 0)
+        if len(pair) != 2:
+            raise UsageError(f"slot: {slot!r} is neither an id nor (id, address space)")
+        return self._existing(*_ids(*pair))
+
+    def _existing(self, slot: int, as_id: int) -> Slot:
+        found = self.backend.slot(slot, as_id)
         if found is None:
-            raise MemslotError(errno.ENOENT, f"slot {id_}: no such slot")
+            raise MemslotError(errno.ENOENT, f"slot {slot}: no such slot" + (f" in space {as_id}" if as_id else ""))
         return found
 
     def get(self, slot: int, as_id: int = 0) -> Slot | None:
         """Slot by id, or None. O(1)."""
-        return self._backend.slot(slot, as_id)
+        return self.backend.slot(*_ids(slot, as_id))
 
     def find(self, gpa: int, as_id: int = 0) -> Slot | None:
         """The slot that holds guest address ``gpa``, or None. O(log n)."""
-        return self.memslots.find(gpa >> PAGE_SHIFT, as_id)
+        return self.memslots.find(whole("gpa", gpa) >> PAGE_SHIFT, whole("as_id", as_id, U16_MAX))
 
     def by_hva(self, start: int, end: int | None = None, as_id: int = 0) -> list[Slot]:
         """Slots whose host memory has host address ``start``, or overlaps ``[start, end)``. O(log n + k)."""
-        return self.memslots.by_hva(start, start + 1 if end is None else end, as_id)
+        start = whole("start", start)
+        end = min(start + 1, U64_MAX) if end is None else whole("end", end)
+        return self.memslots.by_hva(start, end, whole("as_id", as_id, U16_MAX))
 
     def overlapping(self, gpa: int, size: int, as_id: int = 0) -> list[Slot]:
         """Slots that overlap ``[gpa, gpa + size)``, ascending. O(log n + k)."""
-        return list(self.memslots.overlapping(gpa >> PAGE_SHIFT, -(-(gpa + size) >> PAGE_SHIFT), as_id))
+        start, end = whole("gpa", gpa), gpa + whole("size", size)
+        return list(
+            self.memslots.overlapping(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT), whole("as_id", as_id, U16_MAX))
+        )
 
-    def __contains__(self, gpa: int) -> bool:
-        return self.find(gpa) is not None
+    def __contains__(self, what: int | Slot) -> bool:
+        """Whether a guest address is in a slot, or a slot is there."""
+        if isinstance(what, Slot):
+            return self.get(what.id, what.as_id) == what
+        return self.find(what) is not None
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self.memslots)
@@ -180,6 +233,7 @@ class Memory:
 
     def hva(self, gpa: int, as_id: int = 0) -> int:
         """Host address of guest address ``gpa``; MemslotError (EFAULT) where there is no slot. O(log n)."""
+        gpa = whole("gpa", gpa)
         slot = self.find(gpa, as_id)
         if slot is None:
             raise MemslotError(errno.EFAULT, f"gpa: {gpa:#x} is in no slot")
@@ -189,16 +243,16 @@ class Memory:
 
     def read(self, gpa: int, size: int, as_id: int = 0) -> bytes:
         """``size`` bytes from guest address ``gpa`` on, across slots; MemslotError (EFAULT) at a hole."""
-        return b"".join(self.host_read(address, part) for address, part in self._parts(gpa, size, as_id))
+        return b"".join(self.host_read(address, part) for address, part in self.parts(gpa, size, as_id))
 
     def write(self, gpa: int, content: Any, as_id: int = 0) -> None:
         """Write bytes, or any object with a buffer, across slots; MemslotError (EFAULT) at a hole, before any byte.
 
         A VMM's own writes are in no dirty log, as in KVM: that logs what vCPUs write.
         """
-        flat = bytes(memoryview(content).cast("B"))
+        flat = content_of("content", content)
         done = 0
-        for address, part in list(self._parts(gpa, len(flat), as_id)):
+        for address, part in self.parts(gpa, len(flat), as_id):
             self.host_write(address, flat[done : done + part])
             done += part
 
@@ -216,7 +270,7 @@ class Memory:
         """
         import numpy as np
 
-        parts = list(self._parts(gpa, size, as_id))
+        parts = self.parts(gpa, size, as_id)
         address = parts[0][0]
         end = address
         for start, length in parts:
@@ -228,19 +282,21 @@ class Memory:
                 return np.frombuffer(held.buffer, np.uint8, size, address - held.address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
-    def _parts(self, gpa: int, size: int, as_id: int) -> Iterator[tuple[int, int]]:
-        """Host address and size of each slot's part of a range."""
-        if size < 1 or gpa < 0:
-            raise UsageError(f"size: {size:#x} bytes at {gpa:#x} is no range")
-        end = gpa + size
+    def parts(self, gpa: int, size: int, as_id: int = 0) -> list[tuple[int, int]]:
+        """Host address and size of each slot's part of a range; MemslotError (EFAULT) if it has a hole."""
+        gpa, size = whole("gpa", gpa), whole("size", size)
+        if not size:
+            raise UsageError(f"size: 0x0 bytes at {gpa:#x} is no range")
+        end, found = gpa + size, []
         for slot in self.overlapping(gpa, size, as_id):
             if slot.base_gfn << PAGE_SHIFT > gpa:
                 break
             stop = min(end, slot.end_gfn << PAGE_SHIFT)
-            yield slot.hva(gpa >> PAGE_SHIFT) + gpa % PAGE_SIZE, stop - gpa
+            found.append((slot.hva(gpa >> PAGE_SHIFT) + gpa % PAGE_SIZE, stop - gpa))
             gpa = stop
         if gpa < end:
             raise MemslotError(errno.EFAULT, f"gpa: {gpa:#x} is in no slot")
+        return found
 
     def host_read(self, address: int, size: int) -> bytes:
         """``size`` bytes of host memory; MemslotError (EFAULT) where none is mapped."""
@@ -265,13 +321,17 @@ class Memory:
 
     def host_for(self, host: Any, size: int) -> _Host:
         """Host memory for a slot: made, or what is given. An address inside memory held here keeps that alive."""
-        if isinstance(host, int):
+        if host is not None and (address := _address(host)) is not None:
+            host = address
             for held in self._hosts.values():
                 if held.buffer is not None and held.address <= host < held.address + held.size:
-                    return _Host(
-                        host, held.address + held.size - host, memoryview(held.buffer).cast("B")[host - held.address :]
-                    )
+                    return _Host(host, held.address + held.size - host, held.buffer[host - held.address :])
         return _Host.of(host, size)
+
+    def end(self, backend: Backend) -> None:
+        """The VM is closed: ``backend`` answers from now on, and host memory is held by views only."""
+        self.backend = backend
+        self._hosts.clear()
 
     def keep(self, slot: int, as_id: int, host: _Host | None) -> None:
         """Slot ``slot`` is backed by ``host`` from now on; None: it is gone."""
@@ -285,6 +345,11 @@ class Memory:
 
     def _repr_html_(self) -> str:
         return as_html(self)
+
+
+def _ids(slot: Any, as_id: Any) -> tuple[int, int]:
+    """A slot's id and its address space, as the two halves of ``kvm_userspace_memory_region.slot``."""
+    return whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)
 
 
 def _key(slot: int, as_id: int) -> int:

@@ -10,12 +10,13 @@ import errno
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..designs.registry import find
 from ..errors import MemslotError, UsageError
 from ..memslots import Change, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE
+from .arguments import U16_MAX, U32_MAX, whole
 
 if TYPE_CHECKING:
-    from .backends import Backend
     from .memory import Memory
 
 __all__ = ["DirtyPage", "Transaction"]
@@ -37,22 +38,32 @@ class Transaction:
     ``/dev/kvm``, whose logs go with their slots, all dirty pages of logs that ended (not with dirty rings, which stay).
     """
 
-    def __init__(self, memory: Memory, backend: Backend, *, design: str, as_id: int) -> None:
-        self._memory, self._backend, self._design, self._as_id = memory, backend, design, as_id
+    def __init__(self, memory: Memory, *, design: str, as_id: int) -> None:
+        if design:
+            find(design)
+        self._memory, self._design = memory, design
+        self._as_id = whole("as_id", as_id, U16_MAX)
         self.changes: list[Change] = []
         self.dirty: list[DirtyPage] = []
         self._now: dict[int, Slot | None] = {}
         self._hosts: dict[int, Any] = {}
         self._over = False
 
+    def _look(self, slot: int) -> Slot | None:
+        return self._now[slot] if slot in self._now else self._memory.backend.slot(slot, self._as_id)
+
     def _slot(self, slot: int) -> Slot:
-        found = self._now[slot] if slot in self._now else self._backend.slot(slot, self._as_id)
+        found = self._look(slot)
         if found is None:
             raise MemslotError(errno.ENOENT, f"slot {slot}: no such slot")
         return found
 
     def create(self, slot: int, *, gpa: int, size: int, host: Any = None, flags: int = 0) -> None:
         """As ``Memory.create``. A host address inside memory that the VM made keeps that memory."""
+        slot, gpa, size, flags = _slot_id(slot), whole("gpa", gpa), whole("size", size), whole("flags", flags, U32_MAX)
+        there = self._look(slot)
+        if there is not None:
+            raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {there!r}")
         if (gpa | size) % PAGE_SIZE or size < PAGE_SIZE:
             raise MemslotError(
                 errno.EINVAL,
@@ -64,6 +75,7 @@ class Transaction:
 
     def delete(self, slot: int) -> int:
         """Delete a slot; returns the host address of its memory, which lives until the transaction is over."""
+        slot = _slot_id(slot)
         old = self._slot(slot)
         self._add(Change(slot, as_id=self._as_id))
         self._hosts[slot] = None
@@ -71,6 +83,7 @@ class Transaction:
 
     def move(self, slot: int, gpa: int) -> None:
         """Move a slot to another guest address."""
+        slot, gpa = _slot_id(slot), whole("gpa", gpa)
         if gpa % PAGE_SIZE:
             raise MemslotError(errno.EINVAL, f"slot {slot}: gpa {gpa:#x} is not a multiple of {PAGE_SIZE:#x}")
         old = self._slot(slot)
@@ -78,6 +91,7 @@ class Transaction:
 
     def set_flags(self, slot: int, flags: int) -> None:
         """Switch a slot's logging."""
+        slot, flags = _slot_id(slot), whole("flags", flags, U32_MAX)
         old = self._slot(slot)
         self._add(Change(slot, old.base_gfn, old.npages, old.userspace_addr, flags, self._as_id))
 
@@ -88,12 +102,21 @@ class Transaction:
         self._now[change.slot] = None if change.deletes else change.as_slot()
 
     def __enter__(self) -> Transaction:
+        if self._over:
+            raise UsageError("transaction: it is over; begin another with Memory.transaction()")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _value: object, _trace: TracebackType | None) -> None:
         self._over = True
         if kind is not None or not self.changes:
             return
-        self._backend.apply(self.changes, self._design, self.dirty)
+        self._memory.backend.apply(self.changes, self._design, self.dirty)
         for slot, held in self._hosts.items():
             self._memory.keep(slot, self._as_id, held)
+
+    def __repr__(self) -> str:
+        return f"Transaction of {len(self.changes)} changes, {'over' if self._over else 'not carried out'}"
+
+
+def _slot_id(slot: int) -> int:
+    return whole("slot", slot, U16_MAX)

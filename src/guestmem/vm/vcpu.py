@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ..errors import CapabilityError, MemslotError, UsageError
 from ..units import PAGE_SIZE
 from .accesses import Access, Fetch, Read, Write
+from .arguments import content_of, whole
 from .exits import DirtyRingFull, Exit, Hlt, InternalError, Mmio
 from .memory import Memory
 from .model import KvmModel
@@ -35,27 +37,51 @@ class SoftVcpu:
         self.smm = False
         self.values: list[bytes] = []
         self._steps: Iterator[Exit] = iter(())
+        self._left: tuple[Access, ...] = ()
         self._asked: Mmio | None = None
         self._answer = b""
+        self._running = False
 
     def load(self, accesses: Iterable[Access]) -> None:
-        """What to do next, instead of what was left to do."""
+        """What to do next, instead of what was left to do. UsageError for what is no access."""
+        self._left = tuple(_checked(accesses))
         self.values = []
         self._asked = None
-        self._steps = self._work(tuple(accesses))
+        self._steps = self._work()
 
-    def load_code(self, code: bytes, gpa: int, *, mode: str = "real") -> None:
+    def load_code(self, code: Any, gpa: int, *, mode: str = "real", tables: int | None = None) -> None:
         """CapabilityError: the software engine carries out accesses, not instructions."""
-        raise CapabilityError(f"engine soft: {len(code)} bytes of {mode} mode code at {gpa:#x}; it runs accesses only")
+        del code, tables
+        raise CapabilityError(f"engine soft: {mode} mode code at {gpa}: it runs accesses only (use load)")
+
+    def registers(self) -> dict[str, int]:
+        """CapabilityError: see ``load_code``."""
+        raise CapabilityError("engine soft: its vCPUs have no registers; they run accesses only")
+
+    def set_registers(self, values: Any = None, /, **registers: int) -> None:
+        """CapabilityError: see ``load_code``."""
+        del values, registers
+        raise CapabilityError("engine soft: its vCPUs have no registers; they run accesses only")
 
     def run(self) -> Exit:
         """Go on until an exit: ``Mmio`` (fragments of at most 8 bytes within a page), ``InternalError``, …, ``Hlt``.
 
-        MemslotError (EFAULT) where a slot's host memory is not mapped, as KVM_RUN fails.
+        MemslotError (EFAULT) where a slot's host memory is not mapped, as KVM_RUN fails; the next run tries again.
         """
+        self._memory.memslots  # noqa: B018 - EBADF if the VM is closed
+        if self._running:
+            raise UsageError(f"vCPU {self.index}: another thread runs it")
         if self._asked is not None and not self._asked.is_write and len(self._answer) != self._asked.size:
             raise UsageError(f"vCPU {self.index}: the read of {self._asked.size} bytes was not answered")
-        return next(self._steps, Hlt())
+        self._running = True
+        try:
+            return next(self._steps, Hlt())
+        except MemslotError:
+            self._asked = None
+            self._steps = self._work()
+            raise
+        finally:
+            self._running = False
 
     def answer(self, exit_: Exit, content: bytes) -> None:
         """Answer a read that exited, before the next ``run``."""
@@ -67,8 +93,9 @@ class SoftVcpu:
 
     # -- one access --------------------------------------------------------------------------------------------------
 
-    def _work(self, accesses: tuple[Access, ...]) -> Iterator[Exit]:
-        for access in accesses:
+    def _work(self) -> Iterator[Exit]:
+        for done, access in enumerate(left := self._left):
+            self._left = left[done:]
             match access:
                 case Fetch(gpa):
                     while self._host(gpa, write=False) is None:  # run again, it fails again
@@ -77,6 +104,7 @@ class SoftVcpu:
                     yield from self._read(gpa, size)
                 case Write(gpa, content):
                     yield from self._write(gpa, content)
+        self._left = ()
 
     def _host(self, gpa: int, *, write: bool) -> int | None:
         """Host address behind a byte, or None where the access is emulated: no slot, or a write to a read-only one."""
@@ -130,14 +158,39 @@ class SoftVcpu:
         return f"SoftVcpu({self.index}{', smm' if self.smm else ''})"
 
 
+def _checked(accesses: Any) -> Iterator[Access]:
+    """The accesses, if that is what they are, in guest memory; UsageError, or MemslotError (EINVAL)."""
+    try:
+        given = list(accesses)
+    except TypeError:
+        raise UsageError(f"accesses: {type(accesses).__name__} is no sequence of accesses") from None
+    for place, access in enumerate(given):
+        name = f"accesses[{place}]"
+        match access:
+            case Fetch(gpa):
+                yield Fetch(whole(f"{name}.gpa", gpa))
+                continue
+            case Read(gpa, size):
+                size = whole(f"{name}.size", size)
+                made: Read | Write = Read(whole(f"{name}.gpa", gpa), size)
+            case Write(gpa, content):
+                flat = content_of(f"{name}.content", content)
+                made, size = Write(whole(f"{name}.gpa", gpa), flat), len(flat)
+            case _:
+                raise UsageError(f"{name}: {access!r} is no Fetch, Read or Write")
+        if not size or made.gpa + size > 1 << 64:
+            raise MemslotError(
+                errno.EINVAL, f"{name}: [{made.gpa:#x}, {made.gpa + size:#x}) is no range of guest memory"
+            )
+        yield made
+
+
 def _by_page(gpa: int, size: int) -> Iterator[tuple[int, int]]:
     """Parts of an access, page by page.
 
     >>> list(_by_page(0xFFE, 4))
     [(4094, 2), (4096, 2)]
     """
-    if size < 1 or gpa < 0 or gpa + size > 1 << 64:
-        raise MemslotError(errno.EINVAL, f"gpa: [{gpa:#x}, {gpa + size:#x}) is no range of guest memory")
     while size:
         part = min(size, PAGE_SIZE - gpa % PAGE_SIZE)
         yield gpa, part

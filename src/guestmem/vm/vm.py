@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import operator
 from typing import TYPE_CHECKING, Any
 
 from ..dirty.bitmap import as_array
-from ..dirty.ring import ENTRY_BYTES, DirtyEntry
-from ..errors import UsageError
-from ..memslots.abi import ClearDirtyLog, DirtyLog, MemoryCap, MemoryIoctl
+from ..dirty.ring import ENTRY_BYTES, DirtyEntry, ring_size
+from ..errors import MemslotError, UsageError
+from ..memslots.abi import MAX_VCPU_IDS, ClearDirtyLog, DirtyLog, MemoryCap, MemoryIoctl
 from ..memslots.checks import Host
 from ..memslots.versions import KernelVersion, version_of
-from .backends import Backend, KvmBackend, SoftBackend, enable
+from .arguments import U16_MAX, U32_MAX, content_of, whole
+from .backends import Backend, ClosedBackend, SoftBackend, enable
 from .memory import Memory
 
 if TYPE_CHECKING:
@@ -27,10 +30,13 @@ class Vm:
     """A VM with ``vcpus`` vCPUs and no memory; closed by ``close()`` or as a context manager.
 
     ``engine``: "soft" runs anywhere, "kvm" drives the kernel (CapabilityError, in one line, where it cannot).
-    ``smm``: a second address space, as x86 has with SMM. ``version``: whose answers the software engine gives ("6.12",
-    "6.18", "7.3"). ``word_bits``: of the machine word that pages are counted in. ``ring_entries``: dirty rings of so
-    many entries instead of bitmaps. ``manual_protect``: reading a log clears nothing, ``initially_set``: a new log has
-    all pages. ``cores``: of the software engine's vCPU threads.
+    ``smm``: a second address space, as x86 has with SMM. ``ring_entries``: dirty rings of so many entries instead of
+    bitmaps. ``manual_protect``: reading a log clears nothing, ``initially_set``: a new log has all pages.
+
+    Of the software engine only: ``version``, whose answers it gives ("6.12", "6.18", "7.3"); ``word_bits`` of the
+    machine word that pages are counted in; ``cores`` of its vCPU threads.
+
+    Once it is closed, every call is MemslotError (EBADF).
 
     >>> from guestmem.vm import Write
     >>> with Vm() as vm:
@@ -57,17 +63,31 @@ class Vm:
     ) -> None:
         if engine not in _ENGINES:
             raise UsageError(f"engine: {engine!r} is not one of {', '.join(_ENGINES)}")
+        vcpus = _count("vcpus", vcpus, 1, MAX_VCPU_IDS)
+        ring_bytes = _ring_bytes(ring_entries)
         self._backend: Backend
         if engine == "soft":
-            known = version if isinstance(version, KernelVersion) else version_of(version)
-            host = Host(version=known, address_spaces=2 if smm else 1, word_bits=word_bits)
+            if not isinstance(version, KernelVersion):
+                version = version_of(str(version))
+            if cores is not None:
+                cores = _count("cores", cores, 1, U16_MAX)
+            host = Host(version=version, address_spaces=2 if smm else 1, word_bits=word_bits)
             self._backend = SoftBackend(vcpus, host, cores=cores)
-            if ring_entries:
-                enable(self._backend, MemoryCap.DIRTY_LOG_RING, ring_entries * ENTRY_BYTES)
         else:
-            self._backend = KvmBackend(vcpus, ring_bytes=ring_entries * ENTRY_BYTES)
+            for name, given, default in (
+                ("version", version, "6.18"),
+                ("word_bits", word_bits, 64),
+                ("cores", cores, None),
+            ):
+                if given != default:
+                    raise UsageError(f"{name}: {given!r} is for engine soft; engine kvm is as this kernel is")
+            from .kvm_backend import KvmBackend
+
+            self._backend = KvmBackend(vcpus, ring_bytes=ring_bytes, address_spaces=2 if smm else 1)
         self._manual = manual_protect or initially_set
         try:
+            if ring_bytes and engine == "soft":
+                enable(self._backend, MemoryCap.DIRTY_LOG_RING, ring_bytes)
             if self._manual:
                 enable(self._backend, MemoryCap.MANUAL_DIRTY_LOG_PROTECT2, 3 if initially_set else 1)
             self.memory = Memory(self._backend)
@@ -75,7 +95,10 @@ class Vm:
         except BaseException:
             self._backend.close()
             raise
-        self.rings = bool(ring_entries)
+        self.rings = bool(ring_bytes)
+        self._closed = False
+        self._now = self._backend
+        """What answers calls: the backend until it is closed."""
 
     @property
     def engine(self) -> Any:
@@ -105,11 +128,13 @@ class Vm:
 
         Returns what the kernel returns; MemslotError has its errno. Structures: ``memslots.abi``.
         """
-        return self._backend.ioctl(request, argument if isinstance(argument, (bytes, int)) else bytes(argument))
+        if type(request) is not int or not 0 <= request <= U32_MAX:
+            request = _request(request)
+        return self._now.ioctl(request, argument if type(argument) is bytes else _argument(argument))
 
     def check_extension(self, cap: int) -> int:
         """KVM_CHECK_EXTENSION on the VM: 0 for what there is not."""
-        return self.ioctl(MemoryIoctl.CHECK_EXTENSION, cap)
+        return self.ioctl(MemoryIoctl.CHECK_EXTENSION, whole("cap", cap, U32_MAX))
 
     # -- dirty logs --------------------------------------------------------------------------------------------------
 
@@ -118,7 +143,8 @@ class Vm:
 
         MemslotError: ENOENT without a log, ENXIO with rings.
         """
-        held = self.memory.get(slot, as_id)
+        slot, as_id = whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)
+        held = self._now.slot(slot, as_id)
         npages = 64 if held is None else held.npages  # the ioctl says what is wrong
         buffer = ctypes.create_string_buffer((npages + 63) // 64 * 8)
         log = DirtyLog(as_id << 16 | slot, 0, ctypes.addressof(buffer))
@@ -130,16 +156,23 @@ class Vm:
         """KVM_CLEAR_DIRTY_LOG: forget the ``pages`` that are true, counted from ``first_page`` (a multiple of 64)."""
         import numpy as np
 
-        flags = np.asarray(pages, np.bool_)
+        slot, as_id = whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)
+        try:
+            flags = np.asarray(pages, np.bool_)
+        except (TypeError, ValueError):
+            flags = np.zeros((), np.bool_)
+        if flags.ndim != 1 or isinstance(pages, str | bytes):
+            raise UsageError(f"pages: {type(pages).__name__} is not a sequence of booleans, one a page")
         bits = np.packbits(flags, bitorder="little").tobytes()
         held = ctypes.create_string_buffer(bits.ljust((len(flags) + 63) // 64 * 8 or 8, b"\0"))
-        log = ClearDirtyLog(as_id << 16 | slot, len(flags), first_page, ctypes.addressof(held))
+        log = ClearDirtyLog(as_id << 16 | slot, len(flags), whole("first_page", first_page), ctypes.addressof(held))
         self.ioctl(MemoryIoctl.CLEAR_DIRTY_LOG, log.pack())
 
     def harvest(self) -> list[DirtyEntry]:
         """All entries of all vCPUs' dirty rings; ``reset_dirty_rings`` frees their room. UsageError without rings."""
         if not self.rings:
             raise UsageError("dirty rings: the VM was made without (ring_entries)")
+        self._open()
         if self.model is not None:
             return [entry for ring in self.model.dirty.rings.values() for entry in ring.harvest()]
         pairs = [pair for vcpu in self.vcpus for pair in vcpu.vcpu.harvest()]
@@ -153,27 +186,98 @@ class Vm:
 
     def check(self) -> None:
         """Raise InvariantError if slots, logs and accounting do not agree. O(n)."""
+        if self._closed:
+            return
         if self.model is not None:
             self.model.check()
         else:
             self.memory.memslots.check()
 
     def close(self) -> None:
-        """Stop vCPUs and free what the VM has. Views of its memory stay."""
+        """Stop vCPUs and free what the VM has; a second time, nothing. Views of its memory stay."""
+        if self._closed:
+            return
+        self._closed = True
         self._backend.close()
+        self._now = _CLOSED
+        self.memory.end(_CLOSED)
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called."""
+        return self._closed
+
+    def _open(self) -> None:
+        if self._closed:
+            raise MemslotError(errno.EBADF, "vm: it is closed")
 
     def __enter__(self) -> Vm:
+        self._open()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def _title(self) -> str:
-        vcpus = f"{len(self.vcpus)} vCPU{'s' if len(self.vcpus) != 1 else ''}"
-        return f"Vm on engine {self.engine.name}, {vcpus}, {len(self.memory)} slots"
+        what = "closed" if self._closed else _several(len(self.memory), "slot")
+        return f"Vm on engine {self.engine.name}, {_several(len(self.vcpus), 'vCPU')}, {what}"
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n{self.memory!r}"
+        return self._title() if self._closed else f"{self._title()}\n{self.memory!r}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{self._title()}</p>{self.memory._repr_html_()}"
+        title = f"<p>{self._title()}</p>"
+        return title if self._closed else title + self.memory._repr_html_()
+
+
+_CLOSED: Any = ClosedBackend()
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def _count(name: str, value: Any, least: int, most: int) -> int:
+    """A number in ``least..most``; UsageError for anything else."""
+    try:
+        number = int(operator.index(value))
+    except TypeError:
+        raise UsageError(f"{name}: {value!r} is not a whole number") from None
+    if number < least:
+        raise UsageError(f"{name}: {number} is not at least {least}")
+    if number > most:
+        raise UsageError(f"{name}: {number} is more than {most}")
+    return number
+
+
+def _ring_bytes(entries: Any) -> int:
+    """Size of a dirty ring; MemslotError (EINVAL, E2BIG) as the kernel refuses it, where it is the same everywhere."""
+    size = _count("ring_entries", entries, 0, U32_MAX) * ENTRY_BYTES
+    if size:
+        try:
+            ring_size(size)
+        except MemslotError as error:
+            raise MemslotError(error.errno or 0, f"ring_entries: {entries}: {str(error).partition(': ')[2]}") from None
+    return size
+
+
+def _request(given: Any) -> int:
+    """The number of an ioctl; ENOTTY for one that has more than 32 bits, UsageError for what is no number."""
+    try:
+        number = int(operator.index(given))
+    except TypeError:
+        raise UsageError(f"request: {given!r} is not a whole number") from None
+    if not 0 <= number <= U32_MAX:
+        raise MemslotError(errno.ENOTTY, f"ioctl: {number:#x} is not in 0..{U32_MAX:#x}")
+    return number
+
+
+def _argument(given: Any) -> bytes | int:
+    """What an ioctl is given, as bytes or as the number or address that it is."""
+    try:
+        number: int = operator.index(given)
+    except TypeError:
+        return content_of("argument", given)
+    if not -1 << 63 <= number < 1 << 64:
+        raise UsageError(f"argument: {number:#x} is no number of 64 bits")
+    return number

@@ -1,0 +1,84 @@
+"""Why the kernel refused: it gives a number, this finds the field, its value and what is allowed.
+
+The kernel has judged already; the software engine's checks (``memslots.checks``, and a trial on our own slots) are run
+afterwards, and speak if they come to the same errno.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..errors import MemslotError
+from ..memslots import Change, Memslots
+from ..memslots.abi import ClearDirtyLog, DirtyLog, MemoryIoctl, MemoryRegion
+from ..memslots.checks import Host, check_region
+
+__all__ = ["KNOWN", "ioctl_refused", "region_refused", "try_changes", "try_region"]
+
+KNOWN = frozenset(int(request) for request in MemoryIoctl)
+"""Requests that have a name."""
+_NO_BITMAP = "it does not exist, or has no dirty bitmap"
+
+
+def try_region(host: Host, region: MemoryRegion, *, v2: bool = False) -> None:
+    """MemslotError for what is wrong with a region by itself."""
+    key, flags, gpa, size, hva, offset, _ = region
+    check_region(host, key, flags, gpa, size, hva, offset, v2=v2)
+    if size and (gpa + size - 1) >> 12 > host.max_gfn:
+        raise MemslotError(errno.EINVAL, f"slot {region.id}: it ends past frame {host.max_gfn:#x}")
+
+
+def try_changes(memslots: Memslots, changes: list[Change]) -> None:
+    """BatchError for the first change that the slots as they are would refuse; nothing is changed."""
+    with memslots.update(changes[0].as_id) as update:  # left without publish()
+        update.stage_all(changes)
+
+
+def region_refused(error: MemslotError, host: Host, memslots: Memslots, region: MemoryRegion, *, v2: bool) -> Exception:
+    """What to raise for a region that the kernel refused with ``error``."""
+    change = Change(
+        region.id,
+        region.guest_phys_addr >> 12,
+        region.memory_size >> 12,
+        region.userspace_addr,
+        region.flags & 3,
+        region.as_id,
+    )
+    try:
+        try_region(host, region, v2=v2)
+        with memslots.update(region.as_id) as update:
+            update.stage(change)
+    except MemslotError as known:
+        if known.errno == error.errno:
+            return known
+    number = error.errno or 0
+    what = f"{region.memory_size:#x} bytes at {region.guest_phys_addr:#x} on {region.userspace_addr:#x}"
+    return MemslotError(
+        number, f"slot {region.id}: {what}, flags {region.flags:#x}: the kernel says {os.strerror(number)}"
+    )
+
+
+def ioctl_refused(request: int, argument: bytes | int, number: int) -> MemslotError:
+    """What to raise for any other ioctl on the VM that failed with ``number``."""
+    name = f"KVM_{MemoryIoctl(request).name}" if request in KNOWN else f"ioctl {request:#x}"
+    words = os.strerror(number)
+    logs = {MemoryIoctl.GET_DIRTY_LOG, MemoryIoctl.CLEAR_DIRTY_LOG}
+    if request in logs and isinstance(argument, bytes):
+        if number == errno.ENXIO:
+            return MemslotError(number, "dirty log: the VM logs by rings")
+        get = request == MemoryIoctl.GET_DIRTY_LOG
+        log = DirtyLog.unpack(argument) if get else ClearDirtyLog.unpack(argument)
+        if number == errno.ENOENT:
+            words = _NO_BITMAP
+        elif number == errno.EINVAL and isinstance(log, ClearDirtyLog):
+            words = (
+                f"first_page {log.first_page} and num_pages {log.num_pages} are not multiples of 64 inside the slot "
+                "(its last pages may be fewer)"
+            )
+        elif number == errno.EINVAL:
+            words = "no id of a slot, or no address space"
+        return MemslotError(number, f"slot {log.slot & 0xFFFF}: {words}")
+    if request == MemoryIoctl.RESET_DIRTY_RINGS and number == errno.EINVAL:
+        words = "the VM has no dirty rings"
+    return MemslotError(number, f"{name}: {words}")

@@ -1,0 +1,229 @@
+"""The kernel behind a ``Vm``: through ``engines.kvm``, with its slots kept here once more, since it does not list them.
+
+Every call is the kernel's to judge; why it refused, ``kernel_words`` finds out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..designs.registry import find
+from ..dirty.bitmap import as_array
+from ..errors import CapabilityError, MemslotError, UsageError
+from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..memslots.abi import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MemoryCap, MemoryIoctl, MemoryRegion
+from ..memslots.checks import Host
+from ..memslots.versions import VERSIONS, version_of
+from ..units import PAGE_SHIFT, PAGE_SIZE
+from .backends import check_entries
+from .kernel_words import KNOWN, ioctl_refused, region_refused, try_changes, try_region
+from .memory import Memory
+from .transaction import DirtyPage
+from .user_memory import ProcessMemory
+
+if TYPE_CHECKING:
+    from ..engines.kvm.vm import KvmVm
+
+__all__ = ["KvmBackend"]
+
+_REGIONS = (MemoryIoctl.SET_USER_MEMORY_REGION, MemoryIoctl.SET_USER_MEMORY_REGION2)
+
+
+class KvmBackend:
+    """A VM of ``engines.kvm``."""
+
+    def __init__(self, vcpus: int, *, ring_bytes: int = 0, address_spaces: int = 1) -> None:
+        from ..engines.kvm.engine import KvmEngine
+
+        self.engine = KvmEngine(vcpus, ring_bytes=ring_bytes)
+        self.rings = bool(ring_bytes)
+        vm = self.engine.vm
+        if address_spaces > vm.address_spaces:
+            self.engine.close()
+            raise CapabilityError(f"engine kvm: smm: this kernel has {vm.address_spaces} address space")
+        self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
+        self._libc: Any = ctypes.CDLL(None, use_errno=True)
+        self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+        self._private: dict[tuple[int, int], Slot] = {}
+        """Slots with a guest_memfd: the engine answers nothing from them."""
+        self.design = "exit_retry"
+        self.why = "to be judged at each transaction, from the guest's state and what changes"
+
+    @functools.cached_property
+    def _host(self) -> Host:
+        """What of this host decides answers: only asked once the kernel has refused, or before a transaction."""
+        return _host(self.engine.vm)
+
+    # -- ioctls ------------------------------------------------------------------------------------------------------
+
+    def ioctl(self, request: int, argument: bytes | int) -> int:
+        """To the kernel; regions through the engine, which must know them. EFAULT for a structure of another size."""
+        size = request >> 16 & 0x3FFF
+        if isinstance(argument, bytes) and len(argument) != size and request in KNOWN:
+            name = MemoryIoctl(request).name
+            if not size:
+                raise MemslotError(errno.EINVAL, f"{name}: it takes a number")
+            raise MemslotError(errno.EFAULT, f"{name}: {len(argument)} bytes, not {size}")
+        if request in _REGIONS:
+            if isinstance(argument, int):
+                argument = ProcessMemory().read(argument, size)
+            self._region(MemoryRegion.unpack(argument), argument, request)
+            return 0
+        return self._raw(request, argument)
+
+    def _raw(self, request: int, argument: bytes | int) -> int:
+        given: bytes | int = argument
+        if isinstance(given, bytes):
+            held = ctypes.create_string_buffer(given, max(len(given), 1))
+            given = ctypes.addressof(held)
+        result: int = self._libc.ioctl(self.engine.vm.fd, request, given)
+        if result < 0:
+            raise ioctl_refused(request, argument, ctypes.get_errno())
+        return result
+
+    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int) -> ChangeKind:
+        """KVM_SET_USER_MEMORY_REGION."""
+        region = MemoryRegion(as_id << 16 | slot, flags, gpa, size, hva)
+        return self._region(region, b"", MemoryIoctl.SET_USER_MEMORY_REGION)
+
+    def _region(self, region: MemoryRegion, argument: bytes, request: int) -> ChangeKind:
+        """Through the engine; what it need not know (a guest_memfd, a region that will be refused) straight on."""
+        gpa, size = region.guest_phys_addr, region.memory_size
+        key = (region.as_id, region.id)
+        change = Change(
+            region.id,
+            gpa >> PAGE_SHIFT,
+            size >> PAGE_SHIFT,
+            region.userspace_addr,
+            region.flags & ~KVM_MEM_GUEST_MEMFD,
+            region.as_id,
+        )
+        refused = (gpa | size) % PAGE_SIZE or change.npages > KVM_MEM_MAX_NR_PAGES
+        straight = refused or region.flags & KVM_MEM_GUEST_MEMFD or key in self._private
+        try:
+            if straight:
+                self._raw(request, argument or region.pack())
+            else:
+                kind = self.engine.set_memory_region(change)
+        except MemslotError as error:
+            v2 = request == MemoryIoctl.SET_USER_MEMORY_REGION2
+            raise region_refused(error, self._host, self.memslots, region, v2=v2) from None
+        if straight:
+            kind = ChangeKind.CREATE if size else ChangeKind.DELETE
+            self._private.pop(key, None)
+            if size:
+                self._private[key] = change.as_slot()._replace(flags=region.flags)
+        self.memslots.apply(change)
+        return kind
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    def slot(self, slot: int, as_id: int) -> Slot | None:
+        """O(1)."""
+        return self.engine.slot(slot, as_id) or self._private.get((as_id, slot))
+
+    def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
+        """By a design that this kernel can do.
+
+        All changes are tried on our own slots first, so one that would be refused changes nothing (BatchError). What
+        only the kernel can refuse (ENOMEM) leaves the changes before it carried out.
+
+        The kernel's dirty log goes with its slot. So logs that end are taken first, and vCPUs are paused from then on
+        until the changes are made: what they wrote in between would be in no log.
+        """
+        changes = list(changes)
+        check_entries(self._check, changes)
+        try_changes(self.memslots, changes)
+        carry_out = find(design or self._judge(changes)).prepare(self.engine, reset=False)
+        ending = self._ending_logs(changes)
+        if ending:
+            self.engine.pause()
+        try:
+            for slot in ending:
+                log = self.engine.vm.get_dirty_log(slot.id, slot.npages, slot.as_id)
+                dirty += (
+                    DirtyPage(slot.id, slot.base_gfn + page, slot.userspace_addr + page * PAGE_SIZE, slot.as_id)
+                    for page in as_array(log, slot.npages).nonzero()[0].tolist()
+                )
+            carry_out(self.engine, changes)
+        finally:
+            if ending:
+                self.engine.resume()
+            self._mirror({(change.as_id, change.slot) for change in changes})
+
+    def _check(self, change: Change) -> None:
+        """What can be refused whatever slots there are; and slots with a guest_memfd, which no design can carry."""
+        if (change.as_id, change.slot) in self._private:
+            raise MemslotError(errno.EINVAL, f"slot {change.slot}: it has a guest_memfd; delete it by itself")
+        key, gpa, size = change.as_id << 16 | change.slot, change.guest_phys_addr, change.memory_size
+        try_region(self._host, MemoryRegion(key, change.flags, gpa, size, change.userspace_addr))
+
+    def _ending_logs(self, changes: Sequence[Change]) -> list[Slot]:
+        """Slots whose dirty bitmaps end: they are deleted, or no longer logged. With rings there are no bitmaps."""
+        if self.rings:
+            return []
+        ending = {}
+        for change in changes:
+            old = self.slot(change.slot, change.as_id)
+            if old is not None and old.logs_dirty_pages and (change.deletes or not change.as_slot().logs_dirty_pages):
+                ending[change.as_id, change.slot] = old
+        return [*ending.values()]
+
+    def _judge(self, changes: Sequence[Change]) -> str:
+        """exit_retry where it is safe, else pause_if_overlap. Looks at registers and page tables; vCPUs pause."""
+        from ..engines.kvm.safety import safe_for_exit_retry
+
+        self.engine.pause()
+        try:
+            safety = safe_for_exit_retry(self.engine, changes)
+        finally:
+            self.engine.resume()
+        self.design, self.why = safety.design, str(safety)
+        return safety.design
+
+    def _mirror(self, keys: set[tuple[int, int]]) -> None:
+        """Bring our own slots to what the engine has, whatever happened: first what went, then what came."""
+        wanted = {key: self.engine.slot(key[1], key[0]) for key in keys}
+        for (as_id, slot), now in wanted.items():
+            held = self.memslots.by_id(slot, as_id)
+            if held is not None and held != now:
+                self.memslots.delete(slot, as_id)
+        for (as_id, slot), now in wanted.items():
+            if now is not None and self.memslots.by_id(slot, as_id) is None:
+                self.memslots.create(slot, now.base_gfn, now.npages, now.userspace_addr, now.flags, as_id)
+
+    # -- vCPUs -------------------------------------------------------------------------------------------------------
+
+    def make_vcpus(self, memory: Memory) -> list[Any]:
+        """The kernel's vCPUs."""
+        from .kvm_vcpu import KvmGuestVcpu
+
+        return [KvmGuestVcpu(vcpu, memory) for vcpu in self.engine.vm.vcpus]
+
+    def close(self) -> None:
+        """Close the VM."""
+        self.engine.close()
+
+
+def _host(vm: KvmVm) -> Host:
+    try:
+        version = version_of(platform.release())
+    except UsageError:
+        version = VERSIONS[0]
+    tdp = vm.host.tdp
+    return Host(
+        version=version,
+        address_spaces=vm.address_spaces,
+        user_slots=vm.max_slots,
+        readonly=bool(vm.device.check_extension(MemoryCap.READONLY_MEM)),
+        guest_memfd=bool(vm.device.check_extension(MemoryCap.GUEST_MEMFD)),
+        task_size_max=(1 << (56 if " la57" in Path("/proc/cpuinfo").read_text() else 47)) - PAGE_SIZE,
+        max_gfn=(1 << (vm.physical_bits if tdp else 52) - PAGE_SHIFT) - 1,
+        tdp=tdp,
+    )
