@@ -102,7 +102,8 @@ class ClosedBackend:
     """After ``Vm.close()``: whatever is asked for is EBADF, as the kernel answers for a file that is closed."""
 
     def __getattr__(self, name: str) -> Any:
-        del name
+        if name.startswith("__"):  # inspect and doctest look for such
+            raise AttributeError(name)
         raise MemslotError(errno.EBADF, "vm: it is closed")
 
 
