@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,7 +12,7 @@ from guestmem.engines.kvm import Hlt, InternalError, Io, Mmio, real_mode
 from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
 from guestmem.memslots import KVM_MEM_READONLY, Change
-from kvm_window import AFTER, DEVICE, NOWHERE, PRIVATE, REGISTERS, RESTLESS, Window, died
+from kvm_window import AFTER, DEVICE, END, NOWHERE, PRIVATE, REGISTERS, RESTLESS, Window, died
 
 pytestmark = pytest.mark.compiled_only
 
@@ -22,6 +22,9 @@ STORE = bytes.fromhex("488903")  # mov [rbx], rax
 INC = bytes.fromhex("48ff03")  # inc qword ptr [rbx]
 LOCK_INC = b"\xf0" + INC
 DEVICES = bytes.fromhex("498b07 49894708")  # mov rax, [r15]; mov [r15+8], rax
+SPIN = bytes.fromhex("41803c2400 74f9")  # l: cmp byte ptr [r12], 0; je l
+SPIN_ON = bytes.fromhex("41807c240800 74f8")  # l: cmp byte ptr [r12+8], 0; je l
+JUMP = bytes.fromhex("ffe3")  # jmp rbx
 SEGMENTS = bytes.fromhex("b80020 8ed8 8ec0 31f6 31ff baf803")  # ds and es at slot 1, si and di 0, dx 0x3f8
 OUTS, INS = SEGMENTS + bytes.fromhex("6ef4"), SEGMENTS + bytes.fromhex("6cf4")  # outsb, insb; hlt
 
@@ -45,6 +48,38 @@ def test_a_fetch_is_made_again(guest: Window, rip: int) -> None:
     assert guest.run_in_a_hole() == native
     assert native.registers["rax"] == 7
     assert guest.counts()["retried_fetches"] == 1
+
+
+def start_inside(guest: Window, code: bytes) -> None:
+    """The vCPU is in the guest, and waits for [PRIVATE], then for [PRIVATE + 8], before it goes on."""
+    guest.prepare(SPIN + code)
+    for place in (PRIVATE, PRIVATE + 8):
+        guest.poke(place, 0)
+    guest.start()
+    state = int(at.VCPUS) + int(at.STATE)
+    eventually(lambda: peek(guest.vm.words, state) == at.IN_KVM_RUN)
+    time.sleep(0.02)
+
+
+def eventually(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_fetch_of_a_run_that_began_before_the_update_is_made_again(guest: Window) -> None:
+    start_inside(guest, JUMP)
+    guest.memory[RESTLESS : RESTLESS + len(MOV + END)] = MOV + END
+    with guest.engine.exits_held():
+        guest.engine.set_memory_region(Change(1))
+        guest.poke(PRIVATE, 1)
+        guest.until_it_waits()
+        assert guest.own[int(at.BEGAN)] & 1 == 0
+        guest.engine.set_memory_region(guest.slot1)
+    assert died(guest.join())
+    assert guest.vcpu.registers()["rip"] == NOWHERE
+    assert guest.vcpu.registers()["rax"] == 7
 
 
 def test_a_jump_into_nothing_dies_at_once_if_no_update_is_in_flight(guest: Window) -> None:
@@ -73,6 +108,30 @@ def test_a_guest_whose_code_does_not_come_back_dies(guest: Window) -> None:
         guest.until_it_waits()
     assert isinstance(guest.join(), InternalError)
     assert guest.vcpu.registers()["rip"] == RESTLESS
+
+
+# -- the lock ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [INC, LOCK_INC, STORE])
+def test_the_guest_goes_on_without_the_lock(guest: Window, code: bytes) -> None:
+    """The answer completes one instruction and enters no guest: the next update need not wait for another exit."""
+    start_inside(guest, code + SPIN_ON)
+    before = guest.word(RESTLESS)
+    with guest.engine.exits_held():
+        guest.engine.set_memory_region(Change(1))
+        guest.poke(PRIVATE, 1)
+        guest.until_it_waits()
+        guest.engine.set_memory_region(guest.slot1)
+    eventually(lambda: guest.word(RESTLESS) != before)
+    eventually(lambda: peek(guest.vm.words, int(at.ANSWERING)) == 0)
+    for _ in range(3):
+        with guest.engine.exits_held():
+            guest.engine.set_memory_region(Change(1))
+            guest.engine.set_memory_region(guest.slot1)
+    assert guest.thread.is_alive()
+    guest.poke(PRIVATE + 8, 1)
+    assert died(guest.join())
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

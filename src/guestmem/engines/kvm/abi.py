@@ -20,6 +20,7 @@ __all__ = [
     "REG_NAMES",
     "RUN_DATA",
     "RUN_EXIT_REASON",
+    "RUN_FLAGS",
     "RUN_IMMEDIATE_EXIT",
     "RUN_LENGTH",
     "RUN_PHYS_ADDR",
@@ -114,6 +115,7 @@ class ExitReason(enum.IntEnum):
 # set and cleared as a word of eight bytes.
 RUN_IMMEDIATE_EXIT = const(0x100)
 RUN_EXIT_REASON = const(8)
+RUN_FLAGS = const(14)  # u16; bit 0: the vCPU is in SMM, and its accesses are to address space 1
 RUN_UNION = const(32)
 RUN_PHYS_ADDR = const(32)
 RUN_DATA = const(40)

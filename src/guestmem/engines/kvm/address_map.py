@@ -1,6 +1,7 @@
 """The slots as the VMM needs them to answer MMIO: sorted by guest address, edited while exits are held.
 
-An entry is four words: first byte and end of the guest range, host address, flags. Lookup O(log n), edits O(n).
+An entry is four words: first byte and end of the guest range, host address, flags. Lookup O(log n), edits O(n). A
+slot of address space 1 (SMM) is at its address plus 1 << SPACE_SHIFT, above all that a guest can name.
 
 Beside them, the last read-only slots that went, each with the update that took it. KVM emulates every write to such a
 slot; an emulation that began before the update has read the old memory, and its write must not meet the new.
@@ -11,7 +12,17 @@ from __future__ import annotations
 from ...atomics import load_relaxed, store_relaxed
 from ...compiled import U64, Words, compiled, const, u64
 
-__all__ = ["ENTRY", "MAP_HOST", "map_find", "map_insert", "map_readonly", "map_remove", "map_words", "was_readonly"]
+__all__ = [
+    "ENTRY",
+    "MAP_HOST",
+    "SPACE_SHIFT",
+    "map_find",
+    "map_insert",
+    "map_readonly",
+    "map_remove",
+    "map_words",
+    "was_readonly",
+]
 
 ENTRY = const(4)
 _COUNT = const(0)
@@ -22,6 +33,7 @@ _GONE_MAX = const(64)
 _FIRST = const(8 + 3 * 64)
 _END = const(1)
 MAP_HOST = const(2)
+SPACE_SHIFT = const(56)
 _FLAGS = const(3)
 _ONE = const(1)
 _READONLY = const(2)

@@ -23,8 +23,8 @@ from ...system import (
     system_call,
 )
 from . import layout as at
-from .abi import RUN_DATA, RUN_EXIT_REASON, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
-from .address_map import MAP_HOST, map_find, map_readonly, was_readonly
+from .abi import RUN_DATA, RUN_EXIT_REASON, RUN_FLAGS, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
+from .address_map import MAP_HOST, SPACE_SHIFT, map_find, map_readonly, was_readonly
 from .kicks import leave
 from .stalls import begin_stall, end_stall
 from .update_lock import give_shared, take_shared, updates_since, wait_out_update
@@ -129,13 +129,14 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
         writes = (what >> 32) & _BYTE != 0
         if gpa == expected and expected != 0:
             own[at.CROSSINGS] += _ONE
-        entry = map_find(entries, gpa)
-        if entry == 0 or (writes and not is_writable(entries, own, entry, gpa)):
-            left_to_device(own, gpa, size, writes)
+        place = gpa | ((host_load16(run + RUN_FLAGS) & _ONE) << SPACE_SHIFT)
+        entry = map_find(entries, place)
+        if entry == 0 or (writes and not is_writable(entries, own, entry, place)):
+            left_to_device(own, place, size, writes)
             status = at.EXIT
             break
         answer_fragment(
-            run, load_relaxed(entries, entry + MAP_HOST) + (gpa - load_relaxed(entries, entry)), size, writes
+            run, load_relaxed(entries, entry + MAP_HOST) + (place - load_relaxed(entries, entry)), size, writes
         )
         own[at.RETRIED_ANSWERS] += _ONE
         expected = u64(0)
@@ -172,7 +173,7 @@ def complete(own: Own) -> U64:
 
 
 @compiled
-def left_to_device(own: Own, gpa: U64, size: U64, writes: bool) -> None:
+def left_to_device(own: Own, place: U64, size: U64, writes: bool) -> None:
     """Note that a device answers this fragment: what it reads there it has to write there, too."""
     if own[at.DEVICE] == 0:
         own[at.DEVICE_START] = u64(0)
@@ -180,25 +181,25 @@ def left_to_device(own: Own, gpa: U64, size: U64, writes: bool) -> None:
     own[at.DEVICE] = _ONE
     if not writes:
         if own[at.DEVICE_END] == 0:
-            own[at.DEVICE_START] = gpa
-        own[at.DEVICE_END] = gpa + size
+            own[at.DEVICE_START] = place
+        own[at.DEVICE_END] = place + size
 
 
 @compiled
-def is_writable(entries: Words, own: Own, entry: U64, gpa: U64) -> bool:
+def is_writable(entries: Words, own: Own, entry: U64, place: U64) -> bool:
     """Whether the instruction may write to the slot that is there now: not if it has read what was there before."""
-    if map_readonly(entries, entry) or was_read_from_device(own, gpa):
+    if map_readonly(entries, entry) or was_read_from_device(own, place):
         return False
-    return not was_readonly(entries, gpa, own[at.BEGAN])
+    return not was_readonly(entries, place, own[at.BEGAN])
 
 
 @compiled
-def was_read_from_device(own: Own, gpa: U64) -> bool:
-    """Whether the instruction in progress has read ``gpa`` from a device.
+def was_read_from_device(own: Own, place: U64) -> bool:
+    """Whether the instruction in progress has read ``place`` (an address, and its space) from a device.
 
     Memory that an update puts there before the instruction writes must not get what was computed from the device.
     """
-    return own[at.DEVICE] != 0 and own[at.DEVICE_START] <= gpa < own[at.DEVICE_END]
+    return own[at.DEVICE] != 0 and own[at.DEVICE_START] <= place < own[at.DEVICE_END]
 
 
 @compiled

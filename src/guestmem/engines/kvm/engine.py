@@ -16,6 +16,7 @@ from ...memslots import Change, ChangeKind, Slot, classify
 from ...units import PAGE_SHIFT, format_size
 from ..protocol import Capability, Counts, Update
 from . import layout as at
+from .address_map import SPACE_SHIFT
 from .vm import KvmVm
 
 __all__ = ["KvmEngine"]
@@ -91,10 +92,11 @@ class KvmEngine:
         )
         self.counts.edit_ns += _clock() - begun
         kind = classify(change, old)
+        space = change.as_id << int(SPACE_SHIFT)
         if old is not None and kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
-            self.vm.map_remove(old.base_gfn << PAGE_SHIFT)
+            self.vm.map_remove(old.base_gfn << PAGE_SHIFT | space)
         if kind in {ChangeKind.CREATE, ChangeKind.MOVE}:
-            self.vm.map_insert(change.guest_phys_addr, change.memory_size, change.userspace_addr, change.flags)
+            self.vm.map_insert(change.guest_phys_addr | space, change.memory_size, change.userspace_addr, change.flags)
         if change.deletes:
             del self._slots[key]
         else:

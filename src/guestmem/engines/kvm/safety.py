@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ...memslots import Change
+from ...memslots import Change, Slot
 from ...units import PAGE_SHIFT
 from .device import Host
 from .engine import KvmEngine
@@ -21,10 +22,17 @@ MEASURED_MODULES = ("kvm_pvm",)
 """Backends on which exit_retry was measured. Nothing is claimed of others."""
 
 _CR0, _CR3, _CR4, _EFER = 224, 240, 248, 264
-_PE, _PG, _LA57, _LMA = 1, 1 << 31, 1 << 12, 1 << 10
+_PE, _PG, _LMA = 1, 1 << 31, 1 << 10
+_PSE, _PAE, _LA57 = 1 << 4, 1 << 5, 1 << 12
 _SS_DPL = 24 * 5 + 8 + 4 + 2 + 2
 _PRESENT, _LARGE = 1, 1 << 7
-_ADDRESS = 0xFFFFFFFFFF000
+_ADDRESS, _ADDRESS_32 = 0xFFFFFFFFFF000, 0xFFFFF000
+_PDPT, _PDPT_BYTES = 0xFE0, 32
+"""With PAE the root is four entries, anywhere in a page."""
+_UNSEEN = (
+    "a locked operation that crosses a page is not atomic while it is emulated (counter: crossings)",
+    "lzcnt and tzcnt of memory are emulated as bsr and bsf (hide ABM and BMI1 in CPUID)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +57,10 @@ class Safety:
 def safe_for_exit_retry(engine: KvmEngine, changes: Sequence[Change] = (), *, encrypted: bool = False) -> Safety:
     """Whether ``changes`` may be applied by ``exit_retry`` to the guest as it is now, and if not, why.
 
-    The vCPUs are stopped or paused; without ``changes``, what depends on them is left out. ``encrypted``: the guest's
-    memory cannot be read by the VMM (SEV, TDX), which KVM does not tell. What no look from outside can find is a
-    remark. O(changes + tables of the guest), some 20 µs a vCPU.
+    Without ``changes``, what depends on them is left out. vCPUs that run are paused while their registers are read,
+    not while their tables are walked. ``encrypted``: the guest's memory cannot be read by the VMM (SEV, TDX), which KVM
+    does not tell. What no look from outside can find is a remark, and a guest that goes on may come into a state that
+    it was not in. O(changes + slots + tables of the guest).
     """
     host = engine.vm.host
     reasons: list[str] = []
@@ -60,18 +69,24 @@ def safe_for_exit_retry(engine: KvmEngine, changes: Sequence[Change] = (), *, en
     if not engine.vm.exits_on_emulation_failure:
         reasons.append("no KVM_CAP_EXIT_ON_EMULATION_FAILURE: a failed fetch queues #UD before it exits")
     ranges = _ranges(engine, changes)
-    for vcpu in engine.vm.vcpus:
-        sregs = vcpu.sregs()
+    slots = [slot for slot in engine.slots() if not slot.as_id]
+    slots.sort(key=_base)
+    engine.vm.pause()
+    try:
+        states = [vcpu.sregs() for vcpu in engine.vm.vcpus]
+    finally:
+        engine.vm.resume()
+    for vcpu, sregs in enumerate(states):
         if why := _emulated(sregs, host):
-            reasons.append(f"vCPU {vcpu.index} {why}")
-        for frame in _tables(engine, sregs):
+            reasons.append(f"vCPU {vcpu} {why}")
+        for frame in _tables(slots, sregs) if ranges else ():
             if any(start <= frame < end for start, end in ranges):
                 reasons.append(
-                    f"vCPU {vcpu.index}: a page table at {frame << PAGE_SHIFT:#x} lies in what changes"
+                    f"vCPU {vcpu}: a page table at {frame << PAGE_SHIFT:#x} lies in what changes"
                     + ("" if host.tdp else "; with shadow paging the guest may be shut down")
                 )
                 break
-    remarks = ["a locked operation that crosses a page is not atomic while it is emulated (counter: crossings)"]
+    remarks = list(_UNSEEN)
     if host.module not in MEASURED_MODULES:
         remarks.append(f"not measured on {host.module or 'this host'}")
     return Safety(tuple(reasons), tuple(remarks))
@@ -91,38 +106,47 @@ def _ranges(engine: KvmEngine, changes: Sequence[Change]) -> list[tuple[int, int
 
 def _emulated(sregs: bytes, host: Host) -> str:
     """Why the host emulates the guest throughout, or ""."""
-    if not host.software:
-        return ""
     (cr0,) = struct.unpack_from("<Q", sregs, _CR0)
-    if not cr0 & _PE or not cr0 & _PG:
+    paging = cr0 & _PE and cr0 & _PG
+    if not paging and (host.software or not host.unrestricted_guest):
         return f"is in real mode or without paging, which {host.module} emulates throughout"
-    if not sregs[_SS_DPL]:
+    if host.software and not sregs[_SS_DPL]:
         return f"is in kernel mode, which {host.module} may emulate throughout"
     return ""
 
 
-def _tables(engine: KvmEngine, sregs: bytes) -> Iterator[int]:
-    """Frames of the guest's own page tables, the root first. Outside long mode only the root."""
+def _tables(slots: Sequence[Slot], sregs: bytes) -> Iterator[int]:
+    """Frames of the guest's own page tables, the root first; ``slots`` by address. Source: Intel SDM volume 3, 4."""
     cr0, cr3, cr4, efer = (struct.unpack_from("<Q", sregs, place)[0] for place in (_CR0, _CR3, _CR4, _EFER))
     if not cr0 & _PG:
         return
-    todo = [((cr3 & _ADDRESS) >> PAGE_SHIFT, 5 if cr4 & _LA57 else 4)]
-    seen = {todo[0][0]}
+    long_mode, wide = efer & _LMA, efer & _LMA or cr4 & _PAE
+    level = (5 if cr4 & _LA57 else 4) if long_mode else 3 if wide else 2
+    large = _LARGE if wide or cr4 & _PSE else 0
+    root = (cr3 & (_ADDRESS if long_mode else _ADDRESS_32)) >> PAGE_SHIFT
+    todo, seen = [(root, level)], {root}
     while todo:
         frame, level = todo.pop()
         yield frame
-        if level == 1 or not efer & _LMA:
+        if level == 1:
             continue
-        for (entry,) in struct.iter_unpack("<Q", _read_frame(engine, frame)):
+        table = _read_frame(slots, frame)
+        if level == 3 and not long_mode and wide:
+            table = table[cr3 & _PDPT :][:_PDPT_BYTES]
+        for (entry,) in struct.iter_unpack("<Q" if wide else "<I", table):
             below = (entry & _ADDRESS) >> PAGE_SHIFT
-            if entry & _PRESENT and not entry & _LARGE and below not in seen:
+            if entry & _PRESENT and not entry & large and below not in seen:
                 seen.add(below)
                 todo.append((below, level - 1))
 
 
-def _read_frame(engine: KvmEngine, frame: int) -> bytes:
-    """The 4096 bytes of a guest frame; none if it is in no slot."""
-    for slot in engine.slots():
-        if slot.base_gfn <= frame < slot.end_gfn:
-            return ctypes.string_at(slot.hva(frame), 1 << PAGE_SHIFT)
+def _read_frame(slots: Sequence[Slot], frame: int) -> bytes:
+    """The 4096 bytes of a guest frame; none if it is in no slot. O(log slots)."""
+    place = bisect_right(slots, frame, key=_base) - 1
+    if place >= 0 and frame < slots[place].end_gfn:
+        return ctypes.string_at(slots[place].hva(frame), 1 << PAGE_SHIFT)
     return b""
+
+
+def _base(slot: Slot) -> int:
+    return slot.base_gfn
