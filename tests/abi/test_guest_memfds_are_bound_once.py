@@ -8,6 +8,7 @@ import pytest
 
 from abi_words import ARENA, EBADF, EEXIST, EINVAL, OK, PAGE, Ask
 from guestmem import MemslotError
+from guestmem.conform.calls import Answer, Call
 from guestmem.conform.kernel import Kernel
 from guestmem.memslots.abi import CreateGuestMemfd, MemoryIoctl, MemoryRegion
 from guestmem.vm import KvmModel
@@ -55,10 +56,22 @@ def test_a_slot_that_has_one_cannot_change(ask: Ask) -> None:
     assert ask("region", 0, 0, 0, 0, 0).result == OK
 
 
-def test_no_offset_between_pages(ask: Ask) -> None:
-    assert ask("guest_memfd", 4 * PAGE, 0).result == OK
-    assert {bind(ask, 0, 0, 1, FIRST, offset) for offset in range(1, PAGE)} == {EINVAL}
-    assert bind(ask, 0, 0, 1, FIRST, 0) == OK
+def test_no_offset_between_pages() -> None:
+    vm = KvmModel()
+    file = vm.ioctl(CREATE_GUEST_MEMFD, CreateGuestMemfd(4 * PAGE).pack())
+    for offset in range(1, PAGE):
+        with pytest.raises(MemslotError) as caught:
+            vm.ioctl(SET2, MemoryRegion(0, 4, 0, PAGE, ARENA, offset, file).pack2())
+        assert caught.value.errno == -EINVAL
+    assert vm.ioctl(SET2, MemoryRegion(0, 4, 0, PAGE, ARENA, 0, file).pack2()) == 0
+
+
+def test_no_offset_between_pages_on_the_kernel(kernel: Kernel) -> None:
+    with kernel.vm() as vm:
+        assert vm.answer(Call("guest_memfd", (4 * PAGE, 0))).result == OK
+        found = {vm.answer(Call("region2", (0, 4, 0, PAGE, ARENA, offset, FIRST, 0))) for offset in range(1, PAGE)}
+        assert found == {Answer(EINVAL)}
+        assert vm.answer(Call("region2", (0, 4, 0, PAGE, ARENA, 0, FIRST, 0))).result == OK
 
 
 @pytest.mark.parametrize("half", [0, 2], ids=["front", "back"])
