@@ -119,7 +119,7 @@ def _array(count: int) -> Any:
     if count * 8 >= _PAGES_FROM:
         return np.frombuffer(mmap.mmap(-1, count * 8), np.uint64)
     raw = np.zeros(count + _LINE // 8, np.uint64)
-    skip = -raw.ctypes.data % _LINE // 8
+    skip = -raw.__array_interface__["data"][0] % _LINE // 8
     return raw[skip : skip + count]
 
 

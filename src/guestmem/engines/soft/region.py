@@ -210,7 +210,7 @@ def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
         dirty.carried_out(change, bitmap)
     if kind == _FLAGS_ONLY:
         _protect(engine, change)
-    edit, kick, grace, slept = (int(took[word]) for word in range(4))
+    edit, kick, grace, slept, *_ = took.tolist()
     counts.swaps += swaps
     counts.srcu_waits += swaps
     counts.kicks += swaps * engine.vcpus
