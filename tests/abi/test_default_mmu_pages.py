@@ -10,7 +10,8 @@ import pytest
 from guestmem import MemslotError
 from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
 from guestmem.memslots.accounting import MmuPagesForm, default_mmu_pages
-from guestmem.vm import KvmModel
+from guestmem.memslots.checks import Host
+from guestmem.vm import KvmModel, Vm
 
 PERMILLE, DO_DIV, RATIO = MmuPagesForm
 KVM_PERMILLE_MMU_PAGES = 20
@@ -71,3 +72,42 @@ def test_what_user_space_sets_stays() -> None:
     assert vm.accounting.mmu_pages == 100
     vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, MemoryRegion(0).pack())
     assert vm.accounting.mmu_pages == 100
+
+
+def test_a_transaction_recomputes_when_slots_come_or_go() -> None:
+    """By a design that changes slots in ways of its own: what counts is what it came to."""
+    with Vm() as vm:
+        accounting = vm.model.accounting
+        vm.memory.create(0, gpa=0, size=1 << 30)
+        accounting.mmu_pages = 7777  # to see who touches it
+        with vm.memory.transaction() as change:
+            change.move(0, 1 << 32)
+        with vm.memory.transaction() as change:
+            change.set_flags(0, 1)
+            change.move(0, 1 << 33)
+        assert accounting.mmu_pages == 7777
+        with vm.memory.transaction() as change:
+            change.delete(0)
+            change.create(0, gpa=0, size=1 << 29)
+            change.create(1, gpa=1 << 32, size=1 << 30)
+        assert accounting.mmu_pages == 3 * (1 << 17) // 50
+        vm.ioctl(MemoryIoctl.SET_NR_MMU_PAGES, 100)
+        with vm.memory.transaction() as change:
+            change.delete(1)
+        assert (accounting.mmu_pages, accounting.pages) == (100, 1 << 17)
+        vm.check()
+
+
+@pytest.mark.parametrize("form", MmuPagesForm)
+@pytest.mark.parametrize("word_bits", [32, 64])
+def test_a_vm_has_the_form_it_was_made_with(form: MmuPagesForm, word_bits: int) -> None:
+    """820 GiB in two slots: in 32 bits the oldest form has come round by then."""
+    vm = KvmModel(Host(word_bits=word_bits), mmu_pages=form)
+    first, second = 1 << 27, (1 << 32) // 20 + 1 - (1 << 27)
+    vm.accounting.create(first)
+    assert vm.accounting.mmu_pages == first // 50
+    vm.accounting.create(second)
+    wrapped = form is PERMILLE and word_bits == 32
+    assert vm.accounting.mmu_pages == (64 if wrapped else (first + second) // 50)
+    vm.accounting.delete(second)
+    assert vm.accounting.mmu_pages == first // 50

@@ -55,7 +55,7 @@ def default_mmu_pages(pages: int, form: MmuPagesForm = MmuPagesForm.RATIO, word_
             share = (pages * _PERMILLE) % (1 << 64) // 1000
         case MmuPagesForm.RATIO:
             share = pages // _RATIO
-    return max(share % (1 << word_bits), MIN_ALLOC_MMU_PAGES)
+    return max(share, MIN_ALLOC_MMU_PAGES)
 
 
 class PageAccounting:

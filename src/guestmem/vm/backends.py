@@ -82,10 +82,16 @@ class SoftBackend:
         """On running vCPUs, then in the dirty logs."""
         with self.model.lock:
             check_entries(self.model.check_change, changes)
+            self.model.accounting.foresee(changes, self._npages)
             try:
                 find(design or self.design).prepare(self.engine)(self.engine, changes)
             finally:
                 dirty += self.model.changed_by_a_design({change.as_id << 16 | change.slot for change in changes})
+
+    def _npages(self, key: int) -> int:
+        """Pages of a slot by id | as_id << 16, 0 without one. O(1)."""
+        held = self.model.slots.get(key)
+        return 0 if held is None else held.slot.npages
 
     def make_vcpus(self, memory: Memory) -> list[SoftVcpu]:
         """Make vCPUs that carry out accesses."""

@@ -8,6 +8,7 @@ docs/abi.md. Source: ``virt/kvm/kvm_main.c``, Linux 6.18; answers compared with 
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import struct
 import threading
@@ -22,6 +23,7 @@ from ..memslots.abi import KVM_MEM_GUEST_MEMFD, MemoryIoctl, MemoryRegion
 from ..memslots.accounting import MmuPagesForm, PageAccounting
 from ..memslots.checks import Host, check_region
 from ..units import U64_MAX
+from .arguments import content_of, whole
 from .dirty_state import DirtyState
 from .guest_memfds import GuestMemfd
 from .take_over import take_over
@@ -47,6 +49,11 @@ def _in_a_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_a_child)
+
+
+def _word(name: str, value: object) -> int:
+    """An ioctl's argument: an unsigned long, which -1 is the largest of."""
+    return whole(name, value & U64_MAX if isinstance(value, int) and -1 << 63 <= value < 0 else value)
 
 
 @dataclass(slots=True)
@@ -132,21 +139,28 @@ class KvmModel:
         if handler is None:
             return self._by_number(request, argument)
         size = request >> 16 & 0x3FFF
-        if isinstance(argument, int):
-            argument = self.user.read(argument, size)
+        if type(argument) is not bytes:
+            argument = self._pointed_to(request, argument, size)
         if len(argument) != size:
             raise MemslotError(errno.EFAULT, f"{MemoryIoctl(request).name}: {len(argument)} bytes, not {size}")
         with self.lock:
-            return handler(argument if isinstance(argument, bytes) else bytes(argument))
+            return handler(argument)
+
+    def _pointed_to(self, request: int, argument: object, size: int) -> bytes:
+        name = MemoryIoctl(request).name
+        try:
+            address = operator.index(argument)  # type: ignore[arg-type] # that is the question
+        except TypeError:
+            return content_of(name, argument)
+        return self.user.read(_word(name, address), size)
 
     def _by_number(self, request: int, argument: bytes | bytearray | memoryview | int) -> int:
         handler = self._numbers.get(request)
         if handler is None:
-            raise MemslotError(errno.ENOTTY, f"ioctl: {request:#x} is no memory ioctl")
-        if not isinstance(argument, int):
-            raise MemslotError(errno.EINVAL, f"{MemoryIoctl(request).name}: it takes a number")
+            raise MemslotError(errno.ENOTTY, f"ioctl: {whole('request', request):#x} is no memory ioctl")
+        number = _word(MemoryIoctl(request).name, argument)
         with self.lock:
-            return handler(argument)
+            return handler(number)
 
     def _region1(self, argument: bytes) -> int:
         key, flags, gpa, size, hva = _REGION.unpack(argument)
