@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from guestmem.demo import bios_relocation
+from guestmem.cli import main
+from guestmem.demo import Scene, SceneRow, bios_relocation
 from guestmem.engines.kvm import unusable
 from guestmem.errors import CapabilityError, UsageError
+from guestmem.report.demo import print_scene
 
 pytestmark = pytest.mark.compiled_only
 ENGINES = ["soft", pytest.param("kvm", marks=pytest.mark.skipif(bool(unusable()), reason=unusable() or "-"))]
@@ -64,6 +71,57 @@ def test_the_command_prints_json() -> None:
     assert scene["engine"] == "soft"
     assert scene["rows"][0]["updates"] == 20
     assert scene["rows"][0]["update_median_ns"] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_command_says_what_happened_under_each_design(engine: str) -> None:
+    status, out, err = run("--engine", engine, "--updates", "60", *(["--design", "sequential"] * 2))
+    assert (status, err) == (0, "")
+    told = [line.strip() for line in out.splitlines() if line.startswith("  sequential: ")]
+    assert len(told) == 1
+    assert ("the guest saw the hole" in told[0]) == ("vCPU 1 died" in told[0] or "increments were lost" in told[0])
+    assert [line for line in out.splitlines() if line != line.rstrip()] == []
+    assert ("host: Linux" in out) == (engine == "kvm")
+
+
+def test_each_row_in_words() -> None:
+    rows = [
+        SceneRow("sequential", updates=9, writes=5, inside=7, holes=3, lost=2, killed=4, first_kill=1),
+        SceneRow("sequential_answered", updates=9, inside=7, answered=6),
+        SceneRow("pause", updates=9),
+    ]
+    stream = io.StringIO()
+    print_scene(Scene("soft", "", 9, rows, interrupted=True), stream=stream)
+    first, second, third, last = stream.getvalue().splitlines()[-4:]
+    for says in ("saw the hole", "3 accesses met no memory", "2 increments were lost", "died 4 times", "update 1"):
+        assert says in first
+    assert second == "  sequential_answered: nothing lost, nobody died, over 9 updates; 6 exits were answered"
+    assert third == "  pause: no access fell inside an update, so its zeros show nothing"
+    assert last == "interrupted: the last row holds what happened so far"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ctrl_c_ends_with_what_happened(engine: str) -> None:
+    command = [sys.executable, "-m", "guestmem", "demo", "bios-relocation", "--engine", engine, "--updates", "10000000"]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy's threads would be counted below
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    threads = Path(f"/proc/{process.pid}/task")
+    deadline = time.monotonic() + 100
+    while len(list(threads.iterdir())) < 3 and time.monotonic() < deadline:  # it imports and compiles before that
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "  sequential: " in out
+    assert out.endswith("interrupted: the last row holds what happened so far\n")
+
+
+def test_a_group_without_a_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\n  bios-relocation " in err
 
 
 @pytest.mark.parametrize("arguments", [["--engine", "xen"], ["--design", "magic"], ["--updates", "0"]])

@@ -53,12 +53,18 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, a command's own, or 2 for bad input."""
+    if sys.stdout is None:  # the caller has closed it
+        print("guestmem: standard output is closed", file=sys.stderr)
+        return 2
     try:
         result = cli.main(args=argv, prog_name="guestmem", standalone_mode=False)
     except GuestmemError as error:
         print(f"guestmem: {error}", file=sys.stderr)
         return 2
     except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2: a group without a command; its message is the help
+            print(error.format_message(), file=sys.stderr)
+            return 2
         message = " ".join(error.format_message().split())
         print(f"guestmem: {message}", file=sys.stderr)
         return 2
@@ -69,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"guestmem: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"guestmem: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0

@@ -24,10 +24,11 @@ _OF_TRACES = ("trace", "engine", "interval", "slow_vcpu", "pattern", "writes", "
 _OF_SCENARIOS = ("memory", "iterations")
 
 
-def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """A list of vCPU counts, such as 1,2,4."""
+def _numbers(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """Lists of vCPU counts, such as 1,2,4; each count once."""
+    value = ",".join(values)
     try:
-        counts = tuple(int(part) for part in value.split(","))
+        counts = tuple(dict.fromkeys(int(part) for part in value.split(",")))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,2,4,8") from None
     for count in counts:
@@ -49,7 +50,15 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.command("compare", short_help="Which way of updating memory is right, and what does it cost?")
 @click.argument("trace", type=click.Path(allow_dash=True), required=False)
 @click.option("--scenario", type=click.Choice(["dirty-log"]), help="Compare ways of dirty logging; takes no TRACE.")
-@click.option("--vcpus", metavar="N,…", default="1,2,4,8", show_default=True, callback=_numbers, help="vCPU counts.")
+@click.option(
+    "--vcpus",
+    metavar="N,…",
+    multiple=True,
+    default=("1,2,4,8",),
+    show_default="1,2,4,8",
+    callback=_numbers,
+    help="vCPU counts (repeat for more).",
+)
 @click.option("--design", "designs", metavar="NAME", multiple=True, help="Only this design (repeat for more).")
 @click.option(
     "--engine", metavar="NAME", default="soft", show_default=True, help="soft, or kvm: real vCPUs on /dev/kvm."
@@ -151,7 +160,7 @@ def command(
     if json_file and Path(json_file).is_dir():
         raise UsageError(f"--json {json_file}: a folder; a file is allowed")
     if scenario:
-        _refuse(context, _OF_TRACES, "takes a TRACE, not --scenario")
+        _refuse(context, _OF_TRACES, f"is for a TRACE, not for --scenario {scenario}")
         return _compare_dirty_log(vcpus, designs, repeat or 3, seed, arch, memory, iterations or 2, json_file)
     _refuse(context, _OF_SCENARIOS, "is for --scenario dirty-log")
     if trace is None:
@@ -200,8 +209,9 @@ def _refuse(context: click.Context, names: tuple[str, ...], why: str) -> None:
     """UsageError if one of these was given: silently ignored, it would look as if it had been measured."""
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and context.params[name] is not None:
-            shown = "TRACE" if name == "trace" else f"--{name.replace('_', '-')}"
-            raise UsageError(f"{shown}: {context.params[name]} {why}")
+            if name == "trace":
+                raise UsageError(f"{context.params[name]}: --scenario {context.params['scenario']} takes no TRACE")
+            raise UsageError(f"--{name.replace('_', '-')}: {context.params[name]!r} {why}")
 
 
 def _compare_dirty_log(

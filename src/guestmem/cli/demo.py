@@ -18,18 +18,30 @@ def command() -> None:
 
 @command.command("bios-relocation")
 @click.option("--engine", metavar="NAME", default="soft", show_default=True, help="soft, or kvm: /dev/kvm.")
-@click.option("--updates", metavar="N", type=click.IntRange(1), default=2000, show_default=True, help="A design.")
-@click.option("--design", "designs", metavar="NAME", multiple=True, help="Only this design (repeat for more).")
+@click.option(
+    "--updates", metavar="N", type=click.IntRange(1), default=2000, show_default=True, help="How many, for each design."
+)
+@click.option(
+    "--design",
+    "designs",
+    metavar="NAME",
+    multiple=True,
+    show_default="those below that the engine can do",
+    help="Only this design (repeat for more).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON instead.")
 def bios_relocation(*, engine: str, updates: int, designs: tuple[str, ...], as_json: bool) -> int:
     """Delete and re-create a slot that one vCPU counts in and another runs code from.
 
     Prints, per design, what the guest saw, and the median time of an update. Ctrl-C ends with what happened so far.
+
+    Designs: sequential, pause_if_overlap, exit_retry, and on the software engine atomic; --design takes all that
+    `guestmem compare` has.
     """
     from ..demo import bios_relocation as play
 
     with interruptible() as stopped:
-        scene = play(engine, updates=updates, designs=designs, stopped=stopped)
+        scene = play(engine, updates=updates, designs=tuple(dict.fromkeys(designs)), stopped=stopped)
     if as_json:
         import json
 

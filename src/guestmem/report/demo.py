@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TextIO
 
-from ..demo import Scene
+from ..demo import Scene, SceneRow
 from ..units import format_ns
+from .design_tables import PIPE_WIDTH
 
 __all__ = ["print_scene"]
 
@@ -40,14 +42,31 @@ def print_scene(scene: Scene, *, stream: TextIO | None = None) -> None:
             str(row.killed),
             f"update {row.first_kill}" if row.first_kill else "-",
         )
-    Console(file=stream, width=None if stream.isatty() else 160).print(table)
-    for row in scene.rows:
-        if row.harmed:
-            stream.write(f"  {row.design}: the guest saw the hole\n")
-        elif not row.inside:
-            stream.write(f"  {row.design}: no access fell inside an update, so its zeros show nothing\n")
-        else:
-            answered = f"; {row.answered} exits were answered" if row.answered else ""
-            stream.write(f"  {row.design}: nothing lost, nobody died, over {row.updates} updates{answered}\n")
+    if stream.isatty():
+        Console(file=stream).print(table)
+    else:
+        text = io.StringIO()
+        Console(file=text, width=PIPE_WIDTH, color_system=None).print(table)
+        stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    stream.writelines(f"  {row.design}: {_what_happened(row)}\n" for row in scene.rows)
     if scene.interrupted:
-        stream.write("interrupted: the last row holds what happened so far\n")
+        stream.write("interrupted: the last row holds what happened so far\n" if scene.rows else "interrupted\n")
+
+
+def _what_happened(row: SceneRow) -> str:
+    """One row in words."""
+    answered = f"; {row.answered} exits were answered" if row.answered else ""
+    if not row.harmed:
+        if not row.inside:
+            return "no access fell inside an update, so its zeros show nothing"
+        return f"nothing lost, nobody died, over {row.updates} updates{answered}"
+    seen = []
+    if row.holes:
+        seen.append(f"{row.holes} accesses met no memory and left the guest as MMIO")
+    if row.lost:
+        seen.append(f"{row.lost} increments were lost")
+    if row.killed:
+        first = f", first seen after update {row.first_kill}" if row.first_kill else ""
+        how = "KVM_EXIT_INTERNAL_ERROR, suberror 1, or code that such a write had spoilt"
+        seen.append(f"vCPU 1 died {row.killed} times ({how}{first})")
+    return f"the guest saw the hole: {'; '.join(seen)}{answered}"
