@@ -48,8 +48,8 @@ class State(NamedTuple):
 class Window:
     """The machine. ``own`` holds the vCPU's counters."""
 
-    def __init__(self) -> None:
-        self.engine = KvmEngine(1)
+    def __init__(self, *, ring_bytes: int = 0) -> None:
+        self.engine = KvmEngine(1, ring_bytes=ring_bytes)
         self.memory = mmap.mmap(-1, SIZE)
         self._view = ctypes.c_char.from_buffer(self.memory)
         self.address = ctypes.addressof(self._view)

@@ -85,6 +85,7 @@ class KvmBackend:
         result: int = self._libc.ioctl(self.engine.vm.fd, request, given)
         if result < 0:
             raise ioctl_refused(request, argument, ctypes.get_errno())
+        self.engine.vm.answered.after(request, argument)  # pages that exit_retry wrote for the guest are dirty, too
         return result
 
     def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int) -> ChangeKind:
@@ -176,14 +177,10 @@ class KvmBackend:
         return [*ending.values()]
 
     def _judge(self, changes: Sequence[Change]) -> str:
-        """exit_retry where it is safe, else pause_if_overlap. Looks at registers and page tables; vCPUs pause."""
+        """exit_retry where it is safe, else pause_if_overlap. vCPUs pause while their registers are read."""
         from ..engines.kvm.safety import safe_for_exit_retry
 
-        self.engine.pause()
-        try:
-            safety = safe_for_exit_retry(self.engine, changes)
-        finally:
-            self.engine.resume()
+        safety = safe_for_exit_retry(self.engine, changes)
         self.design, self.why = safety.design, str(safety)
         return safety.design
 

@@ -1,7 +1,8 @@
 """The slots as the VMM needs them to answer MMIO: sorted by guest address, edited while exits are held.
 
-An entry is four words: first byte and end of the guest range, host address, flags. Lookup O(log n), edits O(n). A
-slot of address space 1 (SMM) is at its address plus 1 << SPACE_SHIFT, above all that a guest can name.
+An entry is five words: first byte and end of the guest range, host address, flags, and where writes are noted
+(``answered_writes``). Lookup O(log n), edits O(n). A slot of address space 1 (SMM) is at its address plus
+1 << SPACE_SHIFT, above all that a guest can name.
 
 Beside them, the last read-only slots that went, each with the update that took it. KVM emulates every write to such a
 slot; an emulation that began before the update has read the old memory, and its write must not meet the new.
@@ -24,7 +25,7 @@ __all__ = [
     "was_readonly",
 ]
 
-ENTRY = const(4)
+ENTRY = const(5)
 _COUNT = const(0)
 _GONE_COUNT = const(1)  # read-only slots that went, so far
 _GONE = const(8)
@@ -33,6 +34,7 @@ _GONE_MAX = const(64)
 _FIRST = const(8 + 3 * 64)
 _END = const(1)
 MAP_HOST = const(2)
+MAP_BITS = const(4)
 SPACE_SHIFT = const(56)
 _FLAGS = const(3)
 _ONE = const(1)
@@ -89,7 +91,14 @@ def map_insert(entries: Words, gpa: U64, end: U64, host: U64, flags: U64) -> Non
     store_relaxed(entries, place + _END, end)
     store_relaxed(entries, place + MAP_HOST, host)
     store_relaxed(entries, place + _FLAGS, flags)
+    store_relaxed(entries, place + MAP_BITS, u64(0))
     store_relaxed(entries, _COUNT, count + _ONE)
+
+
+@compiled
+def map_log(entries: Words, gpa: U64, bits: U64) -> None:
+    """Have answers that write to the slot at ``gpa`` set bits at this host address; 0: no more."""
+    store_relaxed(entries, map_find(entries, gpa) + MAP_BITS, bits)
 
 
 @compiled

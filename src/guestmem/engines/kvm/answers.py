@@ -25,6 +25,7 @@ from ...system import (
 from . import layout as at
 from .abi import RUN_DATA, RUN_EXIT_REASON, RUN_FLAGS, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
 from .address_map import MAP_HOST, SPACE_SHIFT, map_find, map_readonly, was_readonly
+from .answered_writes import mark_answered
 from .kicks import leave
 from .stalls import begin_stall, end_stall
 from .update_lock import give_shared, take_shared, updates_since, wait_out_update
@@ -138,6 +139,8 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
         answer_fragment(
             run, load_relaxed(entries, entry + MAP_HOST) + (place - load_relaxed(entries, entry)), size, writes
         )
+        if writes:
+            mark_answered(entries, entry, place)
         own[at.RETRIED_ANSWERS] += _ONE
         expected = u64(0)
         if (gpa + size) & _PAGE == 0:

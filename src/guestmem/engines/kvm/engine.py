@@ -97,6 +97,12 @@ class KvmEngine:
             self.vm.map_remove(old.base_gfn << PAGE_SHIFT | space)
         if kind in {ChangeKind.CREATE, ChangeKind.MOVE}:
             self.vm.map_insert(change.guest_phys_addr | space, change.memory_size, change.userspace_addr, change.flags)
+        log = change.as_id << 16 | change.slot
+        logs = change.as_slot().logs_dirty_pages
+        if kind is ChangeKind.DELETE:
+            self.vm.answered.end(log)
+        elif logs or kind is ChangeKind.FLAGS_ONLY:
+            self.vm.map_log(change.guest_phys_addr | space, change.npages, log, logs=logs)
         if change.deletes:
             del self._slots[key]
         else:

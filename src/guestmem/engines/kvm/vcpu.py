@@ -227,6 +227,8 @@ class KvmVcpu:
     def harvest(self) -> list[tuple[int, int]]:
         """Take the filled entries of the dirty ring: (slot | as_id << 16, frame in the slot). The VM resets them.
 
+        Those that answers under exit_retry wrote are among them, any vCPU's.
+
         UsageError if the VM has no rings. O(entries).
         """
         if self._ring is None:
@@ -237,7 +239,7 @@ class KvmVcpu:
             place = self._ring_next % count * DIRTY_GFN.size
             flags, slot, offset = DIRTY_GFN.unpack_from(self._ring, place)
             if flags != DIRTY_GFN_DIRTY:
-                return found
+                return found + self._vm.answered.harvest()
             found.append((slot, offset))
             struct.pack_into("<I", self._ring, place, DIRTY_GFN_RESET)
             self._ring_next += 1

@@ -32,7 +32,8 @@ from ...memslots.abi import (
 )
 from . import layout as at
 from .abi import Ioctl
-from .address_map import map_insert, map_remove, map_words
+from .address_map import map_insert, map_log, map_remove, map_words
+from .answered_writes import AnsweredWrites
 from .capabilities import Cap
 from .device import DEVICE, Device, Host, host, left_alone
 from .exits import Exit
@@ -67,6 +68,8 @@ class KvmVm:
         self.ended: dict[int, Exit | GuestmemError] = {}
         """vCPU threads that ended by themselves, and what they ended with."""
         self._guest_memfds: list[int] = []
+        self.answered = AnsweredWrites()
+        """Dirty pages that KVM does not know of; whoever calls ioctls on ``fd`` says so here."""
         try:
             self._open(vcpus, ring_bytes)
         except BaseException:
@@ -121,6 +124,7 @@ class KvmVm:
             fcntl.ioctl(self.fd, MemoryIoctl.ENABLE_CAP, packed)
         except OSError as error:
             raise CapabilityError(f"engine kvm: KVM_ENABLE_CAP({int(cap)}, {args}): {error.strerror}") from None
+        self.answered.after(MemoryIoctl.ENABLE_CAP, packed)
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -172,6 +176,7 @@ class KvmVm:
             answer: int = fcntl.ioctl(self.fd, request, bytearray(argument))
         except OSError as error:
             raise MemslotError(error.errno or 0, f"{what}: KVM_{request.name}") from None
+        self.answered.after(request, argument)
         return answer
 
     def map_insert(self, gpa: int, size: int, host_address: int, flags: int) -> None:
@@ -181,6 +186,12 @@ class KvmVm:
     def map_remove(self, gpa: int) -> None:
         """The slot that begins at ``gpa`` answers nothing any more."""
         map_remove(self.map, gpa, peek(self.words, int(at.UPDATES)))
+
+    def map_log(self, gpa: int, npages: int, key: int, *, logs: bool) -> None:
+        """Whether the slot at ``gpa``, whose ``key`` is id | as_id << 16, logs. Only when ``map_insert`` may be."""
+        map_log(self.map, gpa, self.answered.begin(key, npages) if logs else 0)
+        if not logs:
+            self.answered.end(key)
 
     def get_dirty_log(self, slot: int, npages: int, as_id: int = 0) -> bytes:
         """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared."""
