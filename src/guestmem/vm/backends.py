@@ -81,12 +81,19 @@ class SoftBackend:
     def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
         """On running vCPUs, then in the dirty logs."""
         with self.model.lock:
-            check_entries(self.model.check_change, changes)
+            check_entries(self._check, changes)
             self.model.accounting.foresee(changes, self._npages)
             try:
                 find(design or self.design).prepare(self.engine)(self.engine, changes)
             finally:
                 dirty += self.model.changed_by_a_design({change.as_id << 16 | change.slot for change in changes})
+
+    def _check(self, change: Change) -> None:
+        """What can be refused whatever slots there are, and slots with a guest_memfd, which no design can carry."""
+        held = self.model.slots.get(change.as_id << 16 | change.slot)
+        if held is not None and held.guest_memfd is not None:
+            raise MemslotError(errno.EINVAL, f"slot {change.slot}: it has a guest_memfd; delete it by itself")
+        self.model.check_change(change)
 
     def _npages(self, key: int) -> int:
         """Pages of a slot by id | as_id << 16, 0 without one. O(1)."""
