@@ -9,6 +9,7 @@ import ctypes
 import errno
 import functools
 import platform
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ class KvmBackend:
         self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
         self._libc: Any = ctypes.CDLL(None, use_errno=True)
         self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+        self._lock = threading.RLock()
         self._private: dict[tuple[int, int], Slot] = {}
         """Slots with a guest_memfd: the engine answers nothing from them."""
         self.design = "exit_retry"
@@ -107,20 +109,24 @@ class KvmBackend:
         )
         refused = (gpa | size) % PAGE_SIZE or change.npages > KVM_MEM_MAX_NR_PAGES
         straight = refused or region.flags & KVM_MEM_GUEST_MEMFD or key in self._private
-        try:
+        with self._lock:  # the kernel's slots and ours change together
+            try:
+                if straight:
+                    self._raw(request, argument or region.pack())
+                else:
+                    kind = self.engine.set_memory_region(change)
+            except MemslotError as error:
+                v2 = request == MemoryIoctl.SET_USER_MEMORY_REGION2
+                raise region_refused(error, self._host, self.memslots, region, v2=v2) from None
+            except BaseException:  # Ctrl-C, perhaps after the kernel did it
+                self._mirror({key})
+                raise
             if straight:
-                self._raw(request, argument or region.pack())
-            else:
-                kind = self.engine.set_memory_region(change)
-        except MemslotError as error:
-            v2 = request == MemoryIoctl.SET_USER_MEMORY_REGION2
-            raise region_refused(error, self._host, self.memslots, region, v2=v2) from None
-        if straight:
-            kind = ChangeKind.CREATE if size else ChangeKind.DELETE
-            self._private.pop(key, None)
-            if size:
-                self._private[key] = change.as_slot()._replace(flags=region.flags)
-        self.memslots.apply(change)
+                kind = ChangeKind.CREATE if size else ChangeKind.DELETE
+                self._private.pop(key, None)
+                if size:
+                    self._private[key] = change.as_slot()._replace(flags=region.flags)
+            self.memslots.apply(change)
         return kind
 
     # -- slots -------------------------------------------------------------------------------------------------------
@@ -138,7 +144,10 @@ class KvmBackend:
         The kernel's dirty log goes with its slot. So logs that end are taken first, and vCPUs are paused from then on
         until the changes are made: what they wrote in between would be in no log.
         """
-        changes = list(changes)
+        with self._lock:
+            self._apply(list(changes), design, dirty)
+
+    def _apply(self, changes: list[Change], design: str, dirty: list[DirtyPage]) -> None:
         check_entries(self._check, changes)
         try_changes(self.memslots, changes)
         carry_out = find(design or self._judge(changes)).prepare(self.engine, reset=False)
