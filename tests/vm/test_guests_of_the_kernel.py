@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from guestmem import CapabilityError, GuestmemError, UsageError
@@ -31,6 +32,28 @@ def test_a_real_mode_guest() -> None:
         assert vm.memory.read(0x4000, 2) == b"\x34\x12"
         assert vm.dirty_log(0).nonzero()[0].tolist() == [2, 3, 4]
         assert not vm.dirty_log(0).any()
+
+
+def test_a_log_that_is_cleared_by_hand() -> None:
+    with Vm(engine="kvm", manual_protect=True) as vm:
+        vm.memory.create(0, gpa=0, size=130 * PAGE, flags=1)
+        for _ in range(2):
+            vm.vcpus[0].load_code(bytes.fromhex("c606002007 c606013008 f4"), PAGE)  # writes pages 2 and 3
+            assert vm.vcpus[0].run() == Hlt()
+            for _ in range(2):
+                log = vm.dirty_log(0)
+                assert (log.dtype, log.shape, log.nonzero()[0].tolist()) == (np.bool_, (130,), [2, 3])
+            vm.clear_dirty_log(0, [False, False, True] + [False] * 61)
+            assert vm.dirty_log(0).nonzero()[0].tolist() == [3]
+            vm.clear_dirty_log(0, np.ones(2, np.bool_), first_page=128)
+            vm.clear_dirty_log(0, log)
+            assert not vm.dirty_log(0).any()
+
+
+def test_a_new_log_that_has_all_pages() -> None:
+    with Vm(engine="kvm", initially_set=True) as vm:
+        vm.memory.create(0, gpa=0, size=8 * PAGE, flags=1)
+        assert vm.dirty_log(0).all()
 
 
 def test_rings() -> None:
