@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from abi_words import ARENA, EBADF, EEXIST, EFAULT, EINVAL, OK, PAGE, Ask
-from guestmem.memslots.abi import MemoryIoctl
+from guestmem import MemslotError
+from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
+from guestmem.vm import KvmModel
 
 CLOSED = 0
 
@@ -55,3 +57,17 @@ def test_host_memory_need_not_be_there_but_must_be_below_the_end(ask: Ask) -> No
 
 def test_padding_is_not_looked_at(ask: Ask) -> None:
     assert ask("region2", 0, 0, 0, PAGE, ARENA, 0, CLOSED, 0xFF).result == OK
+
+
+def test_a_move_past_the_last_frame_may_overlap_where_it_was(ask: Ask) -> None:
+    """Its own frames are no overlap; so it is the last frame that is named."""
+    assert ask("region", 0, 0, (1 << 52) - 4 * PAGE, 4 * PAGE, ARENA).result == OK
+    assert ask("region", 0, 0, (1 << 52) - 3 * PAGE, 4 * PAGE, ARENA).result == EINVAL
+    assert ask("region", 1, 0, (1 << 52) - PAGE, PAGE, ARENA).result == EEXIST
+    assert ask("region", 0, 0, (1 << 52) - 5 * PAGE, 4 * PAGE, ARENA).result == OK
+
+
+def test_reaching_two_to_the_64_is_wrapping() -> None:
+    vm = KvmModel()
+    with pytest.raises(MemslotError, match=r"passes 2\*\*64"):
+        vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, MemoryRegion(0, 0, (1 << 64) - 2 * PAGE, 2 * PAGE, ARENA).pack())

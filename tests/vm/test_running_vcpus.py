@@ -17,6 +17,7 @@ PAGE = 0x1000
 PAGES = 128
 TARGET = 8 << 20
 AT = 1 << 20
+DISABLE_QUIRKS2, SLOT_ZAP_ALL = 213, 1 << 7
 # mov rbx, TARGET; again: rdx = rdx * 1103515245 + 12345; inc qword [rbx + page of rdx]; jmp again
 CODE = (
     b"\x48\xbb"
@@ -75,7 +76,13 @@ class running_stopped:  # noqa: N801 - reads as a clause
 
 
 @needs_kvm
-def test_a_slot_nearby_comes_and_goes_unseen_by_the_kernels_vcpu(running: Vm) -> None:
+@pytest.mark.parametrize("zap", ["all", "slot"])
+def test_a_slot_nearby_comes_and_goes_unseen_by_the_kernels_vcpu(running: Vm, zap: str) -> None:
+    """As the kernel's memslot_modification_stress_test, with and without KVM_X86_QUIRK_SLOT_ZAP_ALL."""
+    if zap == "slot":
+        if not running.engine.vm.device.check_extension(DISABLE_QUIRKS2) & SLOT_ZAP_ALL:
+            pytest.skip("this kernel cannot zap the slot alone")
+        running.engine.vm.enable_cap(DISABLE_QUIRKS2, SLOT_ZAP_ALL)
     word = running.memory.view(TARGET, 8).view("<u8")
     before = int(word[0])
     for turn in range(100):
