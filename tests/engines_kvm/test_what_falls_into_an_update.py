@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from guestmem.atomics import peek
+from guestmem.atomics import peek, poke, wake_all
 from guestmem.engines.kvm import Hlt, InternalError, Io, Mmio, real_mode
 from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
@@ -132,6 +133,20 @@ def test_the_guest_goes_on_without_the_lock(guest: Window, code: bytes) -> None:
     assert guest.thread.is_alive()
     guest.poke(PRIVATE + 8, 1)
     assert died(guest.join())
+
+
+def test_a_change_by_itself_waits_for_answers_too(guest: Window) -> None:
+    """The map must not change beneath a vCPU that answers from it."""
+    poke(guest.vm.words, int(at.ANSWERING), 1)
+    change = threading.Thread(target=guest.engine.set_memory_region, args=[Change(1)], daemon=True)
+    change.start()
+    change.join(0.05)
+    assert change.is_alive()
+    poke(guest.vm.words, int(at.ANSWERING), 0)
+    wake_all(guest.vm.words, int(at.ANSWERING))
+    change.join(20)
+    assert not change.is_alive()
+    assert guest.engine.slot(1) is None
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------
