@@ -48,6 +48,7 @@ class DirtyState:
         self.writable: set[tuple[int, int]] = set()
         """With rings: pages (id | as_id << 16, page) that were written and not write-protected since."""
         self._mmio_zaps = 0
+        """``KvmModel.mmio_zaps`` when the first of these was written."""
         self._next_file = _FIRST_FILE
 
     @property
@@ -155,6 +156,16 @@ class DirtyState:
         if self.writable:
             self.writable.clear()
 
+    def swapped(self) -> None:
+        """A CREATE or a change of flags: nothing is thrown away, unless MMIO's generations came round with it."""
+        if self._mmio_zaps != self._vm.mmio_zaps:
+            self.zapped()
+
+    def _can_write(self, key: int, page: int) -> None:
+        if not self.writable:
+            self._mmio_zaps = self._vm.mmio_zaps
+        self.writable.add((key, page))
+
     def _logged(self, slot: int) -> tuple[ModelSlot, DirtyBitmap]:
         """The slot of a log ioctl and its bitmap, or the errno that KVM has for it."""
         host = self._vm.host
@@ -250,12 +261,9 @@ class DirtyState:
         Without a vCPU (KVM's own writes) only a bitmap takes it. Source: ``mark_page_dirty_in_slot()``.
         """
         held = self._vm.slots[key]
-        if self.ring_entries and self._mmio_zaps != self._vm.mmio_zaps:  # with MMIO's, all translations go
-            self._mmio_zaps = self._vm.mmio_zaps
-            self.writable.clear()
         if not held.slot.logs_dirty_pages:
             if self.ring_entries:
-                self.writable.add((key, page))
+                self._can_write(key, page)
             return False
         ring = self.rings.get(vcpu) if vcpu is not None else None
         if ring is None:
@@ -264,5 +272,5 @@ class DirtyState:
             return False
         if (key, page) in self.writable:
             return False
-        self.writable.add((key, page))
+        self._can_write(key, page)
         return ring.push(key & 0xFFFF, page, key >> 16)

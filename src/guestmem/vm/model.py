@@ -229,6 +229,8 @@ class KvmModel:
                 self._bind(change, new, offset, file)
         elif kind is ChangeKind.MOVE:
             self.dirty.zapped()
+        if self.dirty.writable:
+            self.dirty.swapped()
         if flags & KVM_MEM_LOG_DIRTY_PAGES:
             new.bitmap = self.dirty.bitmap_for(key, old, npages)
         self.slots[key] = new
