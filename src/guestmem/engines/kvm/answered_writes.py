@@ -99,7 +99,7 @@ class AnsweredWrites:
     def harvest(self) -> list[tuple[int, int]]:
         """All pages, as entries of a dirty ring: (slot | as_id << 16, page of the slot). None is left."""
         found = []
-        for key, bits in self._bits.items():
+        for key, bits in list(self._bits.items()):  # slots may come meanwhile
             for index in range(len(bits)):
                 word = int(take_word(bits, index))
                 found += [(key, _WORD_BITS * index + bit) for bit in range(_WORD_BITS) if word >> bit & 1]
