@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from guestmem import MemslotError, UsageError
 from guestmem.conform.calls import ARENA, BUFFER, CALL_BYTES, Answer, Call, decode_block
+from guestmem.conform.emit import heading
 from guestmem.conform.modelled import ModelledVm
 from guestmem.conform.run import Answers, Outcome, ask_model, conform
 from guestmem.conform.shrink import shrink
 from guestmem.dirty import DirtyBitmap
-from guestmem.memslots import Change, ChangeKind, Slot
+from guestmem.memslots import Change, ChangeKind, Memslots, Slot
 from guestmem.memslots.checks import Host
 from guestmem.memslots.versions import LINUX_7_3
 from guestmem.vm.dirty_state import DirtyState
@@ -86,6 +88,112 @@ def test_a_kernel_that_lets_readonly_change(seed: int) -> None:
     assert found.answered[1] == Answer(0)
 
 
+def test_a_kernel_that_lets_neighbours_overlap(seed: int) -> None:
+    refuse = Memslots.apply
+
+    def lenient(memslots: Memslots, change: Change, **options: bool) -> ChangeKind:
+        try:
+            return refuse(memslots, change, **options)
+        except MemslotError as error:
+            if error.errno != errno.EEXIST or change.npages == 1:
+                raise
+            refuse(memslots, change._replace(npages=change.npages - 1), **options)
+            return ChangeKind.CREATE
+
+    found = run(Pretended(Host(), (Memslots, "apply", lenient)), seed).divergence
+    assert found is not None
+    assert {call.kind.rstrip("2") for call in found.calls} == {"region"}
+    assert len(found.calls) <= 3
+    assert found.expected[-1] == Answer(-errno.EEXIST)
+    assert found.promise.startswith("overlap:")
+
+
+def test_a_kernel_that_clears_a_bit_too_many(seed: int) -> None:
+    clear = DirtyBitmap.clear
+
+    def more(bitmap: DirtyBitmap, first_page: int, num_pages: int, bits: bytes) -> int:
+        changed = clear(bitmap, first_page, num_pages, bits)
+        if first_page + num_pages < bitmap.npages:
+            clear(bitmap, first_page + num_pages, min(64, bitmap.npages - first_page - num_pages), b"\1" + bytes(7))
+        return changed
+
+    found = run(Pretended(Host(), (DirtyBitmap, "clear", more)), seed).divergence
+    assert found is not None
+    assert [call.kind for call in found.calls][-2:] == ["clear_log", "get_log"]
+    assert len(found.calls) <= 5
+    said = "\n".join(heading(found, "a kernel"))
+    assert "That is, dirty in the model only: page 64." in said or "page 128." in said or "page 192." in said
+
+
+def test_a_kernel_that_forgets_to_protect_at_a_reset(seed: int) -> None:
+    found = run(Pretended(Host(), (DirtyState, "_protect", lambda _state, _run: None)), seed).divergence
+    assert found is not None
+    kinds = [call.kind for call in found.calls]
+    assert kinds[:2] == ["cap", "home"]
+    assert kinds[-5:] == ["write", "harvest", "reset", "write", "harvest"]
+    assert len(kinds) == 8 or kinds[2:3] == ["region"]
+    assert found.promise.startswith("ring-entries:")
+
+
+def test_what_is_not_there_again_is_told_as_it_was() -> None:
+    """A kernel that answers otherwise once: the sequence is kept as it was, and the report says so."""
+
+    class Once(Pretended):
+        asked = 0
+
+        def answers(self, calls: Sequence[Call], expected: Answers) -> Answers:
+            self.asked += 1
+            return [*expected[:-1], Answer(-errno.EIO)] if self.asked == 1 else list(expected)
+
+    calls = [Call("mmu_pages", (64,)), Call("vcpu", (1,))]
+    outcome = conform(Host(), Once(Host()), steps=1, blocks=lambda _seed, _count: [calls])
+    found = outcome.divergence
+    assert found is not None
+    assert (found.at, found.repeats, found.calls) == (1, False, tuple(calls))
+    assert "it depends on more than the calls" in heading(found, "a kernel")[-1]
+
+
+def test_a_divergence_beside_a_known_difference_is_found() -> None:
+    """The known one comes first in the block; it is named, and does not hide the other."""
+    bind = [Call("region2", (slot, 4, slot << 15, 0x1000, ARENA, 0, 3, 0)) for slot in (0, 1)]
+    calls = [Call("guest_memfd", (0x100000, 0)), *bind, Call("mmu_pages", (63,))]
+    side = Pretended(Host(version=LINUX_7_3), (KvmModel, "_set_nr_mmu_pages", lambda _model, _count: 0))
+    outcome = conform(Host(), side, steps=1, blocks=lambda _seed, _count: [calls])
+    assert [name.partition(" ")[0] for name in outcome.known] == ["gmem_overlap_errno"]
+    found = outcome.divergence
+    assert found is not None
+    assert [call.kind for call in found.calls] == ["mmu_pages"]
+
+
+def test_several_known_differences_at_once_are_all_named() -> None:
+    bind = [Call("region2", (slot, 4, slot << 15, 0x1000, ARENA, 0, 3, 0)) for slot in (0, 1)]
+    calls = [Call("guest_memfd", (0x100000, 0)), *bind, Call("guest_memfd", (0x1000, 1))]
+    there = dataclasses.replace(LINUX_7_3, gmem_flags=0)
+    outcome = conform(Host(), Pretended(Host(version=there)), steps=1, blocks=lambda _seed, _count: [calls])
+    assert outcome.divergence is None
+    assert [name.partition(" ")[0] for name in outcome.known] == ["gmem_overlap_errno", "gmem_flags"]
+
+
+def test_ctrl_c_ends_a_run_with_what_was_done() -> None:
+    class Interrupted(Pretended):
+        asked = 0
+
+        def answers(self, calls: Sequence[Call], expected: Answers) -> Answers:
+            self.asked += 1
+            if self.asked == 3:
+                raise KeyboardInterrupt
+            return list(expected)
+
+    calls = [Call("mmu_pages", (64,))] * 7
+    outcome = conform(Host(), Interrupted(Host()), steps=1000, blocks=lambda _seed, _count: [calls] * 9)
+    assert (outcome.interrupted, outcome.calls, outcome.divergence) == (True, 14, None)
+
+
+def test_a_run_that_draws_nothing_is_an_error() -> None:
+    with pytest.raises(UsageError, match="no call was drawn"):
+        conform(Host(), Pretended(Host()), steps=1, blocks=lambda _seed, _count: [[]])
+
+
 def test_a_known_difference_is_named_and_is_no_divergence() -> None:
     bind = Call("region2", (0, 4, 0, 0x1000, ARENA, 0, 3, 0))
     calls = [Call("guest_memfd", (0x100000, 0)), bind, Call("region2", (1, 4, 0x8000, 0x1000, ARENA, 0, 3, 0))]
@@ -109,3 +217,12 @@ def test_numbers_become_simple() -> None:
     calls = [Call("region", (3, 2, 0x700000, 0x82000, ARENA + 5)), Call("get_log", (3, 9, BUFFER))]
     found = shrink(calls, lambda tried: [call.kind for call in tried] == ["region", "get_log"])
     assert found == [Call("region", (0, 0, 0, 0, 0)), Call("get_log", (0, 0, BUFFER))]
+
+
+def test_a_slot_that_several_calls_name_becomes_simpler_in_all_of_them() -> None:
+    calls = [Call("region", (4, 1, 0x700000, 0x100000, ARENA)), Call("get_log", (4, 9, BUFFER))]
+
+    def same_slot(tried: Sequence[Call]) -> bool:
+        return [call.kind for call in tried] == ["region", "get_log"] and tried[0].args[0] == tried[1].args[0]
+
+    assert [call.args[0] for call in shrink(calls, same_slot)] == [0, 0]

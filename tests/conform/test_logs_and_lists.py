@@ -10,11 +10,13 @@ import pytest
 
 from guestmem import TraceError
 from guestmem.cli import main
-from guestmem.conform.calls import CALL_BYTES, decode, decode_block
+from guestmem.conform.calls import CALL_BYTES, RANGES, Answer, Call, decode, decode_block
 from guestmem.conform.log import LogSide, write_block, write_header
 from guestmem.conform.promises import PROMISES
 from guestmem.conform.run import ask_model
+from guestmem.engines.kvm.device import unusable
 from guestmem.memslots.checks import Host
+from guestmem.memslots.versions import LINUX_7_3
 
 
 def test_a_log_comes_back(tmp_path: Path, rng: random.Random) -> None:
@@ -28,14 +30,59 @@ def test_a_log_comes_back(tmp_path: Path, rng: random.Random) -> None:
     side = LogSide(path)
     assert (side.release, side.name, side.steps) == ("6.18.1", "a kernel", len(calls) + 3)
     assert list(side.recorded()) == [(calls, answers), (calls[:3], answers[:3])]
-    assert next(side.blocks(0, 0)) == calls
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "no log", '{"format": "guestmem conform log 1"}'])
-def test_what_is_no_log(tmp_path: Path, text: str) -> None:
+def test_a_log_says_what_its_machine_was(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    path.write_text(text)
+    there = Host(version=LINUX_7_3, address_spaces=2, max_gfn=(1 << 27) - 1, tdp=True, max_vcpu_ids=16384)
+    with path.open("w") as file:
+        write_header(file, "7.3.0", "a kernel", there)
+        write_block(file, [Call("mmu_pages", (64,))], [Answer(0)])
+    assert LogSide(path).host(Host()) == there
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[]", b"no log", b'{"format": "guestmem conform log 1"}', b"\x9d\xff" * 99]
+)
+def test_what_is_no_log(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(text)
     with pytest.raises(TraceError, match="conform log"):
+        LogSide(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '[["regio", [0, 0, 0, 0, 0], 0, "", []]]',
+        '[["region", [0, 0, 0, 0], 0, "", []]]',
+        '[["region", [-1, 0, 0, 0, 0], 0, "", []]]',
+        '[["region", [4294967296, 0, 0, 0, 0], 0, "", []]]',
+        '[["region", [0, 0, 0, 18446744073709551616, 0], 0, "", []]]',
+        '[["write", [0, 1], 0, "", []]]',
+        '[["home", [], 0, "", []], ["write", [0, 100000], 0, "", []]]',
+        '[["unknown", [2147528192], 0, "", []]]',
+        '[["mmu_pages", [64], 0, "zz", []]]',
+        '[["region", [0, 0, 0, 0, 0], 0, ""',
+    ],
+)
+def test_what_is_no_call_of_a_log(tmp_path: Path, line: str) -> None:
+    """Nothing of it is carried out: the line is named."""
+    path = tmp_path / "log"
+    with path.open("w") as file:
+        write_header(file, "6.18.1", "a kernel")
+        write_block(file, [Call("mmu_pages", (64,))], [Answer(0)])
+        file.write(line + "\n")
+    with pytest.raises(TraceError, match=r"log:3: no line of a conform log"):
+        LogSide(path)
+
+
+def test_a_log_without_calls_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w") as file:
+        write_header(file, "6.18.1", "a kernel")
+        write_block(file, [], [])
+    with pytest.raises(TraceError, match="a conform log without calls"):
         LogSide(path)
 
 
@@ -52,7 +99,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(PROMISES)
-    assert all(promise.source in line for promise, line in zip(PROMISES, lines, strict=True))
+    assert all(promise.source in line and promise.says in line for promise, line in zip(PROMISES, lines, strict=True))
     assert main(["conform", "--list", "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [promise.name for promise in PROMISES]
     assert len({promise.name for promise in PROMISES}) == len(PROMISES)
@@ -73,5 +120,39 @@ def test_every_eight_bytes_are_a_call_or_none(rng: random.Random) -> None:
             assert str(call)
             assert all(0 <= number < 1 << 64 for number in call.args)
             kinds.add(call.kind)
-    assert len(kinds) == 14
+    assert kinds == set(RANGES)
     assert decode_block(b"") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "0"], "--steps"),
+        (["--seed", "abc"], "--seed"),
+        (["--minutes", "nan"], "nan is no number of minutes"),
+        (["--minutes", "inf"], "--minutes"),
+        (["--minutes", "0"], "--minutes"),
+        (["--against", "/nonexistent"], "does not exist"),
+        (["--record", "/nonexistent/log", "--steps", "1"], "/nonexistent/log"),
+        (["/dev/null"], "is no KVM device"),
+        (["--emit", "rust"], "--emit"),
+    ],
+)
+def test_wrong_values_are_one_line_and_status_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words[0] in {"--record", "/dev/null"} and unusable():
+        pytest.skip(unusable())
+    assert main(["conform", *words]) == 2
+    caught = capsys.readouterr()
+    assert said in caught.err
+    assert caught.err.count("\n") == 1
+    assert not caught.out
+
+
+def test_the_kernel_is_left_alone_if_so_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GUESTMEM_KVM", "0")
+    assert main(["conform", "--steps", "1"]) == 2
+    assert "GUESTMEM_KVM=0" in capsys.readouterr().err

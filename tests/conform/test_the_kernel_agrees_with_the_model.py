@@ -24,13 +24,13 @@ def test_a_short_run_agrees(seed: int) -> None:
         outcome = conform(host_of(), KernelSide(kernel), steps=6000, seed=seed)
     assert outcome.divergence is None, outcome.divergence
     assert outcome.calls >= 6000
-    assert len(outcome.unchecked) < len(PROMISES) / 4, outcome.unchecked
+    assert len(outcome.unchecked) < len(PROMISES) / 3, outcome.unchecked
 
 
 @pytest.mark.slow
 def test_a_long_run_agrees_and_speaks_of_every_promise(seed: int) -> None:
     with Kernel() as kernel:
-        outcome = conform(host_of(), KernelSide(kernel), steps=60_000, seed=seed + 1)
+        outcome = conform(host_of(), KernelSide(kernel), steps=40_000, seed=seed + 1)
     assert outcome.divergence is None, outcome.divergence
     assert outcome.unchecked == []
 

@@ -14,13 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_INTERRUPTED = 130
+
 
 @click.command("conform", short_help="Does this kernel behave as KVM documents?")
 @click.argument("device", default="/dev/kvm", type=click.Path())
 @click.option(
     "--steps", metavar="N", type=click.IntRange(1), default=100_000, show_default=True, help="Calls to compare."
 )
-@click.option("--minutes", metavar="M", type=click.FloatRange(0, min_open=True), help="Go on for so long, instead.")
+@click.option(
+    "--minutes",
+    metavar="M",
+    type=click.FloatRange(0, 60 * 24 * 365, min_open=True),
+    callback=lambda _context, _option, value: _finite(value),
+    help="Go on for so long, instead.",
+)
 @click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Decides which calls.")
 @click.option(
     "--emit", type=click.Choice(["c", "python"]), default="python", show_default=True, help="Form of a divergence."
@@ -43,12 +51,18 @@ def command(
 ) -> int:
     """Send random memory ioctls, valid and invalid, to DEVICE and to the model; every answer must agree.
 
-    Exits with 0 if all agreed, 1 at a divergence (printed as a program), 2 without a usable kernel.
+    DEVICE is /dev/kvm unless given. A divergence is shrunk to the shortest sequence and printed as a program that shows
+    it (to stdout; what it is, in words, at its head). Known differences between kernel versions are named, and are no
+    divergence.
+
+    Exit status: 0 if all agreed; 1 at a divergence; 2 without a usable kernel, or for bad input; 130 after Ctrl-C.
     """
     if as_list:
         return _list(as_json=as_json)
     if against is not None and record is not None:
         raise click.UsageError("--record and --against exclude each other")
+    if against is not None and minutes is not None:
+        raise click.UsageError("--minutes and --against exclude each other: a log has its own calls")
     import platform
 
     from ..conform.against import conform_against
@@ -63,7 +77,7 @@ def command(
             outcome = conform_against(host, side, Path(against))
         elif record is not None:
             with Path(record).open("w", encoding="utf-8") as file:
-                write_header(file, platform.release(), side.name)
+                write_header(file, platform.release(), side.name, host)
                 outcome = conform(
                     host,
                     side,
@@ -75,7 +89,15 @@ def command(
         else:
             outcome = conform(host, side, steps=steps, seconds=seconds, seed=seed)
     print(json.dumps(_json(outcome, emit), indent=2) if as_json else _text(outcome, emit))
-    return int(outcome.divergence is not None)
+    if outcome.divergence is not None:
+        return 1
+    return _INTERRUPTED if outcome.interrupted else 0
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and value != value:  # noqa: PLR0124 - that is what nan is
+        raise click.BadParameter("nan is no number of minutes")
+    return value
 
 
 def _list(*, as_json: bool) -> int:
@@ -85,48 +107,59 @@ def _list(*, as_json: bool) -> int:
         print(json.dumps([{"name": p.name, "says": p.says, "source": p.source} for p in PROMISES], indent=2))
     else:
         for promise in PROMISES:
-            print(f"{promise.name}: {promise.says} ({promise.source})")
+            print(promise)
     return 0
 
 
 def _program(found: Divergence, name: str, emit: str) -> str:
-    from ..conform.emit import as_c, as_python
+    if emit == "c":
+        from ..conform.emit_c import as_c
 
-    return (as_c if emit == "c" else as_python)(found, name)
+        return as_c(found, name)
+    from ..conform.emit import as_python
+
+    return as_python(found, name)
 
 
 def _text(outcome: Outcome, emit: str) -> str:
+    from ..conform.emit import heading
     from ..conform.promises import PROMISES
 
-    lines = []
+    known = [f"known difference, in {count} VMs: {name}" for name, count in outcome.known.items()]
     if outcome.divergence is not None:
-        print(f"{outcome.name}: diverges; the shortest sequence:", file=sys.stderr)
+        said = heading(outcome.divergence, outcome.name)
+        print(f"after {outcome.calls} calls on {outcome.blocks} VMs:", *said, *known, sep="\n", file=sys.stderr)
         return _program(outcome.divergence, outcome.name, emit).rstrip("\n")
     rate = outcome.calls / outcome.seconds if outcome.seconds else 0
     share = outcome.model_seconds / max(outcome.calls, 1) * 1e6
-    lines += [
+    expected = "in the log" if " against " in outcome.name else "by the model"
+    lines = [
+        *(["interrupted; until then:"] if outcome.interrupted else []),
         outcome.name,
         (
-            f"{outcome.calls} calls on {outcome.blocks} VMs, all answered as by the model; {rate:.0f} calls/s, of "
-            f"which the model takes {share:.0f} µs a call"
+            f"{outcome.calls} calls on {outcome.blocks} VMs, all answered as {expected}"
+            f"{', but for what is named below' if known else ''}; {rate:.0f} calls/s, of which the model takes "
+            f"{share:.0f} µs a call"
         ),
+        *known,
     ]
-    lines += [f"known difference, in {count} VMs: {name}" for name, count in outcome.known.items()]
     checked = len(PROMISES) - len(outcome.unchecked)
-    lines.append(f"{checked} of {len(PROMISES)} promises were spoken of (guestmem conform --list)")
+    lines.append(f"{checked} of {len(PROMISES)} promises checked in every case (guestmem conform --list)")
     if outcome.unchecked:
-        lines.append("not checked: " + ", ".join(outcome.unchecked))
+        lines.append("not every case met: " + ", ".join(outcome.unchecked))
     return "\n".join(lines)
 
 
 def _json(outcome: Outcome, emit: str) -> dict[str, Any]:
+    from ..conform.emit import heading
     from ..conform.promises import PROMISES
-    from ..conform.replay import answer_in_words
+    from ..conform.words import answer_in_words
 
     found = outcome.divergence
     return {
         "kernel": outcome.name,
         "agrees": found is None,
+        "interrupted": outcome.interrupted,
         "calls": outcome.calls,
         "vms": outcome.blocks,
         "seconds": round(outcome.seconds, 3),
@@ -138,6 +171,8 @@ def _json(outcome: Outcome, emit: str) -> dict[str, Any]:
         else {
             "calls": [str(call) for call in found.calls],
             "at": found.at,
+            "words": heading(found, outcome.name),
+            "repeats": found.repeats,
             "kernel": answer_in_words(found.answered[found.at]),
             "model": answer_in_words(found.expected[found.at]),
             "program": _program(found, outcome.name, emit),

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..memslots.checks import Host
-from ..memslots.versions import DIFFERENCES, version_of
+from ..memslots.versions import DIFFERENCES
 from .calls import Answer, Call
 from .log import LogSide
-from .run import Answers, Divergence, Outcome, Side, ask_model, shortest_of
+from .run import Answers, Divergence, Outcome, Side, ask_model, ask_why, explained, shortest_of
 
 __all__ = ["conform_against"]
+
+_LOG = "the kernel of the log"
+_HOST_FIELDS = [field.name for field in dataclasses.fields(Host) if field.name != "version"]
 
 
 def conform_against(host: Host, here: Side, path: Path) -> Outcome:
@@ -27,51 +30,79 @@ def conform_against(host: Host, here: Side, path: Path) -> Outcome:
     In the result's divergence, ``expected`` are the log's answers.
     """
     log = LogSide(path)
-    there = dataclasses.replace(host, version=version_of(log.release))
+    there = log.host(host)
     outcome = Outcome(f"{here.name}, against {log.name}")
     begun = time.perf_counter()
-    for calls, recorded in log.recorded():
-        asked = time.perf_counter()
-        answered = here.answers(calls, recorded)
-        outcome.kernel_seconds += time.perf_counter() - asked
-        outcome.calls += len(calls)
-        outcome.blocks += 1
-        for call, answer in zip(calls, answered, strict=True):
-            if answer is not None:
-                outcome.seen[call.kind, -min(answer.result, 0)] += 1
-        if answered != recorded:
-            named = _named(host, there, calls, recorded, answered)
-            if not named:
-                outcome.divergence = _divergence(there, here, calls, recorded, answered)
+    try:
+        for calls, recorded in log.recorded():
+            _block(host, there, here, outcome, calls, recorded)
+            if outcome.divergence is not None:
                 break
-            outcome.known[named] += 1
+    except KeyboardInterrupt:
+        outcome.interrupted = True
     outcome.seconds = time.perf_counter() - begun
     return outcome
 
 
-def _named(host: Host, there: Host, calls: Sequence[Call], recorded: Answers, answered: Answers) -> str:
-    """The differences between the versions, if both models give the answers of their kernels."""
-    if ask_model(host, calls) != answered or ask_model(there, calls) != recorded:
-        return ""
-    names = [n for n in DIFFERENCES if getattr(host.version, n) != getattr(there.version, n)]
-    relevant = []
-    for name in names:
-        mixed = dataclasses.replace(host.version, **{name: getattr(there.version, name)})
-        if ask_model(dataclasses.replace(host, version=mixed), calls) != answered:
-            relevant.append(f"{name}: {DIFFERENCES[name]}")
-    return "; ".join(relevant) or f"{host.version} against {there.version}"
+def _block(host: Host, there: Host, here: Side, outcome: Outcome, calls: list[Call], recorded: Answers) -> None:
+    asked = time.perf_counter()
+    answered = here.answers(calls, recorded)
+    outcome.kernel_seconds += time.perf_counter() - asked
+    begun = time.thread_time()
+    words = ask_why(host, calls)[1]
+    outcome.model_seconds += time.thread_time() - begun
+    outcome.count(calls, answered, words)
+    if answered != recorded:
+        named = _named(host, there, calls, recorded, answered)
+        outcome.known.update(named)
+        if not named:
+            outcome.divergence = _divergence(there, here, calls, recorded, answered)
+
+
+def _named(host: Host, there: Host, calls: Sequence[Call], recorded: Answers, answered: Answers) -> list[str]:
+    """What differs between the two machines, if models of both give these answers, known differences included."""
+    sides = []
+    for side, answers in ((host, answered), (there, recorded)):
+        if ask_model(side, calls) == answers:
+            sides.append(side)
+        else:
+            named, other = explained(side, calls, answers)
+            if not named:
+                return []
+            sides.append(other)
+    here, away = sides
+    found = []
+    for field in (*DIFFERENCES, *_HOST_FIELDS):
+        mine, theirs = (getattr(side.version if field in DIFFERENCES else side, field) for side in (here, away))
+        if mine == theirs:
+            continue
+        if field in DIFFERENCES:
+            mixed = dataclasses.replace(here, version=dataclasses.replace(here.version, **{field: theirs}))
+            said = DIFFERENCES[field]
+        else:
+            mixed, said = dataclasses.replace(here, **{field: theirs}), f"{mine} here, {theirs} in the log"
+        if ask_model(mixed, calls) != answered:
+            found.append(f"{field}: {said}")
+    return found or [f"{here.version} against {away.version}"]
 
 
 def _divergence(there: Host, here: Side, calls: Sequence[Call], recorded: Answers, answered: Answers) -> Divergence:
-    if ask_model(there, calls) == recorded:
+    modelled, words = ask_why(there, calls)
+    end = 1 + next(i for i, (a, b) in enumerate(zip(recorded, answered, strict=True)) if a != b)
+    if modelled == recorded:
 
         def ask(tried: Sequence[Call]) -> tuple[Answers, Answers]:
             expected = ask_model(there, tried)
             return expected, here.answers(tried, expected)
 
         shortest = shortest_of(calls, recorded, answered, ask)
-        expected = ask_model(there, shortest)
-        return Divergence(tuple(shortest), tuple(expected), tuple(here.answers(shortest, expected)))
-    end = 1 + next(i for i, (a, b) in enumerate(zip(recorded, answered, strict=True)) if a != b)
+        expected, words = ask_why(there, shortest)
+        again = here.answers(shortest, expected)
+        if again != expected:
+            at = next(i for i, (a, b) in enumerate(zip(expected, again, strict=True)) if a != b)
+            return Divergence(tuple(shortest), tuple(expected), tuple(again), words[at], other=_LOG)
+    why = words[end - 1] if modelled[end - 1] == recorded[end - 1] else ""
+    again = here.answers(calls[:end], recorded[:end])
+    repeats = again[-1] != recorded[end - 1]
     first: tuple[Answer | None, ...] = tuple(recorded[:end])
-    return Divergence(tuple(calls[:end]), first, tuple(answered[:end]))
+    return Divergence(tuple(calls[:end]), first, tuple(answered[:end]), why, other=_LOG, repeats=repeats)

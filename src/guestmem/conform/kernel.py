@@ -10,10 +10,8 @@ import errno
 import fcntl
 import mmap
 import os
-import platform
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..engines.kvm import abi
@@ -21,7 +19,7 @@ from ..engines.kvm.device import Device
 from ..engines.kvm.device import host as kvm_host
 from ..engines.kvm.exits import DirtyRingFull, Exit, InternalError, Mmio, Shutdown, decode
 from ..engines.kvm.guests import user_mode
-from ..errors import GuestmemError
+from ..errors import CapabilityError, GuestmemError, UsageError
 from ..memslots.abi import (
     ClearDirtyLog,
     CreateGuestMemfd,
@@ -31,8 +29,6 @@ from ..memslots.abi import (
     MemoryIoctl,
     MemoryRegion,
 )
-from ..memslots.checks import Host
-from ..memslots.versions import version_of
 from .calls import (
     ARENA,
     ARENA_BYTES,
@@ -47,7 +43,8 @@ from .calls import (
     Call,
     in_short,
 )
-from .guest import CODE_GPA, HOME_BYTES, RFLAGS, TABLES_GPA, home_memory
+from .guest import CODE_GPA, HOME_BYTES, READ_CODE_GPA, RFLAGS, TABLES_GPA, home_memory
+from .host import host_of
 
 __all__ = ["Kernel", "KernelVm", "host_of"]
 
@@ -60,26 +57,6 @@ _MEMORY = ((ARENA, ARENA_BYTES), (BUFFER, BUFFER_BYTES))
 _EXITS_MAX = 512
 
 
-def host_of(release: str = "") -> Host:
-    """What of this machine decides answers, found without asking KVM what is then compared with it."""
-    here = kvm_host()
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    bits = 52
-    if here.tdp:
-        sizes = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("address sizes")
-        )
-        bits = int(sizes.partition(":")[2].split()[0])
-    pml = Path("/sys/module/kvm_intel/parameters/pml")
-    return Host(
-        version=version_of(release or platform.release()),
-        task_size_max=(1 << (56 if " la57" in flags else 47)) - 4096,
-        max_gfn=(1 << (bits - 12)) - 1,
-        tdp=here.tdp,
-        pml=here.tdp and pml.exists() and pml.read_text().strip() in {"Y", "1"},
-    )
-
-
 class Kernel:
     """An open ``/dev/kvm`` and memory at fixed addresses, for VMs one after another.
 
@@ -89,6 +66,8 @@ class Kernel:
     _users = 0
 
     def __init__(self, path: str = "/dev/kvm") -> None:
+        if os.environ.get("GUESTMEM_KVM") == "0":
+            raise CapabilityError("conform: GUESTMEM_KVM=0 leaves the kernel's KVM alone")
         self.device = Device(path)
         self.name = str(kvm_host())
         self._libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -168,7 +147,7 @@ class KernelVm:
             name[1:]: getattr(self, name)
             for name in (
                 *("_region", "_region2", "_get_log", "_clear_log", "_cap", "_extension", "_vcpu", "_guest_memfd"),
-                *("_mmu_pages", "_bad_pointer", "_unknown", "_home", "_write", "_harvest", "_reset"),
+                *("_mmu_pages", "_bad_pointer", "_unknown", "_home", "_write", "_read", "_harvest", "_reset"),
             )
         }
 
@@ -263,10 +242,16 @@ class KernelVm:
         return Answer(0)
 
     def _write(self, gpa: int, pages: int) -> Answer:
+        return self._touch(CODE_GPA, gpa, pages)
+
+    def _read(self, gpa: int, pages: int) -> Answer:
+        return self._touch(READ_CODE_GPA, gpa, pages)
+
+    def _touch(self, rip: int, gpa: int, pages: int) -> Answer:
         run = self._run
         if run is None:
-            raise GuestmemError("conform: write without home")
-        registers = dict.fromkeys(abi.REG_NAMES, 0) | {"rip": CODE_GPA, "rflags": RFLAGS, "rax": 1, "rbx": gpa}
+            raise UsageError("conform: a guest's write or read comes after home")
+        registers = dict.fromkeys(abi.REG_NAMES, 0) | {"rip": rip, "rflags": RFLAGS, "rax": 1, "rbx": gpa}
         registers["rcx"] = pages
         result = self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.SET_REGS, abi.REGS.pack(*registers.values()))
         exits: list[tuple[str, int]] = []
@@ -289,7 +274,7 @@ class KernelVm:
     def _harvest(self) -> Answer:
         ring = self._ring
         if ring is None:
-            raise GuestmemError("conform: harvest without a ring")
+            raise UsageError("conform: a harvest comes after rings are enabled, and home")
         found: set[str] = set()
         count = len(ring) // abi.DIRTY_GFN.size
         while True:

@@ -1,23 +1,29 @@
 """A recorded run: calls and a kernel's answers, a line of JSON a VM, so that two kernels can be compared.
 
-First line: what was recorded, and on which kernel. Then ``[[kind, args, result, log in hex, exits], …]`` a line; a
-call without an answer (null) was left out.
+First line: what was recorded, on which kernel and machine. Then ``[[kind, args, result, log in hex, exits], …]`` a VM;
+a call without an answer was left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import TraceError
-from .calls import Answer, Call
+from ..memslots.checks import Host
+from ..memslots.versions import version_of
+from .calls import Answer, Call, checked
 from .kernel import Kernel
 
 __all__ = ["KernelSide", "LogSide", "read_log", "write_block", "write_header"]
 
 _FORMAT = "guestmem conform log 1"
+_FACTS: dict[str, Callable[[Any], Any]] = {
+    field.name: type(getattr(Host(), field.name)) for field in dataclasses.fields(Host) if field.name != "version"
+}
 
 
 class KernelSide:
@@ -38,12 +44,11 @@ class LogSide:
     """A log answers: the blocks that are in it, and no others."""
 
     def __init__(self, path: Path) -> None:
-        self.release, self.name, self._blocks = read_log(path)
+        self.release, self.name, self._host, self._blocks = read_log(path)
 
-    def blocks(self, _seed: int, _count: int) -> Iterator[list[Call]]:
-        """The recorded calls, block by block."""
-        for block in self._blocks:
-            yield [call for call, _ in block]
+    def host(self, like: Host) -> Host:
+        """What decided the answers there; as ``like`` where the log does not say."""
+        return dataclasses.replace(like, version=version_of(self.release), **self._host)
 
     @property
     def steps(self) -> int:
@@ -56,9 +61,10 @@ class LogSide:
             yield [call for call, _ in block], [answer for _, answer in block]
 
 
-def write_header(file: IO[str], release: str, name: str) -> None:
-    """The first line."""
-    print(json.dumps({"format": _FORMAT, "release": release, "kernel": name}), file=file)
+def write_header(file: IO[str], release: str, name: str, host: Host | None = None) -> None:
+    """The first line: the kernel, and what of its machine decides answers."""
+    facts = {name: getattr(host, name) for name in _FACTS} if host is not None else {}
+    print(json.dumps({"format": _FORMAT, "release": release, "kernel": name, "host": facts}), file=file)
 
 
 def write_block(file: IO[str], calls: Sequence[Call], answers: Sequence[Answer | None]) -> None:
@@ -70,29 +76,43 @@ def write_block(file: IO[str], calls: Sequence[Call], answers: Sequence[Answer |
     print(json.dumps(rows, separators=(",", ":")), file=file)
 
 
-def read_log(path: Path) -> tuple[str, str, list[list[tuple[Call, Answer | None]]]]:
-    """Release, kernel and blocks of a log; TraceError names file and line."""
+def read_log(path: Path) -> tuple[str, str, dict[str, Any], list[list[tuple[Call, Answer | None]]]]:
+    """Release, kernel, facts of the host and blocks of a log; TraceError names file and line."""
     blocks: list[list[tuple[Call, Answer | None]]] = []
     release = name = ""
-    with path.open(encoding="utf-8") as file:
+    host: dict[str, Any] = {}
+    with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 value = json.loads(line)
                 if number == 1:
                     if value["format"] != _FORMAT:
                         raise ValueError  # noqa: TRY301 - said below, in the same words as any other bad line
-                    release, name = value["release"], value["kernel"]
+                    release, name = str(value["release"]), str(value["kernel"])
+                    host = {fact: _FACTS[fact](value["host"][fact]) for fact in value.get("host", {})}
                     continue
-                block: list[tuple[Call, Answer | None]] = []
-                for kind, args, *answer in value:
-                    made = None
-                    if answer:
-                        result, log, exits = answer
-                        made = Answer(int(result), bytes.fromhex(log), tuple(exits))
-                    block.append((Call(str(kind), tuple(map(int, args))), made))
+                block = [_call(entry) for entry in value]
+                _check(block)
                 blocks.append(block)
             except (ValueError, KeyError, TypeError):
                 raise TraceError("no line of a conform log", path=str(path), line=number, text=line.strip()) from None
-    if not name:
-        raise TraceError("an empty conform log", path=str(path), line=1)
-    return release, name, blocks
+    if not any(blocks):
+        raise TraceError("a conform log without calls", path=str(path))
+    return release, name, host, blocks
+
+
+def _call(entry: list[Any]) -> tuple[Call, Answer | None]:
+    kind, args, *answer = entry
+    call = checked(Call(str(kind), tuple(map(int, args))))
+    if not answer:
+        return call, None
+    result, log, exits = answer
+    return call, Answer(int(result), bytes.fromhex(log), tuple(map(str, exits)))
+
+
+def _check(block: list[tuple[Call, Answer | None]]) -> None:
+    """ValueError if a guest is to do something before there is one."""
+    kinds = [call.kind for call, answer in block if answer is not None]
+    guests = [kinds.index(kind) for kind in ("write", "read", "harvest") if kind in kinds]
+    if guests and not (0 <= (kinds.index("home") if "home" in kinds else -1) < min(guests)):
+        raise ValueError

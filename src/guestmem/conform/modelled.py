@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from ..errors import MemslotError
-from ..memslots import KVM_MEM_READONLY
+from ..memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
 from ..memslots.abi import (
     KVM_MEM_GUEST_MEMFD,
     ClearDirtyLog,
@@ -16,7 +16,7 @@ from ..memslots.abi import (
     MemoryRegion,
 )
 from ..memslots.checks import Host
-from ..vm.model import KvmModel
+from ..vm.model import KvmModel, ModelSlot
 from ..vm.user_memory import BufferMemory
 from .calls import (
     ARENA,
@@ -37,6 +37,7 @@ __all__ = ["ModelledVm"]
 
 _CLOSED, _DEVICE, _VM, _FIRST = 0, 1, 2, 3
 _STACKS = 1 << 46
+_LOGGED, _RIGHTS = KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 _UNTOUCHED = b"\xa5" * LOG_BYTES
 
 
@@ -51,12 +52,17 @@ class ModelledVm:
         self._at_home = False
         self._harvested = 0
         self._unsure: set[int] = set()
+        self._kept: set[int] = set()
+        self.why = ""
+        """Of the last answer: the model's words for a refusal, or what it came to. ``promises`` go by it."""
 
     def answer(self, call: Call) -> Answer | None:
         """What a kernel should answer."""
+        self.why = ""
         try:
             answer: Answer | None = getattr(self, "_" + call.kind)(*call.args)
         except MemslotError as error:
+            self.why = str(error)
             return Answer(-(error.errno or 0))
         return answer
 
@@ -75,6 +81,7 @@ class ModelledVm:
         before = self.vm.slots.get(key)
         answer = self._ioctl(request, argument)
         after = self.vm.slots.get(key)
+        self._came_to(key, before, after)
         if before is None or after is None or before.slot.base_gfn != after.slot.base_gfn:
             if before is not None:
                 self._unsure.clear()  # a DELETE or MOVE throws all translations away
@@ -86,11 +93,29 @@ class ModelledVm:
             self._unsure.add(key)
         return answer
 
+    def _came_to(self, key: int, before: ModelSlot | None, after: ModelSlot | None) -> None:
+        if before is None or after is None:
+            self.why = "delete" if before is not None else "create"
+            self._kept.discard(key)
+            if after is not None and after.bitmap is not None and self.vm.dirty.initially_set:
+                self.why = "create, all dirty"
+        elif after.slot.base_gfn != before.slot.base_gfn:
+            self.why = "move, logging changed" if after.slot.flags != before.slot.flags else "move"
+            if before.bitmap is not None and after.bitmap is not None and before.bitmap.copy().strip(b"\0"):
+                self._kept.add(key)
+        else:
+            self.why = "flags" if after.slot.flags != before.slot.flags else "nothing"
+
     def _region2(self, *fields: int) -> Answer:
         *region, file, padding = fields
         argument = bytearray(MemoryRegion._make((*region, self._file(file))).pack2())
         argument[44:] = bytes([padding]) * len(argument[44:])
-        return self._set_region(region[0], MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
+        answer = self._set_region(region[0], MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
+        if region[1] & KVM_MEM_GUEST_MEMFD and self.why == "create":
+            self.why = "create, bound"
+        if padding:
+            self.why += ", padding"
+        return answer
 
     def _file(self, file: int) -> int:
         if file < _FIRST:
@@ -100,12 +125,16 @@ class ModelledVm:
     def _get_log(self, slot: int, padding: int, address: int) -> Answer:
         self.memory.content[:LOG_BYTES] = _UNTOUCHED
         result = self.vm.ioctl(MemoryIoctl.GET_DIRTY_LOG, DirtyLog(slot, padding, address).pack())
+        self.why = "a log that was moved" if slot in self._kept else "a log"
+        self._kept.discard(slot)
         return Answer(result, bytes(self.memory.content[:LOG_BYTES]))
 
     def _clear_log(self, slot: int, num_pages: int, first_page: int, address: int, pattern: int) -> Answer:
         self.memory.content[:] = bytes([pattern]) * BUFFER_BYTES
         log = ClearDirtyLog(slot, num_pages, first_page, address)
-        return self._ioctl(MemoryIoctl.CLEAR_DIRTY_LOG, log.pack())
+        answer = self._ioctl(MemoryIoctl.CLEAR_DIRTY_LOG, log.pack())
+        self.why = "bits were given" if pattern and num_pages else "no bits were given"
+        return answer
 
     def _cap(self, cap: int, flags: int, argument: int) -> Answer:
         return self._ioctl(MemoryIoctl.ENABLE_CAP, EnableCap(cap, flags, argument).pack())
@@ -141,34 +170,56 @@ class ModelledVm:
 
     def _write(self, gpa: int, pages: int) -> Answer | None:
         """What a guest meets that writes one word to each of ``pages``: the exits of ``vm.SoftVcpu``, in short."""
+        return self._touch(gpa, pages, write=True)
+
+    def _read(self, gpa: int, pages: int) -> Answer | None:
+        """What a guest meets that reads one word of each of ``pages``.
+
+        Left out where such a read is logged, or not: KVM lets writes through as soon as it maps a page, if host memory
+        is there already, and says then that it is dirty. Source: ``make_spte()``.
+        """
+        return self._touch(gpa, pages, write=False)
+
+    def _touch(self, gpa: int, pages: int, *, write: bool) -> Answer | None:
         if not self._at_home:
             return None
         vm = self.vm
         ring = vm.dirty.rings[0]
         exits: list[tuple[str, int]] = []
-        places = []
-        for page in range(pages):
-            gfn = (gpa >> 12) + page
-            slot = vm.memslots.find(gfn)
-            key = slot.id if slot is not None else 0
-            if slot is not None and vm.slots[key].slot.flags & KVM_MEM_GUEST_MEMFD:
-                return None  # where its memory comes from depends on attributes: not memslots' business
-            if slot is not None and (key in self._unsure or slot.hva(gfn) >= _STACKS):
-                return None  # see _set_region; there may be a stack of this very process
-            places.append((gfn, slot))
+        places = self._places(gpa >> 12, pages)
+        if places is None or (not write and any(slot and slot.flags & _RIGHTS == _LOGGED for _, slot in places)):
+            return None
         for gfn, slot in places:
             if ring is not None and ring.soft_full:
                 exits.append(("dirty ring full", -1))
                 break
-            if slot is None or slot.flags & KVM_MEM_READONLY:
-                exits.append(("mmio write 8", gfn << 12))
+            if slot is None or (write and slot.flags & KVM_MEM_READONLY):
+                exits.append((f"mmio {'write' if write else 'read'} 8", gfn << 12))
                 continue
             if not ARENA <= slot.hva(gfn) < ARENA + ARENA_BYTES:
+                self.why = "EFAULT: no host memory"
                 return Answer(-errno.EFAULT, exits=in_short(exits))
-            vm.dirty.mark(slot.id, gfn - slot.base_gfn, 0)
+            if write:
+                vm.dirty.mark(slot.id, gfn - slot.base_gfn, 0)
         else:
             exits.append(("dirty ring full" if ring is not None and ring.soft_full else "done", -1))
+        held = exits[-1][0] + (", some memory" if len(exits) <= len(places) else "")
+        self.why = held + (", read-only" if any(slot and slot.flags & KVM_MEM_READONLY for _, slot in places) else "")
+        self.why += ", mmio" if len(exits) > 1 else ""
         return Answer(0, exits=in_short(exits))
+
+    def _places(self, first: int, pages: int) -> list[tuple[int, Slot | None]] | None:
+        """Frames and their slots; None if what comes of touching them cannot be said."""
+        places = []
+        for gfn in range(first, first + pages):
+            slot = self.vm.memslots.find(gfn)
+            key = slot.id if slot is not None else 0
+            if slot is not None and self.vm.slots[key].slot.flags & KVM_MEM_GUEST_MEMFD:
+                return None  # where its memory comes from depends on attributes: not memslots' business
+            if slot is not None and (key in self._unsure or slot.hva(gfn) >= _STACKS):
+                return None  # see _set_region; there may be a stack of this very process
+            places.append((gfn, slot))
+        return places
 
     def _harvest(self) -> Answer | None:
         ring = self.vm.dirty.rings.get(0) if self._at_home else None
@@ -176,9 +227,11 @@ class ModelledVm:
             return None
         entries = ring.harvest()
         self._harvested += len(entries)
+        self.why = "entries" if entries else "no entries"
         return Answer(0, exits=tuple(sorted({f"{entry.slot:#x}+{entry.offset:#x}" for entry in entries})))
 
     def _reset(self) -> Answer:
         count = self.vm.ioctl(MemoryIoctl.RESET_DIRTY_RINGS, 0)
         given, self._harvested = self._harvested, 0
+        self.why = "given back" if given else "none to give back"
         return Answer(count - given)

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Sequence
 
 from .calls import Answer, Call
 from .kernel import Kernel
+from .words import answer_in_words, difference_in_words
 
-__all__ = ["answer_in_words", "replay"]
+__all__ = ["replay"]
 
 
-def answer_in_words(answer: Answer | None) -> str:
-    """An answer on one line.
+def replay(calls: Sequence[tuple[Call, Answer | None]], other: str = "model") -> int:
+    """Carry out calls with the answers expected, which are those of ``other``; prints a line each, and each difference.
 
-    >>> answer_in_words(Answer(-17)), answer_in_words(Answer(0, bytes.fromhex("0500a5a5"))), answer_in_words(None)
-    ('EEXIST', '0, log 0500', 'not asked')
+    Returns 1 if one is answered otherwise, else 0.
     """
-    if answer is None:
-        return "not asked"
-    words = [str(answer.result) if answer.result >= 0 else errno.errorcode.get(-answer.result, str(answer.result))]
-    if answer.log:
-        words.append("log " + answer.log.rstrip(b"\xa5").hex())
-    if answer.exits:
-        words.append("exits: " + "; ".join(answer.exits))
-    return ", ".join(words)
-
-
-def replay(calls: Sequence[tuple[Call, Answer | None]]) -> int:
-    """Carry out calls with the answers expected; prints a line each; returns 1 if one is answered otherwise, else 0."""
     lines = []
     differs = 0
     with Kernel() as kernel, kernel.vm() as vm:
@@ -42,6 +29,7 @@ def replay(calls: Sequence[tuple[Call, Answer | None]]) -> int:
             lines.append(str(call))
             lines.append("    kernel: " + answer_in_words(answer))
             if answer != expected:
-                lines.append("    model:  " + answer_in_words(expected))
+                lines.append(f"    {other}:".ljust(12) + answer_in_words(expected))
+                lines.append("    " + difference_in_words(answer, expected, other))
     sys.stdout.write("\n".join(lines) + "\n")
     return int(differs)

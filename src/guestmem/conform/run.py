@@ -1,40 +1,51 @@
-"""A conform run: blocks of random calls from Hypothesis, both sides, the first divergence shrunk and explained.
+"""A conform run: sequences of random calls, both sides, the first divergence shrunk and explained.
 
-Hypothesis draws a block at once, some 5 µs a call; drawn call by call, its rules alone would cost 150 µs each. What a
-call is, Hypothesis does not know, so shrinking is done here, over calls.
+What a call is, Hypothesis, which draws them (``draw``), does not know, so shrinking is done here, over calls.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol
 
-from ..errors import CapabilityError
+from ..errors import UsageError
 from ..memslots.checks import Host
 from ..memslots.versions import DIFFERENCES, VERSIONS
-from .calls import CALL_BYTES, Answer, Call, decode_block
+from .calls import Answer, Call
+from .draw import drawn
 from .modelled import ModelledVm
-from .promises import PROMISES, Promise
+from .promises import PROMISES, Promise, Seen, only_promise, promise_of
 from .shrink import shrink
 
 __all__ = [
-    "BLOCK_CALLS",
     "Answers",
     "Divergence",
     "Outcome",
     "Side",
     "ask_model",
+    "ask_why",
     "compare",
     "conform",
+    "difference",
     "explain",
+    "explained",
     "shortest_of",
+    "without_numbers",
 ]
 
-BLOCK_CALLS = 256
-_ROUND = 50
+_ROUND = 100
+_LEAST = 10
+"""VMs drawn at once. The first of a round are the simplest, and empty."""
+_CALLS = 150
+"""Calls on a VM, about."""
+_TRIES = 5
+_NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 Answers = list[Answer | None]
 """One a call; None where a call was left out, because the model cannot say what comes of it."""
 
@@ -55,23 +66,35 @@ class Divergence:
     calls: tuple[Call, ...]
     expected: tuple[Answer | None, ...]
     answered: tuple[Answer | None, ...]
-    known: str = ""
-    """The difference between kernel versions that explains it, if one does."""
+    why: str = ""
+    """The model's words for its answer."""
+    other: str = "guestmem's model of KVM"
+    """Whose answers ``expected`` are."""
+    repeats: bool = True
+    """Whether it was there again when the calls were made again."""
 
     @property
     def at(self) -> int:
         """Index of the first call that is answered otherwise."""
         return next(i for i, (a, b) in enumerate(zip(self.expected, self.answered, strict=True)) if a != b)
 
+    @property
+    def promise(self) -> str:
+        """The promise that the answer breaks, with its source; "" if there is none for it."""
+        call, expected = self.calls[self.at], self.expected[self.at]
+        answered = self.answered[self.at]
+        said = promise_of((call.kind, -min(expected.result if expected else 0, 0), without_numbers(self.why)))
+        return said or only_promise(call.kind, -min(answered.result if answered else 0, 0))
+
 
 @dataclasses.dataclass(slots=True)
 class Outcome:
-    """What a run did. ``seen``: how often each (call, errno) was answered, 0 for success."""
+    """What a run did. ``seen``: how often each answer was given, by the model's words for it."""
 
     name: str
     calls: int = 0
     blocks: int = 0
-    seen: Counter[tuple[str, int]] = dataclasses.field(default_factory=Counter)
+    seen: Counter[Seen] = dataclasses.field(default_factory=Counter)
     seconds: float = 0.0
     model_seconds: float = 0.0
     """Processor time of the model."""
@@ -79,53 +102,55 @@ class Outcome:
     divergence: Divergence | None = None
     known: Counter[str] = dataclasses.field(default_factory=Counter)
     """Differences between versions that were met, by name, and in how many blocks."""
+    interrupted: bool = False
 
     def checks(self, promise: Promise) -> int:
-        """How many calls of this run spoke of ``promise``."""
-        return sum(self.seen[key] for key in promise.seen_in)
+        """How many answers of this run spoke of ``promise``; 0 if not all of its cases were met."""
+        return promise.checks(self.seen)
+
+    def count(self, calls: Sequence[Call], answers: Answers, words: Sequence[str]) -> None:
+        """Note what was answered on a VM, and the model's words for it."""
+        self.calls += len(calls)
+        self.blocks += 1
+        for call, answer, why in zip(calls, answers, words, strict=True):
+            if answer is not None:
+                self.seen[call.kind, -min(answer.result, 0), without_numbers(why)] += 1
 
     @property
     def unchecked(self) -> list[str]:
-        """Promises that no call spoke of."""
+        """Promises of which not every case was met."""
         return [promise.name for promise in PROMISES if not self.checks(promise)]
+
+
+def without_numbers(why: str) -> str:
+    """The model's words with # for each number.
+
+    >>> without_numbers("slot 3: memory_size 0x1800 is not a multiple of 0x1000")
+    'slot #: memory_size # is not a multiple of #'
+    """
+    return _NUMBERS.sub("#", why) if ":" in why else why
 
 
 def ask_model(host: Host, calls: Sequence[Call]) -> Answers:
     """The model's answers on a new VM."""
+    return ask_why(host, calls)[0]
+
+
+def ask_why(host: Host, calls: Sequence[Call]) -> tuple[Answers, list[str]]:
+    """The model's answers on a new VM, and its words for each."""
     vm = ModelledVm(host)
-    return [vm.answer(call) for call in calls]
+    answers: Answers = []
+    words = []
+    for call in calls:
+        answers.append(vm.answer(call))
+        words.append(vm.why)
+    return answers, words
 
 
 def compare(host: Host, side: Side, calls: Sequence[Call]) -> tuple[Answers, Answers]:
     """Both sides' answers to ``calls``, each on a new VM."""
     expected = ask_model(host, calls)
     return expected, side.answers(calls, expected)
-
-
-def _blocks(seed: int, count: int) -> Iterator[list[Call]]:
-    """``count`` blocks drawn by Hypothesis; CapabilityError if it is not installed."""
-    try:
-        import hypothesis
-        from hypothesis import strategies
-    except ImportError:
-        raise CapabilityError("conform: Hypothesis is not installed; pip install 'guestmem[conform]'") from None
-    drawn: list[bytes] = []
-    size = CALL_BYTES * (BLOCK_CALLS + 1)
-    settings = hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-
-    def collect(block: bytes) -> None:
-        drawn.append(block)
-
-    given: Any = hypothesis.given(strategies.binary(min_size=size, max_size=size))(collect)
-    hypothesis.seed(seed)(settings(given))()
-    for block in drawn:
-        yield decode_block(block)
 
 
 def conform(
@@ -135,57 +160,100 @@ def conform(
     steps: int = 100_000,
     seconds: float | None = None,
     seed: int = 1,
-    blocks: Callable[[int, int], Iterator[list[Call]]] = _blocks,
+    blocks: Callable[[int, int], Iterable[list[Call]]] = drawn,
     recorder: Callable[[Sequence[Call], Answers], None] | None = None,
 ) -> Outcome:
     """Compare until ``steps`` calls agreed, ``seconds`` are over, or an answer differs for no known reason.
 
     ``seed`` decides the calls; ``blocks(seed, count)`` draws them; ``recorder`` gets each block and its answers.
+    Ctrl-C ends it, with what was done so far. UsageError if nothing is drawn.
     """
-    outcome = Outcome(side.name)
+    run = _Run(host, side, recorder)
+    outcome = run.outcome
     begun = time.perf_counter()
     turn = 0
-    while True:
-        count = _ROUND if seconds is not None else min(_ROUND, -(-(steps - outcome.calls) // (BLOCK_CALLS // 2)))
-        for calls in blocks(seed * 1_000_003 + turn, max(count, 1)):
-            _block(host, side, calls, outcome, recorder)
-            outcome.seconds = time.perf_counter() - begun
-            over = outcome.calls >= steps if seconds is None else bool(outcome.calls) and outcome.seconds >= seconds
-            if outcome.divergence is not None or over:
-                return outcome
-        turn += 1
+    try:
+        while True:
+            count = _ROUND if seconds is not None else min(_ROUND, (steps - outcome.calls) // _CALLS + _LEAST)
+            before = outcome.calls
+            for calls in blocks(seed * 1_000_003 + turn, count):
+                run.block(calls)
+                outcome.seconds = time.perf_counter() - begun
+                over = outcome.calls >= steps if seconds is None else bool(outcome.calls) and outcome.seconds >= seconds
+                if outcome.divergence is not None or over:
+                    return outcome
+            if outcome.calls == before:
+                raise UsageError("conform: no call was drawn")
+            turn += 1
+    except KeyboardInterrupt:
+        outcome.seconds = time.perf_counter() - begun
+        outcome.interrupted = True
+        return outcome
 
 
-def _block(
-    host: Host,
-    side: Side,
-    calls: list[Call],
-    outcome: Outcome,
-    recorder: Callable[[Sequence[Call], Answers], None] | None,
-) -> None:
-    begun = time.thread_time()
-    expected = ask_model(host, calls)
-    outcome.model_seconds += time.thread_time() - begun
-    asked = time.perf_counter()
-    answered = side.answers(calls, expected)
-    outcome.kernel_seconds += time.perf_counter() - asked
-    outcome.calls += len(calls)
-    outcome.blocks += 1
-    if recorder is not None:
-        recorder(calls, answered)
-    for call, answer in zip(calls, answered, strict=True):
-        if answer is not None:
-            outcome.seen[call.kind, -min(answer.result, 0)] += 1
-    if expected == answered:
-        return
-    known = explain(host, calls, answered)
-    if known:
-        outcome.known[known] += 1
-        return
+class _Run:
+    """A run in progress: the host as it was said to be, and as it turned out to be by known differences."""
 
-    shortest = shortest_of(calls, expected, answered, lambda tried: compare(host, side, tried))
-    first, second = compare(host, side, shortest)
-    outcome.divergence = Divergence(tuple(shortest), tuple(first), tuple(second))
+    def __init__(
+        self, host: Host, side: Side, recorder: Callable[[Sequence[Call], Answers], None] | None = None
+    ) -> None:
+        self.outcome = Outcome(side.name)
+        self._host, self._side, self._recorder = host, side, recorder
+
+    def block(self, calls: list[Call]) -> None:
+        """Compare one sequence."""
+        outcome = self.outcome
+        begun = time.thread_time()
+        expected, words = ask_why(self._host, calls)
+        outcome.model_seconds += time.thread_time() - begun
+        asked = time.perf_counter()
+        answered = self._side.answers(calls, expected)
+        outcome.kernel_seconds += time.perf_counter() - asked
+        outcome.count(calls, answered, words)
+        if self._recorder is not None:
+            self._recorder(calls, answered)
+        if expected != answered:
+            self._differs(calls, expected, answered)
+
+    def _differs(self, calls: list[Call], expected: Answers, answered: Answers) -> None:
+        host = self._host
+        for _ in range(
+            1 + len(DIFFERENCES)
+        ):  # a block may have several: those that are named, and then one that is not
+            if expected == answered:
+                return
+            known, other = explained(host, calls, answered)
+            if not known:
+                shortest = shortest_of(calls, expected, answered, partial(compare, host, self._side))
+                first, second = compare(host, self._side, shortest)
+                if first == second:
+                    end = 1 + next(i for i, (a, b) in enumerate(zip(expected, answered, strict=True)) if a != b)
+                    self._divergence(host, calls[:end], expected[:end], answered[:end], repeats=False)
+                    return
+                known, other = explained(host, shortest, second)
+                if not known:
+                    self._divergence(host, shortest, first, second)
+                    return
+            for name in known:
+                self.outcome.known[name] += 1
+            host = other
+            expected = ask_model(host, calls)
+            answered = self._side.answers(calls, expected)
+
+    def _divergence(
+        self, host: Host, calls: Sequence[Call], expected: Answers, answered: Answers, *, repeats: bool = True
+    ) -> None:
+        at = next(i for i, (a, b) in enumerate(zip(expected, answered, strict=True)) if a != b)
+        why = ask_why(host, calls)[1][at]
+        self.outcome.divergence = Divergence(tuple(calls), tuple(expected), tuple(answered), why, repeats=repeats)
+
+
+def difference(calls: Sequence[Call], expected: Answers, answered: Answers) -> tuple[str, int, int, bool, bool] | None:
+    """What the first difference is: the kind of call, both results, whether logs and exits are the same."""
+    for call, a, b in zip(calls, expected, answered, strict=True):
+        if a is not None and b is not None and a != b:
+            return call.kind, a.result, b.result, a.log == b.log, a.exits == b.exits
+    return None
 
 
 def shortest_of(
@@ -196,28 +264,36 @@ def shortest_of(
 ) -> list[Call]:
     """The shortest sequence that diverges as ``calls`` do: in the same kind of call, with the same two results.
 
-    ``ask`` gets both sides' answers. What comes after the first difference is dropped.
+    ``ask`` gets both sides' answers. What comes after the first difference is dropped. Where making the calls again
+    does not diverge again (in ``_TRIES`` tries), that is what is returned.
     """
-
-    def difference(tried: Sequence[Call], first: Answers, second: Answers) -> tuple[str, int, int, bool] | None:
-        for call, a, b in zip(tried, first, second, strict=True):
-            if a is not None and b is not None and a != b:
-                return call.kind, a.result, b.result, a.exits == b.exits
-        return None
-
     wanted = difference(calls, expected, answered)
     end = 1 + next(i for i, (a, b) in enumerate(zip(expected, answered, strict=True)) if a != b)
-    return shrink(calls[:end], lambda tried: difference(tried, *ask(tried)) == wanted)
+    cut = list(calls[:end])
+    if not any(difference(cut, *ask(cut)) == wanted for _ in range(_TRIES)):
+        return cut
+    return shrink(cut, lambda tried: difference(tried, *ask(tried)) == wanted)
 
 
 def explain(host: Host, calls: Sequence[Call], answered: Answers) -> str:
-    """The known difference between versions under which the model gives these answers; "" if there is none."""
-    for name in DIFFERENCES:
-        for version in VERSIONS:
-            other = getattr(version, name)
-            if other == getattr(host.version, name):
-                continue
-            changed = dataclasses.replace(host.version, **{name: other})
-            if ask_model(dataclasses.replace(host, version=changed), calls) == answered:
-                return f"{name} as in {version}: {DIFFERENCES[name]}"
-    return ""
+    """The known differences between versions under which the model gives these answers; "" if there are none."""
+    return "; ".join(explained(host, calls, answered)[0])
+
+
+def explained(host: Host, calls: Sequence[Call], answered: Answers) -> tuple[list[str], Host]:
+    """The fewest known differences under which the model gives these answers, and the host that has them."""
+    alternatives = {name: {getattr(version, name): version for version in reversed(VERSIONS)} for name in DIFFERENCES}
+    for size in range(1, len(DIFFERENCES) + 1):
+        for names in itertools.combinations(DIFFERENCES, size):
+            for values in itertools.product(*(alternatives[name] for name in names)):
+                if any(value == getattr(host.version, name) for name, value in zip(names, values, strict=True)):
+                    continue
+                version = dataclasses.replace(host.version, **dict(zip(names, values, strict=True)))
+                other = dataclasses.replace(host, version=version)
+                if ask_model(other, calls) == answered:
+                    said = [
+                        f"{name} as in {alternatives[name][value]}: {DIFFERENCES[name]}"
+                        for name, value in zip(names, values, strict=True)
+                    ]
+                    return said, other
+    return [], host
