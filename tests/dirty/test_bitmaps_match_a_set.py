@@ -57,8 +57,9 @@ def test_all_ones_are_the_pages_that_there_are(npages: int) -> None:
 
 
 def test_what_cannot_be_meant() -> None:
-    with pytest.raises(UsageError):
-        DirtyBitmap(0)
+    for npages in (0, -1, 1 << 52, 1 << 64):
+        with pytest.raises(UsageError, match="npages"):
+            DirtyBitmap(npages)
     log = DirtyBitmap(64)
     with pytest.raises(UsageError):
         log.mark(64)
@@ -68,3 +69,8 @@ def test_what_cannot_be_meant() -> None:
         log.clear(1, 1, bytes(8))
     with pytest.raises(UsageError):
         log.clear(0, 64, b"")
+    log.mark(3)
+    for first, count in ((-64, 64), (0, -1), (0, -64), (1 << 64, 0), (0, 1 << 64)):
+        with pytest.raises(UsageError):
+            log.clear(first, count, b"\xff" * 8)
+    assert log.count() == 1

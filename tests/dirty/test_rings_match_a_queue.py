@@ -99,3 +99,16 @@ def test_sizes(nbytes: int) -> None:
         ring_size(nbytes)
     with pytest.raises(UsageError):
         DirtyRing(nbytes * 2 + 3)
+
+
+@pytest.mark.parametrize(
+    "entry", [(-1, 0, 0), (1 << 16, 0, 0), (0, -1, 0), (0, 1 << 64, 0), (0, 0, -1), (0, 0, 1 << 16)]
+)
+def test_entries_that_fit_no_ring(entry: tuple[int, int, int]) -> None:
+    ring = DirtyRing(128)
+    with pytest.raises(UsageError, match="entry: slot"):
+        ring.push(*entry)
+    assert ring.used == 0
+    for size in (0, -1, 3, 1 << 17, 1 << 64):
+        with pytest.raises(UsageError, match="size"):
+            DirtyRing(size)

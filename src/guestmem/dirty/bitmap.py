@@ -41,6 +41,7 @@ __all__ = [
 
 _ONE = const(1)
 _ONES = const((1 << 64) - 1)
+_FRAMES = 1 << 52
 
 
 @compiled
@@ -164,8 +165,8 @@ class DirtyBitmap:
     __slots__ = ("__dict__", "_ones", "half", "npages")
 
     def __init__(self, npages: int, *, ones: bool = False) -> None:
-        if npages < 1:
-            raise UsageError(f"npages: {npages} is not at least 1")
+        if not 1 <= npages < _FRAMES:
+            raise UsageError(f"npages: {npages} is not in 1..{_FRAMES - 1:#x}")
         self.npages, self.half, self._ones = npages, bitmap_words(npages), ones
 
     @cached_property
@@ -226,8 +227,10 @@ class DirtyBitmap:
 
     def ask(self, first_page: int, num_pages: int, bits: bytes) -> int:
         """Put what a clear asks for into the second half, where ``bitmap_clear`` looks; returns how many words."""
-        if first_page & 63:
-            raise UsageError(f"first_page: {first_page} is not a multiple of 64")
+        if first_page & 63 or not 0 <= first_page < _FRAMES:
+            raise UsageError(f"first_page: {first_page} is not a multiple of 64, or no frame")
+        if not 0 <= num_pages < _FRAMES:
+            raise UsageError(f"num_pages: {num_pages} is not in 0..{_FRAMES - 1:#x}")
         count = bitmap_words(num_pages)
         if len(bits) < 8 * count or (first_page >> 6) + count > self.half:
             raise UsageError(f"bits: {len(bits)} bytes for pages {first_page} + {num_pages} of {self.npages}")

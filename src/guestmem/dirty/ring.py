@@ -185,8 +185,8 @@ class DirtyRing:
     """
 
     def __init__(self, size: int, *, reserved: int = RESERVED_ENTRIES) -> None:
-        if size < 1 or size & (size - 1):
-            raise UsageError(f"size: {size} entries are not a power of two")
+        if not 1 <= size <= MAX_ENTRIES or size & (size - 1):
+            raise UsageError(f"size: {size} entries are not a power of two of at most {MAX_ENTRIES}")
         if not 0 <= reserved < size:
             raise UsageError(f"reserved: {reserved} is not in 0..{size - 1}")
         self.size, self.soft_limit = size, size - reserved
@@ -207,6 +207,8 @@ class DirtyRing:
 
     def push(self, slot: int, offset: int, as_id: int = 0) -> bool:
         """The vCPU wrote a page; returns whether the ring is soft full now."""
+        if (slot | as_id) >> 16 or offset >> 64:
+            raise UsageError(f"entry: slot {slot}, as_id {as_id}, offset {offset} are not 16, 16 and 64 bits")
         if self.used >= self.size:
             raise InvariantError(f"dirty ring: hard full at {self.size} entries")
         return bool(ring_push(self.words, self.size, self.soft_limit, as_id << 16 | slot, offset))
