@@ -150,6 +150,10 @@ def test_memory_in_use_cannot_be_unmapped(vm: Vm) -> None:
         backing.close()
     vm.memory.delete(1)
     backing.close()
+    backing = mmap.mmap(-1, PAGE)
+    vm.memory.create(1, gpa=8 * PAGE, size=PAGE, host=backing)
+    vm.close()
+    backing.close()
 
 
 def test_a_region_by_address_is_known_as_one_by_bytes(vm: Vm) -> None:
