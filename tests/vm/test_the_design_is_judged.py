@@ -11,11 +11,13 @@ import pytest
 
 from guestmem.engines.kvm import layout as at
 from guestmem.engines.kvm.device import unusable
+from guestmem.errors import MemslotError
 from guestmem.vm import Hlt, Shutdown, Vm
 
 pytestmark = [pytest.mark.skipif(bool(unusable()), reason=unusable()), pytest.mark.compiled_only]
 PAGE = 0x1000
 CODE, TABLES, DATA = 1 << 20, (1 << 20) + PAGE, 8 << 20
+READ_FOR_EVER = bytes.fromhex("b80020 8ed8 a10000 ebfb")  # mov ax, 0x2000; mov ds, ax; l: mov ax, [0]; jmp l
 STORE = bytes.fromhex("48c7042500008000 2a000000 f4")  # mov qword ptr [DATA], 42; hlt, which user mode may not
 
 
@@ -75,6 +77,35 @@ def test_a_design_that_is_asked_for_is_not_judged() -> None:
             change.delete(1)
         assert vm.engine.counts.pauses == 1
         assert "to be judged" in vm.design_why
+
+
+def test_a_move_onto_itself_is_seen_by_nobody() -> None:
+    """Frame 0x20 has memory before and after. A guest that is emulated throughout would see it gone for a moment."""
+    with Vm(engine="kvm") as vm:
+        vm.memory.create(0, gpa=0, size=16 * PAGE)
+        vm.memory.create(1, gpa=0x20000, size=2 * PAGE)
+        vm.vcpus[0].load_code(READ_FOR_EVER, PAGE)
+        vm.engine.vm.start()
+        for _ in range(300):
+            assert vm.memory.move(1, 0x1F000).base_gfn == 0x1F
+            assert vm.memory.move(1, 0x20000).base_gfn == 0x20
+        assert vm.engine.vm.running == 1, vm.engine.vm.ended
+        assert vm.design == ("pause_if_overlap" if vm.engine.vm.host.software else "exit_retry")
+        vm.engine.vm.stop()
+        pauses = vm.engine.counts.pauses
+        vm.memory.move(1, 0x40000)
+        assert vm.engine.counts.pauses == pauses, "elsewhere, nothing of it has memory before and after"
+
+
+def test_a_move_that_is_refused_changes_nothing() -> None:
+    with Vm(engine="kvm") as vm:
+        vm.memory.create(0, gpa=0, size=16 * PAGE)
+        vm.memory.create(1, gpa=0x20000, size=2 * PAGE)
+        vm.memory.create(2, gpa=0x1E000, size=2 * PAGE)
+        with pytest.raises(MemslotError):
+            vm.memory.move(1, 0x1F000)
+        assert vm.memory[1].base_gfn == 0x20
+        vm.check()
 
 
 def test_what_was_written_for_the_guest_is_in_the_vms_dirty_log() -> None:

@@ -114,7 +114,7 @@ class KvmBackend:
                 if straight:
                     self._raw(request, argument or region.pack())
                 else:
-                    kind = self.engine.set_memory_region(change)
+                    kind = self._carry_out(change)
             except MemslotError as error:
                 v2 = request == MemoryIoctl.SET_USER_MEMORY_REGION2
                 raise region_refused(error, self._host, self.memslots, region, v2=v2) from None
@@ -128,6 +128,14 @@ class KvmBackend:
                     self._private[key] = change.as_slot()._replace(flags=region.flags)
             self.memslots.apply(change)
         return kind
+
+    def _carry_out(self, change: Change) -> ChangeKind:
+        """One change. A move takes the slot away for a moment: one onto itself goes by the design that is judged."""
+        old = self.engine.slot(change.slot, change.as_id)
+        if old is None or change.deletes or not 0 < abs(change.base_gfn - old.base_gfn) < old.npages:
+            return self.engine.set_memory_region(change)
+        find(self._judge([change])).prepare(self.engine, reset=False)(self.engine, [change])
+        return ChangeKind.MOVE
 
     # -- slots -------------------------------------------------------------------------------------------------------
 
