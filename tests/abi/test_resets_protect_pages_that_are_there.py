@@ -6,7 +6,7 @@ import pytest
 
 from abi_words import ARENA, EINVAL, OK, PAGE, Ask
 from guestmem import MemslotError
-from guestmem.atomics import poke
+from guestmem.atomics import peek, poke
 from guestmem.dirty import DirtyEntry, DirtyRing
 from guestmem.dirty.ring import DIRTY_INDEX, RESET_INDEX, ring_size
 from guestmem.memslots.abi import EnableCap, MemoryIoctl, MemoryRegion
@@ -129,6 +129,8 @@ def test_indices_are_words_of_32_bits() -> None:
         assert ring.harvest() == [DirtyEntry(1, page) for page in pages]
         assert ring.reset()[0] == 4
         assert ring.used == 0
+        wanted = (start + 4 * (turn + 1)) % (1 << 32)
+        assert peek(ring.words, int(DIRTY_INDEX)) == peek(ring.words, int(RESET_INDEX)) == wanted
         ring.check()
 
 
