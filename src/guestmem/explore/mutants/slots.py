@@ -296,6 +296,16 @@ MUTANTS = (
         models=("dirty-log",),
     ),
     Mutant(
+        "clear-not-and",
+        "a bit that is set between the look at a word and its clearing is lost, of a page that was not asked for",
+        _BITMAP,
+        "            mask &= fetch_and(bitmap, first + at, mask ^ _ONES)\n",
+        "            was = load_relaxed(bitmap, first + at)\n"
+        "            store_relaxed(bitmap, first + at, was & (mask ^ _ONES))\n"
+        "            mask &= was\n",
+        models=("dirty-log-clear",),
+    ),
+    Mutant(
         "ring-push-relaxed",
         "user space may see an entry before its offset",
         _RING,
@@ -327,6 +337,19 @@ MUTANTS = (
         "ring-reset-unharvested",
         "reset gives entries back that user space has not taken",
         *(_RING, "if first & _HARVESTED == 0:", "if first == 0:"),
+        models=("dirty-ring",),
+    ),
+    Mutant(
+        "ring-reset-relaxed",
+        "a reset may read an entry's offset before its flags, and write-protect another page",
+        *(_RING, "        first = load_acquire(ring, entry)\n", "        first = load_relaxed(ring, entry)\n"),
+        models=("dirty-ring",),
+        origin="Linux 8929bc965964: KVM: Use acquire/release semantics when accessing dirty ring GFN state",
+    ),
+    Mutant(
+        "ring-reset-forgets-a-neighbour",
+        "of neighbours that become one run only the first is write-protected again",
+        *(_RING, "                mask |= _ONE << ahead\n", "                mask |= u64(0)\n"),
         models=("dirty-ring",),
     ),
 )
