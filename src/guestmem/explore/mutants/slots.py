@@ -115,19 +115,19 @@ MUTANTS = (
         "flush-not-done",
         "a request is acknowledged, the TLB keeps its entries",
         *(_VCPU, "own[at.FLUSHES_SEEN] += _ONE\n        tlb_flush(own)", "own[at.FLUSHES_SEEN] += _ONE"),
-        models=("flush", "atomic-1", "dirty-log"),
+        models=("flush", "atomic-1", "dirty-log", "dirty-ring-log"),
     ),
     Mutant(
         "flush-not-asked",
         "vCPUs are kicked, nobody asked for a flush",
         *(_REQUESTS, "fetch_add(vm, FLUSHES, _ONE)", "fetch_add(vm, FLUSHES, u64(0))"),
-        models=("flush", "atomic-1", "dirty-log"),
+        models=("flush", "atomic-1", "dirty-log", "dirty-ring-log"),
     ),
     Mutant(
         "acknowledgement-not-awaited",
         "an updater goes on while a vCPU in the guest has not flushed",
         *(_REQUESTS, "if not _holds_up(vm, vcpu, targets[vcpu]):\n                break", "break"),
-        models=("flush", "dirty-log"),
+        models=("flush", "dirty-log", "dirty-ring-log"),
     ),
     Mutant(
         "acknowledgement-look-before-count",
@@ -351,5 +351,11 @@ MUTANTS = (
         "of neighbours that become one run only the first is write-protected again",
         *(_RING, "                mask |= _ONE << ahead\n", "                mask |= u64(0)\n"),
         models=("dirty-ring",),
+    ),
+    Mutant(
+        "ring-reset-last-run",
+        "the last pages that a reset gives back are not write-protected again",
+        *(_RING, "        found += _ONE\n    runs[0] = found\n", "    runs[0] = found\n"),
+        models=("dirty-ring-log", "dirty-ring"),
     ),
 )
