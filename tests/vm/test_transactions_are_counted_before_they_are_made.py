@@ -25,6 +25,10 @@ def test_a_wrap_names_its_entry_and_changes_nothing(design: str) -> None:
         assert (caught.value.errno, caught.value.entry) == (errno.EINVAL, 2)
         assert list(vm.memory) == [slot]
         assert vm.model.accounting.pages == (1 << 32) - 3
+        with vm.memory.transaction(design=design) as change:  # never more than fits
+            for _ in range(3):
+                change.create(1, gpa=1 << 20, size=2 * PAGE)
+                change.delete(1)
         with vm.memory.transaction(design=design) as change:  # what goes before makes room
             change.delete(0)
             change.create(2, gpa=1 << 20, size=6 * PAGE)

@@ -130,10 +130,7 @@ class PageAccounting:
         now: dict[int, int] = {}
         for entry, change in enumerate(changes):
             key = change.as_id << 16 | change.slot
-            was = now[key] if key in now else there(key)
-            if was and change.npages:
-                continue  # moved, or its flags changed: the total stays
-            pages += change.npages - was
+            pages += change.npages - (now[key] if key in now else there(key))
             now[key] = change.npages
             if not 0 <= pages <= self.largest:
                 number, what = (errno.EIO, "underflow") if pages < 0 else (errno.EINVAL, "wrap")
