@@ -15,10 +15,8 @@ from kvm_window import PRIVATE, RESTLESS, Window, died
 
 pytestmark = pytest.mark.compiled_only
 
-REAL_MODE = bytes.fromhex("b80020 8ed8 f0ff060000 41 ebf8")
-"""mov ax, 0x2000; mov ds, ax; l: lock inc word [0]; inc cx; jmp l"""
 SPIN_AND_READ = bytes.fromhex("41803c2400 74f9 488b03")  # l: cmp byte ptr [r12], 0; je l; mov rax, [rbx]
-TRIES = 6
+TRIES = 20
 
 
 def retry(guest: Guest, seconds: float) -> None:
@@ -44,15 +42,13 @@ def test_a_user_mode_guest_with_its_tables_elsewhere_is_safe() -> None:
 
 
 def test_locked_operations_that_cross_a_page_are_counted() -> None:
-    """They cannot be made safe: while it emulates, the host carries them out as plain accesses. The counter tells."""
+    """What becomes of them: test_what_an_emulation_has_read_it_finds_again.py. A counter tells of them."""
     with Guest("page crossing") as guest:
         for _ in range(TRIES):
-            retry(guest, 1.0)
-            if guest.missing() > 2 and any(each["crossings"] for each in guest.engine.vm.counts()):
+            retry(guest, 0.3)
+            if any(each["crossings"] for each in guest.engine.vm.counts()):
                 return
-        counts = guest.engine.vm.counts()
-        assert any(each["crossings"] for each in counts), counts
-        pytest.skip(f"crossings were counted, and none was lost: {counts}")
+        pytest.fail(f"none met a hole: {guest.engine.vm.counts()}")
 
 
 def test_a_guest_in_real_mode_is_refused_where_the_host_emulates_it() -> None:
@@ -64,24 +60,6 @@ def test_a_guest_in_real_mode_is_refused_where_the_host_emulates_it() -> None:
         if not verdict:
             assert verdict.design == "pause_if_overlap"
             assert "real mode" in str(verdict)
-
-
-def test_a_guest_in_real_mode_loses_writes_where_the_host_emulates_it() -> None:
-    """An emulation that began before the update has read memory, and its write finds none: no exit told of the read."""
-    with Guest("inc", 2) as guest:
-        if not guest.engine.vm.host.software:
-            pytest.skip(f"{guest.engine.vm.host.module} runs real mode natively")
-        guest.memory[0x1000 : 0x1000 + len(REAL_MODE)] = REAL_MODE
-        for vcpu in guest.engine.vm.vcpus:
-            vcpu.set_sregs(real_mode(vcpu.sregs()))
-            vcpu.set_registers(rip=0x1000, rflags=2, rcx=0)
-        for _ in range(TRIES):
-            retry(guest, 0.5)
-            assert guest.engine.vm.ended == {}
-            lost = (guest.rounds() - guest.word(0x20000)) & 0xFFFF
-            if 2 < lost < 0x8000:
-                return
-        pytest.skip(f"none lost in {TRIES} tries: {guest.engine.vm.counts()}")
 
 
 def test_kernel_mode_is_refused_where_the_host_is_software() -> None:
