@@ -157,3 +157,5 @@ def _sum_up(row: SceneRow, engine: MeasuredEngine, written: int) -> None:
     row.lost = row.writes - written
     row.fetches, row.inside = total["fetches"], total["inside"]
     row.killed = total["killed_fetches"] + total["strange"]
+    if row.killed and not row.first_kill:  # after the last look
+        row.first_kill = row.updates
