@@ -26,7 +26,9 @@ def try_region(host: Host, region: MemoryRegion, *, v2: bool = False) -> None:
     key, flags, gpa, size, hva, offset, _ = region
     check_region(host, key, flags, gpa, size, hva, offset, v2=v2)
     if size and (gpa + size - 1) >> 12 > host.max_gfn:
-        raise MemslotError(errno.EINVAL, f"slot {region.id}: its last frame is past {host.max_gfn:#x}, the last of this host")
+        raise MemslotError(
+            errno.EINVAL, f"slot {region.id}: its last frame is past {host.max_gfn:#x}, the last of this host"
+        )
 
 
 def try_changes(memslots: Memslots, changes: list[Change]) -> None:
