@@ -25,6 +25,7 @@ from ..atomics import (
     wake,
 )
 from ..compiled import U64, Words, compiled, const, u64
+from ..patience import LOOKS
 from .layout import TLB_BASE, TLB_RING, VCPUS
 from .tlb_layout import (
     ACKS,
@@ -100,6 +101,7 @@ def wait_for_vcpus(mmu: Words, hub: U64, last: U64, count: U64) -> None:
     """
     fence()  # records are logged before we look who is in the guest
     waiting = False
+    looks = u64(0)
     walkers = load_relaxed(mmu, VCPUS)
     walker = u64(0)
     while walker < walkers:
@@ -107,6 +109,9 @@ def wait_for_vcpus(mmu: Words, hub: U64, last: U64, count: U64) -> None:
         # Acquire, both: what the vCPU did through its old entries is before what the caller does next.
         while load_acquire(mmu, line + IN_GUEST) != 0 and load_acquire(mmu, line + APPLIED) < last:
             if not waiting:
+                looks += _ONE
+                if looks < LOOKS:
+                    continue
                 fetch_add(mmu, hub + WAITING, _ONE)
                 fence()  # we count as waiting before we look again
                 waiting = True
