@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant(
         "answer-during-update",
         "a vCPU that finds an update under way answers nevertheless",
-        *(_LOCK, "        if updates & _ONE == 0:\n            return slept\n", "        return slept\n"),
+        *(_LOCK, "        if updates & _ONE == 0:\n            return slept + _ONE\n", "        return slept + _ONE\n"),
         models=("update-lock", "update-lock-2"),
     ),
     Mutant(
