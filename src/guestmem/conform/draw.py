@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import CapabilityError
 from ..memslots.abi import MemoryCap
-from .calls import ARENA, CALL_BYTES, CAP_ARGUMENTS, ODD_HVAS, PROLOGUES, RANGES, Call, decode
+from .calls import ARENA, CALL_BYTES, CAP_ARGUMENTS, ODD_GPAS, ODD_HVAS, PROLOGUES, RANGES, Call, decode
 
 __all__ = ["BURST_CALLS", "STEPS", "drawn"]
 
@@ -26,9 +26,10 @@ _MEMORY = ("region", "region", "region2", "write", "read", "get_log", "clear_log
 _BITMAPS = ("region", "write", "write", "read", "get_log", "clear_log", "clear_log")
 _RINGS = ("region", "write", "write", "read", "harvest", "harvest", "reset", "reset")
 _FILES = ("guest_memfd", "region2", "region2", "region2", "region2", "region2", "region", "get_log")
-_WIDE = Call("region", (4, 1, 4 << 20, 0x100000, ARENA + 0x800000))
+_WIDE = Call("region", (6, 1, 9 << 20, 0x100000, ARENA + 0xC00000))
 """Has more pages than a ring of a page has entries."""
 _ODD_PLACE = 13 << 20
+_RING_CAPS = (MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL)
 _FEW = ("region", "region2", "get_log", "clear_log", "cap", "cap", "guest_memfd", "extension", "vcpu", "bad_pointer")
 _FEW_CALLS = 8
 
@@ -65,7 +66,7 @@ def _machine(vms: list[list[Call]]) -> Any:
         def begin(self, begin: tuple[Call, ...]) -> None:
             self.calls += begin
             self.home = Call("home") in begin
-            self.rings = any(call.kind == "cap" and call.args[0] == MemoryCap.DIRTY_LOG_RING for call in begin)
+            self.rings = any(call.kind == "cap" and call.args[0] in _RING_CAPS for call in begin)
 
         @stateful.rule(burst=many)
         def anything(self, burst: bytes) -> None:
@@ -97,15 +98,21 @@ def _machine(vms: list[list[Call]]) -> Any:
         def ring_size(self, size: int) -> None:
             self.calls.append(Call("cap", (int(MemoryCap.DIRTY_LOG_RING), 0, size)))
 
+        @stateful.rule(gpa=strategies.sampled_from(ODD_GPAS), size=strategies.sampled_from((0x1000, 0x2000)))
+        def odd_frames(self, gpa: int, size: int) -> None:
+            region = (5, 0, gpa, size, ARENA)
+            self.calls += [Call("region", region), Call("region2", (*region, 0, 0, 1))]
+
         @stateful.precondition(lambda self: self.home)
         @stateful.rule(hva=strategies.sampled_from(ODD_HVAS), touch=strategies.sampled_from(("write", "read")))
         def odd_memory(self, hva: int, touch: str) -> None:
             self.calls += [Call("region", (0, 0, _ODD_PLACE, 0x1000, hva)), Call(touch, (_ODD_PLACE, 1))]
 
         @stateful.precondition(lambda self: self.rings)
-        @stateful.rule(page=strategies.integers(0, 55))
-        def fill(self, page: int) -> None:
-            self.calls += [_WIDE, Call("write", (_WIDE.args[2] + (page << 12), 200))]
+        @stateful.rule(page=strategies.integers(0, 55), give_back=strategies.booleans())
+        def fill(self, page: int, give_back: bool) -> None:
+            self.calls += [_WIDE, Call("write", (_WIDE.args[2] + (page << 12), 200)), Call("harvest")]
+            self.calls += [Call("reset")] * give_back
 
     return Sequence
 
