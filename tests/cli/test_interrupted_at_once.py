@@ -31,8 +31,9 @@ command.run()
 
 
 def run(program: str, *, ignoring: bool = False) -> tuple[int, str, str]:
-    if ignoring:
-        program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + program
+    # Set either way: it is ignored in what a script starts with &.
+    answer = "signal.SIG_IGN" if ignoring else "signal.default_int_handler"
+    program = f"import signal; signal.signal(signal.SIGINT, {answer})\n{program}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
 
