@@ -1,8 +1,8 @@
 """The reader-writer lock of a table (KVM's ``mmu_lock``): faults read, everything else writes.
 
 A reader has a word of its own, a cache line apart, so that readers on two cores do not share a line; the writer
-raises a flag and waits for each reader's word. Waits are futex waits. Idea: ``include/linux/percpu-rwsem.h``,
-without its RCU part. A writer that waits holds new readers off.
+raises a flag and waits for each reader's word. KVM's lock spins; who waits here looks some times, then sleeps. Idea:
+``include/linux/percpu-rwsem.h``, without its RCU part. A writer that waits holds new readers off.
 
 Layout, from ``base``: +0 writer (0 none, 1 one, 2 and somebody waits for it), +8 number of exits that a writer may
 wait on, +16 + 8 r: reader r.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from ..atomics import compare_exchange, exchange, fence, fetch_add, load_acquire, store_release, wait, wake
 from ..compiled import U64, Words, compiled, const, u64
+from ..patience import LOOKS
 
 __all__ = ["read_lock", "read_unlock", "rwlock_words", "write_lock", "write_unlock"]
 
@@ -49,12 +50,16 @@ def read_lock(lock: Words, base: U64, reader: U64) -> U64:
 
 @compiled
 def _wait_for_writer(lock: Words, base: U64) -> U64:
-    """Sleep until there is no writer; returns how often."""
+    """Wait until there is no writer; returns how often it slept."""
     slept = u64(0)
+    looks = u64(0)
     while True:
         writer = load_acquire(lock, base)
         if writer == 0:
             return slept
+        looks += _ONE
+        if looks < LOOKS:
+            continue
         if writer == 1 and compare_exchange(lock, base, _ONE, _TWO) != 1:
             continue
         slept += _ONE
@@ -79,10 +84,13 @@ def write_lock(lock: Words, base: U64, readers: U64) -> U64:
         slept += _wait_for_writer(lock, base)
     fence()
     reader = u64(0)
+    looks = u64(0)
     while reader < readers:
         exits = load_acquire(lock, base + _EXITS)
         if load_acquire(lock, base + _READERS + (reader << 3)) == 0:
             reader += _ONE
+        elif looks + _ONE < LOOKS:
+            looks += _ONE
         else:
             slept += _ONE
             wait(lock, base + _EXITS, exits)
