@@ -19,7 +19,7 @@ BESIDE := tests/explore tests/stage2 tests/abi tests/conform
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --root-user-action=ignore
 
-.PHONY: help demo test test-compiled test-beside test-interpreted testkvm check lint bench lock clean
+.PHONY: help demo test test-compiled test-beside test-interpreted testkvm check check-tests check-beside lint bench lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -39,7 +39,7 @@ test-compiled: .venv/stamp
 
 # What it prints is shown when it is done, as a whole: only its last lines, unless something failed.
 quietly = @log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && if $(1) >"$$log" 2>&1; then \
-	echo; grep -hE '^(SKIPPED|=.* passed)' "$$log"; else cat "$$log"; exit 1; fi
+	echo; grep -hE '^SKIPPED| passed' "$$log"; else cat "$$log"; exit 1; fi
 
 test-beside: .venv/stamp
 	$(call quietly,$(PYTEST) $(BESIDE))
@@ -50,9 +50,18 @@ test-interpreted: .venv/stamp
 testkvm: .venv/stamp ## only the rooms that drive /dev/kvm; `make test` runs them too
 	$(PYTEST) $(KVM_ROOMS)
 
-# GUESTMEM_KVM=0: what drives the kernel takes its time.
+# Two runs at a time. GUESTMEM_KVM=0: what drives the kernel takes its time.
 check: lint ## under a minute: lint, and the tests that are not slow
-	GUESTMEM_KVM=0 $(PYTEST) -m "not slow" --doctest-modules src/guestmem tests
+	@$(MAKE) --no-print-directory -j2 check-tests check-beside
+
+quick = GUESTMEM_KVM=0 $(PYTEST) -q -m "not slow"
+HALF := $(BESIDE) tests/engines tests/memslots
+
+check-tests: .venv/stamp
+	$(quick) --doctest-modules src/guestmem tests $(addprefix --ignore=,$(HALF))
+
+check-beside: .venv/stamp
+	$(call quietly,$(quick) $(HALF))
 
 lint: .venv/stamp ## ruff, its formatter, mypy --strict
 	@$(BIN)/ruff check

@@ -12,7 +12,7 @@ import pytest
 
 import guestmem
 
-pytestmark = pytest.mark.compiled_only
+pytestmark = [pytest.mark.slow, pytest.mark.compiled_only]
 
 CALLEE = """
 from __future__ import annotations

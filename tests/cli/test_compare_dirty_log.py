@@ -13,7 +13,7 @@ import pytest
 
 from guestmem.cli import main
 
-pytestmark = pytest.mark.compiled_only
+pytestmark = [pytest.mark.slow, pytest.mark.compiled_only]
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--scenario", "dirty-log", "--memory", "8M", "--repeat", "1", "--iterations", "1")

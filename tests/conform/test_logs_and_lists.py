@@ -105,7 +105,10 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert len({promise.name for promise in PROMISES}) == len(PROMISES)
 
 
-def test_no_device_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_device_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GUESTMEM_KVM", raising=False)
     assert main(["conform", str(tmp_path / "kvm")]) == 2
     assert "no such file" in capsys.readouterr().err
     assert main(["conform", "--record", "a", "--against", str(tmp_path)]) == 2

@@ -12,6 +12,8 @@ from guestmem.engines.soft import Access, Load, SoftEngine
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, Slot
 from soft_guest import Guest
 
+pytestmark = pytest.mark.slow
+
 FRAMES, PAGES, IDS = 48, 96, 8
 RUN_HERE = [design for design in DESIGNS if not design.needs & ~SoftEngine.capabilities]
 READONLY, LOG = KVM_MEM_READONLY, KVM_MEM_LOG_DIRTY_PAGES

@@ -11,6 +11,8 @@ from guestmem.compiled import U64, Words, compiled, u64
 from guestmem.dirty import DirtyBitmap
 from guestmem.dirty.bitmap import bitmap_set
 
+pytestmark = pytest.mark.slow
+
 
 @compiled(nogil=True)
 def mark_all(bitmap: Words, pages: U64) -> U64:

@@ -18,6 +18,8 @@ from guestmem.explore import load
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
 from soft_guest import HVA, PAGE, until
 
+pytestmark = pytest.mark.slow
+
 PAGES = 2 * 512 + 100
 TOUCHED = 48
 

@@ -21,6 +21,8 @@ from guestmem.explore.store import Store
 from guestmem.explore.task import run
 from guestmem.explore.world import World
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 from guestmem.explore.models import find
 from guestmem.explore.search import explore

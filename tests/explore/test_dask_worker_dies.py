@@ -28,7 +28,7 @@ from guestmem.explore.world import World
 pytest.importorskip("distributed", reason="distributed is not installed: pip install 'guestmem[dask]'")
 
 # distributed's client closes its sockets in its own event loop, some after the last reference is gone.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
 START_S = 60
 MODEL = "pause-4"

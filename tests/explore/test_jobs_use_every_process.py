@@ -11,6 +11,8 @@ from guestmem.explore.outcome import Outcome
 from guestmem.explore.parallel import explore_in
 from guestmem.explore.search import explore
 
+pytestmark = pytest.mark.slow
+
 
 def counts(outcome: Outcome) -> tuple[object, ...]:
     return outcome.search, outcome.memory, outcome.runs, outcome.distinct, outcome.points, outcome.depth, outcome.finals

@@ -9,6 +9,8 @@ from guestmem.explore.models import find
 from guestmem.explore.mutants import Mutant
 from guestmem.explore.mutants.stage2 import MUTANTS
 
+pytestmark = pytest.mark.slow
+
 GIVEN_BACK = "5: a table was given back before its entry was invalidated"
 REACHED = "the host page was freed, and the vCPU still reaches it"
 LOOKED = "nobody looks at a table page that was given back"

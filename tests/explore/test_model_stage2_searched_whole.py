@@ -7,6 +7,8 @@ import pytest
 from guestmem.explore import explore
 from guestmem.explore.models import find, models
 
+pytestmark = pytest.mark.slow
+
 NAMES = [model.name for model in models() if model.name.startswith("stage2-")]
 LARGE = {
     "stage2-collapse-rcu",

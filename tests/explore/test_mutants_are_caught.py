@@ -35,6 +35,7 @@ def test_names_are_there_once_and_origins_are_told() -> None:
     assert all(mutant.what and mutant.origin for mutant in mutants())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mutant", "model"), SLOTS)
 def test_it_is_caught(mutant: Mutant, model: str) -> None:
     verdict = try_mutant(mutant, model)

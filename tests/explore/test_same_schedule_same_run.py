@@ -16,6 +16,8 @@ from guestmem.explore.story import story
 from guestmem.explore.task import Task, machine, run
 from guestmem.explore.world import World
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 sys.path[:0] = {path!r}

@@ -18,6 +18,8 @@ from guestmem.explore.states import States
 from guestmem.explore.task import MEMORIES, Task, machine, run
 from guestmem.explore.world import World
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = 150
 
 

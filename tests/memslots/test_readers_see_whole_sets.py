@@ -16,6 +16,8 @@ from guestmem.memslots.layout import active_set, slot_base_gfn, slot_npages, slo
 from guestmem.memslots.lookup import find, find_hinted, gfn_next, gfn_seek, hva_next, hva_seek
 from guestmem.rcu.srcu import Srcu, srcu_enter, srcu_exit
 
+pytestmark = pytest.mark.slow
+
 _ONE = const(1)
 _LARGEST = const((1 << 64) - 1)
 _FRAMES = const(1 << 52)

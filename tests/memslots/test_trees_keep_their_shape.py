@@ -10,6 +10,8 @@ import pytest
 from guestmem import Memslots
 from guestmem.memslots.layout import NODES_USED, RECORDS_USED
 
+pytestmark = pytest.mark.slow
+
 ORDERS: dict[str, Callable[[random.Random, int], list[int]]] = {
     "ascending": lambda _rng, count: list(range(count)),
     "descending": lambda _rng, count: list(range(count))[::-1],

@@ -21,6 +21,8 @@ from guestmem.stage2.table import DISCIPLINES, PageTable
 from stage2.naive_walker import arm_owned, arm_pages, npt_pages, reader
 from stage2.pages_oracle import Leaf, PagesOracle, Refused
 
+pytestmark = pytest.mark.slow
+
 TINY = Geometry(12, 3, 1, 22)
 TINY_X86 = Geometry(12, 3, 0, 24)
 FORMATS: dict[str, Callable[[], Format]] = {

@@ -13,6 +13,8 @@ from guestmem.stage2.pkvm import ProtectedVm
 from stage2.pkvm_machine import KINDS, Machine, outcome
 from stage2.pkvm_oracle import FREE, LENDS, OWNED, USES, PkvmOracle
 
+pytestmark = pytest.mark.slow
+
 
 class Pair:
     """A machine and what it should be."""
