@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ...atomics import fence, load_acquire, load_relaxed, store_relaxed, store_release, wait, wait_for
 from ...clock import now
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import INTERPRETED, U64, Own, Words, compiled, const, u64
 from ...memslots.layout import KVM_MEMSLOT_INVALID, slot_base_gfn, slot_flags, slot_userspace_addr
 from ...memslots.lookup import find
 from ...rcu.srcu import srcu_enter, srcu_exit
@@ -39,7 +39,7 @@ __all__ = ["vcpu_run"]
 
 POLL = const(128)
 """Accesses between two looks for requests: some 2 µs, as long as an interrupt takes to arrive."""
-LATE_POLL, LATE_ONCE_IN = const(16384), const(1023)
+LATE_POLL, LATE_ONCE_IN = const(256 if INTERPRETED else 16384), const(1023)
 """One look in 1024 comes only after so many: interrupts off, or a virtual CPU that its own host preempted.
 
 Some 200 µs: longer than it takes to wake a vCPU that waits for an update. Else the others would never see new memory
