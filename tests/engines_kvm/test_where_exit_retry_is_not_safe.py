@@ -105,6 +105,7 @@ def test_with_shadow_paging_a_guest_without_its_tables_is_shut_down() -> None:
             ended = guest.join()
             guest.engine.set_memory_region(guest.slot1)
         assert isinstance(ended, Shutdown)
+    with Window() as guest:
         tables_in_slot_1(guest)
         guest.poke(PRIVATE, 1)
         assert died(guest.run().exit), "with its tables it goes on to the jump into nothing"
