@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,7 @@ _INTERRUPTED = 130
     "--minutes",
     metavar="M",
     type=click.FloatRange(0, 60 * 24 * 365, min_open=True),
-    callback=lambda _context, _option, value: _finite(value),
+    callback=lambda _context, _option, value: _number(value),
     help="Go on for so long, instead.",
 )
 @click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Decides which calls.")
@@ -94,8 +95,8 @@ def command(
     return _INTERRUPTED if outcome.interrupted else 0
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and value != value:  # noqa: PLR0124 - that is what nan is
+def _number(value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
         raise click.BadParameter("nan is no number of minutes")
     return value
 
