@@ -19,7 +19,7 @@ from guestmem.stage2 import (
     Table,
     arm_stage2,
 )
-from stage2.naive_walker import Fault, Seen, arm_walk
+from naive_walker import Fault, Seen, arm_walk
 
 FORMATS = {
     f"{granule}K{bits}": arm_stage2(granule << 10, bits, large=bits == 52)

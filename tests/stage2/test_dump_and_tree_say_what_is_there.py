@@ -27,7 +27,7 @@ from guestmem.stage2 import (
     format_dump,
     format_tree,
 )
-from stage2.naive_walker import Seen, arm_pages, arm_walk, npt_pages, npt_walk, reader
+from naive_walker import Seen, arm_pages, arm_walk, npt_pages, npt_walk, reader
 
 TINY = ArmFormat(Geometry(12, 3, 1, 22), 48, Annotations.LINUX_7_1)
 FORMATS: dict[str, Format] = {

@@ -12,7 +12,7 @@ import pytest
 
 from guestmem.errors import Stage2Error
 from guestmem.stage2 import Annotations, ArmFormat, Format, Geometry, NptFormat, PageTable, Pool, Rights, arm_stage2
-from stage2.naive_walker import arm_owned, arm_pages, npt_pages, reader
+from naive_walker import arm_owned, arm_pages, npt_pages, reader
 
 HOST = 0x8000_0000
 RW = format(Rights.RW)

@@ -8,7 +8,7 @@ import pytest
 
 from guestmem.errors import Stage2Error
 from guestmem.stage2 import Leaf, Malformed, Memory, NptLeaf, NptTable, Rights, Table, amd_npt
-from stage2.naive_walker import Fault, Seen, npt_walk
+from naive_walker import Fault, Seen, npt_walk
 
 NX = 1 << 63
 KNOWN = [

@@ -18,8 +18,8 @@ from guestmem.stage2.geometry import Geometry
 from guestmem.stage2.npt import NptFormat, amd_npt
 from guestmem.stage2.pool import Pool
 from guestmem.stage2.table import DISCIPLINES, PageTable
-from stage2.naive_walker import arm_owned, arm_pages, npt_pages, reader
-from stage2.pages_oracle import Leaf, PagesOracle, Refused
+from naive_walker import arm_owned, arm_pages, npt_pages, reader
+from pages_oracle import Leaf, PagesOracle, Refused
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from guestmem.stage2.arm import arm_stage2
 from guestmem.stage2.pkvm import Pkvm, ProtectedVm
 from guestmem.stage2.pool import Pool
-from stage2.pkvm_machine import KINDS, Machine
+from pkvm_machine import KINDS, Machine
 
 DISCIPLINES = ["rwlock", "walk_refs"]
 

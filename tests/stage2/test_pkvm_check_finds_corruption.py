@@ -11,7 +11,7 @@ from guestmem.errors import InvariantError
 from guestmem.stage2.descriptor import Rights
 from guestmem.stage2.pkvm import ProtectedVm
 from guestmem.stage2.pkvm.layout import AWAY_BASE, OWNED_PAGES, PAGE_BASE, VM_BASE
-from stage2.pkvm_machine import Machine
+from pkvm_machine import Machine
 
 OWNED, LENT, BORROWED, HYP, SHARED, POISONED, PLAIN = (0x40000 + 0x1000 * at for at in range(7))
 OUTSIDE = 0x20000

@@ -28,7 +28,7 @@ from guestmem.stage2.pkvm.transitions import (
     host_unshare_guest,
 )
 from guestmem.stage2.unmap import unmap_range
-from stage2.pkvm_machine import Machine
+from pkvm_machine import Machine
 
 OPERATIONS = (
     "fault",

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stage2.pkvm_machine import KINDS, Machine, outcome
+from pkvm_machine import KINDS, Machine, outcome
 
 
 def expected(machine: Machine, at: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from guestmem.stage2.arm import ArmFormat
 from guestmem.stage2.format import Annotations
 from guestmem.stage2.geometry import Geometry
 from guestmem.stage2.pkvm import Pkvm, ProtectedVm
-from stage2.pkvm_machine import Machine, outcome, tiny
+from pkvm_machine import Machine, outcome, tiny
 
 P, BLOCK, OUTSIDE, BEYOND = 0x40000, 0x8000, 0x20000, 1 << 22
 """A page at the start of a block of memory; the size of that block; no memory; the end of the input."""

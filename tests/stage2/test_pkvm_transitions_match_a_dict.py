@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.stage2.pkvm import ProtectedVm
-from stage2.pkvm_machine import KINDS, Machine, outcome
-from stage2.pkvm_oracle import FREE, LENDS, OWNED, USES, PkvmOracle
+from pkvm_machine import KINDS, Machine, outcome
+from pkvm_oracle import FREE, LENDS, OWNED, USES, PkvmOracle
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from guestmem.errors import Stage2Error
 from guestmem.low_memory import low_memory
 from guestmem.stage2 import Leaf, NptFormat, NptTable, Pool, Rights, amd_npt
 from guestmem.stage2.table import PageTable
-from stage2.naive_walker import Fault, Read, Seen, npt_pages, npt_walk, reader
-from stage2.unicorn_guest import CODE, CODE_SLOT, PA_BITS, Guest
+from naive_walker import Fault, Read, Seen, npt_pages, npt_walk, reader
+from unicorn_guest import CODE, CODE_SLOT, PA_BITS, Guest
 
 GIB = 1 << 30
 SIZE = 3 * GIB

@@ -14,7 +14,7 @@ from guestmem.stage2.geometry import Geometry
 from guestmem.stage2.pkvm import Pkvm, ProtectedVm
 from guestmem.stage2.pkvm.layout import EL2_FIXED
 from guestmem.stage2.pool import Pool
-from stage2.naive_walker import Seen, arm_owned, arm_pages, reader
+from naive_walker import Seen, arm_owned, arm_pages, reader
 
 __all__ = ["KINDS", "Machine", "outcome", "tiny"]
 
