@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.conform.kernel import host_of
 from guestmem.conform.log import KernelSide
 from guestmem.conform.run import conform
@@ -29,7 +30,6 @@ from guestmem.engines.kvm.device import unusable
 from guestmem.engines.kvm.guests import real_mode
 from guestmem.engines.soft.load import Access, Load, Target
 from guestmem.memslots import Memslots
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
 from guestmem.vm import KvmModel, Vm
 
 SIZES = (10, 509, 32_764)

@@ -29,6 +29,7 @@ FLOORS = [
     ["vmm", "traces"],
     ["designs"],
     ["engines"],
+    ["abi"],
     ["stage2", "gmem"],
     ["memslots"],
     ["dirty", "ranges"],

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from abi_words import Ask
+from guestmem.abi.checks import Host
 from guestmem.conform.calls import Answer, Call
 from guestmem.conform.kernel import Kernel, host_of
 from guestmem.conform.modelled import ModelledVm
 from guestmem.engines.kvm.device import unusable
-from guestmem.memslots.checks import Host
 
 WHY_NOT = unusable()
 MANY = 64

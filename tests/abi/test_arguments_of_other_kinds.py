@@ -11,7 +11,7 @@ import pytest
 
 from abi_words import Ask
 from guestmem import GuestmemError, MemslotError, UsageError
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.vm import KvmModel
 
 NUMBERS = (

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from guestmem import MemslotError
-from guestmem.memslots.abi import CreateGuestMemfd, EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
-from guestmem.memslots.checks import Host
-from guestmem.memslots.versions import LINUX_6_12, LINUX_6_18, LINUX_7_3, VERSIONS, KernelVersion
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import CreateGuestMemfd, EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
+from guestmem.abi.versions import LINUX_6_12, LINUX_6_18, LINUX_7_3, VERSIONS, KernelVersion
 from guestmem.vm import KvmModel
 
 PAGE = 0x1000

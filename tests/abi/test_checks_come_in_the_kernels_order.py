@@ -6,7 +6,7 @@ import pytest
 
 from abi_words import ARENA, EBADF, EEXIST, EFAULT, EINVAL, OK, PAGE, Ask
 from guestmem import MemslotError
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.vm import KvmModel
 
 CLOSED = 0

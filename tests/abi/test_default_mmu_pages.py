@@ -8,9 +8,9 @@ import random
 import pytest
 
 from guestmem import MemslotError
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
-from guestmem.memslots.accounting import MmuPagesForm, default_mmu_pages
-from guestmem.memslots.checks import Host
+from guestmem.abi.accounting import MmuPagesForm, default_mmu_pages
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.vm import KvmModel, Vm
 
 PERMILLE, DO_DIV, RATIO = MmuPagesForm

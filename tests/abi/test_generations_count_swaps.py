@@ -8,9 +8,9 @@ import random
 import pytest
 
 from guestmem import MemslotError
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import EnableCap, MemoryIoctl, MemoryRegion
 from guestmem.atomics import poke
-from guestmem.memslots.abi import EnableCap, MemoryIoctl, MemoryRegion
-from guestmem.memslots.checks import Host
 from guestmem.memslots.layout import GENERATION, active_set
 from guestmem.vm import KvmModel
 

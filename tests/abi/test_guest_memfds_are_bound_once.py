@@ -8,9 +8,9 @@ import pytest
 
 from abi_words import ARENA, EBADF, EEXIST, EINVAL, OK, PAGE, Ask
 from guestmem import MemslotError
+from guestmem.abi.structures import CreateGuestMemfd, MemoryIoctl, MemoryRegion
 from guestmem.conform.calls import Answer, Call
 from guestmem.conform.kernel import Kernel
-from guestmem.memslots.abi import CreateGuestMemfd, MemoryIoctl, MemoryRegion
 from guestmem.vm import KvmModel
 
 CREATE_GUEST_MEMFD, SET2 = MemoryIoctl.CREATE_GUEST_MEMFD, MemoryIoctl.SET_USER_MEMORY_REGION2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guestmem import MemslotError
-from guestmem.memslots.abi import (
+from guestmem.abi.structures import (
     ClearDirtyLog,
     CreateGuestMemfd,
     DirtyLog,

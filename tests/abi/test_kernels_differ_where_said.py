@@ -9,11 +9,9 @@ import random
 import pytest
 
 from guestmem import MemslotError, UsageError
-from guestmem.conform.calls import CALL_BYTES, decode_block
-from guestmem.conform.run import ask_model, explain
-from guestmem.memslots.abi import CreateGuestMemfd, MemoryIoctl, MemoryRegion
-from guestmem.memslots.checks import Host
-from guestmem.memslots.versions import (
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import CreateGuestMemfd, MemoryIoctl, MemoryRegion
+from guestmem.abi.versions import (
     DIFFERENCES,
     LINUX_6_12,
     LINUX_6_18,
@@ -22,6 +20,8 @@ from guestmem.memslots.versions import (
     KernelVersion,
     version_of,
 )
+from guestmem.conform.calls import CALL_BYTES, decode_block
+from guestmem.conform.run import ask_model, explain
 from guestmem.vm import KvmModel
 
 SET2 = MemoryIoctl.SET_USER_MEMORY_REGION2

@@ -7,9 +7,9 @@ import errno
 import pytest
 
 from guestmem import ChangeKind, MemslotError
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
-from guestmem.memslots.checks import Host
-from guestmem.memslots.versions import LINUX_6_12, VERSIONS, KernelVersion
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
+from guestmem.abi.versions import LINUX_6_12, VERSIONS, KernelVersion
 from guestmem.vm import KvmModel
 
 PAGE = 0x1000

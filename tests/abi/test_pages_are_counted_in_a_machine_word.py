@@ -8,9 +8,9 @@ import random
 import pytest
 
 from guestmem import InvariantError, MemslotError, UsageError
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
-from guestmem.memslots.accounting import PageAccounting
-from guestmem.memslots.checks import Host
+from guestmem.abi.accounting import PageAccounting
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.vm import KvmModel
 
 SET = MemoryIoctl.SET_USER_MEMORY_REGION

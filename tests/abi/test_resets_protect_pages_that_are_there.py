@@ -6,12 +6,12 @@ import pytest
 
 from abi_words import ARENA, EINVAL, OK, PAGE, Ask
 from guestmem import MemslotError
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import EnableCap, MemoryIoctl, MemoryRegion
+from guestmem.abi.versions import VERSIONS, KernelVersion
 from guestmem.atomics import peek, poke
 from guestmem.dirty import DirtyEntry, DirtyRing
 from guestmem.dirty.ring import DIRTY_INDEX, RESET_INDEX, ring_size
-from guestmem.memslots.abi import EnableCap, MemoryIoctl, MemoryRegion
-from guestmem.memslots.checks import Host
-from guestmem.memslots.versions import VERSIONS, KernelVersion
 from guestmem.vm import KvmModel
 
 RING = 192

@@ -8,9 +8,9 @@ import errno
 import pytest
 
 from guestmem import MemslotError, UsageError
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import DirtyLog, MemoryIoctl, MemoryRegion
 from guestmem.dirty import DirtyEntry
-from guestmem.memslots.abi import DirtyLog, MemoryIoctl, MemoryRegion
-from guestmem.memslots.checks import Host
 from guestmem.vm import Hlt, KvmModel, Mmio, Vm, Write
 
 PAGE = 0x1000

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from guestmem import UsageError
-from guestmem.memslots.abi import ClearDirtyLog, CreateGuestMemfd, DirtyLog, EnableCap, MemoryRegion
+from guestmem.abi.structures import ClearDirtyLog, CreateGuestMemfd, DirtyLog, EnableCap, MemoryRegion
 
 WRONG: tuple[Any, ...] = ("1", "", 1.5, -1, 1 << 64, -(1 << 70), None, b"x", [1], float("nan"), float("inf"))
 FORMS: tuple[tuple[Any, Callable[[Any], bytes], int], ...] = (

@@ -15,12 +15,12 @@ import pytest
 
 from abi_words import ARENA, OK, PAGE, Ask
 from guestmem import MemslotError
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.conform.calls import Call
 from guestmem.conform.kernel import Kernel, host_of
 from guestmem.conform.modelled import ModelledVm
 from guestmem.engines.kvm.device import unusable
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
-from guestmem.memslots.checks import Host
 from guestmem.vm import KvmModel
 
 SET, SET2 = MemoryIoctl.SET_USER_MEMORY_REGION, MemoryIoctl.SET_USER_MEMORY_REGION2

@@ -10,6 +10,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from guestmem import MemslotError, UsageError
+from guestmem.abi.checks import Host
+from guestmem.abi.dirty_state import DirtyState
+from guestmem.abi.model import KvmModel, ModelSlot
+from guestmem.abi.versions import LINUX_7_3
 from guestmem.conform import draw
 from guestmem.conform.calls import ARENA, BUFFER, CALL_BYTES, Answer, Call, decode_block
 from guestmem.conform.emit import heading
@@ -18,10 +22,6 @@ from guestmem.conform.run import Answers, Outcome, ask_model, conform
 from guestmem.conform.shrink import shrink
 from guestmem.dirty import DirtyBitmap
 from guestmem.memslots import Change, ChangeKind, Memslots, Slot
-from guestmem.memslots.checks import Host
-from guestmem.memslots.versions import LINUX_7_3
-from guestmem.vm.dirty_state import DirtyState
-from guestmem.vm.model import KvmModel, ModelSlot
 
 
 class Pretended:

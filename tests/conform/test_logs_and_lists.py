@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from guestmem import TraceError
+from guestmem.abi.checks import Host
+from guestmem.abi.versions import LINUX_7_3
 from guestmem.cli import main
 from guestmem.conform.calls import CALL_BYTES, RANGES, Answer, Call, decode, decode_block
 from guestmem.conform.log import LogSide, write_block, write_header
 from guestmem.conform.promises import PROMISES
 from guestmem.conform.run import ask_model
 from guestmem.engines.kvm.device import unusable
-from guestmem.memslots.checks import Host
-from guestmem.memslots.versions import LINUX_7_3
 
 
 def test_a_log_comes_back(tmp_path: Path, rng: random.Random) -> None:

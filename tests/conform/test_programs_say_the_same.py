@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from guestmem.abi.checks import Host
 from guestmem.conform.calls import ARENA, BUFFER, Answer, Call
 from guestmem.conform.emit import as_python
 from guestmem.conform.emit_c import as_c
 from guestmem.conform.run import Answers, Divergence, ask_model
 from guestmem.engines.kvm.device import unusable
-from guestmem.memslots.checks import Host
 
 CALLS = [
     Call("cap", (192, 0, 4096)),

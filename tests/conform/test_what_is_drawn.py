@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import stateful
 
+from guestmem.abi.checks import Host
+from guestmem.abi.structures import MemoryCap, MemoryIoctl
 from guestmem.conform import draw
 from guestmem.conform.calls import PROLOGUES, RANGES, Call, decode
 from guestmem.conform.draw import BURST_CALLS, STEPS, drawn
 from guestmem.conform.modelled import ModelledVm
 from guestmem.conform.promises import PROMISES
 from guestmem.conform.run import Answers, conform
-from guestmem.memslots.abi import MemoryCap, MemoryIoctl
-from guestmem.memslots.checks import Host
 
 
 class Agreeing:

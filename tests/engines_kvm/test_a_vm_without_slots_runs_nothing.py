@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from guestmem.abi.structures import MemoryIoctl
 from guestmem.engines.kvm import InternalError, KvmEngine, Shutdown, real_mode
 from guestmem.errors import GuestmemError
-from guestmem.memslots.abi import MemoryIoctl
 from guestmem.vm import Fetch, Vm
 from guestmem.vm import InternalError as ModelInternalError
 

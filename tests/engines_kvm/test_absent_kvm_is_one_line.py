@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from guestmem.abi.structures import MemoryCap
 from guestmem.engines.kvm import Device, host
 from guestmem.errors import CapabilityError
-from guestmem.memslots.abi import MemoryCap
 
 pytestmark = pytest.mark.no_kvm
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from guestmem.abi.structures import ClearDirtyLog, DirtyLog, EnableCap, MemoryCap, MemoryIoctl
 from guestmem.compiled import words
 from guestmem.engines.kvm.address_map import map_find, map_insert, map_log, map_words
 from guestmem.engines.kvm.answered_writes import AnsweredWrites, mark_answered
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
-from guestmem.memslots.abi import ClearDirtyLog, DirtyLog, EnableCap, MemoryCap, MemoryIoctl
 from kvm_window import AFTER, RESTLESS, Window, died
 
 STORE = bytes.fromhex("488903")  # mov [rbx], rax

@@ -10,12 +10,12 @@ import time
 
 import pytest
 
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.atomics import wait_for
 from guestmem.compiled import U64, Words, compiled, u64
 from guestmem.engines.kvm import layout as at
 from guestmem.engines.kvm.address_map import map_insert, map_remove
 from guestmem.engines.kvm.update_lock import give_exclusive, take_exclusive
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
 from guestmem.system import SYS_IOCTL, failed, system_call
 from kvm_guest import Guest
 

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
+from guestmem.abi.structures import MemoryCap
 from guestmem.engines.kvm import KvmEngine, KvmVm, user_mode
 from guestmem.engines.kvm import engine as engine_module
 from guestmem.errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from guestmem.memslots import Change, ChangeKind
-from guestmem.memslots.abi import MemoryCap
 from kvm_guest import RESTLESS, TABLES, Guest, registers
 
 LOG = 1

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from guestmem import MemslotError
+from guestmem.abi.structures import KVM_MEM_GUEST_MEMFD, CreateGuestMemfd, MemoryCap, MemoryIoctl, MemoryRegion
 from guestmem.engines.kvm.device import unusable
-from guestmem.memslots.abi import KVM_MEM_GUEST_MEMFD, CreateGuestMemfd, MemoryCap, MemoryIoctl, MemoryRegion
 from guestmem.vm import Vm
 
 PAGE = 0x1000

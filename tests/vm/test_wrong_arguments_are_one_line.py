@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from guestmem import CapabilityError, GuestmemError, MemslotError, UsageError
+from guestmem.abi.structures import MemoryIoctl, MemoryRegion
 from guestmem.engines.kvm.device import unusable
-from guestmem.memslots.abi import MemoryIoctl, MemoryRegion
 from guestmem.vm import Fetch, Hlt, Read, Vm, Write
 
 PAGE = 0x1000

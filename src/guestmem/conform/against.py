@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..memslots.checks import Host
-from ..memslots.versions import DIFFERENCES
+from ..abi.checks import Host
+from ..abi.versions import DIFFERENCES
 from .calls import Answer, Call
 from .log import LogSide
 from .run import Answers, Divergence, Outcome, Side, ask_model, ask_why, explained, shortest_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..memslots.abi import MemoryCap, MemoryIoctl
+from ..abi.structures import MemoryCap, MemoryIoctl
 
 __all__ = [
     "ARENA",

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..abi.structures import MemoryCap
 from ..errors import CapabilityError
-from ..memslots.abi import MemoryCap
 from .calls import ARENA, CALL_BYTES, CAP_ARGUMENTS, ODD_GPAS, ODD_HVAS, PROLOGUES, RANGES, Call, decode
 
 __all__ = ["BURST_CALLS", "STEPS", "drawn"]

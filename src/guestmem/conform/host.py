@@ -10,9 +10,9 @@ import gzip
 import platform
 from pathlib import Path
 
+from ..abi.checks import Host
+from ..abi.versions import version_of
 from ..engines.kvm.device import host as kvm_host
-from ..memslots.checks import Host
-from ..memslots.versions import version_of
 
 __all__ = ["BuiltIn", "built_in", "host_of"]
 

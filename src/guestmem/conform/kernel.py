@@ -14,13 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ..engines.kvm import abi
-from ..engines.kvm.device import Device
-from ..engines.kvm.device import host as kvm_host
-from ..engines.kvm.exits import DirtyRingFull, Exit, InternalError, Mmio, Shutdown, decode
-from ..engines.kvm.guests import user_mode
-from ..errors import CapabilityError, GuestmemError, UsageError
-from ..memslots.abi import (
+from ..abi.structures import (
     ClearDirtyLog,
     CreateGuestMemfd,
     DirtyLog,
@@ -29,6 +23,12 @@ from ..memslots.abi import (
     MemoryIoctl,
     MemoryRegion,
 )
+from ..engines.kvm import abi
+from ..engines.kvm.device import Device
+from ..engines.kvm.device import host as kvm_host
+from ..engines.kvm.exits import DirtyRingFull, Exit, InternalError, Mmio, Shutdown, decode
+from ..engines.kvm.guests import user_mode
+from ..errors import CapabilityError, GuestmemError, UsageError
 from .calls import (
     ARENA,
     ARENA_BYTES,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ..abi.checks import Host
+from ..abi.versions import version_of
 from ..errors import TraceError
-from ..memslots.checks import Host
-from ..memslots.versions import version_of
 from .calls import Answer, Call, checked
 from .kernel import Kernel
 

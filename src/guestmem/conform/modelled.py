@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import MemslotError
-from ..memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
-from ..memslots.abi import (
+from ..abi.checks import Host
+from ..abi.model import KvmModel, ModelSlot
+from ..abi.structures import (
     KVM_MEM_GUEST_MEMFD,
     ClearDirtyLog,
     CreateGuestMemfd,
@@ -15,9 +15,9 @@ from ..memslots.abi import (
     MemoryIoctl,
     MemoryRegion,
 )
-from ..memslots.checks import Host
-from ..vm.model import KvmModel, ModelSlot
-from ..vm.user_memory import BufferMemory
+from ..abi.user_memory import BufferMemory
+from ..errors import MemslotError
+from ..memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
 from .calls import (
     ARENA,
     ARENA_BYTES,

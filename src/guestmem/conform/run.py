@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
+from ..abi.checks import Host
+from ..abi.versions import DIFFERENCES, VERSIONS
 from ..errors import UsageError
-from ..memslots.checks import Host
-from ..memslots.versions import DIFFERENCES, VERSIONS
 from .calls import Answer, Call
 from .draw import drawn
 from .modelled import ModelledVm

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..abi.model import KvmModel
     from .accesses import Fetch, Read, Write
     from .exits import (
         DirtyRingFull,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         SystemEvent,
     )
     from .memory import Memory
-    from .model import KvmModel
     from .transaction import DirtyPage, Transaction
     from .vcpu import SoftVcpu
     from .vm import Vm
@@ -55,7 +55,7 @@ __all__ = [
 _WHERE = {
     "DirtyPage": "transaction",
     "Fetch": "accesses",
-    "KvmModel": "model",
+    "KvmModel": ".abi.model",
     "Memory": "memory",
     "Read": "accesses",
     "SoftVcpu": "vcpu",

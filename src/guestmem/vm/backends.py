@@ -6,13 +6,13 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from ..abi.checks import Host
+from ..abi.model import KvmModel
+from ..abi.structures import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
 from ..designs.registry import find
 from ..errors import BatchError, MemslotError
 from ..memslots import Change, ChangeKind, Memslots, Slot
-from ..memslots.abi import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
-from ..memslots.checks import Host
 from .memory import Memory
-from .model import KvmModel
 from .transaction import DirtyPage
 from .vcpu import SoftVcpu
 

@@ -1,6 +1,6 @@
 """Why the kernel refused: it gives a number, this finds the field, its value and what is allowed.
 
-The kernel has judged already; the software engine's checks (``memslots.checks``, and a trial on our own slots) are run
+The kernel has judged already; the software engine's checks (``abi.checks``, and a trial on our own slots) are run
 afterwards, and speak if they come to the same errno.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import os
 
+from ..abi.checks import Host, check_region
+from ..abi.structures import ClearDirtyLog, DirtyLog, MemoryIoctl, MemoryRegion
 from ..errors import MemslotError
 from ..memslots import Change, Memslots
-from ..memslots.abi import ClearDirtyLog, DirtyLog, MemoryIoctl, MemoryRegion
-from ..memslots.checks import Host, check_region
 
 __all__ = ["KNOWN", "ioctl_refused", "region_refused", "try_changes", "try_region"]
 

@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..abi.checks import Host
+from ..abi.structures import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MemoryCap, MemoryIoctl, MemoryRegion
+from ..abi.user_memory import ProcessMemory
+from ..abi.versions import VERSIONS, version_of
 from ..designs.registry import find
 from ..dirty.bitmap import as_array
 from ..errors import CapabilityError, MemslotError, UsageError
 from ..memslots import Change, ChangeKind, Memslots, Slot
-from ..memslots.abi import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MemoryCap, MemoryIoctl, MemoryRegion
-from ..memslots.checks import Host
-from ..memslots.versions import VERSIONS, version_of
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .backends import check_entries
 from .kernel_words import KNOWN, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
 from .transaction import DirtyPage
-from .user_memory import ProcessMemory
 
 if TYPE_CHECKING:
     from ..engines.kvm.vm import KvmVm

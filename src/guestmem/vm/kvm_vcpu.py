@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..abi.arguments import content_of, whole
 from ..engines.kvm.guests import identity_tables, real_mode, user_mode
 from ..errors import CapabilityError, UsageError
 from ..units import PAGE_SIZE
-from .arguments import content_of, whole
 from .exits import Exit, Io, Mmio
 from .memory import Memory
 

@@ -13,13 +13,13 @@ import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
+from ..abi.structures import KVM_MEM_MAX_NR_PAGES
+from ..abi.user_memory import ProcessMemory
 from ..errors import MemslotError, UsageError
 from ..memslots import Change, ChangeKind, Memslots, Slot
-from ..memslots.abi import KVM_MEM_MAX_NR_PAGES
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
-from .arguments import U16_MAX, U32_MAX, content_of, whole
 from .display import as_html, as_text
-from .user_memory import ProcessMemory
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import errno
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from ..abi.arguments import U16_MAX, U32_MAX, whole
+from ..abi.take_over import DirtyPage
 from ..designs.registry import find
 from ..errors import MemslotError, UsageError
 from ..memslots import Change, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .arguments import U16_MAX, U32_MAX, whole
 
 if TYPE_CHECKING:
     from .memory import Memory
 
 __all__ = ["DirtyPage", "Transaction"]
-
-
-class DirtyPage(NamedTuple):
-    """A page that was dirty when its slot, frame or log went: it can still be copied from ``userspace_addr``."""
-
-    slot: int
-    gfn: int
-    userspace_addr: int
-    as_id: int = 0
 
 
 class Transaction:

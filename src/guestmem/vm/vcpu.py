@@ -11,13 +11,13 @@ import errno
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..abi.arguments import content_of, whole
+from ..abi.model import KvmModel
 from ..errors import CapabilityError, MemslotError, UsageError
 from ..units import PAGE_SIZE
 from .accesses import Access, Fetch, Read, Write
-from .arguments import content_of, whole
 from .exits import DirtyRingFull, Exit, Hlt, InternalError, Mmio
 from .memory import Memory
-from .model import KvmModel
 
 __all__ = ["SoftVcpu"]
 

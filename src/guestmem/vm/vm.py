@@ -7,13 +7,13 @@ import errno
 import operator
 from typing import TYPE_CHECKING, Any
 
+from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
+from ..abi.checks import Host
+from ..abi.structures import MAX_VCPU_IDS, ClearDirtyLog, DirtyLog, MemoryCap, MemoryIoctl
+from ..abi.versions import KernelVersion, version_of
 from ..dirty.bitmap import as_array
 from ..dirty.ring import ENTRY_BYTES, DirtyEntry, ring_size
 from ..errors import MemslotError, UsageError
-from ..memslots.abi import MAX_VCPU_IDS, ClearDirtyLog, DirtyLog, MemoryCap, MemoryIoctl
-from ..memslots.checks import Host
-from ..memslots.versions import KernelVersion, version_of
-from .arguments import U16_MAX, U32_MAX, content_of, whole
 from .backends import Backend, ClosedBackend, SoftBackend, enable
 from .memory import Memory
 
@@ -126,7 +126,7 @@ class Vm:
     def ioctl(self, request: int, argument: bytes | bytearray | memoryview | int = 0) -> int:
         """A memory ioctl on the VM, as recorded: its structure as bytes, or the number or address that it takes.
 
-        Returns what the kernel returns; MemslotError has its errno. Structures: ``memslots.abi``.
+        Returns what the kernel returns; MemslotError has its errno. Structures: ``abi.structures``.
         """
         if type(request) is not int or not 0 <= request <= U32_MAX:
             request = _request(request)

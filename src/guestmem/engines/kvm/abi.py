@@ -1,4 +1,4 @@
-"""Numbers and layouts of ``/dev/kvm`` and its vCPUs: ioctls, exit reasons, structs. Those of memory: ``memslots.abi``.
+"""Numbers and layouts of ``/dev/kvm`` and its vCPUs: ioctls, exit reasons, structs. Of memory: ``abi.structures``.
 
 Source: ``include/uapi/linux/kvm.h`` and ``arch/x86/include/uapi/asm/kvm.h``, Linux 6.18. All little-endian (x86-64).
 """
@@ -73,7 +73,7 @@ DIRTY_GFN_DIRTY, DIRTY_GFN_RESET = 1, 2
 
 
 class Ioctl(enum.IntEnum):
-    """Requests on ``/dev/kvm`` and on a vCPU; those on a VM are ``memslots.abi.MemoryIoctl``."""
+    """Requests on ``/dev/kvm`` and on a vCPU; those on a VM are ``abi.structures.MemoryIoctl``."""
 
     GET_API_VERSION = _io(0x00)
     CREATE_VM = _io(0x01)

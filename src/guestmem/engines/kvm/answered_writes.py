@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ctypes
 
+from ...abi.structures import ClearDirtyLog, DirtyLog, EnableCap, MemoryCap, MemoryIoctl
 from ...atomics import host_fetch_or, load_relaxed
 from ...compiled import U64, Words, compiled, const, u64
 from ...dirty.bitmap import DirtyBitmap, as_array, bitmap_words
-from ...memslots.abi import ClearDirtyLog, DirtyLog, EnableCap, MemoryCap, MemoryIoctl
 from .address_map import MAP_BITS
 
 __all__ = ["AnsweredWrites", "mark_answered"]

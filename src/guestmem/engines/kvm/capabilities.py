@@ -1,4 +1,4 @@
-"""Numbers of KVM's capabilities beside those that concern memory (``memslots.abi.MemoryCap``).
+"""Numbers of KVM's capabilities beside those that concern memory (``abi.structures.MemoryCap``).
 
 Source: ``include/uapi/linux/kvm.h``, Linux 6.18.
 """

@@ -12,8 +12,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...abi.structures import MemoryCap, MemoryIoctl
 from ...errors import CapabilityError
-from ...memslots.abi import MemoryCap, MemoryIoctl
 from .abi import API_VERSION, Ioctl
 from .capabilities import Cap
 

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ...abi.structures import MemoryIoctl
 from ...atomics import peek, poke
 from ...compiled import own
 from ...errors import GuestmemError, MemslotError, UsageError
-from ...memslots.abi import MemoryIoctl
 from . import layout as at
 from .abi import (
     DIRTY_GFN,

@@ -18,10 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...atomics import peek, poke, wake_all
-from ...compiled import own, words
-from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
-from ...memslots.abi import (
+from ...abi.structures import (
     ClearDirtyLog,
     CreateGuestMemfd,
     DirtyLog,
@@ -30,6 +27,9 @@ from ...memslots.abi import (
     MemoryIoctl,
     MemoryRegion,
 )
+from ...atomics import peek, poke, wake_all
+from ...compiled import own, words
+from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from . import layout as at
 from .abi import Ioctl
 from .address_map import map_insert, map_log, map_remove, map_words

@@ -208,7 +208,7 @@ class DirtyLogs:
         """Before a set is published: every slot that was staged and logs gets its bitmap, new or the one it had.
 
         The one it had, if it was moved or changed flags, alone: bits are relative to the slot. In a batch, where slots
-        are made of others, each gets a new one; ``vm.take_over`` brings the bits, once nobody can mark in the old.
+        are made of others, each gets a new one; ``abi.take_over`` brings the bits, once nobody can mark in the old.
         """
         desk, words = self._memslots.desk, self._memslots.words
         alone = len(staged) == 1

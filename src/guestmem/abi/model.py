@@ -14,24 +14,19 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..dirty.bitmap import DirtyBitmap
 from ..errors import InvariantError, MemslotError
 from ..memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, ChangeKind, Memslots, Slot
-from ..memslots.abi import KVM_MEM_GUEST_MEMFD, MemoryIoctl, MemoryRegion
-from ..memslots.accounting import MmuPagesForm, PageAccounting
-from ..memslots.checks import Host, check_region
 from ..units import U64_MAX
+from .accounting import MmuPagesForm, PageAccounting
 from .arguments import content_of, whole
-from .dirty_state import DirtyState
+from .checks import Host, check_region
+from .dirty_state import DirtyState, MarkedLogs
 from .guest_memfds import GuestMemfd
-from .take_over import take_over
-from .transaction import DirtyPage
+from .structures import KVM_MEM_GUEST_MEMFD, MemoryIoctl, MemoryRegion
+from .take_over import DirtyPage, take_over
 from .user_memory import ProcessMemory, UserMemory
-
-if TYPE_CHECKING:
-    from ..engines.soft.dirty_log import DirtyLogs
 
 __all__ = ["KvmModel", "ModelSlot"]
 
@@ -91,7 +86,7 @@ class KvmModel:
         apply: Callable[[Change], ChangeKind] | None = None,
         user: UserMemory | None = None,
         mmu_pages: MmuPagesForm = MmuPagesForm.RATIO,
-        logs: DirtyLogs | None = None,
+        logs: MarkedLogs | None = None,
     ) -> None:
         self.host = Host() if host is None else host
         self.memslots = (

@@ -7,15 +7,23 @@ update's grace period, so whoever marked in an old log has done it, and everybod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dirty.bitmap import DirtyBitmap
 
 if TYPE_CHECKING:
     from .model import KvmModel
-    from .transaction import DirtyPage
 
-__all__ = ["take_over"]
+__all__ = ["DirtyPage", "take_over"]
+
+
+class DirtyPage(NamedTuple):
+    """A page that was dirty when its slot, frame or log went: it can still be copied from ``userspace_addr``."""
+
+    slot: int
+    gfn: int
+    userspace_addr: int
+    as_id: int = 0
 
 
 def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
@@ -23,7 +31,6 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
     import numpy as np
 
     from .model import ModelSlot
-    from .transaction import DirtyPage
 
     _count(vm, keys)
     old: list[tuple[int, Any, Any, Any, DirtyBitmap]] = []  # by slot that logged: key, frames, host pages, bits

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 
 from ..errors import MemslotError
-from ..memslots.checks import Host
-from ..memslots.versions import KernelVersion
 from ..units import PAGE_SIZE
+from .checks import Host
+from .versions import KernelVersion
 
 __all__ = ["GuestMemfd", "create_guest_memfd"]
 

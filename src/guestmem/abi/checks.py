@@ -10,9 +10,9 @@ import errno
 from dataclasses import dataclass
 
 from ..errors import MemslotError, UsageError
+from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS
 from ..units import PAGE_SIZE, U64_MAX
-from .abi import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MAX_VCPU_IDS, V1_FLAGS
-from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS
+from .structures import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MAX_VCPU_IDS, V1_FLAGS
 from .versions import LINUX_6_18, KernelVersion
 
 __all__ = ["Host", "check_region"]

@@ -12,7 +12,7 @@ import errno
 from collections.abc import Callable, Iterable
 
 from ..errors import BatchError, InvariantError, MemslotError, UsageError
-from .changes import Change
+from ..memslots.changes import Change
 
 __all__ = ["MIN_ALLOC_MMU_PAGES", "MmuPagesForm", "PageAccounting", "default_mmu_pages"]
 

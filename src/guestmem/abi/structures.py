@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 
 __all__ = [
     "GUEST_MEMFD_FLAG_INIT_SHARED",

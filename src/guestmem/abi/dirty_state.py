@@ -7,12 +7,13 @@ Linux 6.18, ``virt/kvm/kvm_main.c``; ``virt/kvm/dirty_ring.c``.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..dirty.bitmap import DirtyBitmap
 from ..dirty.ring import ENTRY_BYTES, MAX_ENTRIES, RESERVED_ENTRIES, DirtyRing, Run, ring_size
 from ..errors import MemslotError
-from ..memslots.abi import (
+from .guest_memfds import create_guest_memfd
+from .structures import (
     KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     ClearDirtyLog,
@@ -21,13 +22,11 @@ from ..memslots.abi import (
     EnableCap,
     MemoryCap,
 )
-from .guest_memfds import create_guest_memfd
 
 if TYPE_CHECKING:
-    from ..engines.soft.dirty_log import DirtyLogs
     from .model import KvmModel, ModelSlot
 
-__all__ = ["DirtyState"]
+__all__ = ["DirtyState", "MarkedLogs"]
 
 _MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
 _RINGS = (MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL)
@@ -35,10 +34,26 @@ _FIRST_FILE = 1000
 _PML_ENTRIES = 512
 
 
+class MarkedLogs(Protocol):
+    """Dirty logs that running vCPUs mark, where there are such vCPUs: the software engine's ``DirtyLogs``."""
+
+    initially_set: bool
+    enabled: bool
+
+    def bitmap(self, slot: int, as_id: int = 0) -> DirtyBitmap | None:
+        """The bitmap of a slot that logs."""
+
+    def get(self, slot: int, as_id: int = 0) -> bytes:
+        """What KVM_GET_DIRTY_LOG does: take the log, and write-protect what it names."""
+
+    def clear(self, slot: int, first_page: int, num_pages: int, bits: bytes, as_id: int = 0) -> int:
+        """What KVM_CLEAR_DIRTY_LOG does: clear bits, and write-protect their pages."""
+
+
 class DirtyState:
     """How a VM logs dirty pages, its vCPUs' rings, and which pages a vCPU can write without being noticed again."""
 
-    def __init__(self, vm: KvmModel, logs: DirtyLogs | None = None) -> None:
+    def __init__(self, vm: KvmModel, logs: MarkedLogs | None = None) -> None:
         self._vm, self._logs = vm, logs
         self.manual = 0
         """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_DIRTY_LOG_INITIALLY_SET."""
