@@ -23,7 +23,8 @@ from typing import Any
 from guestmem.atomics import load_acquire, poke, store_release, wait, wake
 from guestmem.compiled import U64, Words, compiled, u64, words
 from guestmem.designs import DESIGNS
-from guestmem.engines.soft import Access, HostMemory, Load, SoftEngine, Target
+from guestmem.engines import Access, HostMemory, Load, Target
+from guestmem.engines.soft import SoftEngine
 from guestmem.memslots import Change
 
 VCPUS = (1, 2, 4, 8)

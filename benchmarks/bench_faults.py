@@ -12,7 +12,8 @@ import threading
 import time
 
 from guestmem.compiled import U64, Own, Words, compiled, u64
-from guestmem.engines.soft import HostMemory, SoftEngine
+from guestmem.engines import HostMemory
+from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.stage2_vcpu import stage2_exit
 from guestmem.engines.soft.vcpu import enter_guest, leave_core

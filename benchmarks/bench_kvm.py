@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from guestmem.designs import find
+from guestmem.engines import Access, HostMemory, Load, Target
 from guestmem.engines.kvm import KvmLoadEngine, host, unusable
-from guestmem.engines.soft import Access, HostMemory, Load, Target
-from guestmem.engines.soft.stalls import percentile
+from guestmem.engines.stalls import percentile
 from guestmem.memslots import Change
 
 SECONDS = 2.0

@@ -13,7 +13,8 @@ from guestmem.compare.plan import Plan, Step, plan
 from guestmem.compare.replay import replay
 from guestmem.compiled import INTERPRETED
 from guestmem.designs import find
-from guestmem.engines.soft import Access, SoftEngine, VcpuCounts
+from guestmem.engines import Access, VcpuCounts
+from guestmem.engines.soft import SoftEngine
 from guestmem.report.design_tables import verdict
 from guestmem.traces import read
 

@@ -8,7 +8,7 @@ import pytest
 
 from guestmem.compare import Comparison, Row, compare
 from guestmem.designs import BROKEN
-from guestmem.engines.soft import Access
+from guestmem.engines import Access
 from guestmem.traces import Timeline, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.compiled_only]

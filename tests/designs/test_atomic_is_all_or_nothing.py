@@ -9,7 +9,8 @@ import pytest
 
 from guestmem.atomics import peek
 from guestmem.designs import find
-from guestmem.engines.soft import FLUX_MAX, Access
+from guestmem.engines import Access
+from guestmem.engines.soft import FLUX_MAX
 from guestmem.engines.soft import layout as at
 from guestmem.errors import BatchError, CapabilityError
 from guestmem.memslots import Change, Slot

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.designs import DESIGNS, Design
-from guestmem.engines.soft import Access, Load, SoftEngine
+from guestmem.engines import Access, Load
+from guestmem.engines.soft import SoftEngine
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, Slot
 from soft_guest import Guest
 

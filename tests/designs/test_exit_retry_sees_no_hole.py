@@ -9,7 +9,8 @@ import pytest
 
 from guestmem.compiled import INTERPRETED
 from guestmem.designs import control, find
-from guestmem.engines.soft import Access, HostMemory, Load, SoftEngine, Target
+from guestmem.engines import Access, HostMemory, Load, Target
+from guestmem.engines.soft import SoftEngine
 from guestmem.memslots import Change
 
 PAGES = 16

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.designs import find
-from guestmem.engines.soft import Access
+from guestmem.engines import Access
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change
 from soft_guest import Guest
 

@@ -6,7 +6,8 @@ import pytest
 
 from guestmem.atomics import peek
 from guestmem.designs import DESIGNS, find
-from guestmem.engines.soft import Access, SoftEngine
+from guestmem.engines import Access
+from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
 from guestmem.errors import MemslotError
 from soft_guest import Guest

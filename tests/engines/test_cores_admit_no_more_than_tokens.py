@@ -9,7 +9,7 @@ import pytest
 
 from guestmem.atomics import fetch_add, load_relaxed, peek, poke, store_relaxed
 from guestmem.compiled import U64, Words, compiled, u64, words
-from guestmem.engines.soft import Access
+from guestmem.engines import Access
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.cores import cores_wanted, give_core, take_core
 from guestmem.explore import load

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from guestmem.designs import find
-from guestmem.engines.soft import Access, Load
+from guestmem.engines import Access, Load
 from guestmem.engines.soft import layout as at
 from guestmem.memslots import KVM_MEM_READONLY
 from soft_guest import Guest, until

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from guestmem.atomics import peek
-from guestmem.engines.soft import Access, HostMemory, Load, SoftEngine, Target
+from guestmem.engines import Access, HostMemory, Load, Target
+from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
 from guestmem.explore import load
 from guestmem.memslots import Change
@@ -93,11 +94,11 @@ def old_page_stands_still(room: Callable[[str], ModuleType]) -> bool:
     memory = HostMemory([(HVA, HVA + 2 * PAGE)])
     pages = [memory.translate(HVA + page * PAGE) for page in range(2)]
     engine: SoftEngine = soft.SoftEngine(1, stage2=False)
-    engine.set_access(soft.Access(writes=1, fetches=0))
+    engine.set_access(room("engines").Access(writes=1, fetches=0))
     engine.set_memory_region(Change(0, 0, 1, pages[0]))
     try:
         engine.start()
-        engine.set_load(soft.Load([soft.Target(0, pages[0], pages[0])]))
+        engine.set_load(room("engines").Load([room("engines").Target(0, pages[0], pages[0])]))
         until(lambda: memory.word(pages[0]) > 0, "a write")
         with engine.update() as update:
             update.stage_all([Change(0), Change(0, 0, 1, pages[1])])

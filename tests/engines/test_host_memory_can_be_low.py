@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from guestmem.engines.soft.memory import HostMemory
+from guestmem.engines.host_memory import HostMemory
 from guestmem.errors import GuestmemError
 
 GIB, LARGE = 1 << 30, 1 << 21

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 
-from guestmem.engines.soft import HostMemory
+from guestmem.engines import HostMemory
 from guestmem.errors import GuestmemError, UsageError
 
 PAGE = 4096

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from guestmem.engines.soft import Access, Load, SoftEngine, Target, host_words
-from guestmem.engines.soft import layout as at
+from guestmem.engines import Access, Load, Target, host_words, load_words
+from guestmem.engines.soft import SoftEngine
 from guestmem.errors import GuestmemError, UsageError
 from soft_guest import Guest
 
@@ -23,7 +23,7 @@ def test_words_are_a_header_and_four_words_a_target() -> None:
     ]
     load = Load(targets, as_id=1)
     must, old_readonly, new_readonly, changed = (
-        int(flag) for flag in (at.MUST, at.OLD_READONLY, at.NEW_READONLY, at.CHANGED)
+        int(flag) for flag in (load_words.MUST, load_words.OLD_READONLY, load_words.NEW_READONLY, load_words.CHANGED)
     )
     assert [int(load.words[index]) for index in range(len(load.words))] == [
         *(3, 1, 1, 0, 0, 0, 0, 0),

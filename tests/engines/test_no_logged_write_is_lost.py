@@ -11,7 +11,7 @@ import pytest
 
 import guestmem.engines.soft
 from guestmem.compiled import INTERPRETED
-from guestmem.engines.soft import HostMemory
+from guestmem.engines import HostMemory
 from guestmem.engines.soft.dirty_log import DISABLES, ENABLES, DirtyLogging
 from guestmem.errors import InvariantError, MemslotError, UsageError
 from guestmem.explore import load
@@ -36,12 +36,13 @@ class Migration:
     """A guest whose vCPUs write, and the copy that is made of it by the log. ``room``: where the engine is from."""
 
     def __init__(self, vcpus: int, how: DirtyLogging, room: Any = None, **options: Any) -> None:
+        engines: Any = room("engines") if room else guestmem.engines
         soft: Any = room("engines.soft") if room else guestmem.engines.soft
         self.memory = HostMemory([(HVA, HVA + PAGES * PAGE)], low=True)
         self.base = self.memory.translate(HVA)
         self.engine: Any = soft.SoftEngine(vcpus, strict=how.flush, logging=how, **options)
-        self.engine.set_access(soft.Access(writes=0.8, fetches=0))
-        self._load, self._target = soft.Load, soft.Target
+        self.engine.set_access(engines.Access(writes=0.8, fetches=0))
+        self._load, self._target = engines.Load, engines.Target
         self.copy = [0] * PAGES
         self.region(0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from guestmem.compiled import own, words
 from guestmem.designs import find
-from guestmem.engines.soft import Access
+from guestmem.engines import Access
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.flux import flux_mark, flux_release, in_flux
 from guestmem.explore import load

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.atomics import peek
-from guestmem.engines.soft import Access
+from guestmem.engines import Access
 from guestmem.engines.soft import layout as at
 from guestmem.errors import GuestmemError
 from soft_guest import Guest, until

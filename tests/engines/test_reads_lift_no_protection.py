@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.designs import find
-from guestmem.engines.soft import Access, Load, SoftEngine
+from guestmem.engines import Access, Load
+from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft.tlb import tlb_lookup
 from guestmem.engines.soft.vcpu import fault
 from guestmem.explore import load

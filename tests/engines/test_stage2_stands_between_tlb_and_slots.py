@@ -11,7 +11,8 @@ import pytest
 
 from guestmem.compiled import INTERPRETED
 from guestmem.designs import find
-from guestmem.engines.soft import Access, HostMemory, Load, SoftEngine, Target
+from guestmem.engines import Access, HostMemory, Load, Target
+from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft.stage2 import Stage2
 from guestmem.errors import UsageError
 from guestmem.explore import load
@@ -202,12 +203,12 @@ def rehost(room: Any) -> tuple[int, int]:
     memory = HostMemory([(HVA, HVA + 2 * PAGE)])
     pages = [memory.translate(HVA + page * PAGE) for page in range(2)]
     engine = soft.SoftEngine(1, stage2=True, strict=True)
-    engine.set_access(soft.Access(writes=1, fetches=0))
+    engine.set_access(room("engines").Access(writes=1, fetches=0))
     engine.set_memory_region(Change(0, 0, 1, pages[0]))
     apply = room("designs").find("atomic").prepare(engine)
     try:
         engine.start()
-        engine.set_load(soft.Load([soft.Target(0, pages[0], pages[0])]))
+        engine.set_load(room("engines").Load([room("engines").Target(0, pages[0], pages[0])]))
         until(lambda: memory.word(pages[0]) > 0, "a write")
         apply(engine, [Change(0), Change(0, 0, 1, pages[1])])
         before = memory.word(pages[0])

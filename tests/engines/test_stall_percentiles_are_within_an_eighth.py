@@ -9,7 +9,8 @@ import pytest
 
 from guestmem.compiled import own
 from guestmem.engines.soft import layout as at
-from guestmem.engines.soft.stalls import percentile, record_stall, stall_bucket
+from guestmem.engines.soft.stalls import record_stall
+from guestmem.engines.stalls import percentile, stall_bucket
 
 
 def naive(durations: list[int], share: float) -> int:

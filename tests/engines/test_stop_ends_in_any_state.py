@@ -8,7 +8,7 @@ import pytest
 
 from guestmem import atomics
 from guestmem.compiled import Words
-from guestmem.engines.soft import Access, Load
+from guestmem.engines import Access, Load
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.requests import pause_all
 from soft_guest import Guest, until

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.atomics import peek
-from guestmem.engines.soft import Access
+from guestmem.engines import Access
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.update import SoftUpdate
 from guestmem.errors import BatchError, MemslotError

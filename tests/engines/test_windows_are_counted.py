@@ -6,14 +6,15 @@ import pytest
 
 from guestmem.atomics import peek, poke
 from guestmem.compiled import own, words
+from guestmem.engines import load_words
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.accesses import note
 
 OLD, NEW, OTHER, HOLE, READONLY = 0x1000, 0x2000, 0x3000, 0, 1
 BEFORE, INSIDE, AFTER = 10, 11, 12
 NEVER = (1 << 64) - 1
-MUST = int(at.MUST)
-CHANGED = MUST | int(at.CHANGED)
+MUST = int(load_words.MUST)
+CHANGED = MUST | int(load_words.CHANGED)
 
 CASES = {
     # flags, old, new, saw, begun, ended: counters

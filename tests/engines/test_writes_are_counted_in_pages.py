@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from guestmem.engines.soft import Access
+from guestmem.engines import Access
 from guestmem.engines.soft import layout as at
 from guestmem.explore import load
 from guestmem.memslots import Change

@@ -15,10 +15,9 @@ import pytest
 from guestmem.compare.plan import Plan, plan
 from guestmem.compare.replay import replay
 from guestmem.designs import find
-from guestmem.engines import measured_engine
+from guestmem.engines import Access, HostMemory, Load, Target, measured_engine
 from guestmem.engines.kvm import KvmLoadEngine
 from guestmem.engines.kvm.load_guest import ASSEMBLY, CODE_BYTES
-from guestmem.engines.soft import Access, HostMemory, Load, Target
 from guestmem.errors import CapabilityError, UsageError
 from guestmem.memslots import Change
 from guestmem.traces import read

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guestmem.compiled import INTERPRETED
-from guestmem.engines.soft import Access, HostMemory, Load, SoftEngine, Target
+from guestmem.engines import Access, HostMemory, Load, Target
+from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
 from guestmem.memslots import Change
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from guestmem.compiled import INTERPRETED
-from guestmem.engines.soft import Access, Load, Target
+from guestmem.engines import Access, Load, Target
 from guestmem.vm import Vm, Write
 
 PAGE = 0x1000

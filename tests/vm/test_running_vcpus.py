@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from guestmem.engines.kvm.device import unusable
-from guestmem.engines.soft.load import Access, Load, Target
+from guestmem.engines.load import Access, Load, Target
 from guestmem.vm import Vm
 
 PAGE = 0x1000

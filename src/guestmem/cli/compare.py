@@ -175,7 +175,7 @@ def command(
         raise UsageError(f"--writes and --fetches: {writes:g} + {fetches:g} is more than all accesses")
     timeline = traces.read(trace, gap=gap / 1e3, vm=vm)
     from ..compare import compare
-    from ..engines.soft import Access
+    from ..engines import Access
 
     rows = len(vcpus) * (len(set(designs)) + 1 if designs else len(DESIGNS))
     with interruptible() as stopped, _progress(rows * repeat) as advanced:

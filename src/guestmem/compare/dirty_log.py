@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ..engines.soft import Access, HostMemory, Load, SoftEngine, Target
+from ..engines import Access, HostMemory, Load, Target
+from ..engines.soft import SoftEngine
 from ..engines.soft.dirty_log import DirtyLogging
 from ..engines.soft.write_pass import counter_offset, write_pass
 from ..errors import UsageError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..engines.soft import HostMemory, Load, Target
+from ..engines import HostMemory, Load, Target
 from ..errors import GuestmemError
 from ..memslots import Change, ChangeKind, Slot
 from ..traces import Timeline

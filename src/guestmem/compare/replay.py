@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 
 from ..designs import Design, pause
-from ..engines import MeasuredEngine
-from ..engines.soft import Access, Load
-from ..engines.soft.stalls import percentile
+from ..engines import Access, Load, MeasuredEngine
+from ..engines.stalls import percentile
 from ..errors import CapabilityError, MemslotError
 from ..memslots import Change
 from .counters import Counters

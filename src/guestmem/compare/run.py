@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from ..designs import DESIGNS, Design, control, find
-from ..engines import MeasuredEngine, measured_engine
-from ..engines.soft import Access
+from ..engines import Access, MeasuredEngine, measured_engine
 from ..errors import UsageError
 from ..traces import Timeline
 from .plan import plan

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..designs import Design, find
-from ..engines import MeasuredEngine, measured_engine
-from ..engines.soft import Access, HostMemory, Load, Target
+from ..engines import Access, HostMemory, Load, MeasuredEngine, Target, measured_engine
 from ..errors import UsageError
 from ..memslots import Change
 from ..units import PAGE_SHIFT, PAGE_SIZE

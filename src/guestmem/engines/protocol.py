@@ -10,13 +10,12 @@ import enum
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..memslots import Change, ChangeKind, Slot
 from ..memslots.batch import Effect
-
-if TYPE_CHECKING:
-    from .soft import Access, Load, Report, VcpuCounts
+from .load import Access, Load
+from .report import LoadReport, VcpuCounts
 
 __all__ = ["Capability", "Counts", "Engine", "MeasuredEngine", "Update"]
 
@@ -165,7 +164,7 @@ class MeasuredEngine(Engine, Protocol):
     def set_access(self, access: Access, vcpu: int | None = None) -> None:
         """How vCPU ``vcpu`` (all unless given) accesses its targets. Before ``start()``."""
 
-    def set_load(self, load: Load) -> Sequence[Report | None]:
+    def set_load(self, load: Load) -> Sequence[LoadReport | None]:
         """Have the vCPUs work on ``load``; returns, by vCPU, their reports of the load before, if there are any."""
 
     def start(self) -> None:

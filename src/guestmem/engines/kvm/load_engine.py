@@ -14,7 +14,8 @@ from ...compiled import U64, Own, compiled, u64
 from ...errors import CapabilityError, GuestmemError, UsageError
 from ...memslots import KVM_MEM_READONLY
 from ...units import PAGE_SIZE
-from ..soft import PATTERNS, Access, Load, Report, VcpuCounts
+from ..load import PATTERNS, Access, Load
+from ..report import LoadReport, VcpuCounts
 from . import guests
 from . import layout as at
 from . import load_layout as area
@@ -170,7 +171,7 @@ class KvmLoadEngine(KvmEngine):
             block = area.BLOCKS + area.BLOCK_BYTES * index
             struct.pack_into("<4Q", self._area, block + area.BLOCK_SHARES, *access.shares(), PATTERNS[access.pattern])
 
-    def set_load(self, load: Load) -> list[Report | None]:
+    def set_load(self, load: Load) -> list[LoadReport | None]:
         """Have the vCPUs work on ``load``; returns when all do. There are no reports of the one before."""
         if len(load.words) * 8 > int(area.LOAD_BYTES):
             most = (int(area.LOAD_BYTES) // 8 - 8) // 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ...atomics import host_load, host_store, load_relaxed
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
 from ...system import SYS_IOCTL, failed, host_store8, system_call
-from ..soft.layout import (
+from ..load_words import (
     LOAD_HEADER,
     MUST,
     NEW_READONLY,

@@ -140,7 +140,7 @@ random:
     ret
 """
 """Registers: r15 the vCPU's block, r14 the common page, r13 the load, rbx the random numbers' state; the places are
-those of ``load_layout`` and of ``soft.layout``'s loads. Random numbers as the software engine's (xorshift 13-7-17)."""
+those of ``load_layout`` and of ``load_words``'s loads. Random numbers as the software engine's (xorshift 13-7-17)."""
 
 CODE_BYTES = bytes.fromhex(
     "498b5f18498b46404989472083e001c1e0124d8dac0600f003004d8b65004d8b5d084d8b5518498b4640493b472075d4"

@@ -8,7 +8,7 @@ is read-only for it, and what the host reads from its block is checked (``load_e
 from __future__ import annotations
 
 from ...compiled import const
-from ..soft.layout import LOAD_HEADER, TARGET
+from ..load_words import LOAD_HEADER, TARGET
 
 __all__ = [
     "ANSWERED",
@@ -48,7 +48,7 @@ COMMON = 0x1000
 COMMON_WINDOW, COMMON_LOAD = 0x0, 0x40
 """Odd while an update runs; the number of the load in force."""
 LOADS, LOAD_BYTES = const(0x40000), const(0x40000)
-"""Two loads, as ``soft.Load.words``: the one in force has the parity of its number, the other counts no targets."""
+"""Two loads, as ``Load.words``: the one in force has the parity of its number, the other counts no targets."""
 TABLES, TABLE_PAGES = 0xC0000, 1024
 """The root, then tables as they are needed: one for 512 GiB, one for each GiB in it (2 MiB pages)."""
 BLOCKS, BLOCK_BYTES = TABLES + TABLE_PAGES * 0x1000, 0x2000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...clock import now
 from ...compiled import Own, compiled, u64
-from ..soft.stalls import stall_bucket
+from ..stalls import stall_bucket
 from .layout import HISTOGRAM, STALL_BEGUN, STALL_TOTAL, STALL_WORST
 
 __all__ = ["begin_stall", "end_stall"]

@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from .engine import FLUX_MAX, Report, SoftEngine, VcpuCounts
-from .load import PATTERNS, Access, Load, Target, host_words
-from .memory import HostMemory
+from .engine import FLUX_MAX, SoftEngine
 from .update import SoftUpdate
 
-__all__ = [
-    "FLUX_MAX",
-    "PATTERNS",
-    "Access",
-    "HostMemory",
-    "Load",
-    "Report",
-    "SoftEngine",
-    "SoftUpdate",
-    "Target",
-    "VcpuCounts",
-    "host_words",
-]
+__all__ = ["FLUX_MAX", "SoftEngine", "SoftUpdate"]

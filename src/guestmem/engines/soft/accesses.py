@@ -8,6 +8,7 @@ from __future__ import annotations
 from ...atomics import host_fetch_add, host_load, host_store, load_relaxed, store_relaxed
 from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from .. import load_words
 from . import layout as at
 
 __all__ = [
@@ -55,23 +56,23 @@ def pick(own: Own) -> U64:
     random = next_random(own)
     changed = own[at.CHANGED_COUNT]
     others = own[at.OTHERS_COUNT]
-    first = own[at.LOAD_BASE] + at.LOAD_HEADER
+    first = own[at.LOAD_BASE] + load_words.LOAD_HEADER
     count = changed
     if changed == 0 or (others != 0 and random & _SHARE >= own[at.CHANGED_SHARE]):
-        first += at.TARGET * changed
+        first += load_words.TARGET * changed
         count = others
     if count == 0:
         return u64(0)
     if own[at.LATE] != 0:
         place = (own[at.LATE] >> 32) + (random >> 61) * (_ONE + (count >> 3))
-        return first + at.TARGET * (place % count)
-    if own[at.PATTERN] == at.SEQUENTIAL:
+        return first + load_words.TARGET * (place % count)
+    if own[at.PATTERN] == load_words.SEQUENTIAL:
         own[at.POSITION] += _ONE
-        return first + at.TARGET * (own[at.POSITION] % count)
+        return first + load_words.TARGET * (own[at.POSITION] % count)
     chosen = ((random >> 32) * count) >> 32
-    if own[at.PATTERN] == at.HOT and random & u64(0xF0000) != 0:  # 15 of 16 accesses go to a tenth of the targets
+    if own[at.PATTERN] == load_words.HOT and random & u64(0xF0000) != 0:  # 15 of 16 go to a tenth of the targets
         chosen = chosen // u64(10)
-    return first + at.TARGET * chosen
+    return first + load_words.TARGET * chosen
 
 
 @compiled
@@ -146,7 +147,7 @@ def note(
     """
     phase = wrapping(begun - own[at.WINDOW_LOADED])
     ended = wrapping(window - own[at.WINDOW_LOADED])
-    must = flags & at.MUST != 0
+    must = flags & load_words.MUST != 0
     if saw != old and saw != new and (saw != SAW_HOLE or not must):
         if saw == SAW_READONLY:
             own[at.REFUSED_WRITES] += _ONE
@@ -154,7 +155,7 @@ def note(
             own[at.STRANGE] += _ONE
     if must and (phase == 1 or ended != phase):
         own[at.INSIDE] += _ONE
-        if flags & at.CHANGED != 0:
+        if flags & load_words.CHANGED != 0:
             own[at.INSIDE_CHANGED] += _ONE
     if old == new or (saw != old and saw != new):
         return

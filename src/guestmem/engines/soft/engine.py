@@ -34,9 +34,9 @@ from .requests import (
 )
 from .stage2 import Stage2
 from .update import SoftUpdate
-from .vcpu_threads import Report, VcpuCounts, VcpuThreads
+from .vcpu_threads import VcpuThreads
 
-__all__ = ["FLUX_MAX", "Report", "SoftEngine", "VcpuCounts"]
+__all__ = ["FLUX_MAX", "SoftEngine"]
 
 FLUX_MAX = at.FLUX_MAX
 _ARCHITECTURES = ("x86", "arm64")

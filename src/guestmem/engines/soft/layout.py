@@ -77,7 +77,6 @@ LOOKS = const(62)  # 1: look for requests after this access
 LATE = const(63)  # not 0: its next look for requests comes late; a random number
 
 COUNTERS = const(24)
-SEQUENTIAL, RANDOM, HOT = const(0), const(1), const(2)
 
 # What each vCPU counts.
 ACCESSES = COUNTERS + const(0)
@@ -171,19 +170,3 @@ TLB_ENTRY = const(2)  # (gfn << 2 | writable << 1 | valid), host address of the 
 
 OWN_WORDS = 64 + 512 + 2 * 256
 assert int(COUNTERS) + len(COUNTER_NAMES) <= int(HISTOGRAM)
-
-# The load: what the vCPUs touch, twice, so that the next one can be written while one is in force.
-LOAD_HEADER = const(8)
-LOAD_CHANGED = const(0)  # targets in ranges that the next update changes; they come first
-LOAD_OTHERS = const(1)  # targets elsewhere
-LOAD_AS_ID = const(2)
-LOAD_WINDOW = const(3)  # WINDOW before the update
-TARGET = const(4)
-TARGET_GPA = const(0)  # of the 8 bytes that are touched
-TARGET_FLAGS = const(1)
-TARGET_OLD = const(2)  # host address of the 8 bytes before the update, 0 for none
-TARGET_NEW = const(3)  # and after it
-MUST = const(1)  # has memory before and after: should be there throughout
-OLD_READONLY = const(2)
-NEW_READONLY = const(4)
-CHANGED = const(8)

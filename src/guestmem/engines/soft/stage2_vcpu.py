@@ -13,6 +13,7 @@ from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...stage2.tlb_layout import ADDRESS, CONFLICT, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
+from .. import load_words
 from . import layout as at
 from .accesses import (
     SAW_HOLE,
@@ -151,13 +152,13 @@ def stage2_access(
     target = pick(own)
     if target == 0:
         return True
-    gpa = load_relaxed(load, target + at.TARGET_GPA)
-    flags = load_relaxed(load, target + at.TARGET_FLAGS)
-    behind = load_relaxed(load, target + at.TARGET_OLD)
+    gpa = load_relaxed(load, target + load_words.TARGET_GPA)
+    flags = load_relaxed(load, target + load_words.TARGET_FLAGS)
+    behind = load_relaxed(load, target + load_words.TARGET_OLD)
     random = next_random(own)
     kind = kind_of(own, random)
-    old = seen(behind, kind, flags & at.OLD_READONLY != 0)
-    new = seen(load_relaxed(load, target + at.TARGET_NEW), kind, flags & at.NEW_READONLY != 0)
+    old = seen(behind, kind, flags & load_words.OLD_READONLY != 0)
+    new = seen(load_relaxed(load, target + load_words.TARGET_NEW), kind, flags & load_words.NEW_READONLY != 0)
     if left_out(own, random, old):
         return True
     begun = load_acquire(vm, at.WINDOW)
@@ -189,7 +190,7 @@ def stage2_access(
             gpa >> 12,
             kind,
             status == PERMISSION,
-            flags & at.MUST != 0,
+            flags & load_words.MUST != 0,
             old == SAW_READONLY or new == SAW_READONLY,
             behind,
         )

@@ -1,26 +1,14 @@
-"""How long vCPUs had to wait: a histogram with eight steps an octave of nanoseconds, in the vCPU's own words."""
+"""How long vCPUs had to wait: the histogram in a vCPU's own words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from ...compiled import U64, Own, compiled, const
+from ..stalls import stall_bucket
+from .layout import HISTOGRAM, STALL_TOTAL, STALL_WORST
 
-from ...compiled import U64, Own, compiled, const, u64
-from .layout import HISTOGRAM, HISTOGRAM_SIZE, STALL_TOTAL, STALL_WORST
-
-__all__ = ["percentile", "record_stall", "stall_bucket"]
+__all__ = ["record_stall"]
 
 _ONE = const(1)
-
-
-@compiled
-def stall_bucket(nanoseconds: U64) -> U64:
-    """Index of the bucket: 8 x octave + the three bits after the leading one."""
-    octave = u64(0)
-    rest = nanoseconds
-    while rest > 15:
-        rest = rest >> 1
-        octave += _ONE
-    return octave * u64(8) + rest  # 0..15 themselves, then 16 + 8 k + step
 
 
 @compiled
@@ -30,29 +18,3 @@ def record_stall(own: Own, nanoseconds: U64) -> None:
     own[HISTOGRAM + bucket] += _ONE
     own[STALL_TOTAL] += nanoseconds
     own[STALL_WORST] = max(own[STALL_WORST], nanoseconds)
-
-
-def _lowest(bucket: int) -> int:
-    """Smallest duration that falls into ``bucket``."""
-    octave = max(0, bucket // 8 - 1)
-    return (bucket - 8 * octave) << octave
-
-
-def percentile(histogram: Sequence[int], share: float) -> float:
-    """The duration in ns below which ``share`` of the counted waits lie (within 1/8); 0 if there were none. O(buckets).
-
-    >>> histogram = [0] * 512
-    >>> for ns in (100, 200, 300): histogram[int(stall_bucket(ns))] += 1
-    >>> 192 <= percentile(histogram, 0.5) <= 208
-    True
-    """
-    total = sum(histogram)
-    if not total:
-        return 0.0
-    wanted = share * total
-    seen = 0
-    for bucket, count in enumerate(histogram):
-        seen += count
-        if count and seen >= wanted:
-            return (_lowest(bucket) + _lowest(bucket + 1)) / 2
-    return float(_lowest(int(HISTOGRAM_SIZE)))

@@ -15,6 +15,7 @@ from ...compiled import INTERPRETED, U64, Own, Words, compiled, const, u64
 from ...memslots.layout import KVM_MEMSLOT_INVALID, slot_base_gfn, slot_flags, slot_userspace_addr
 from ...memslots.lookup import find
 from ...rcu.srcu import srcu_enter, srcu_exit
+from .. import load_words
 from . import layout as at
 from .accesses import (
     SAW_HOLE,
@@ -95,15 +96,15 @@ def take_load(vm: Words, load: Words, own: Own, vcpu: U64, epoch: U64) -> None:
     """Start to work on another load; the report of the last one is complete from here on."""
     half = epoch & _ONE
     base = half * own[at.LOAD_HALF]
-    as_id = load_relaxed(load, base + at.LOAD_AS_ID)
+    as_id = load_relaxed(load, base + load_words.LOAD_AS_ID)
     if as_id != own[at.AS_ID]:
         own[at.AS_ID] = as_id
         tlb_flush(own)
     own[at.LOADED] = epoch
     own[at.LOAD_BASE] = base
-    own[at.CHANGED_COUNT] = load_relaxed(load, base + at.LOAD_CHANGED)
-    own[at.OTHERS_COUNT] = load_relaxed(load, base + at.LOAD_OTHERS)
-    own[at.WINDOW_LOADED] = load_relaxed(load, base + at.LOAD_WINDOW)
+    own[at.CHANGED_COUNT] = load_relaxed(load, base + load_words.LOAD_CHANGED)
+    own[at.OTHERS_COUNT] = load_relaxed(load, base + load_words.LOAD_OTHERS)
+    own[at.WINDOW_LOADED] = load_relaxed(load, base + load_words.LOAD_WINDOW)
     report = at.VCPUS + at.VCPU * vcpu + at.REPORT + at.REPORT_SIZE * half
     store_relaxed(vm, report + _ONE, u64(0))
     store_relaxed(vm, report + u64(2), _NEVER)
@@ -267,13 +268,13 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
     target = pick(own)
     if target == 0:
         return True
-    gpa = load_relaxed(load, target + at.TARGET_GPA)
-    flags = load_relaxed(load, target + at.TARGET_FLAGS)
-    behind = load_relaxed(load, target + at.TARGET_OLD)
+    gpa = load_relaxed(load, target + load_words.TARGET_GPA)
+    flags = load_relaxed(load, target + load_words.TARGET_FLAGS)
+    behind = load_relaxed(load, target + load_words.TARGET_OLD)
     random = next_random(own)
     kind = kind_of(own, random)
-    old = seen(behind, kind, flags & at.OLD_READONLY != 0)
-    new = seen(load_relaxed(load, target + at.TARGET_NEW), kind, flags & at.NEW_READONLY != 0)
+    old = seen(behind, kind, flags & load_words.OLD_READONLY != 0)
+    new = seen(load_relaxed(load, target + load_words.TARGET_NEW), kind, flags & load_words.NEW_READONLY != 0)
     if left_out(own, random, old):
         return True
     gfn = gpa >> 12
@@ -300,7 +301,7 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
         elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
             running = wait_out_invalid(vm, load, own, vcpu, swaps)
         elif outcome == READONLY or (
-            kind == WRITE and flags & at.MUST != 0 and (old == SAW_READONLY or new == SAW_READONLY)
+            kind == WRITE and flags & load_words.MUST != 0 and (old == SAW_READONLY or new == SAW_READONLY)
         ):  # a write to a hole where memory is read-only exits just as it does without the hole
             own[at.READONLY_WRITES] += _ONE
             saw = SAW_READONLY
@@ -308,7 +309,7 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
         elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
             running = wait_out_update(vm, load, own, vcpu)
         else:
-            meet_hole(vm, own, kind, flags & at.MUST != 0, behind)
+            meet_hole(vm, own, kind, flags & load_words.MUST != 0, behind)
             break
         if not running:
             return False

@@ -17,30 +17,19 @@ from ...compiled import INTERPRETED, Own, Words, own, words
 from ...errors import GuestmemError, UsageError
 from ...memslots.set import Memslots
 from ...patience import patiently
+from ..load import PATTERNS, Access, Load, write_load
+from ..report import LoadReport, VcpuCounts
 from . import layout as at
-from .load import PATTERNS, Access, Load, write_load
 from .requests import request_all, wait_for_acknowledgements
 from .stage2 import Stage2
 from .stage2_vcpu import stage2_vcpu_run
 from .vcpu import vcpu_run
 
-__all__ = ["Report", "VcpuCounts", "VcpuThreads"]
+__all__ = ["VcpuThreads"]
 
 _LOAD_WORDS = 1 << 15
 """Room for one load: 8 190 targets."""
 _WAKE_AGAIN_S = 0.01
-
-
-class Report(tuple[int, int]):
-    """Start of the last access that saw old, end of the first that saw new; in ns, 0 and 2**64-1 if there is none."""
-
-    __slots__ = ()
-
-
-class VcpuCounts(dict[str, int]):
-    """What one vCPU counted, by the names of ``layout.COUNTER_NAMES``, and its ``histogram`` of stalls."""
-
-    histogram: list[int]
 
 
 class VcpuThreads:
@@ -141,7 +130,7 @@ class VcpuThreads:
         self._threads = []
         atexit.unregister(self.stop)
 
-    def set_load(self, load: Load) -> list[Report | None]:
+    def set_load(self, load: Load) -> list[LoadReport | None]:
         """Have the vCPUs work on ``load`` from now on.
 
         Returns, by vCPU, what the vCPUs report of the load before (None from one that never worked on it).
@@ -155,11 +144,11 @@ class VcpuThreads:
         self._shake_hands()
         return [self._report(vcpu) for vcpu in range(self.vcpus)]
 
-    def _report(self, vcpu: int) -> Report | None:
+    def _report(self, vcpu: int) -> LoadReport | None:
         base = int(at.VCPUS) + int(at.VCPU) * vcpu + int(at.REPORT) + int(at.REPORT_SIZE) * ((self._epoch - 1) & 1)
         if self._epoch == 1 or peek(self._vm, base) != self._epoch - 1:
             return None  # there was no load before, or this vCPU never took it up
-        return Report((peek(self._vm, base + 1), peek(self._vm, base + 2)))
+        return LoadReport((peek(self._vm, base + 1), peek(self._vm, base + 2)))
 
     def _shake_hands(self) -> None:
         """Have every vCPU look at what was asked for; not counted."""

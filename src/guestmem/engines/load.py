@@ -1,4 +1,4 @@
-"""What the vCPUs of the software engine touch, and how."""
+"""What the vCPUs of an engine touch, and how."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...atomics import store_relaxed
-from ...compiled import U64, Own, Words, compiled, own, u64
-from ...errors import UsageError
-from . import layout as at
+from ..atomics import store_relaxed
+from ..compiled import U64, Own, Words, compiled, own, u64
+from ..errors import UsageError
+from . import load_words as at
 
 __all__ = ["PATTERNS", "Access", "Load", "Target", "host_words", "write_load"]
 

@@ -13,9 +13,9 @@ import mmap
 import os
 from collections.abc import Iterable
 
-from ...errors import GuestmemError, UsageError
-from ...low_memory import low_memory
-from ...units import PAGE_SIZE, format_size
+from ..errors import GuestmemError, UsageError
+from ..low_memory import low_memory
+from ..units import PAGE_SIZE, format_size
 
 __all__ = ["HostMemory"]
 
