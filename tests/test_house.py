@@ -35,7 +35,7 @@ FLOORS = [
     ["dirty", "ranges"],
     ["rcu"],
     ["patience"],
-    ["system"],
+    ["system", "process_memory"],
     ["atomics", "clock"],
     ["compiled"],
     ["_intrinsics", "_numba", "low_memory"],

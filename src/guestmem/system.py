@@ -12,7 +12,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from .compiled import INTERPRETED, U64, compiled, const, wrapping
-from .units import U64_MAX
+from .units import PAGE_SIZE, U64_MAX
 
 __all__ = [
     "SYS_IOCTL",
@@ -21,6 +21,7 @@ __all__ = [
     "host_load8",
     "host_load16",
     "host_load32",
+    "host_may_access",
     "host_store8",
     "host_store16",
     "host_store32",
@@ -31,6 +32,10 @@ _X86 = platform.machine() == "x86_64"
 SYS_IOCTL = const(16 if _X86 else 29)
 """Numbers of system calls on x86-64; elsewhere those of the generic table (arm64, riscv64)."""
 SYS_TGKILL = const(234 if _X86 else 131)
+_SYS_MADVISE = const(28 if _X86 else 233)
+_PAGE = const(PAGE_SIZE)
+_PAGE_MASK = const(U64_MAX - PAGE_SIZE + 1)
+_POPULATE_READ, _POPULATE_WRITE = const(22), const(23)
 
 _FIRST_ERROR = const(U64_MAX - 4094)
 
@@ -87,3 +92,15 @@ def failed(answer: U64) -> U64:
     if answer < _FIRST_ERROR:
         return wrapping(0)
     return wrapping(~answer) + wrapping(1)
+
+
+@compiled
+def host_may_access(address: U64, writes: bool) -> bool:
+    """Whether the page at a raw host address can be read, or written: an access right after this one faults not.
+
+    MADV_POPULATE_READ and MADV_POPULATE_WRITE (Linux 5.14) fault the page in as the access would, and fail where that
+    would end the process: nothing mapped, no right, past the end of a file. Memory of devices (VM_PFNMAP) is refused,
+    too. It changes no content, so the access itself can be a single one.
+    """
+    advice = _POPULATE_WRITE if writes else _POPULATE_READ
+    return failed(system_call(_SYS_MADVISE, address & _PAGE_MASK, _PAGE, advice)) == 0

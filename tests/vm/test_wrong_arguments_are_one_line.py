@@ -85,7 +85,7 @@ def refusals(vm: Vm) -> Iterator[tuple[str, type[GuestmemError], Callable[[], ob
     yield "ioctl: 0x14020ae46", MemslotError, lambda: vm.ioctl(1 << 32 | 0x4020AE46, bytes(32))
     yield "argument: list", UsageError, lambda: anything.ioctl(0x4020AE46, [1])
     yield "SET_USER_MEMORY_REGION: 3 bytes, not 32", MemslotError, lambda: vm.ioctl(0x4020AE46, b"abc")
-    yield "not mapped", MemslotError, lambda: vm.ioctl(0x4020AE46, 8)
+    yield "cannot be read", MemslotError, lambda: vm.ioctl(0x4020AE46, 8)
     yield "cap: 'x'", UsageError, lambda: anything.check_extension("x")
     yield "no dirty rings" if vm.model is None else "has none", MemslotError, vm.reset_dirty_rings
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
 from ..abi.structures import KVM_MEM_MAX_NR_PAGES
-from ..abi.user_memory import ProcessMemory
 from ..errors import MemslotError, UsageError
 from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..process_memory import read_memory, write_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
 from .display import as_html, as_text
 
@@ -98,7 +98,6 @@ class Memory:
         self.backend = backend
         """What answers: the engine's side, until the VM is closed."""
         self._hosts: dict[int, _Host] = {}
-        self._process = ProcessMemory()
 
     @property
     def memslots(self) -> Memslots:
@@ -299,23 +298,12 @@ class Memory:
         return found
 
     def host_read(self, address: int, size: int) -> bytes:
-        """``size`` bytes of host memory; MemslotError (EFAULT) where none is mapped."""
-        if self._held(address, size):
-            return ctypes.string_at(address, size)
-        return self._process.read(address, size)
+        """``size`` bytes of host memory; MemslotError (EFAULT) where they cannot be read."""
+        return read_memory(address, size)
 
     def host_write(self, address: int, content: bytes) -> None:
-        """Write host memory; MemslotError (EFAULT) where none is mapped."""
-        if self._held(address, len(content)):
-            ctypes.memmove(address, content, len(content))
-        else:
-            self._process.write(address, content)
-
-    def _held(self, address: int, size: int) -> bool:
-        return any(
-            held.buffer is not None and held.address <= address and address + size <= held.address + held.size
-            for held in self._hosts.values()
-        )
+        """Write host memory; MemslotError (EFAULT) where it cannot be written."""
+        write_memory(address, content)
 
     # -- for transactions --------------------------------------------------------------------------------------------
 

@@ -6,12 +6,11 @@ given them. With dirty rings they come with the next harvest. Idea: QEMU marks i
 
 from __future__ import annotations
 
-import ctypes
-
 from ...abi.structures import ClearDirtyLog, DirtyLog, EnableCap, MemoryCap, MemoryIoctl
 from ...atomics import host_fetch_or, load_relaxed
 from ...compiled import U64, Words, compiled, const, u64
 from ...dirty.bitmap import DirtyBitmap, as_array, bitmap_words
+from ...process_memory import read_memory, write_memory
 from .address_map import MAP_BITS
 
 __all__ = ["AnsweredWrites", "mark_answered"]
@@ -54,7 +53,7 @@ class AnsweredWrites:
         if request not in (MemoryIoctl.GET_DIRTY_LOG, MemoryIoctl.CLEAR_DIRTY_LOG, MemoryIoctl.ENABLE_CAP):
             return
         if isinstance(argument, int):
-            argument = ctypes.string_at(argument, request >> 16 & 0x3FFF)
+            argument = read_memory(argument, request >> 16 & 0x3FFF)
         if request == MemoryIoctl.GET_DIRTY_LOG:
             log = DirtyLog.unpack(argument)
             self._merge(self._logs.get(log.slot), log.dirty_bitmap)
@@ -71,13 +70,13 @@ class AnsweredWrites:
         if bits.strip(b"\0"):
             import numpy as np
 
-            given = np.ctypeslib.as_array((ctypes.c_uint64 * log.half).from_address(address))
-            given |= np.frombuffer(bits, np.uint64)
+            given = np.frombuffer(read_memory(address, len(bits)), np.uint64)
+            write_memory(address, (given | np.frombuffer(bits, np.uint64)).tobytes())
 
     def _clear(self, asked: ClearDirtyLog) -> None:
         log = self._logs.get(asked.slot)
         if log is not None and asked.num_pages:
-            bits = ctypes.string_at(asked.dirty_bitmap, 8 * bitmap_words(asked.num_pages))
+            bits = read_memory(asked.dirty_bitmap, 8 * bitmap_words(asked.num_pages))
             log.clear(asked.first_page, asked.num_pages, bits)
 
     def harvest(self) -> list[tuple[int, int]]:

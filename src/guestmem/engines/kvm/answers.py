@@ -17,6 +17,7 @@ from ...system import (
     host_load8,
     host_load16,
     host_load32,
+    host_may_access,
     host_store8,
     host_store16,
     host_store32,
@@ -45,6 +46,7 @@ __all__ = [
 
 KVM_RUN = const(0xAE80)
 EINTR = const(4)
+_EFAULT = const(14)
 MMIO = const(6)
 _ONE = const(1)
 _PAGE = const(0xFFF)
@@ -109,8 +111,8 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     """Answer an MMIO exit from the slots that are there now and complete its instruction.
 
     GO_ON; EXIT for a fragment that no slot serves (a device, a write to read-only memory) and for any other exit;
-    FAILED; STOPPED, with the exit kept for the next run. The lock is given back in each case, so a device may change
-    memory itself.
+    FAILED, with EFAULT where host memory is not there; STOPPED. In these two the exit is kept for the next run. The
+    lock is given back in each case, so a device may change memory itself.
     """
     run = own[at.RUN]
     held = own[at.HELD]
@@ -136,9 +138,13 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
             left_to_device(own, place, size, writes)
             status = at.EXIT
             break
-        answer_fragment(
-            run, load_relaxed(entries, entry + MAP_HOST) + (place - load_relaxed(entries, entry)), size, writes
-        )
+        host = load_relaxed(entries, entry + MAP_HOST) + (place - load_relaxed(entries, entry))
+        if not host_may_access(host, writes):  # KVM_RUN says the same where it meets such memory itself
+            own[at.PENDING] = _ONE
+            own[at.ERRNO] = _EFAULT
+            status = at.FAILED
+            break
+        answer_fragment(run, host, size, writes)
         if writes:
             mark_answered(entries, entry, place)
         own[at.RETRIED_ANSWERS] += _ONE

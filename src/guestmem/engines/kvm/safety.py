@@ -5,13 +5,15 @@ The argument and each case: docs/exit-retry.md. Where a reason is given, ``pause
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ...errors import MemslotError
 from ...memslots import Change, Slot
+from ...process_memory import read_memory
 from ...units import PAGE_SHIFT
 from .device import Host
 from .engine import KvmEngine
@@ -141,10 +143,11 @@ def _tables(slots: Sequence[Slot], sregs: bytes) -> Iterator[int]:
 
 
 def _read_frame(slots: Sequence[Slot], frame: int) -> bytes:
-    """The 4096 bytes of a guest frame; none if it is in no slot. O(log slots)."""
+    """The 4096 bytes of a guest frame; none if no slot has it, or no memory is mapped there. O(log slots)."""
     place = bisect_right(slots, frame, key=_base) - 1
     if place >= 0 and frame < slots[place].end_gfn:
-        return ctypes.string_at(slots[place].hva(frame), 1 << PAGE_SHIFT)
+        with contextlib.suppress(MemslotError):  # a guest may point its tables anywhere
+            return read_memory(slots[place].hva(frame), 1 << PAGE_SHIFT)
     return b""
 
 
