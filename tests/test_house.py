@@ -39,7 +39,7 @@ FLOORS = [
     ["atomics", "clock"],
     ["compiled"],
     ["_intrinsics", "_numba", "low_memory"],
-    ["futex", "units", "errors"],
+    ["futex", "units", "errors", "interrupts"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LAZY = {("__init__", "check")}  # check_trace, found when it is first asked for
