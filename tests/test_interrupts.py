@@ -183,7 +183,7 @@ def test_wherever_the_signal_comes_lock_and_handlers_are_as_before() -> None:
             return trace
 
         raised = done = False
-        sys.settrace(trace)
+        sys.settrace(trace)  # type: ignore[arg-type] # it has defaults, for what the loop changes
         try:
             with section:
                 done = True
