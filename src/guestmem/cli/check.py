@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -39,6 +41,13 @@ PROGRESS_BYTES = 16 << 20
 @click.option("--vm", metavar="FD", type=int, help="The VM to check, if strace shows several.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (form: docs/traces.md).")
 @click.option(
+    "--html",
+    "html_file",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Also write a page: memory over time, each transaction, holes, vCPUs (-: only that).",
+)
+@click.option(
     "--limit", metavar="N", type=click.IntRange(0), default=100, show_default=True, help="Holes to show; 0: all."
 )
 def command(
@@ -50,6 +59,7 @@ def command(
     gap: float,
     vm: int | None,
     as_json: bool,
+    html_file: str | None,
     limit: int,
 ) -> int:
     """Find every window in which guest memory was missing between two updates of a VMM's memslots.
@@ -60,6 +70,10 @@ def command(
 
     Exit status: 0; 1 with --fail-on, if found; 2 for input that cannot be read.
     """
+    if html_file not in {None, "-"}:
+        _refuse_place(str(html_file))
+    if html_file == "-" and as_json:
+        raise UsageError("--html -: standard output is taken by --json")
     from .. import traces
     from ..check import check
 
@@ -73,7 +87,17 @@ def command(
             progress=progress,
         )
     report = check(timeline)
-    if as_json:
+    if html_file is not None:
+        from ..report.page import page
+
+        html = page(report, timeline)
+        if html_file == "-":
+            sys.stdout.write(html)
+        else:
+            Path(html_file).write_text(html, encoding="utf-8", errors="replace")
+    if html_file == "-":
+        pass
+    elif as_json:
         import json
 
         json.dump(report.as_dict(), sys.stdout, indent=2)
@@ -84,6 +108,14 @@ def command(
         print_report(report, limit=limit)
     sys.stdout.flush()
     return int(fail_on is not None and report.fails(fail_on))
+
+
+def _refuse_place(file: str) -> None:
+    """UsageError, before anything is read, if ``file`` cannot be written."""
+    if not Path(file).absolute().parent.is_dir():
+        raise UsageError(f"--html {file}: there is no such folder")
+    if Path(file).is_dir():
+        raise UsageError(f"--html {file}: a folder; a file is allowed")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from ..check import Verdict
 from ..units import PAGE_SHIFT, format_ns
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..check import Hole, Report
 
-__all__ = ["print_report", "summary"]
+__all__ = ["HoleCells", "hole_cells", "print_report", "summary"]
 
 STYLES = {Verdict.OPEN: "bold red", Verdict.UNKNOWN: "yellow", Verdict.CLOSED: "green"}
 HOST_MEMORY = {True: "the same", False: "other", None: "partly other"}
@@ -92,6 +92,33 @@ def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0
             stream.write(f"… and {len(report.holes) - len(holes)} more: --limit 0 shows all, --json has all\n")
 
 
+class HoleCells(NamedTuple):
+    """One hole as a row of a table, in words; ``kind`` is the bare verdict."""
+
+    lines: str
+    thread: str
+    duration: str
+    frames: list[str]
+    host_memory: str
+    sets: list[str]
+    verdict: str
+    kind: str
+
+
+def hole_cells(hole: Hole) -> HoleCells:
+    """The words of a hole's row, on a terminal and on the page."""
+    return HoleCells(
+        lines=f"{hole.first_line}-{hole.last_line}" if hole.first_line != hole.last_line else str(hole.first_line),
+        thread="" if hole.thread is None else str(hole.thread),
+        duration=_duration(hole),
+        frames=_some_frames(hole),
+        host_memory=HOST_MEMORY[hole.same_host_memory],
+        sets=_sets(hole),
+        verdict=_verdict(hole),
+        kind=hole.verdict.value,
+    )
+
+
 def _table(holes: tuple[Hole, ...]) -> Table:
     from rich import box
     from rich.table import Table
@@ -106,14 +133,15 @@ def _table(holes: tuple[Hole, ...]) -> Table:
     table.add_column("would have to be atomic", overflow="fold")
     table.add_column("verdict", overflow="fold")
     for hole in holes:
+        cells = hole_cells(hole)
         table.add_row(
-            f"{hole.first_line}-{hole.last_line}" if hole.first_line != hole.last_line else str(hole.first_line),
-            "" if hole.thread is None else str(hole.thread),
-            _duration(hole),
-            "\n".join(_some_frames(hole)),
-            HOST_MEMORY[hole.same_host_memory],
-            "\n".join(_sets(hole)),
-            Text(_verdict(hole), style=STYLES[hole.verdict]),
+            cells.lines,
+            cells.thread,
+            cells.duration,
+            "\n".join(cells.frames),
+            cells.host_memory,
+            "\n".join(cells.sets),
+            Text(cells.verdict, style=STYLES[hole.verdict]),
         )
     return table
 
