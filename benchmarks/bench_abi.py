@@ -86,7 +86,7 @@ class KernelSlots:
             self.vm.start()
 
     def call(self, request: int, argument: bytes) -> int:
-        result: int = fcntl.ioctl(self.vm.fd, request, bytearray(argument))
+        result: int = fcntl.ioctl(self.vm.file, request, bytearray(argument))
         return result
 
     def pause(self) -> None:

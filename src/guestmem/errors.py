@@ -27,6 +27,7 @@ __all__ = [
     "TraceError",
     "UnalignedError",
     "UnmappedError",
+    "UnsafeError",
     "UsageError",
 ]
 
@@ -136,6 +137,10 @@ class CapabilityError(GuestmemError):
     """The engine cannot do what was asked; the message names the capability."""
 
     errno = _errno.ENOTSUP
+
+
+class UnsafeError(GuestmemError):
+    """A design that is known to harm this guest, as it is now: the message has each reason. Nothing was changed."""
 
 
 class InvariantError(GuestmemError, AssertionError):

@@ -27,7 +27,7 @@ def engine() -> Iterator[KvmEngine]:
 
 
 def test_with_mmu_pages_it_is_an_exit(engine: KvmEngine) -> None:
-    fcntl.ioctl(engine.vm.fd, MemoryIoctl.SET_NR_MMU_PAGES, 64)
+    fcntl.ioctl(engine.vm.file, MemoryIoctl.SET_NR_MMU_PAGES, 64)
     exit_ = engine.vm.vcpus[0].run()
     assert isinstance(exit_, InternalError | Shutdown)
     assert not isinstance(exit_, InternalError) or exit_.suberror == 1

@@ -55,7 +55,7 @@ def test_exits_are_answered_while_the_gil_is_kept(name: str) -> None:
 
         def update(times: int) -> None:
             gpa, host = change.guest_phys_addr, change.userspace_addr
-            assert not update_often(vm.words, vm.map, vm.fd, delete, create, gpa, host, times)
+            assert not update_often(vm.words, vm.map, vm.file, delete, create, gpa, host, times)
 
         update(1)  # compiles
         vm.start()

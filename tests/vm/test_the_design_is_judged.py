@@ -1,18 +1,22 @@
-"""On the kernel a transaction goes by exit_retry where that is safe, else by pause_if_overlap; the Vm says why."""
+"""On the kernel a transaction stops vCPUs where it must; exit_retry is asked for by name, and judged every time."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import struct
 import threading
 import time
 
 import pytest
 
+from guestmem.atomics import peek
 from guestmem.engines.kvm import layout as at
+from guestmem.engines.kvm import real_mode
 from guestmem.engines.kvm.device import unusable
-from guestmem.errors import MemslotError
-from guestmem.vm import Hlt, Shutdown, Vm
+from guestmem.errors import MemslotError, UnsafeError, UsageError
+from guestmem.vm import Shutdown, Transaction, Vm
 
 pytestmark = [pytest.mark.skipif(bool(unusable()), reason=unusable()), pytest.mark.compiled_only]
 PAGE = 0x1000
@@ -27,56 +31,124 @@ def long_mode(vm: Vm) -> None:
     vm.vcpus[0].load_code(STORE, CODE, mode="long", tables=TABLES)
 
 
-def replace(vm: Vm, slot: int) -> None:
+def replace(vm: Vm, slot: int, design: str = "", unsafe: str = "refuse") -> Transaction:
     """Delete a slot and create it again, on the same memory."""
     old = vm.memory[slot]
-    with vm.memory.transaction() as change:
+    with vm.memory.transaction(design=design, unsafe=unsafe) as change:
         host = change.delete(slot)
         change.create(slot, gpa=old.base_gfn << 12, size=old.npages << 12, host=host)
+    return change
 
 
-def test_exit_retry_where_it_is_safe() -> None:
-    with Vm(engine="kvm") as vm:
-        assert vm.design == "exit_retry"
-        assert "judged at each transaction" in vm.design_why
-        long_mode(vm)
-        replace(vm, 1)
-        assert vm.design == "exit_retry"
-        assert vm.design_why.startswith("exit_retry: no condition of exit_retry is violated")
-        assert "crosses a page" in vm.design_why, "what no look can find is said, too"
-        assert vm.engine.counts.pauses == 0
-
-
-def test_page_tables_in_what_changes() -> None:
+def test_unless_asked_vcpus_are_stopped_for_an_overlap() -> None:
     with Vm(engine="kvm") as vm:
         long_mode(vm)
-        replace(vm, 0)
         assert vm.design == "pause_if_overlap"
-        assert vm.design_why.startswith(f"pause_if_overlap: vCPU 0: a page table at {TABLES:#x} lies in what changes")
-        assert vm.engine.counts.pauses == 1
-        replace(vm, 1)
-        assert vm.design == "exit_retry", "each transaction is judged by itself"
-
-
-def test_a_guest_that_is_emulated() -> None:
-    with Vm(engine="kvm") as vm:
-        vm.memory.create(0, gpa=0, size=16 * PAGE)
-        vm.vcpus[0].load_code(b"\xf4", PAGE)
-        replace(vm, 0)
-        if not vm.engine.vm.host.software:
-            pytest.skip(f"{vm.engine.vm.host.module} runs real mode natively")
-        assert vm.design == "pause_if_overlap"
-        assert "vCPU 0 is in real mode" in vm.design_why
-        assert vm.vcpus[0].run() == Hlt()
-
-
-def test_a_design_that_is_asked_for_is_not_judged() -> None:
-    with Vm(engine="kvm") as vm:
-        long_mode(vm)
-        with vm.memory.transaction(design="pause") as change:
+        done = replace(vm, 1)
+        assert (done.design, vm.engine.counts.pauses) == ("pause_if_overlap", 1)
+        assert done.why == vm.design_why
+        with vm.memory.transaction() as change:
             change.delete(1)
-        assert vm.engine.counts.pauses == 1
-        assert "to be judged" in vm.design_why
+        assert (change.design, vm.engine.counts.pauses) == ("pause_if_overlap", 1), "nothing overlaps"
+
+
+def test_exit_retry_by_name_where_nothing_speaks_against_it() -> None:
+    with Vm(engine="kvm") as vm:
+        long_mode(vm)
+        done = replace(vm, 1, "exit_retry")
+        assert done.design == "exit_retry"
+        assert done.why.startswith("exit_retry: no condition of exit_retry is violated")
+        assert "whose code one knows" in done.why, "what no look can find is said, too"
+        assert vm.design == "pause_if_overlap", "the next transaction is another"
+
+
+def test_it_is_refused_where_it_is_known_to_harm_and_nothing_has_changed() -> None:
+    with Vm(engine="kvm") as vm:
+        long_mode(vm)
+        before = list(vm.memory)
+        with pytest.raises(UnsafeError, match="a page table at 0x101000, which lies in what changes") as caught:
+            replace(vm, 0, "exit_retry")
+        assert "\n" not in str(caught.value)
+        assert list(vm.memory) == vm.engine.slots() == before
+        assert replace(vm, 1, "exit_retry").design == "exit_retry", "each transaction is judged by itself"
+
+
+def test_or_vcpus_are_stopped_if_that_is_asked_for() -> None:
+    with Vm(engine="kvm") as vm:
+        long_mode(vm)
+        done = replace(vm, 0, "exit_retry", "pause")
+        assert done.design == "pause_if_overlap"
+        assert done.why.startswith(f"pause_if_overlap: vCPU 0 has a page table at {TABLES:#x}")
+        assert replace(vm, 1, "exit_retry", "pause").design == "exit_retry"
+
+
+def test_a_verdict_is_not_carried_over() -> None:
+    """Between two transactions the guest is another: other tables, another mode, without an exit."""
+    with Vm(engine="kvm") as vm:
+        long_mode(vm)
+        state = vm.vcpus[0].vcpu.sregs()
+        assert replace(vm, 1, "exit_retry").design == "exit_retry"
+        vm.vcpus[0].vcpu.set_sregs(real_mode(state))
+        with pytest.raises(UnsafeError, match="vCPU 0 is in real mode"):
+            replace(vm, 1, "exit_retry")
+        vm.vcpus[0].vcpu.set_sregs(state)
+        assert replace(vm, 1, "exit_retry").design == "exit_retry"
+
+
+def test_the_vcpus_are_stopped_while_they_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the look at the registers until the first memory is away: what was judged is what the update meets."""
+    with Vm(engine="kvm") as vm:
+        long_mode(vm)
+        words, seen = vm.engine.vm.words, []
+        region = vm.engine.vm.set_user_memory_region
+
+        def looked(slot: int, *rest: int) -> None:
+            region(slot, *rest)
+            seen.append((slot, rest[1] != 0, peek(words, int(at.PAUSED)), peek(words, int(at.UPDATES)) & 1))
+
+        monkeypatch.setattr(vm.engine.vm, "set_user_memory_region", looked)
+        with vm.memory.transaction(design="exit_retry") as change:
+            change.create(3, gpa=16 << 20, size=PAGE)
+            host = change.delete(1)
+            change.create(1, gpa=DATA, size=4 * PAGE, host=host)
+            change.delete(3)
+        assert seen == [(3, True, 1, 1), (1, False, 1, 1), (1, True, 0, 1), (3, False, 0, 1)]
+
+
+def test_what_was_registered_with_the_vm_is_part_of_the_verdict() -> None:
+    with Vm(engine="kvm") as vm:
+        long_mode(vm)
+        vm.ioctl(0x4010AE67, struct.pack("<QII", DATA, PAGE, 0))  # KVM_REGISTER_COALESCED_MMIO
+        with pytest.raises(UnsafeError, match=f"coalesced MMIO at \\[{DATA:#x}, "):
+            replace(vm, 1, "exit_retry")
+        event = os.eventfd(0)
+        vm.ioctl(0x4010AE68, struct.pack("<QII", DATA, PAGE, 0))
+        vm.ioctl(0x4040AE79, struct.pack("<QQIiI36x", 0, DATA, 8, event, 0))  # KVM_IOEVENTFD
+        with pytest.raises(UnsafeError, match="ioeventfd at"):
+            replace(vm, 1, "exit_retry")
+        vm.ioctl(0x4040AE79, struct.pack("<QQIiI36x", 0, DATA, 8, event, 4))
+        os.close(event)
+        assert replace(vm, 1, "exit_retry").design == "exit_retry"
+
+
+def test_interrupt_controllers_are_asked_for() -> None:
+    with Vm(engine="kvm") as vm:
+        try:
+            vm.ioctl(0xAE60)  # KVM_CREATE_IRQCHIP
+        except MemslotError:
+            pytest.skip("vCPUs are there already: this kernel takes no irqchip any more")
+        vm.memory.create(5, gpa=0xFEC00000, size=PAGE)
+        with pytest.raises(UnsafeError, match="the IOAPIC in the kernel"):
+            replace(vm, 5, "exit_retry")
+
+
+def test_wrong_words_are_one_line() -> None:
+    with Vm(engine="kvm") as vm:
+        with pytest.raises(UsageError, match="unsafe: 'maybe' is not one of refuse, pause"):
+            vm.memory.transaction(design="exit_retry", unsafe="maybe")
+        with vm.memory.transaction(design="pause") as change:
+            change.create(0, gpa=0, size=PAGE)
+        assert (change.design, change.why) == ("pause", "asked for")
 
 
 def test_a_move_onto_itself_is_seen_by_nobody() -> None:
@@ -90,7 +162,6 @@ def test_a_move_onto_itself_is_seen_by_nobody() -> None:
             assert vm.memory.move(1, 0x1F000).base_gfn == 0x1F
             assert vm.memory.move(1, 0x20000).base_gfn == 0x20
         assert vm.engine.vm.running == 1, vm.engine.vm.ended
-        assert vm.design == ("pause_if_overlap" if vm.engine.vm.host.software else "exit_retry")
         vm.engine.vm.stop()
         pauses = vm.engine.counts.pauses
         vm.memory.move(1, 0x40000)

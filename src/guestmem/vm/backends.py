@@ -36,8 +36,13 @@ class Backend(Protocol):
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """A slot by id."""
 
-    def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
-        """Several changes by a design. ``dirty`` gets dirty pages that would be lost, even if one is refused."""
+    def apply(
+        self, changes: Sequence[Change], design: str, dirty: list[DirtyPage], unsafe: str = "refuse"
+    ) -> tuple[str, str]:
+        """Several changes by a design; returns which one it was, and why.
+
+        ``dirty`` gets dirty pages that would be lost, even if one is refused. ``unsafe``: see ``Memory.transaction``.
+        """
 
     def make_vcpus(self, memory: Memory) -> list[Any]:
         """The vCPUs."""
@@ -78,8 +83,11 @@ class SoftBackend:
         held = self.model.slots.get(as_id << 16 | slot)
         return None if held is None else held.slot
 
-    def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
+    def apply(
+        self, changes: Sequence[Change], design: str, dirty: list[DirtyPage], unsafe: str = "refuse"
+    ) -> tuple[str, str]:
         """On running vCPUs, then in the dirty logs."""
+        del unsafe
         with self.model.lock:
             check_entries(self._check, changes)
             self.model.accounting.foresee(changes, self._npages)
@@ -87,6 +95,7 @@ class SoftBackend:
                 find(design or self.design).prepare(self.engine)(self.engine, changes)
             finally:
                 dirty += self.model.changed_by_a_design({change.as_id << 16 | change.slot for change in changes})
+        return design or self.design, "asked for" if design else self.why
 
     def _check(self, change: Change) -> None:
         """What can be refused whatever slots there are, and slots with a guest_memfd, which no design can carry."""

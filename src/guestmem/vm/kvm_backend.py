@@ -5,6 +5,7 @@ Every call is the kernel's to judge; why it refused, ``kernel_words`` finds out.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -20,7 +21,7 @@ from ..abi.user_memory import ProcessMemory
 from ..abi.versions import VERSIONS, version_of
 from ..designs.registry import find
 from ..dirty.bitmap import as_array
-from ..errors import CapabilityError, MemslotError, UsageError
+from ..errors import CapabilityError, MemslotError, UnsafeError, UsageError
 from ..memslots import Change, ChangeKind, Memslots, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .backends import check_entries
@@ -54,8 +55,8 @@ class KvmBackend:
         self._lock = threading.RLock()
         self._private: dict[tuple[int, int], Slot] = {}
         """Slots with a guest_memfd: the engine answers nothing from them."""
-        self.design = "exit_retry"
-        self.why = "to be judged at each transaction, from the guest's state and what changes"
+        self.design = "pause_if_overlap"
+        self.why = "vCPUs are stopped where a removed range overlaps an added one: no hole that neither memory has"
 
     @functools.cached_property
     def _host(self) -> Host:
@@ -84,10 +85,10 @@ class KvmBackend:
         if isinstance(given, bytes):
             held = ctypes.create_string_buffer(given, max(len(given), 1))
             given = ctypes.addressof(held)
-        result: int = self._libc.ioctl(self.engine.vm.fd, request, given)
+        result: int = self._libc.ioctl(self.engine.vm.file, request, given)
         if result < 0:
             raise ioctl_refused(request, argument, ctypes.get_errno())
-        self.engine.vm.answered.after(request, argument)  # pages that exit_retry wrote for the guest are dirty, too
+        self.engine.vm.noted(request, argument)  # pages that exit_retry wrote are dirty, too; zones
         return result
 
     def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int) -> ChangeKind:
@@ -130,11 +131,11 @@ class KvmBackend:
         return kind
 
     def _carry_out(self, change: Change) -> ChangeKind:
-        """One change. A move takes the slot away for a moment: one onto itself goes by the design that is judged."""
+        """One change. A move takes the slot away for a moment: vCPUs are stopped for one onto itself."""
         old = self.engine.slot(change.slot, change.as_id)
         if old is None or change.deletes or not 0 < abs(change.base_gfn - old.base_gfn) < old.npages:
             return self.engine.set_memory_region(change)
-        find(self._judge([change])).prepare(self.engine, reset=False)(self.engine, [change])
+        find(self.design).prepare(self.engine, reset=False)(self.engine, [change])
         return ChangeKind.MOVE
 
     # -- slots -------------------------------------------------------------------------------------------------------
@@ -143,8 +144,10 @@ class KvmBackend:
         """O(1)."""
         return self.engine.slot(slot, as_id) or self._private.get((as_id, slot))
 
-    def apply(self, changes: Sequence[Change], design: str, dirty: list[DirtyPage]) -> None:
-        """By a design that this kernel can do.
+    def apply(
+        self, changes: Sequence[Change], design: str, dirty: list[DirtyPage], unsafe: str = "refuse"
+    ) -> tuple[str, str]:
+        """By a design that this kernel can do; returns which, and why.
 
         All changes are tried on our own slots first, so one that would be refused changes nothing (BatchError). What
         only the kernel can refuse (ENOMEM) leaves the changes before it carried out.
@@ -153,27 +156,56 @@ class KvmBackend:
         until the changes are made: what they wrote in between would be in no log.
         """
         with self._lock:
-            self._apply(list(changes), design, dirty)
+            return self._apply(list(changes), design or self.design, unsafe, dirty)
 
-    def _apply(self, changes: list[Change], design: str, dirty: list[DirtyPage]) -> None:
+    def _apply(self, changes: list[Change], design: str, unsafe: str, dirty: list[DirtyPage]) -> tuple[str, str]:
         check_entries(self._check, changes)
         try_changes(self.memslots, changes)
-        carry_out = find(design or self._judge(changes)).prepare(self.engine, reset=False)
+        carry_out = find(design).prepare(self.engine, reset=False)
         ending = self._ending_logs(changes)
-        if ending:
-            self.engine.pause()
-        try:
-            for slot in ending:
-                log = self.engine.vm.get_dirty_log(slot.id, slot.npages, slot.as_id)
-                dirty += (
-                    DirtyPage(slot.id, slot.base_gfn + page, slot.userspace_addr + page * PAGE_SIZE, slot.as_id)
-                    for page in as_array(log, slot.npages).nonzero()[0].tolist()
-                )
-            carry_out(self.engine, changes)
-        finally:
-            if ending:
-                self.engine.resume()
-            self._mirror({(change.as_id, change.slot) for change in changes})
+        judged = design == "exit_retry"
+        with contextlib.ExitStack() as stopped:
+            if ending or judged:
+                self.engine.pause()
+                stopped.callback(self.engine.resume)
+            why = self.why if design == self.design else "asked for"
+            if judged:
+                design, why = self._judge(changes, unsafe)
+                carry_out = find(design).prepare(self.engine, reset=False)
+            try:
+                for slot in ending:
+                    log = self.engine.vm.get_dirty_log(slot.id, slot.npages, slot.as_id)
+                    dirty += (
+                        DirtyPage(slot.id, slot.base_gfn + page, slot.userspace_addr + page * PAGE_SIZE, slot.as_id)
+                        for page in as_array(log, slot.npages).nonzero()[0].tolist()
+                    )
+                if design == "exit_retry":
+                    self._exit_retry(changes, ending, stopped)
+                else:
+                    carry_out(self.engine, changes)
+            finally:
+                self._mirror({(change.as_id, change.slot) for change in changes})
+        return design, why
+
+    def _exit_retry(self, changes: list[Change], ending: list[Slot], stopped: contextlib.ExitStack) -> None:
+        """On vCPUs that are stopped, and judged: they go on once the first memory, and each log that ends, is away.
+
+        Up to then nothing of what changes can have been read by an emulation that is not over; and the first slot that
+        goes takes with it all that KVM shadows, tables that the guest once had among it.
+        """
+        logs = {(slot.as_id, slot.id) for slot in ending}
+        last = -1
+        for place, change in enumerate(changes):
+            old = self.slot(change.slot, change.as_id)
+            goes = old is not None and (change.deletes or change.base_gfn != old.base_gfn)
+            if (goes and last < 0) or (change.as_id, change.slot) in logs:
+                last = place
+        with self.engine.exits_held():
+            for change in changes[: last + 1]:
+                self.engine.set_memory_region(change)
+            stopped.close()
+            for change in changes[last + 1 :]:
+                self.engine.set_memory_region(change)
 
     def _check(self, change: Change) -> None:
         """What can be refused whatever slots there are; and slots with a guest_memfd, which no design can carry."""
@@ -193,13 +225,14 @@ class KvmBackend:
                 ending[change.as_id, change.slot] = old
         return [*ending.values()]
 
-    def _judge(self, changes: Sequence[Change]) -> str:
-        """exit_retry where it is safe, else pause_if_overlap. vCPUs pause while their registers are read."""
-        from ..engines.kvm.safety import safe_for_exit_retry
+    def _judge(self, changes: Sequence[Change], unsafe: str) -> tuple[str, str]:
+        """exit_retry where nothing speaks against it; else UnsafeError or pause_if_overlap. vCPUs are stopped."""
+        from ..engines.kvm.safety import judge
 
-        safety = safe_for_exit_retry(self.engine, changes)
-        self.design, self.why = safety.design, str(safety)
-        return safety.design
+        safety = judge(self.engine, changes)
+        if not safety and unsafe == "refuse":
+            raise UnsafeError(f"design exit_retry is refused: {'; '.join(safety.reasons)}")
+        return safety.design, str(safety)
 
     def _mirror(self, keys: set[tuple[int, int]]) -> None:
         """Bring our own slots to what the engine has, whatever happened: first what went, then what came."""

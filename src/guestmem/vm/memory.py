@@ -163,10 +163,13 @@ class Memory:
             self._hosts.pop(_key(slot, as_id), None)
         return kind
 
-    def transaction(self, *, design: str = "", as_id: int = 0) -> Transaction:
-        """Several changes that no vCPU sees half done; carried out when the ``with`` block ends without an exception.
+    def transaction(self, *, design: str = "", unsafe: str = "refuse", as_id: int = 0) -> Transaction:
+        """Several changes, carried out when the ``with`` block ends without an exception.
 
-        ``design``: by name, instead of the VM's own (``Vm.design``).
+        ``design``: by name, instead of the VM's own (``Vm.design``). What each promises: docs/atomic.md. On the kernel,
+        "exit_retry" (docs/exit-retry.md) is judged each time, on vCPUs that are stopped meanwhile. Where it is known to
+        harm the guest, ``unsafe`` says what is done instead: "refuse" (UnsafeError, with nothing changed), or "pause"
+        (pause_if_overlap). ``Transaction.design`` and ``why`` tell which it was.
 
         >>> from guestmem.vm import Vm
         >>> with Vm() as vm:
@@ -180,7 +183,7 @@ class Memory:
         """
         from .transaction import Transaction
 
-        return Transaction(self, design=design, as_id=as_id)
+        return Transaction(self, design=design, unsafe=unsafe, as_id=as_id)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,10 @@ from ..units import PAGE_SHIFT, PAGE_SIZE
 if TYPE_CHECKING:
     from .memory import Memory
 
-__all__ = ["DirtyPage", "Transaction"]
+__all__ = ["UNSAFE", "DirtyPage", "Transaction"]
+
+UNSAFE = ("refuse", "pause")
+"""What becomes of a transaction by a design that is known to harm the guest."""
 
 
 class Transaction:
@@ -30,10 +33,14 @@ class Transaction:
     ``/dev/kvm``, whose logs go with their slots, all dirty pages of logs that ended (not with dirty rings, which stay).
     """
 
-    def __init__(self, memory: Memory, *, design: str, as_id: int) -> None:
+    def __init__(self, memory: Memory, *, design: str, unsafe: str, as_id: int) -> None:
         if design:
             find(design)
-        self._memory, self._design = memory, design
+        if unsafe not in UNSAFE:
+            raise UsageError(f"unsafe: {unsafe!r} is not one of {', '.join(UNSAFE)}")
+        self._memory, self._asked, self._unsafe = memory, design, unsafe
+        self.design = self.why = ""
+        """Afterwards, the design that carried it out, and why that one."""
         self._as_id = whole("as_id", as_id, U16_MAX)
         self.changes: list[Change] = []
         self.dirty: list[DirtyPage] = []
@@ -102,7 +109,7 @@ class Transaction:
         self._over = True
         if kind is not None or not self.changes:
             return
-        self._memory.backend.apply(self.changes, self._design, self.dirty)
+        self.design, self.why = self._memory.backend.apply(self.changes, self._asked, self.dirty, self._unsafe)
         for slot, held in self._hosts.items():
             self._memory.keep(slot, self._as_id, held)
 

@@ -114,7 +114,7 @@ class Vm:
     def design(self) -> str:
         """The design that transactions use unless told otherwise; ``design_why`` says why.
 
-        On the kernel it is judged at each transaction: exit_retry where that is safe, else pause_if_overlap.
+        "atomic" on the software engine, "pause_if_overlap" on the kernel; others by name: ``Memory.transaction``.
         """
         return self._backend.design
 

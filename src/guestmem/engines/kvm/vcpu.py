@@ -53,7 +53,7 @@ class KvmVcpu:
 
     def __init__(self, vm: KvmVm, index: int, *, cpuid: bytearray, run_bytes: int, ring_bytes: int) -> None:
         self._vm, self.index = vm, index
-        self.fd = fcntl.ioctl(vm.fd, MemoryIoctl.CREATE_VCPU, index)
+        self.fd = fcntl.ioctl(vm.file, MemoryIoctl.CREATE_VCPU, index)
         self._run = mmap.mmap(self.fd, run_bytes)
         self._view = ctypes.c_char.from_buffer(self._run)
         self._ring: mmap.mmap | None = None

@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ...abi.structures import (
@@ -41,6 +41,7 @@ from .kicks import kick_all, pause_all, resume_all
 from .signals import block_all_but, kick_signal
 from .update_lock import give_exclusive, take_exclusive
 from .vcpu import STARTING, KvmVcpu
+from .zones import Zone, Zones
 
 __all__ = ["KvmVm"]
 
@@ -62,7 +63,7 @@ class KvmVm:
         if why := left_alone():
             raise CapabilityError(why)
         self.device = Device(path)
-        self.fd = -1
+        self.file = -1
         self.vcpus: list[KvmVcpu] = []
         self._threads: list[threading.Thread] = []
         self.ended: dict[int, Exit | GuestmemError] = {}
@@ -70,6 +71,9 @@ class KvmVm:
         self._guest_memfds: list[int] = []
         self.answered = AnsweredWrites()
         """Dirty pages that KVM does not know of; whoever calls ioctls on ``fd`` says so here."""
+        self.zones = Zones()
+        """Where KVM takes stores itself: what was registered by ``ioctl``."""
+        self.file_was_taken = False
         try:
             self._open(vcpus, ring_bytes)
         except BaseException:
@@ -85,7 +89,7 @@ class KvmVm:
             raise CapabilityError(f"engine kvm: {vcpus} vCPUs; this kernel allows {most}")
         self.max_slots = device.check_extension(MemoryCap.NR_MEMSLOTS)
         self.address_spaces = max(1, device.check_extension(MemoryCap.MULTI_ADDRESS_SPACE))
-        self.fd = fcntl.ioctl(device.fd, Ioctl.CREATE_VM, 0)
+        self.file = fcntl.ioctl(device.fd, Ioctl.CREATE_VM, 0)
         self.exits_on_emulation_failure = bool(device.check_extension(Cap.EXIT_ON_EMULATION_FAILURE))
         if self.exits_on_emulation_failure:
             # A failed fetch then leaves the vCPU as it was; else KVM queues #UD before it exits.
@@ -121,10 +125,10 @@ class KvmVm:
         """KVM_ENABLE_CAP on the VM; CapabilityError if the kernel refuses."""
         packed = EnableCap(int(cap), 0, *args).pack()
         try:
-            fcntl.ioctl(self.fd, MemoryIoctl.ENABLE_CAP, packed)
+            fcntl.ioctl(self.file, MemoryIoctl.ENABLE_CAP, packed)
         except OSError as error:
             raise CapabilityError(f"engine kvm: KVM_ENABLE_CAP({int(cap)}, {args}): {error.strerror}") from None
-        self.answered.after(MemoryIoctl.ENABLE_CAP, packed)
+        self.noted(MemoryIoctl.ENABLE_CAP, packed)
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -169,14 +173,49 @@ class KvmVm:
             f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}",
         )
 
+    @property
+    def fd(self) -> int:
+        """The VM's file, for ioctls of the caller's own.
+
+        Whoever takes it may register zones in which KVM takes stores itself, and this VM cannot know of them: so
+        exit_retry is refused from then on, until ``declare_zones`` says which there are.
+        """
+        self.file_was_taken = True
+        return self.file
+
+    def declare_zones(self, zones: Iterable[Zone] = ()) -> None:
+        """Beside what ``zones`` has, these are all in which KVM takes stores itself, whoever had the VM's file."""
+        for zone in zones:
+            self.zones.add(zone)
+        self.file_was_taken = False
+
+    def ioctl(self, request: int, argument: bytes | int = 0) -> int:
+        """Any ioctl on the VM's file but those that change slots, its structure as bytes; what it registers is noted.
+
+        MemslotError with the kernel's errno. Returns what the kernel returns; what it wrote is dropped.
+        """
+        try:
+            answer: int = fcntl.ioctl(
+                self.file, request, argument if isinstance(argument, int) else bytearray(argument)
+            )
+        except OSError as error:
+            raise MemslotError(error.errno or 0, f"ioctl {request:#x}") from None
+        self.noted(request, argument)
+        return answer
+
+    def noted(self, request: int, argument: bytes | int) -> None:
+        """An ioctl on the VM has succeeded: note what it changes of logs and of zones."""
+        self.answered.after(request, argument)
+        self.zones.after(request, argument)
+
     def _memory(self, request: MemoryIoctl, argument: bytes, what: str) -> int:
-        if self.fd < 0:
+        if self.file < 0:
             raise MemslotError(errno.EBADF, "vm: it is closed")
         try:
-            answer: int = fcntl.ioctl(self.fd, request, bytearray(argument))
+            answer: int = fcntl.ioctl(self.file, request, bytearray(argument))
         except OSError as error:
             raise MemslotError(error.errno or 0, f"{what}: KVM_{request.name}") from None
-        self.answered.after(request, argument)
+        self.noted(request, argument)
         return answer
 
     def map_insert(self, gpa: int, size: int, host_address: int, flags: int) -> None:
@@ -225,7 +264,7 @@ class KvmVm:
 
     def start(self) -> None:
         """Run every vCPU in a thread, until ``stop()`` or until it has an exit that the loop leaves to others."""
-        if self.fd < 0:
+        if self.file < 0:
             raise MemslotError(errno.EBADF, "vm: it is closed")
         if self._threads:
             raise GuestmemError("start: vCPUs are running already")
@@ -308,11 +347,11 @@ class KvmVm:
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
-        for fd in (*self._guest_memfds, self.fd):
+        for fd in (*self._guest_memfds, self.file):
             with contextlib.suppress(OSError):
                 if fd >= 0:
                     os.close(fd)
-        self.fd = -1
+        self.file = -1
         self._guest_memfds = []
         self.device.close()
 

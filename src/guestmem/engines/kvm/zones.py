@@ -1,0 +1,104 @@
+"""Guest addresses at which KVM itself takes an access that meets no slot, so that no exit tells of it.
+
+Coalesced MMIO (QEMU's VGA window), ioeventfd, and the interrupt controllers in the kernel. What a caller registers by
+``KvmVm.ioctl`` is noted here; of the controllers the kernel is asked. Source: Documentation/virt/kvm/api.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...errors import MemslotError
+from ...process_memory import read_memory
+
+__all__ = ["Zone", "Zones", "has_ioapic", "has_local_apic"]
+
+_REGISTER_COALESCED, _UNREGISTER_COALESCED = 0x4010AE67, 0x4010AE68
+_IOEVENTFD = 0x4040AE79
+_COALESCED = struct.Struct("<QII")
+_EVENTFD = struct.Struct("<QQIiI36x")
+_PIO, _DEASSIGN = 2, 4
+_GET_IRQCHIP, _GET_LAPIC = 0xC208AE62, 0x8400AE8E
+_IOAPIC = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """Guest addresses ``[start, end)``, and what takes accesses there."""
+
+    start: int
+    end: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.what} at [{self.start:#x}, {self.end:#x})"
+
+
+class Zones:
+    """What was registered on one VM.
+
+    >>> zones = Zones()
+    >>> zones.after(0x4010AE67, struct.pack("<QII", 0xA0000, 0x20000, 0))
+    >>> [str(zone) for zone in zones]
+    ['coalesced MMIO at [0xa0000, 0xc0000)']
+    """
+
+    def __init__(self) -> None:
+        self._zones: dict[tuple[object, ...], Zone] = {}
+
+    def add(self, zone: Zone) -> None:
+        """Note a zone that was registered elsewhere."""
+        self._zones["declared", zone] = zone
+
+    def after(self, request: int, argument: bytes | bytearray | int) -> None:
+        """An ioctl on the VM has succeeded: note what it registers, forget what it takes back."""
+        if request not in (_REGISTER_COALESCED, _UNREGISTER_COALESCED, _IOEVENTFD):
+            return
+        if isinstance(argument, int):
+            argument = read_memory(argument, request >> 16 & 0x3FFF)
+        if request in (_REGISTER_COALESCED, _UNREGISTER_COALESCED):
+            start, size, pio = _COALESCED.unpack_from(argument)
+            key: tuple[object, ...] = ("coalesced", start, size)
+            if request == _REGISTER_COALESCED and not pio:
+                self._zones[key] = Zone(start, start + size, "coalesced MMIO")
+            elif not pio:
+                # As the kernel: every zone that lies within what is named goes.
+                self._zones = {
+                    other: zone
+                    for other, zone in self._zones.items()
+                    if other[0] != "coalesced" or not (start <= zone.start and zone.end <= start + size)
+                }
+        else:
+            datamatch, start, size, fd, flags = _EVENTFD.unpack_from(argument)
+            key = ("ioeventfd", start, size, fd, datamatch, flags & ~_DEASSIGN)
+            if flags & _DEASSIGN:
+                self._zones.pop(key, None)
+            elif not flags & _PIO:
+                self._zones[key] = Zone(start, start + max(size, 8), "ioeventfd")
+
+    def __iter__(self) -> Iterator[Zone]:
+        return iter(list(self._zones.values()))
+
+
+def _has(fd: int, request: int, argument: bytearray) -> bool:
+    try:
+        fcntl.ioctl(fd, request, argument)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENXIO, errno.ENOTTY):
+            return False
+        raise MemslotError(error.errno or 0, f"ioctl {request:#x}") from None
+    return True
+
+
+def has_ioapic(vm_fd: int) -> bool:
+    """Whether the kernel has the VM's IOAPIC (KVM_CREATE_IRQCHIP)."""
+    return _has(vm_fd, _GET_IRQCHIP, bytearray(struct.pack("<II512x", _IOAPIC, 0)))
+
+
+def has_local_apic(vcpu_fd: int) -> bool:
+    """Whether the kernel has the vCPU's local APIC."""
+    return _has(vcpu_fd, _GET_LAPIC, bytearray(1024))
