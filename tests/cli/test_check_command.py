@@ -32,7 +32,10 @@ HOLE = (
     + "7@2.001000:kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x4000 ua=0x1000 ret=0\n"
 )
 INSIDE = "  CPU 0/KVM-9 [000] d..1. 1.9: kvm_entry: vcpu 0, rip 0x0\n  CPU 0/KVM-9 [000] d..1. 3.0: kvm_exit: vcpu 0\n"
-OUTSIDE = INSIDE.replace(" 3.0:", " 1.95:") + INSIDE.replace(" 3.0:", " 3.1:").replace(" 1.9:", " 3.0:")
+OUTSIDE = (
+    INSIDE.replace(" 1.9:", " 0.9:").replace(" 3.0:", " 0.95:")
+    + INSIDE.replace(" 3.0:", " 3.1:").replace(" 1.9:", " 3.0:")
+).replace("kvm_exit: vcpu 0", "kvm_exit: vcpu 0 reason EXTERNAL_INTERRUPT rip 0x0")
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def test_an_open_hole_names_the_vcpu(files: Path, capsys: pytest.CaptureFixture[
     main(["check", "hole", "--run-state", "inside"])
     out = capsys.readouterr().out
     assert "open: vCPU 0 (thread 9) in the guest" in out
-    assert "run state: 1 vCPU, 1 stretch in the guest, from kvm_entry and kvm_exit" in out
+    assert "run state: 1 vCPU, 2 events, from kvm_entry and kvm_exit" in out
 
 
 @pytest.mark.parametrize(

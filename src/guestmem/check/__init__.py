@@ -5,6 +5,6 @@ from __future__ import annotations
 from .holes import Hole, HoleRange
 from .primitives import AtomicSet, Primitive
 from .report import Report, check
-from .verdict import Verdict
+from .rules import RULES, Rule, Verdict
 
-__all__ = ["AtomicSet", "Hole", "HoleRange", "Primitive", "Report", "Verdict", "check"]
+__all__ = ["RULES", "AtomicSet", "Hole", "HoleRange", "Primitive", "Report", "Rule", "Verdict", "check"]

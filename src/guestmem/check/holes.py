@@ -18,10 +18,11 @@ from ..units import PAGE_SHIFT
 from .missing import walk
 from .primitives import AtomicSet, atomic_sets
 from .spans import merged
-from .verdict import Verdict, judge
+from .verdict import judge
 
 if TYPE_CHECKING:
     from ..traces.timeline import RecordedChange, RunState, Transaction, Vcpu
+    from .rules import Rule, Verdict
 
 __all__ = ["Hole", "HoleRange", "hole_of"]
 
@@ -67,8 +68,8 @@ class HoleRange:
 class Hole:
     """All that one transaction took away and gave back.
 
-    ``ranges`` are sorted by frame, one for each pair of a change that took away and one that gave back. ``vcpus`` are
-    those in the guest meanwhile, if the verdict is OPEN; ``reason`` says what the verdict rests on.
+    ``ranges`` are sorted by frame, one for each pair of a change that took away and one that gave back; ``vcpus`` are
+    those that ``reason`` is about: what the verdict rests on in words, by which ``rule`` (``rules.RULES``).
     """
 
     transaction: int
@@ -78,6 +79,7 @@ class Hole:
     verdict: Verdict
     vcpus: tuple[Vcpu, ...]
     reason: str
+    rule: Rule
 
     @property
     def frames(self) -> tuple[tuple[int, int], ...]:
@@ -136,6 +138,7 @@ class Hole:
         return {
             "verdict": self.verdict.value,
             "reason": self.reason,
+            "rule": self.rule.name,
             "vcpus": [{"thread": vcpu.thread, "index": vcpu.index} for vcpu in self.vcpus],
             "first_line": self.first_line,
             "last_line": self.last_line,
@@ -153,8 +156,8 @@ class Hole:
         }
 
 
-def hole_of(transaction: Transaction, run_state: RunState | None) -> Hole | None:
-    """The hole that ``transaction`` made, or None. O(n log n) in its changes."""
+def hole_of(transaction: Transaction, run_state: RunState | None, resolution: float = 1e-6) -> Hole | None:
+    """The hole that ``transaction`` made, or None; its stamps are off by ``resolution``. O(n log n) in its changes."""
     changes = transaction.changes
     if changes[0].old is None and all(each.removed is None for each in changes):
         return None
@@ -162,10 +165,11 @@ def hole_of(transaction: Transaction, run_state: RunState | None) -> Hole | None
     returned = walked.returned
     if not returned:
         return None
-    verdict, vcpus, reason = judge(changes, sorted({(each.removed, each.restored) for each in returned}), run_state)
+    windows = sorted({(each.removed, each.restored) for each in returned})
+    verdict, rule, vcpus, reason = judge(changes, windows, run_state, resolution)
     ranges = tuple(
         HoleRange(each.start_gfn, each.end_gfn, changes[each.removed], changes[each.restored], each.same_host_memory)
         for each in returned
     )
     sets = atomic_sets(changes, walked)
-    return Hole(transaction.index, transaction.as_id, ranges, sets, verdict, vcpus, reason)
+    return Hole(transaction.index, transaction.as_id, ranges, sets, verdict, vcpus, reason, rule)

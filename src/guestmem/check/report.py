@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..memslots.changes import ChangeKind
 from ..traces.collector import without_collector
 from .holes import Hole, hole_of
-from .verdict import Verdict
+from .rules import Verdict
 
 if TYPE_CHECKING:
     from ..traces.timeline import Timeline
@@ -92,7 +92,7 @@ def check(timeline: Timeline) -> Report:
             counts[each.kind.value] += 1
         timed = timed and each.time is not None
     with without_collector():
-        found = [hole_of(transaction, timeline.run_state) for transaction in timeline.transactions]
+        found = [hole_of(transaction, timeline.run_state, timeline.resolution) for transaction in timeline.transactions]
     return Report(
         path=timeline.path,
         format=timeline.format,

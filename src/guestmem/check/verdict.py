@@ -1,85 +1,233 @@
-"""Whether a vCPU was in the guest while memory was missing.
+"""Whether guest code ran on a vCPU while memory was missing: a proof by the rules of ``rules``, or UNKNOWN.
 
 A trace stamps a call when it starts or when it has returned; KVM acts somewhere in between. So each window has a core,
-in which the memory was missing for certain, and an outer bound, outside of which it was there for certain. A vCPU in
-the guest during the core proves that it could see the hole; none in the guest within the bound proves the contrary.
+in which the memory was missing for certain, and an outer bound, outside of which it was there for certain. OPEN is
+shown in the core, CLOSED over the bound. Every stamp is taken to be off by its last place.
 """
 
 from __future__ import annotations
 
-import enum
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..traces.evidence import Irqchip, Where
+from .rules import RULES, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..traces.timeline import RecordedChange, RunState, Vcpu
+    from .rules import Rule
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Judgement", "Window", "judge", "window_of"]
 
 
-class Verdict(enum.Enum):
-    """Whether a vCPU could see the hole.
+class Window(NamedTuple):
+    """When memory was missing, in seconds.
 
-    OPEN: one was in the guest while the memory was missing for certain. CLOSED: run state is known for the whole
-    window, and none was in the guest. UNKNOWN: neither can be told.
+    It was missing for certain from ``core_start`` to ``core_end`` (NaN: no such moment is known; equal: at that
+    moment), and was there for certain before ``start`` and after ``end``. ``off``: by how much each stamp may be off.
     """
 
-    OPEN = "open"
-    CLOSED = "closed"
-    UNKNOWN = "unknown"
+    start: float
+    core_start: float
+    core_end: float
+    end: float
+    off: float
+    thread: int | None
+
+    @property
+    def has_core(self) -> bool:
+        """Whether there is a moment at which the memory was missing for certain."""
+        return self.core_start <= self.core_end
+
+
+class Judgement(NamedTuple):
+    """A verdict, the rule it rests on, the vCPUs that the rule is about, and the same in words."""
+
+    verdict: Verdict
+    rule: Rule
+    vcpus: tuple[Vcpu, ...]
+    reason: str
+
+
+class _Finding(NamedTuple):
+    rule: str
+    vcpu: Vcpu | None
+    text: str
+
+
+def window_of(changes: Sequence[RecordedChange], removed: int, restored: int, off: float) -> Window:
+    """The window between two changes of one transaction, by index: what took memory away, what gave it back.
+
+    The calls of a transaction follow one another: one has returned when the next one begins.
+    """
+    delete, create = changes[removed], changes[restored]
+    start = -math.inf if delete.began is None else delete.began
+    end = math.inf if create.ended is None else create.ended
+    core_start = core_end = math.nan
+    if removed != restored:
+        returned = delete.ended if delete.ended is not None else changes[removed + 1].began
+        begins = create.began if create.began is not None else changes[restored - 1].ended
+        core_start = math.nan if returned is None else returned
+        core_end = math.nan if begins is None else begins
+    thread = delete.thread if delete.thread == create.thread else None
+    return Window(start, core_start, core_end, end, off, thread)
 
 
 def judge(
-    changes: Sequence[RecordedChange], windows: Sequence[tuple[int, int]], run_state: RunState | None
-) -> tuple[Verdict, tuple[Vcpu, ...], str]:
-    """The verdict over all ``windows``, the vCPUs seen in the guest, and what the verdict rests on.
+    changes: Sequence[RecordedChange],
+    windows: Sequence[tuple[int, int]],
+    run_state: RunState | None,
+    resolution: float = 1e-6,
+) -> Judgement:
+    """The verdict over all ``windows`` and what it rests on.
 
-    A window is a pair of indices: the change that took memory away, the change that gave it back.
-    O(windows · vCPUs · log stretches).
+    A window is a pair of indices: the change that took memory away, the change that gave it back. ``resolution``: the
+    last place of the changes' stamps, in seconds. O(windows · vCPUs · (log events + events in the window)).
     """
     if run_state is None:
-        return Verdict.UNKNOWN, (), "no run state"
+        return _unknown("no-run-state", "no run state")
     if any(each.time is None for each in changes):
-        return Verdict.UNKNOWN, (), "no times"
-    seen: dict[Vcpu, None] = {}
-    doubt = ""
+        return _unknown("no-times", "no times")
+    off = resolution + run_state.resolution
+    opened: dict[Vcpu, _Finding] = {}
+    doubts: list[_Finding] = []
     for removed, restored in windows:
-        core, (start, end) = core_and_bound(changes, removed, restored)
-        inside = run_state.inside(*core) if core else ()
-        if not inside and changes[removed].began is not None:
-            inside = run_state.inside(start, end, throughout=True)
-        seen.update(dict.fromkeys(inside))
-        if inside or doubt:
+        window = window_of(changes, removed, restored, off)
+        if window.thread is not None:
+            began = run_state.last_return_before(window.thread, changes[removed].time or 0.0)
+            if began is not None and began > window.start:
+                window = window._replace(start=began)
+        for vcpu in run_state.vcpus:
+            proof = _open(window, vcpu, run_state)
+            if proof is not None:
+                opened.setdefault(vcpu, proof)
+            elif not opened:
+                doubts.extend(_doubts(window, vcpu, run_state))
+        if not opened:
+            doubts.extend(
+                _Finding("missing-vcpu", None, f"nothing is recorded of vCPU {index}") for index in run_state.missing
+            )
+            doubts.extend(_deaths(changes[removed], window, run_state))
+    if opened:
+        found = min(opened.values(), key=lambda each: tuple(RULES).index(each.rule))
+        vcpus = tuple(sorted(opened, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
+        return Judgement(Verdict.OPEN, RULES[found.rule], vcpus, "; ".join(each.text for each in opened.values()))
+    if doubts:
+        worst = min(doubts, key=lambda each: tuple(RULES).index(each.rule))
+        rule = RULES[worst.rule]
+        about = tuple(dict.fromkeys(each.vcpu for each in doubts if each.rule == worst.rule and each.vcpu is not None))
+        return Judgement(Verdict.UNKNOWN, rule, about, f"{worst.text}; {rule.record}")
+    if not run_state.vcpus:
+        return _unknown("no-run-state", "no vCPU is known")
+    vcpus = run_state.vcpus
+    return Judgement(Verdict.CLOSED, RULES["outside"], vcpus, f"{_list(vcpus)} outside KVM from before to after")
+
+
+def _unknown(rule: str, text: str) -> Judgement:
+    return Judgement(Verdict.UNKNOWN, RULES[rule], (), text)
+
+
+def _list(vcpus: Sequence[Vcpu]) -> str:
+    return ", ".join(map(str, vcpus))
+
+
+def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
+    """What proves that guest code ran on ``vcpu`` while the memory was missing, or None."""
+    start, core_start, core_end, end, off, _ = window
+    pieces = run_state.stretches(vcpu, core_start, core_end) if window.has_core else ()
+    for piece in pieces or run_state.stretches(vcpu, start, end):
+        if piece.where is Where.GUEST:
+            moments = [(start, end)]
+            if window.has_core:
+                moments += [(core_start, core_start), (core_end, core_end)]
+            over = any(piece.start + off <= low and high <= piece.end - off for low, high in moments)
+            if over or (window.has_core and max(piece.start, core_start + off) < min(piece.end, core_end - off)):
+                return _Finding("in-guest", vcpu, f"{vcpu} in the guest")
+        if piece.where is Where.RUN and run_state.irqchip is Irqchip.USER:
+            returned = run_state.returns(vcpu, piece.end, piece.end)
+            if piece.start + off <= start and end <= piece.end - off and returned and returned[0].name != "EAGAIN":
+                return _Finding("run-no-irqchip", vcpu, f"{vcpu} in KVM_RUN, with no irqchip in the kernel")
+    if not window.has_core:
+        return None
+    for time in run_state.guest_exits(vcpu, core_start, core_end):
+        if core_start + off < time <= core_end - off:
+            return _Finding("guest-exit", vcpu, f"{vcpu} left the guest inside the hole, at {time:.6f}")
+    for each in run_state.returns(vcpu, core_start, core_end):
+        if each.ran and core_start + off < each.time <= core_end - off:
+            return _Finding("guest-return", vcpu, f"{vcpu} left KVM_RUN inside the hole with {each.name}")
+    return None
+
+
+def _doubts(window: Window, vcpu: Vcpu, run_state: RunState) -> Iterator[_Finding]:
+    """What keeps ``vcpu`` from having been outside KVM over all of ``window``."""
+    own = vcpu.thread and vcpu.thread == window.thread  # program order holds, whatever the stamps
+    off = -window.off if own else window.off
+    start, end = window.start - off, window.end + off
+    for piece in run_state.stretches(vcpu, start, end):
+        if piece.where is Where.USER or piece.end <= start or piece.start >= end:
             continue
-        if not run_state.covers(start, end):
-            doubt = f"run state is known from {run_state.first:.6f} to {run_state.last:.6f} only"
-        elif run_state.lost:
-            doubt = "events of the run state were lost"
-        elif run_state.inside(start, end):
-            doubt = "a vCPU came or went too close to the edge to tell"
-    if seen:
-        vcpus = tuple(sorted(seen, key=lambda vcpu: vcpu.thread))
-        return Verdict.OPEN, vcpus, f"{', '.join(map(str, vcpus))} in the guest"
-    if doubt:
-        return Verdict.UNKNOWN, (), doubt
-    return Verdict.CLOSED, (), "no vCPU was in the guest"
+        yield _doubt(piece.where, max(piece.start, start), min(piece.end, end), window, vcpu, run_state)
 
 
-def core_and_bound(
-    changes: Sequence[RecordedChange], removed: int, restored: int
-) -> tuple[tuple[float, float] | None, tuple[float, float]]:
-    """When the memory was missing for certain (None: no such moment is known), and the bound of when it can have been.
+def _doubt(where: Where, start: float, end: float, window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding:
+    """Why a piece of a window, ``[start, end]``, in which ``vcpu`` was ``where``, proves nothing."""
+    if math.isinf(window.start) and window.start < 0 and start == window.start:
+        return _Finding("begin-unknown", vcpu, "when the delete began is not known")
+    if math.isinf(window.end) and end == window.end:
+        return _Finding("end-unknown", vcpu, "when the create had returned is not known")
+    if where is Where.UNKNOWN:
+        return _not_known(start, end, vcpu, run_state)
+    if start >= window.core_end - window.off or end <= window.start + window.off:
+        return _Finding("edge", vcpu, f"{vcpu} came or went too close to the edge to tell")
+    if end <= window.core_start + window.off:
+        return _Finding("begin-unknown", vcpu, f"{vcpu} was inside before the delete had returned")
+    if where is Where.RUN:
+        return _Finding("kvm-run", vcpu, f"{vcpu} in KVM_RUN, which is not the guest")
+    if where is Where.KVM:
+        return _Finding("served", vcpu, f"{vcpu} left the guest, and KVM may have looked at memory for it")
+    return _Finding("edge", vcpu, f"{vcpu} came or went too close to the edge to tell")
 
-    The calls of a transaction follow one another in one thread: one has returned when the next one starts.
-    """
-    delete, create = changes[removed], changes[restored]
-    assert delete.time is not None
-    assert create.time is not None
-    bound = delete.time, create.time if create.ended is None else create.ended
-    if removed == restored:
-        return None, bound
-    start = delete.ended if delete.ended is not None else changes[removed + 1].began
-    end = create.began if create.began is not None else changes[restored - 1].ended
-    core = (start, end) if start is not None and end is not None and start <= end else None
-    return core, bound
+
+def _not_known(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> _Finding:
+    lost = run_state.losses.first_in(start, end)
+    if lost is not None:
+        what = "overwritten" if math.isinf(lost[0]) and not math.isinf(lost[1]) else "lost"
+        until = "" if math.isinf(lost[1]) else f" before {lost[1]:.6f}"
+        return _Finding("lost", vcpu, f"events were {what}{until}, and {vcpu} may have run meanwhile")
+    first, last = run_state.known(vcpu)
+    if start < first:
+        return _Finding("before-first", vcpu, f"nothing is known of {vcpu} before {first:.6f}")
+    if end > last:
+        return _Finding("after-last", vcpu, f"run state ends at {last:.6f}")
+    if run_state.kinds.exits and not run_state.kinds.entries:
+        return _Finding("no-entries", vcpu, "kvm_entry was not recorded")
+    if run_state.kinds.user_exits and not run_state.kinds.entries:
+        return _Finding("no-entries", vcpu, "kvm_entry was not recorded")
+    if run_state.kinds.entries and not (run_state.kinds.exits or run_state.kinds.user_exits):
+        return _Finding("no-exits", vcpu, "kvm_exit was not recorded")
+    return _Finding("torn", vcpu, f"events of {vcpu} do not fit together")
+
+
+def _deaths(delete: RecordedChange, window: Window, run_state: RunState) -> Iterator[_Finding]:
+    """VCPUs that left KVM_RUN inside the delete or the hole as those do that die of it."""
+    until = min(window.core_end if window.has_core else window.end, run_state.last)
+    for vcpu in run_state.vcpus:
+        if vcpu.thread == window.thread:
+            continue
+        for each in run_state.returns(vcpu, window.start, until):
+            if not window.start < each.time < until:
+                continue
+            if not each.fatal and (each.name or not _stays_out(each.time, until, vcpu, run_state)):
+                continue
+            where = "the delete" if delete.ended is None or each.time <= delete.ended else "the hole"
+            how = f"with {each.name} inside {where}: the death itself" if each.fatal else f"inside {where}"
+            typical = "" if each.fatal else " and did not come back: the typical death"
+            yield _Finding("died", vcpu, f"{vcpu} left KVM_RUN {how}{typical} (line {delete.line})")
+
+
+def _stays_out(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> bool:
+    """Whether the vCPU did not come back until the memory was there again, as far as is recorded."""
+    pieces = run_state.stretches(vcpu, start, end)
+    return all(piece.where is Where.USER for piece in pieces if start <= piece.start < end)

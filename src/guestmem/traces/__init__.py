@@ -5,6 +5,7 @@ Pure: files in, values out. Formats: see ``formats``; how changes are grouped in
 
 from __future__ import annotations
 
+from .evidence import Irqchip, Loss, Stretch, Where
 from .grouping import DEFAULT_GAP
 from .reading import read, read_run_state
 from .timeline import (
@@ -21,11 +22,15 @@ __all__ = [
     "DEFAULT_GAP",
     "DirtyLogClear",
     "GlobalDirtyChange",
+    "Irqchip",
+    "Loss",
     "RecordedChange",
     "RunState",
+    "Stretch",
     "Timeline",
     "Transaction",
     "Vcpu",
+    "Where",
     "read",
     "read_run_state",
 ]

@@ -10,7 +10,6 @@ vCPU that waits in user space be told from one that KVM is serving. Line shapes:
 from __future__ import annotations
 
 import re
-from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,12 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["PREFIX", "FtraceReader"]
 
 PREFIX = re.compile(
-    r"\s*(?P<comm>\S.*?|<\.\.\.>)[-\s]\s*(?:\d+/)?(?P<thread>\d+)\s+(?:\([\s\d-]+\)\s+)?\[\d+\]\s+(?:\S+\s+)?"
+    r"\s*(?P<comm>\S.*?|<\.\.\.>)[-\s]\s*(?:\d+/)?(?P<thread>\d+)\s+(?:\([\s\d-]+\)\s+)?\[(?P<cpu>\d+)\]\s+(?:\S+\s+)?"
     r"(?P<time>\d+(?:\.\d+)?):\s+"
 )
 EVENT = re.compile(r"(?:^|[\s:])(kvm_entry|kvm_exit|kvm_userspace_exit):")
 INDEX = re.compile(r"\s*vcpu (\d+)")
-LOST = re.compile(r"\[LOST \d+ EVENTS\]|LOST \d+ EVENTS?!|\bPERF_RECORD_LOST\b")
+LOST = re.compile(
+    r"CPU:(?P<cpu>\d+) \[(?:LOST )?(?:\d+ )?EVENTS(?: DROPPED)?\]"  # kernel; trace-cmd; also without number
+    r"|LOST \d+ EVENTS?!|\bPERF_RECORD_LOST(?:_SAMPLES)?\b|\[(?:\d+ )?EVENTS DROPPED\]|\[LOST (?:\d+ )?EVENTS\]"
+    r"|^Lost \d+ events\b"
+)
+WRITTEN = re.compile(r"#\s*entries-in-buffer/entries-written:\s*(\d+)/(\d+)")
+REASON = re.compile(r"(?:.*?\breason )?\s*([A-Za-z_][\w-]*)")
+USER_REASON = re.compile(r"\s*reason (?:KVM_EXIT_)?(?P<name>\w+) \((?P<number>-?\d+)\)")
 
 
 class FtraceReader:
@@ -33,88 +39,68 @@ class FtraceReader:
     name = "ftrace"
     events = "kvm_entry, kvm_exit or kvm_userspace_exit (ftrace, trace-cmd, perf script)"
 
-    __slots__ = ("_entries", "_exits", "_inside", "_recording", "_returns")
+    __slots__ = ("_recording",)
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._entries: dict[int, array[float]] = {}
-        self._exits: dict[int, array[float]] = {}
-        self._returns: dict[int, array[float]] = {}
-        self._inside: set[int] = set()
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of the three events."""
         event = EVENT.search(text) if "kvm_" in text else None
+        run = self._recording.run
         if event is None:
-            if "LOST" in text and LOST.search(text):
-                self._recording.run.lost += 1
+            self._other_line(text)
             return False
         prefix = PREFIX.match(text, 0, event.start(1))
         if prefix is None:
             if '"' in text[: event.start()]:
                 return False
             self._recording.bad_line(f"{event[1]}: no thread and time before it", number, text)
-        thread, time = int(prefix["thread"]), float(prefix["time"])
-        run = self._recording.run
-        run.saw(time)
-        if thread not in self._entries:
-            self._entries[thread], self._exits[thread], self._returns[thread] = array("d"), array("d"), array("d")
-            if event[1] != "kvm_entry":  # inside since before the trace began
-                assert run.first is not None
-                self._entries[thread].append(run.first)
-                self._inside.add(thread)
-        if event[1] == "kvm_entry":
-            if index := INDEX.match(text, event.end()):
-                run.number(thread, int(index[1]))
-            if thread not in self._inside:
-                self._entries[thread].append(time)
-                self._inside.add(thread)
-        else:
-            if thread in self._inside:
-                self._exits[thread].append(time)
-                self._inside.discard(thread)
-            if event[1] == "kvm_userspace_exit":
-                self._returns[thread].append(time)
+        thread, stamp, cpu = int(prefix["thread"]), prefix["time"], prefix["cpu"]
+        time, on = float(stamp), None if cpu is None else int(cpu)
+        if "." not in stamp:
+            run.resolution = 1.0
+        match event[1]:
+            case "kvm_entry":
+                index = INDEX.match(text, event.end())
+                immediate = "[immediate exit]" in text
+                run.entry(thread, time, on, index=int(index[1]) if index else None, immediate=immediate)
+            case "kvm_exit":
+                index = INDEX.match(text, event.end())
+                reason = REASON.match(text, index.end() if index else event.end())
+                run.exit(thread, time, on, index=int(index[1]) if index else None, reason=reason[1] if reason else "")
+            case _:
+                self._user_exit(thread, time, on, USER_REASON.match(text, event.end()))
         return True
 
-    def finish(self) -> None:
-        """Hand over the stretches inside the guest."""
-        if not self._entries:
-            return
+    def _user_exit(self, thread: int, time: float, cpu: int | None, match: re.Match[str] | None) -> None:
+        """Linux ``include/trace/events/kvm.h``: a negative errno prints ``restart`` (EINTR) or ``error``."""
+        if match is None:
+            self._recording.run.user_exit(thread, time, cpu)
+        elif match["name"] in ("restart", "error"):
+            errno = {"-4": "EINTR", "-11": "EAGAIN", "-14": "EFAULT"}.get(match["number"])
+            errno = errno or ("EINTR" if match["name"] == "restart" else "an error")
+            self._recording.run.user_exit(thread, time, cpu, errno=errno)
+        else:
+            self._recording.run.user_exit(thread, time, cpu, reason=abs(int(match["number"])))
+
+    def _other_line(self, text: str) -> None:
+        """Note what a line that is none of the events says of what is missing."""
         run = self._recording.run
-        run.source = "kvm_entry and kvm_exit"
-        to_user_space = any(self._returns.values())
-        if to_user_space:
-            run.source = "kvm_entry and kvm_userspace_exit"
-        for thread, entries in self._entries.items():
-            exits = self._exits[thread]
-            if len(exits) < len(entries):
-                assert run.last is not None
-                exits.append(run.last)
-            if to_user_space:
-                entries, exits = _until_return(entries, exits, self._returns[thread], run.last)  # noqa: PLW2901 - the same, joined
-            run.vcpu(thread)
-            for start, end in zip(entries, exits, strict=True):
-                run.stretch(thread, start, end)
+        if ("LOST" in text or "DROPPED" in text or text.startswith("Lost ")) and (lost := LOST.search(text)):
+            cpu = lost["cpu"]
+            if cpu is None and (prefix := PREFIX.match(text, 0, lost.start())) and prefix["cpu"]:
+                cpu = prefix["cpu"]
+            run.lost(None if cpu is None else int(cpu), lost[0])
+        elif text.startswith("#"):
+            if (written := WRITTEN.match(text)) and int(written[1]) < int(written[2]):
+                run.overwritten = True
+        elif run.overwritten and (prefix := PREFIX.match(text)) and prefix["cpu"]:
+            run.saw(float(prefix["time"]), int(prefix["cpu"]))
 
-
-def _until_return(
-    entries: array[float], exits: array[float], returns: array[float], last: float | None
-) -> tuple[array[float], array[float]]:
-    """Join stretches between which the vCPU did not return to user space; each ends at the return. O(n)."""
-    starts, ends = array("d"), array("d")
-    i, start = 0, None
-    for k, (entry, left) in enumerate(zip(entries, exits, strict=True)):
-        start = entry if start is None else start
-        following = entries[k + 1] if k + 1 < len(entries) else None
-        while i < len(returns) and returns[i] < left:
-            i += 1
-        if i < len(returns) and (following is None or returns[i] <= following):
-            starts.append(start)
-            ends.append(returns[i])
-            start = None
-        elif following is None:
-            starts.append(start)
-            ends.append(left if last is None else last)
-            start = None
-    return starts, ends
+    def finish(self) -> None:
+        """Say where the run state is from."""
+        run = self._recording.run
+        kinds = run.recorded
+        if kinds:
+            run.source = run.source or " and ".join(kinds)

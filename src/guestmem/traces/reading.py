@@ -82,6 +82,7 @@ def read(
             global_dirty_changes=recording.global_dirty_changes,
             lines=lines,
             skipped=skipped,
+            resolution=recording.run.resolution,
         )
     if run_state is not None:
         if not isinstance(run_state, RunState):

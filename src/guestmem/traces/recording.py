@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NoReturn, Protocol
 
 from ..errors import TraceError
+from .recorder import RunStateRecorder
 from .replay import Replay
-from .run_state import RunStateRecorder
 from .timeline import DirtyLogClear, GlobalDirtyChange
 
 __all__ = ["Reader", "Recording"]

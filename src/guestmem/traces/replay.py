@@ -62,13 +62,15 @@ class Replay:
     A change costs O(log n) comparisons, and moving at most as many list entries as there are slots.
     """
 
-    __slots__ = ("_by_id", "_spaces", "changes", "path")
+    __slots__ = ("_by_id", "_returned", "_spaces", "changes", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.changes: list[RecordedChange] = []
         self._by_id: dict[int, Slot] = {}
         self._spaces: dict[int, _Space] = {}
+        self._returned: float | None = None
+        """When QEMU's last call had returned."""
 
     def change(
         self,
@@ -90,8 +92,13 @@ class Replay:
         """Check one recorded call, note it, and carry it out unless ``ret`` is negative.
 
         ``slot`` is the number as the ioctl takes it, with the address space in its upper half; ``gpa``, ``size`` and
-        ``hva`` are bytes. With ``hides_delete`` a READONLY flip is two changes, as in QEMU.
+        ``hva`` are bytes. With ``hides_delete`` a READONLY flip is two changes, as in QEMU, which also makes one call
+        at a time (under its lock, as it prints the line): each began after the one before had returned.
         """
+        if hides_delete and began is None and ended is not None:
+            before = self._returned
+            began = before if before is None or before <= ended else None
+            self._returned = ended
         if (
             (gpa | size | hva) & PAGE_MASK
             or size > MAX_SIZE

@@ -1,55 +1,61 @@
-"""When each vCPU was inside the guest, as far as a trace tells.
+"""Where each vCPU was, as far as a trace tells.
 
-KVM says so with ``KVM_RUN`` (strace) and with its tracepoints ``kvm_entry``, ``kvm_exit`` and ``kvm_userspace_exit``
-(Linux ``include/trace/events/kvm.h``, ``arch/x86/kvm/trace.h``). A stretch inside the guest is half-open,
-``[entry, exit)``, in seconds of the trace's own clock.
+KVM says so with ``KVM_RUN`` (strace, QEMU's kvm_vcpu_ioctl and kvm_run_exit) and with its tracepoints ``kvm_entry``,
+``kvm_exit`` and ``kvm_userspace_exit`` (Linux ``include/trace/events/kvm.h``, ``arch/x86/kvm/trace.h``). What each
+proves: ``evidence``. Times are seconds of the trace's own clock.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from array import array
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import TraceError
+from .evidence import Cause, Event, ExitMeaning, Irqchip, Loss, Stretch, Where
+from .whereabouts import Kinds, Losses, Track, word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["RunState", "RunStateRecorder", "Vcpu"]
+    from .whereabouts import Return
+
+__all__ = ["RunState", "Vcpu"]
 
 
 @dataclass(frozen=True, slots=True)
 class Vcpu:
-    """A vCPU: the thread that runs it, and its number where the trace tells it.
+    """A vCPU: the thread that runs it, and its number where the trace tells it. A thread of 0 is not known.
 
-    >>> str(Vcpu(21671, 0)), str(Vcpu(21671))
-    ('vCPU 0 (thread 21671)', 'vCPU thread 21671')
+    >>> str(Vcpu(21671, 0)), str(Vcpu(21671)), str(Vcpu(0, 3))
+    ('vCPU 0 (thread 21671)', 'vCPU thread 21671', 'vCPU 3')
     """
 
     thread: int
     index: int | None = None
 
     def __str__(self) -> str:
-        return f"vCPU thread {self.thread}" if self.index is None else f"vCPU {self.index} (thread {self.thread})"
+        if self.index is None:
+            return f"vCPU thread {self.thread}"
+        return f"vCPU {self.index} (thread {self.thread})" if self.thread else f"vCPU {self.index}"
 
 
 class RunState:
-    """Per vCPU, the sorted and disjoint stretches in which it was inside the guest.
+    """Per vCPU, where it was and when; made from a recording by a ``RunStateRecorder``, or from stretches.
 
-    ``first`` and ``last`` are the times between which the trace knows; ``source`` says where the knowledge is from,
-    ``lost`` how many times the recorder dropped events (then absence proves nothing).
+    ``RunState(stretches, first=…, last=…)`` takes stretches ``[entry, exit)`` in guest mode, sorted and disjoint, for
+    each vCPU, which was in user space otherwise from ``first`` to ``last``.
+
+    ``source`` says where the knowledge is from; ``losses`` where the recorder dropped events; ``resolution`` by how
+    much a stamp may be off, in seconds; ``irqchip`` whether a vCPU in KVM_RUN may be halted; ``missing`` are numbers of
+    vCPUs that are known to exist and of which nothing was recorded.
 
     >>> state = RunState({Vcpu(7, 0): [(1.0, 2.0), (3.0, 4.0)]}, first=0.0, last=5.0)
-    >>> state.inside(2.0, 2.9), state.inside(2.5, 3.0), state.inside(3.5, 3.5)
-    ((), (Vcpu(thread=7, index=0),), (Vcpu(thread=7, index=0),))
-    >>> state.inside(1.5, 3.5, throughout=True)
-    ()
+    >>> [(each.start, each.where.value) for each in state.stretches(Vcpu(7, 0), 0.5, 4.5)]
+    [(0.0, 'user'), (1.0, 'guest'), (2.0, 'user'), (3.0, 'guest'), (4.0, 'user')]
     """
 
-    __slots__ = ("_vcpus", "first", "last", "lost", "source")
+    __slots__ = ("_tracks", "first", "irqchip", "kinds", "last", "losses", "missing", "resolution", "source")
 
     def __init__(
         self,
@@ -58,143 +64,137 @@ class RunState:
         first: float,
         last: float,
         source: str = "",
-        lost: int = 0,
+        losses: Sequence[Loss] = (),
+        resolution: float = 0.0,
     ) -> None:
-        self._vcpus = []
-        for vcpu in sorted(stretches, key=lambda vcpu: vcpu.thread):
-            starts, ends = array("d"), array("d")
-            for start, end in stretches[vcpu]:
-                starts.append(start)
-                ends.append(end)
-            self._vcpus.append((vcpu, starts, ends))
-        self.first, self.last, self.source, self.lost = first, last, source, lost
+        tracks = {}
+        left = word(Event.EXIT, ExitMeaning("", Cause.OUTSIDE, looks_at_memory=False))
+        for vcpu, pairs in stretches.items():
+            track = tracks[vcpu] = Track(known_from=first)
+            for start, end in pairs:
+                track.add(start, word(Event.ENTRY))
+                track.add(end, left)
+        self._set(tracks, Kinds(entries=True, exits=True, user_exits=True), losses, Irqchip.UNKNOWN, ())
+        self.first, self.last, self.source, self.resolution = first, last, source, resolution
+
+    def _set(
+        self,
+        tracks: Mapping[Vcpu, Track],
+        kinds: Kinds,
+        losses: Sequence[Loss],
+        irqchip: Irqchip,
+        missing: tuple[int, ...],
+    ) -> None:
+        self._tracks = dict(sorted(tracks.items(), key=lambda item: item[0].thread))
+        self.kinds, self.losses, self.irqchip, self.missing = kinds, Losses(losses), irqchip, missing
+
+    @classmethod
+    def of_tracks(
+        cls,
+        tracks: Mapping[Vcpu, Track],
+        *,
+        first: float,
+        last: float,
+        source: str,
+        kinds: Kinds,
+        losses: Sequence[Loss],
+        resolution: float,
+        irqchip: Irqchip,
+        missing: tuple[int, ...] = (),
+    ) -> RunState:
+        """The run state that a recorder's events make."""
+        state = cls({}, first=first, last=last, source=source, resolution=resolution)
+        state._set(tracks, kinds, losses, irqchip, missing)
+        return state
 
     @property
     def vcpus(self) -> tuple[Vcpu, ...]:
-        """All vCPUs that are known, by thread."""
-        return tuple(vcpu for vcpu, _, _ in self._vcpus)
+        """All vCPUs of which there is an event, by thread."""
+        return tuple(self._tracks)
 
     @property
-    def stretches(self) -> int:
-        """How many stretches inside the guest are known."""
-        return sum(len(starts) for _, starts, _ in self._vcpus)
+    def events(self) -> int:
+        """How many events of vCPUs are known."""
+        return sum(len(track.times) for track in self._tracks.values())
+
+    def stretches(self, vcpu: Vcpu, start: float = -math.inf, end: float = math.inf) -> tuple[Stretch, ...]:
+        """Where ``vcpu`` was from ``start`` to ``end``: pieces that follow one another, the outermost not clipped.
+
+        Everything is UNKNOWN for a vCPU that is not known. O(log n + pieces).
+        """
+        track = self._tracks.get(vcpu)
+        if track is None:
+            return (Stretch(-math.inf, math.inf, Where.UNKNOWN),)
+        pieces: list[Stretch] = []
+        for each in track.stretches(start, end, self.kinds, self.losses, self.last):
+            if each.end <= each.start:
+                continue
+            if pieces and pieces[-1].where is each.where is not Where.GUEST and pieces[-1].end == each.start:
+                pieces[-1] = Stretch(pieces[-1].start, each.end, each.where)
+            else:
+                pieces.append(each)
+        return tuple(pieces)
+
+    @property
+    def lost(self) -> int:
+        """How many times the recorder dropped events."""
+        return len(self.losses.all)
 
     def intervals(self, vcpu: Vcpu) -> tuple[tuple[float, float], ...]:
-        """All stretches ``[entry, exit)`` of one vCPU, in order; () if it is not known."""
-        return tuple(
-            pair for each, starts, ends in self._vcpus if each == vcpu for pair in zip(starts, ends, strict=True)
-        )
+        """The stretches of ``vcpu`` in the guest or in KVM_RUN, in order: ``stretches`` tells the rest too."""
+        inside = (Where.GUEST, Where.RUN)
+        return tuple((each.start, each.end) for each in self.stretches(vcpu) if each.where in inside)
 
-    def inside(self, start: float, end: float, *, throughout: bool = False) -> tuple[Vcpu, ...]:
-        """The vCPUs that were inside the guest at some moment of the closed ``[start, end]``; () if none was.
+    def known(self, vcpu: Vcpu) -> tuple[float, float]:
+        """From when until when anything is known of ``vcpu``."""
+        track = self._tracks[vcpu]
+        first = track.times[0] if track.times else self.last
+        return min(first, track.known_from), self.last
 
-        With ``throughout``, only those that were inside during all of it. O(log n) for each vCPU.
-        """
-        found = []
-        for vcpu, starts, ends in self._vcpus:
-            i = bisect_right(ends, start)  # the first stretch that ends after `start`
-            if i < len(ends) and (starts[i] <= start and ends[i] > end if throughout else starts[i] <= end):
-                found.append(vcpu)
-        return tuple(found)
+    def returns(self, vcpu: Vcpu, start: float, end: float) -> tuple[Return, ...]:
+        """The returns of ``vcpu`` to user space that are stamped in ``[start, end]``, in order."""
+        track = self._tracks.get(vcpu)
+        return () if track is None else tuple(track.returns(start, end))
 
-    def covers(self, start: float, end: float) -> bool:
-        """Whether the trace knows about all of ``[start, end]``."""
-        return self.first <= start and end <= self.last
+    def guest_exits(self, vcpu: Vcpu, start: float, end: float) -> tuple[float, ...]:
+        """Stamps in ``[start, end]`` of exits from guest mode that only guest code can cause, in order."""
+        track = self._tracks.get(vcpu)
+        return () if track is None else tuple(track.guest_exits(start, end))
+
+    def last_return_before(self, thread: int, time: float) -> float | None:
+        """When ``thread``, if it is a vCPU's, was last seen outside KVM at or before ``time``."""
+        for vcpu, track in self._tracks.items():
+            if vcpu.thread == thread:
+                return track.last_outside(time)
+        return None
 
     def shifted(self, offset: float) -> RunState:
         """The same with ``offset`` seconds added to every time: from another clock to this one. O(n)."""
-        return RunState(
+        if not offset:
+            return self
+        return RunState.of_tracks(
             {
-                vcpu: [(start + offset, end + offset) for start, end in zip(starts, ends, strict=True)]
-                for vcpu, starts, ends in self._vcpus
+                vcpu: Track(
+                    array("d", [time + offset for time in track.times]),
+                    track.words,
+                    track.known_from + offset,
+                    track.calls,
+                )
+                for vcpu, track in self._tracks.items()
             },
             first=self.first + offset,
             last=self.last + offset,
             source=self.source,
-            lost=self.lost,
+            kinds=self.kinds,
+            losses=[Loss(each.cpu, each.after + offset, each.before + offset, each.text) for each in self.losses.all],
+            resolution=self.resolution,
+            irqchip=self.irqchip,
+            missing=self.missing,
         )
 
     def __str__(self) -> str:
-        vcpus, stretches = len(self._vcpus), self.stretches
-        lost = f", events were lost {self.lost} times" if self.lost else ""
-        counts = f"{vcpus} vCPU{'s' * (vcpus != 1)}, {stretches} stretch{'es' * (stretches != 1)} in the guest"
+        vcpus, events = len(self._tracks), self.events
+        count = len(self.losses.all)
+        lost = f", events were lost {count} time{'s' * (count != 1)}" if count else ""
+        counts = f"{vcpus} vCPU{'s' * (vcpus != 1)}, {events} event{'s' * (events != 1)}"
         return f"{counts}, from {self.source or 'elsewhere'}{lost}"
-
-
-class RunStateRecorder:
-    """Takes what readers learn about vCPUs, and makes a RunState of it."""
-
-    __slots__ = ("_ends", "_index", "_starts", "first", "last", "lost", "source")
-
-    def __init__(self) -> None:
-        self._starts: dict[int, array[float]] = {}
-        self._ends: dict[int, array[float]] = {}
-        self._index: dict[int, int] = {}
-        self.first: float | None = None
-        self.last: float | None = None
-        self.lost = 0
-        self.source = ""
-
-    def saw(self, time: float) -> None:
-        """Something was recorded at ``time``: the trace knows at least until then."""
-        if self.first is None or time < self.first:
-            self.first = time
-        if self.last is None or time > self.last:
-            self.last = time
-
-    def number(self, thread: int, index: int) -> None:
-        """``thread`` runs vCPU number ``index``."""
-        self._index[thread] = index
-
-    def vcpu(self, thread: int) -> None:
-        """``thread`` is a vCPU's, though it may never have been inside."""
-        self._starts.setdefault(thread, array("d"))
-        self._ends.setdefault(thread, array("d"))
-
-    def stretch(self, thread: int, start: float, end: float) -> None:
-        """The vCPU was inside during ``[start, end)``; stretches of one thread come in order."""
-        self.saw(start)
-        self.saw(end)
-        self.vcpu(thread)
-        starts, ends = self._starts[thread], self._ends[thread]
-        if ends and start < ends[-1]:  # stamps of one thread that step back: keep the stretches disjoint
-            start = ends[-1]
-        if end > start:
-            starts.append(start)
-            ends.append(end)
-
-    def finish(self, path: str) -> RunState | None:
-        """All that was taken, or None if no vCPU was seen.
-
-        Raises TraceError if one vCPU number was inside on two threads at once: then the trace is of two VMs.
-        """
-        if self.first is None or self.last is None or not self._starts:
-            return None
-        state = RunState(
-            {
-                Vcpu(thread, self._index.get(thread)): zip(starts, self._ends[thread], strict=True)
-                for thread, starts in self._starts.items()
-            },
-            first=self.first,
-            last=self.last,
-            source=self.source,
-            lost=self.lost,
-        )
-        _refuse_two_vms(state, path)
-        return state
-
-
-def _refuse_two_vms(state: RunState, path: str) -> None:
-    by_index: dict[int, list[Vcpu]] = {}
-    for vcpu in state.vcpus:
-        if vcpu.index is not None:
-            by_index.setdefault(vcpu.index, []).append(vcpu)
-    for index, same in by_index.items():
-        stretches = sorted((start, end, vcpu.thread) for vcpu in same for start, end in state.intervals(vcpu))
-        for (_, end, thread), (start, _, other) in itertools.pairwise(stretches):
-            if start < end and thread != other:
-                raise TraceError(
-                    f"vCPU {index} is inside the guest on threads {thread} and {other} at once, at {start:.6f}: "
-                    "the run state is of two VMs; record one",
-                    path=path,
-                )

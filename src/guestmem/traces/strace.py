@@ -42,8 +42,8 @@ LINE = re.compile(
 )
 CALL = re.compile(r"ioctl\((?P<fd>-?\d+|0x[0-9a-f]+)(?:<(?P<decoration>.*?)>)?, (?P<request>.*)$", re.DOTALL)
 RESULT = re.compile(
-    r"\)\s+= (?P<ret>-?\d+|0x[0-9a-f]+|\?)(?:<.*?>)?(?: (?P<errno>E[A-Z0-9]+)\b)?(?: \(.*?\))?"
-    r"(?: <(?P<duration>\d+\.\d+)>)?\s*$"
+    r"\)\s+= (?P<ret>-?\d+|0x[0-9a-f]+|\?)(?:<.*?>)?(?: (?P<errno>E[A-Z0-9]+)\b)?"
+    r"(?: \((?:(?P<exit>KVM_EXIT_\w+)|.*?)\))?(?: <(?P<duration>\d+\.\d+)>)?\s*$"
 )
 SET_REGION = re.compile(rf"(?:{NAME}\b|0x4020ae46\b(?: /\* {NAME} \*/)?)")
 SET_REGION2 = re.compile(
@@ -72,10 +72,14 @@ class _Call:
 class _Runs:
     """KVM_RUN calls of one thread: begin, end, and the end if no other thread's line can lie inside."""
 
-    __slots__ = ("begins", "ends", "sole_ends")
+    __slots__ = ("begins", "ends", "first", "results", "sole_ends")
 
-    def __init__(self) -> None:
+    def __init__(self, first: float) -> None:
         self.begins, self.ends, self.sole_ends = array("d"), array("d"), array("d")
+        self.results: list[tuple[str | None, str]] = []
+        """Exit and error of each call, as far as they are shown."""
+        self.first = first
+        """When the thread's first line was stamped."""
 
 
 class StraceReader:
@@ -89,8 +93,10 @@ class StraceReader:
         "_day",
         "_ended_vms",
         "_fds",
+        "_first",
         "_last",
         "_open",
+        "_open_changes",
         "_open_runs",
         "_recording",
         "_relative",
@@ -112,8 +118,12 @@ class StraceReader:
         """vCPU file descriptor to (VM's file descriptor, number of the vCPU)."""
         self._open: dict[int, _Call] = {}
         self._runs: dict[int, _Runs] = {}
+        self._first: dict[int, float] = {}
+        """Stamp of each thread's first line."""
         self._open_runs: set[int] = set()
         """Threads whose last KVM_RUN has no end yet, since its line gave no duration."""
+        self._open_changes: dict[int, int] = {}
+        """Thread to index of its last change, if that was on one line without a duration: it ends before the next."""
         self._sole: int | None = None
         """The thread among them whose line was the last of the file so far."""
         self._saw_split = False
@@ -133,8 +143,13 @@ class StraceReader:
         if thread >= PID_MAX_LIMIT and clock is None and not bracket:  # seconds, and no process before them
             thread, clock = 0, pid
         time = self._time(clock, space) if clock else None
-        if time is not None and (self._sole is not None or self._open_runs):
-            self._end_open_runs(thread, time)
+        if time is not None:
+            if thread not in self._first:
+                self._first[thread] = time
+            if self._sole is not None or self._open_runs:
+                self._end_open_runs(thread, time)
+            if self._open_changes:
+                self._end_open_changes(thread, time)
         if call.startswith("ioctl("):
             if "<unfinished ...>" in call:
                 self._saw_split = True
@@ -154,6 +169,7 @@ class StraceReader:
                     runs = self._runs[thread]
                     runs.ends.append(time)
                     runs.sole_ends.append(time)
+                    runs.results.append(_exit_of(RESULT.search(call)))
                 return True
             whole = opened.text + RESUMED.sub("", call)
             return self._call(opened.line, whole, whole, thread, opened.began, opened.began, time)
@@ -171,12 +187,14 @@ class StraceReader:
                 recording.bad_line(message, 0, "")
         run = recording.run
         for thread, runs in self._runs.items():
-            run.vcpu(thread)
+            run.known_from(thread, runs.first)
             run.source = "KVM_RUN in strace"
             ends = runs.sole_ends if self._saw_split else runs.ends
             for i, begin in enumerate(runs.begins):
-                end = ends[i] if i < len(ends) else self._last
-                run.stretch(thread, begin, begin if end is None else end)
+                run.run_begin(thread, begin)
+                if i < len(ends):
+                    reason, error = runs.results[i] if i < len(runs.results) else (None, "")
+                    run.run_end(thread, ends[i], reason=reason, errno=error)
 
     def _call(
         self,
@@ -202,6 +220,8 @@ class StraceReader:
             result = RESULT.search(call)
             if result and result["ret"].isdigit():
                 self._vcpu_fds[int(result["ret"])] = int(match["fd"], 0), int(vcpu[1], 0)
+                if time is not None and self._recording.vm in (None, int(match["fd"], 0)):
+                    self._recording.run.created(int(vcpu[1], 0), time)
         elif CREATE_VM.match(request):
             result = RESULT.search(call)
             if result and result["ret"].isdigit() and int(result["ret"]) in self._fds:
@@ -271,6 +291,8 @@ class StraceReader:
             began=began,
             ended=ended,
         )
+        if ended is None and time is not None:
+            self._open_changes[thread] = len(recording.replay.changes) - 1
         return True
 
     def _is_chosen(self, fd: int, number: int, text: str) -> bool:
@@ -317,16 +339,23 @@ class StraceReader:
         if match is None or not RUN.match(match["request"]):
             return False
         if self._is_our_vcpu(thread, match) and time is not None:
-            self._runs.setdefault(thread, _Runs()).begins.append(time)
+            self._runs_of(thread).begins.append(time)
             return True
         return False
+
+    def _runs_of(self, thread: int) -> _Runs:
+        runs = self._runs.get(thread)
+        if runs is None:
+            runs = self._runs[thread] = _Runs(self._first[thread])
+        return runs
 
     def _whole_run(self, thread: int, call: str, match: re.Match[str], time: float | None) -> None:
         if time is None or not self._is_our_vcpu(thread, match):
             return
-        runs = self._runs.setdefault(thread, _Runs())
+        runs = self._runs_of(thread)
         runs.begins.append(time)
         result = RESULT.search(call)
+        runs.results.append(_exit_of(result))
         if result and result["duration"]:
             end = time + float(result["duration"])
             runs.ends.append(end)
@@ -343,6 +372,13 @@ class StraceReader:
             self._runs[thread].ends.append(time)
             self._open_runs.discard(thread)
 
+    def _end_open_changes(self, thread: int, time: float) -> None:
+        """Changes without duration had returned when this line began: the thread's, or, if strace splits calls, all."""
+        changes = self._recording.replay.changes
+        for each in list(self._open_changes) if self._saw_split else [thread] if thread in self._open_changes else []:
+            index = self._open_changes.pop(each)
+            changes[index] = changes[index]._replace(ended=time)
+
     def _is_our_vcpu(self, thread: int, match: re.Match[str]) -> bool:
         """Whether this KVM_RUN is of the chosen VM, as far as is known; notes the vCPU's number."""
         owner = self._vcpu_fds.get(int(match["fd"], 0))
@@ -353,6 +389,13 @@ class StraceReader:
         elif match["decoration"] and (index := VCPU_DECORATION.search(match["decoration"])):
             self._recording.run.number(thread, int(index[1]))
         return True
+
+
+def _exit_of(result: re.Match[str] | None) -> tuple[str | None, str]:
+    """Why KVM_RUN returned, as ``-e kvm=vcpu`` shows it, and its error; None and "" for what is not shown."""
+    if result is None:
+        return None, ""
+    return result["exit"], result["errno"] or ""
 
 
 def _number(text: str) -> int:

@@ -31,10 +31,12 @@ class RecordedChange(NamedTuple):
     """One change as it was recorded.
 
     ``old`` is the slot that had this id before (for a delete: what is removed). ``time`` is the stamp of the line in
-    seconds, on the trace's own clock. The call took effect somewhere between ``began`` and ``ended``; each is None
-    where the trace does not tell: QEMU stamps a call when it has returned, strace when it starts. ``ret`` is the
-    result, negative if KVM refused. ``implied`` marks the delete that QEMU issues, without a line of its own, before
-    it turns the READONLY flag of a slot. A refused change has the kind that KVM would have given it, or NOTHING.
+    seconds, on the trace's own clock. The call took effect somewhere between ``began``, when it had not begun yet, and
+    ``ended``, when it had returned; each is None where the trace does not tell. QEMU stamps a call when it has
+    returned, and makes one at a time, so it began after the one before had returned; strace stamps it when it starts.
+    ``ret`` is the result, negative if KVM refused. ``implied`` marks the delete that QEMU issues, without a line of its
+    own, before it turns the READONLY flag of a slot. A refused change has the kind that KVM would have given it, or
+    NOTHING.
     """
 
     change: Change
@@ -139,6 +141,7 @@ class Timeline:
     ``changes`` are all changes in the order in which they took effect, refused ones included; ``transactions`` hold
     the others, grouped; ``gap`` is the pause in seconds that ended a transaction. ``skipped`` counts the lines that
     said nothing about memslots or run state, ``lines`` all of them. ``run_state`` is None if nothing is known.
+    ``resolution``: by how much the stamps of changes may be off, in seconds.
     """
 
     __slots__ = (
@@ -149,6 +152,7 @@ class Timeline:
         "global_dirty_changes",
         "lines",
         "path",
+        "resolution",
         "run_state",
         "skipped",
         "transactions",
@@ -167,11 +171,12 @@ class Timeline:
         global_dirty_changes: Sequence[GlobalDirtyChange] = (),
         lines: int = 0,
         skipped: int = 0,
+        resolution: float = 1e-6,
     ) -> None:
         self.path, self.format, self.gap = path, format, gap
         self.changes, self.transactions, self.run_state = changes, transactions, run_state
         self.dirty_log_clears, self.global_dirty_changes = dirty_log_clears, global_dirty_changes
-        self.lines, self.skipped = lines, skipped
+        self.lines, self.skipped, self.resolution = lines, skipped, resolution
 
     @property
     def refused(self) -> tuple[RecordedChange, ...]:

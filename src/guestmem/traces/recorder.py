@@ -1,0 +1,251 @@
+"""Takes what readers learn about vCPUs, event by event, and makes a RunState of it.
+
+A reader says what it sees, and no more than that; what follows from it is worked out in ``whereabouts``. An event
+costs twelve bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+from ..errors import TraceError
+from .evidence import Event, Irqchip, Loss, Where, exit_meaning, userspace_exit_meaning
+from .run_state import RunState, Vcpu
+from .whereabouts import Kinds, Track, word
+
+__all__ = ["RunStateRecorder"]
+
+_RUN_BEGIN, _ELSEWHERE = word(Event.RUN_BEGIN), word(Event.ELSEWHERE)
+
+
+@functools.lru_cache(maxsize=4096)
+def _entry(cpu: int | None, immediate: bool) -> int:
+    return word(Event.ENTRY, cpu=cpu, immediate=immediate)
+
+
+@functools.lru_cache(maxsize=4096)
+def _exit(cpu: int | None, reason: str) -> int:
+    return word(Event.EXIT, exit_meaning(reason), cpu)
+
+
+@functools.lru_cache(maxsize=4096)
+def _return(kind: Event, cpu: int | None, reason: str | int | None, errno: str) -> int:
+    return word(kind, userspace_exit_meaning(reason, errno), cpu)
+
+
+class RunStateRecorder:
+    """What one recording tells about vCPUs; ``thread`` is the thread that runs one, ``time`` seconds, ``cpu`` a number.
+
+    Attributes that a reader sets:
+
+    - ``source``: where the knowledge is from, in words;
+    - ``resolution``: the unit of a stamp's last place, in seconds (1e-6 for six places); each stamp is taken to be off
+      by at most that;
+    - ``irqchip``: whether interrupt controllers are in the kernel;
+    - ``overwritten``: whether the recorder overwrote its oldest events, by its own header: then nothing is known before
+      the first event that each CPU has left, so ``saw`` is to be told of every line that has a CPU;
+    - ``expected``: how many vCPUs the VM has, if the recording tells, or None.
+    """
+
+    __slots__ = (
+        "_created",
+        "_first_on",
+        "_index",
+        "_kinds",
+        "_last_on",
+        "_losses",
+        "_open_losses",
+        "_tracks",
+        "expected",
+        "first",
+        "irqchip",
+        "last",
+        "overwritten",
+        "resolution",
+        "source",
+    )
+
+    def __init__(self) -> None:
+        self._tracks: dict[int, Track] = {}
+        self._index: dict[int, int] = {}
+        self._created: dict[int, float] = {}
+        self._first_on: dict[int, float] = {}
+        self._last_on: dict[int, float] = {}
+        self._losses: list[Loss] = []
+        self._open_losses: dict[int | None, Loss] = {}
+        """Markers after which no event of their CPU was seen yet."""
+        self._kinds = 0
+        self.expected: int | None = None
+        self.first: float | None = None
+        self.last: float | None = None
+        self.source = ""
+        self.resolution = 1e-6
+        self.irqchip = Irqchip.UNKNOWN
+        self.overwritten = False
+
+    def saw(self, time: float, cpu: int | None = None) -> None:
+        """Something was recorded at ``time``, on ``cpu`` if that is known: the recording knows at least until then."""
+        if self.first is None or time < self.first:
+            self.first = time
+        if self.last is None or time > self.last:
+            self.last = time
+        if cpu is not None:
+            if cpu not in self._first_on:
+                self._first_on[cpu] = time
+            self._last_on[cpu] = time
+        if self._open_losses and cpu in self._open_losses:
+            loss = self._open_losses.pop(cpu)
+            self._losses.append(Loss(loss.cpu, loss.after, time, loss.text))
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The tracepoints of which there was an event, by name."""
+        names = (("kvm_entry", Event.ENTRY), ("kvm_exit", Event.EXIT), ("kvm_userspace_exit", Event.USER_EXIT))
+        return tuple(name for name, kind in names if self._kinds >> kind & 1)
+
+    def number(self, thread: int, index: int) -> None:
+        """``thread`` runs vCPU number ``index``."""
+        self._index[thread] = index
+
+    def vcpu(self, thread: int) -> None:
+        """``thread`` is a vCPU's, though it may never have been inside."""
+        if thread not in self._tracks:
+            self._tracks[thread] = Track()
+
+    def created(self, index: int, time: float) -> None:
+        """VCPU number ``index`` was made, and cannot have run before ``time`` (KVM_CREATE_VCPU)."""
+        self._created[index] = time
+
+    def entry(
+        self, thread: int, time: float, cpu: int | None = None, *, index: int | None = None, immediate: bool = False
+    ) -> None:
+        """kvm_entry; ``immediate`` if it says ``[immediate exit]``, so that no instruction runs."""
+        self._kinds |= 1 << Event.ENTRY
+        self._note(thread, time, cpu, index, _entry(cpu, immediate))
+
+    def exit(
+        self, thread: int, time: float, cpu: int | None = None, *, index: int | None = None, reason: str = ""
+    ) -> None:
+        """kvm_exit, with its reason as the tracepoint prints it."""
+        self._kinds |= 1 << Event.EXIT
+        self._note(thread, time, cpu, index, _exit(cpu, reason))
+
+    def user_exit(
+        self, thread: int, time: float, cpu: int | None = None, *, reason: str | int | None = None, errno: str = ""
+    ) -> None:
+        """kvm_userspace_exit; ``reason`` a KVM_EXIT_* name or number, ``errno`` if it says ``error`` or ``restart``."""
+        self._kinds |= 1 << Event.USER_EXIT
+        self._note(thread, time, cpu, None, _return(Event.USER_EXIT, cpu, reason, errno))
+
+    def run_begin(self, thread: int, time: float) -> None:
+        """A KVM_RUN begins: its call had not begun before ``time``."""
+        self._note(thread, time, None, None, _RUN_BEGIN)
+        self._tracks[thread].calls = True
+
+    def run_end(self, thread: int, time: float, *, reason: str | int | None = None, errno: str = "") -> None:
+        """The KVM_RUN had returned at ``time``; with which exit or error, if the recording tells.
+
+        ``immediate_exit`` shows as ``errno="EINTR"``.
+        """
+        self._note(thread, time, None, None, _return(Event.RUN_END, None, reason, errno))
+        self._tracks[thread].calls = True
+
+    def elsewhere(self, thread: int, time: float) -> None:
+        """``thread`` was in user space at ``time``: it did something else. Tell it of threads that run vCPUs only."""
+        self._note(thread, time, None, None, _ELSEWHERE)
+
+    def known_from(self, thread: int, time: float) -> None:
+        """``thread`` was in user space from ``time`` until its first event."""
+        self.vcpu(thread)
+        track = self._tracks[thread]
+        track.known_from = min(track.known_from, time)
+
+    def lost(self, cpu: int | None = None, text: str = "") -> None:
+        """A loss marker stands here: events of ``cpu`` were dropped between its events around the marker.
+
+        None: of which CPU is not told, so they can be missing anywhere.
+        """
+        if cpu is None:
+            self.lost_between(-math.inf, math.inf, None, text)
+        elif cpu not in self._open_losses:
+            self._open_losses[cpu] = Loss(cpu, self._last_on.get(cpu, -math.inf), math.inf, text)
+
+    def lost_between(self, after: float, before: float, cpu: int | None = None, text: str = "") -> None:
+        """Events of ``cpu`` (None: of any) were dropped somewhere in ``(after, before)``, in seconds."""
+        self._losses.append(Loss(cpu, after, before, text))
+
+    def _note(self, thread: int, time: float, cpu: int | None, index: int | None, event: int) -> None:
+        self.saw(time, cpu)
+        if thread not in self._tracks:
+            self._tracks[thread] = Track()
+        self._tracks[thread].add(time, event)
+        if index is not None:
+            self._index[thread] = index
+
+    def finish(self, path: str) -> RunState | None:
+        """All that was taken, or None if no vCPU was seen.
+
+        Raises TraceError if one vCPU number was inside on two threads at once: then the trace is of two VMs.
+        """
+        if self.first is None or self.last is None or not self._tracks:
+            return None
+        losses = [*self._losses, *self._open_losses.values()]
+        if self.overwritten:
+            losses += [Loss(cpu, -math.inf, first, "overwritten") for cpu, first in self._first_on.items()]
+            if not self._first_on:
+                losses.append(Loss(None, -math.inf, math.inf, "overwritten"))
+        tracks = {}
+        for thread, track in self._tracks.items():
+            track.sort()
+            index = self._index.get(thread)
+            if index in self._created:
+                track.known_from = min(track.known_from, self._created[index])
+            tracks[Vcpu(thread, index)] = track
+        seen = {self._index[thread] for thread in self._tracks if thread in self._index}
+        possible = set(self._created) | (set(range(max(seen) + 1)) if seen else set())
+        if self.expected is not None:
+            possible |= set(range(self.expected))
+        unnumbered = sum(thread not in self._index for thread in self._tracks)
+        state = RunState.of_tracks(
+            tracks,
+            first=self.first,
+            last=self.last,
+            source=self.source,
+            kinds=Kinds(
+                bool(self._kinds >> Event.ENTRY & 1),
+                bool(self._kinds >> Event.EXIT & 1),
+                bool(self._kinds >> Event.USER_EXIT & 1),
+            ),
+            losses=losses,
+            resolution=self.resolution,
+            irqchip=self.irqchip,
+            missing=tuple(sorted(possible - seen)[unnumbered:]),
+        )
+        _refuse_two_vms(state, path)
+        return state
+
+
+def _refuse_two_vms(state: RunState, path: str) -> None:
+    """Raise TraceError if one vCPU number was inside on two threads at once."""
+    by_index: dict[int, list[Vcpu]] = {}
+    for vcpu in state.vcpus:
+        if vcpu.index is not None:
+            by_index.setdefault(vcpu.index, []).append(vcpu)
+    for index, same in by_index.items():
+        if len(same) == 1:
+            continue
+        inside = sorted(
+            (piece.start, piece.end, vcpu.thread)
+            for vcpu in same
+            for piece in state.stretches(vcpu)
+            if piece.where in (Where.GUEST, Where.RUN)
+        )
+        for (_, end, thread), (start, _, other) in itertools.pairwise(inside):
+            if start < end and thread != other:
+                raise TraceError(
+                    f"vCPU {index} is inside the guest on threads {thread} and {other} at once, at {start:.6f}: "
+                    "the run state is of two VMs; record one",
+                    path=path,
+                )

@@ -1,0 +1,279 @@
+"""Where a vCPU is between two of its events, and what its exits prove.
+
+The events of one vCPU are kept as two arrays, times and words. What is known of the time between two of them follows
+from the two, from the kinds of event that were recorded at all, and from what was lost meanwhile; so nothing is worked
+out before somebody asks, and then only for the time that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from .evidence import KVM_EXIT, Cause, Event, ExitMeaning, Stretch, Where, may_continue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .evidence import Loss
+
+__all__ = ["Kinds", "Losses", "Return", "Track", "word"]
+
+ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE = (int(each) for each in Event)
+KIND, GUEST_CAUSED, LOOKS, FATAL, IMMEDIATE = 7, 8, 16, 32, 64
+NUMBER_SHIFT, NUMBER_MASK = 8, 0xFF
+CPU_SHIFT, CPU_MAX = 16, 0xFFFE
+ERRNOS = {"EINTR": 0xF1, "EAGAIN": 0xF2, "EFAULT": 0xF3}
+OTHER_ERRNO = 0xF0
+NAMES = {number + 1: f"KVM_EXIT_{name}" for name, number in KVM_EXIT.items()}
+NAMES |= {code: name for name, code in ERRNOS.items()} | {OTHER_ERRNO: "an error"}
+
+
+def word(kind: int, meaning: ExitMeaning | None = None, cpu: int | None = None, *, immediate: bool = False) -> int:
+    """An event in 32 bits: its kind, what its exit means, on which CPU."""
+    bits = int(kind)
+    if meaning is not None:
+        bits |= GUEST_CAUSED * (meaning.cause is Cause.GUEST) | LOOKS * meaning.looks_at_memory | FATAL * meaning.fatal
+        if meaning.number is not None:
+            bits |= ((meaning.number + 1) & NUMBER_MASK) << NUMBER_SHIFT
+        elif kind in (USER_EXIT, RUN_END) and meaning.cause is Cause.OUTSIDE:
+            bits |= ERRNOS.get(meaning.name, OTHER_ERRNO) << NUMBER_SHIFT
+    bits |= IMMEDIATE * immediate
+    if cpu is not None:
+        bits |= (min(cpu, CPU_MAX) + 1) << CPU_SHIFT
+    return bits
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """Which kinds of event a recording has at all: one that was not recorded proves nothing by its absence."""
+
+    entries: bool = False
+    exits: bool = False
+    user_exits: bool = False
+
+
+class Return(NamedTuple):
+    """A vCPU came back to user space at ``time``: with which exit or error ('' if the recording does not tell).
+
+    ``ran``: guest code ran since the last return, by the kind of exit: only guest code causes it, and it cannot be the
+    rest of what the exit before it began. ``began``: when its KVM_RUN began, or None.
+    """
+
+    time: float
+    name: str
+    ran: bool
+    fatal: bool
+    began: float | None
+
+
+class Losses:
+    """Where events were lost, by CPU; made once, asked often."""
+
+    __slots__ = ("_anywhere", "_by_cpu", "all")
+
+    def __init__(self, losses: Sequence[Loss]) -> None:
+        self.all = tuple(losses)
+        by_cpu: dict[int | None, list[tuple[float, float]]] = {}
+        for each in losses:
+            by_cpu.setdefault(each.cpu, []).append((each.after, each.before))
+        self._by_cpu = {cpu: _merged(spans) for cpu, spans in by_cpu.items()}
+        self._anywhere = _merged([(each.after, each.before) for each in losses])
+
+    def __bool__(self) -> bool:
+        return bool(self.all)
+
+    def first_in(self, start: float, end: float, cpu: int | None = None) -> tuple[float, float] | None:
+        """The first span that meets ``(start, end)`` in which events of ``cpu`` (None: of any CPU) may be lost."""
+        if cpu is None:
+            return _meeting(self._anywhere, start, end)
+        found = [_meeting(self._by_cpu[key], start, end) for key in (cpu, None) if key in self._by_cpu]
+        return min((each for each in found if each is not None), default=None)
+
+
+def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    result: list[tuple[float, float]] = []
+    for start, end in sorted(spans):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        else:
+            result.append((start, end))
+    return result
+
+
+def _meeting(spans: list[tuple[float, float]], start: float, end: float) -> tuple[float, float] | None:
+    i = bisect_right(spans, (start, math.inf)) - 1
+    for each in spans[max(i, 0) : i + 2]:
+        if each[0] < end and each[1] > start:
+            return each
+    return None
+
+
+@dataclass(slots=True)
+class Track:
+    """The events of one vCPU, in order of time; see ``word``.
+
+    ``known_from``: the vCPU was in user space from then until its first event (it was made then, or the recorder had
+    just been told); infinite if nothing is known before its first event. ``calls``: whether its KVM_RUN calls were
+    recorded, begin and end.
+    """
+
+    times: array[float] = field(default_factory=lambda: array("d"))
+    words: array[int] = field(default_factory=lambda: array("I"))
+    known_from: float = math.inf
+    calls: bool = False
+
+    def add(self, time: float, event: int) -> None:
+        """Append an event; stamps of one thread that step back are put in order later."""
+        self.times.append(time)
+        self.words.append(event)
+
+    def sort(self) -> None:
+        """Put the events in order of time, those of one stamp as they came. O(n log n) if they were not."""
+        times = self.times
+        if any(times[i] > times[i + 1] for i in range(len(times) - 1)):
+            order = sorted(range(len(times)), key=times.__getitem__)
+            self.times = array("d", [times[i] for i in order])
+            self.words = array("I", [self.words[i] for i in order])
+
+    def stretches(self, start: float, end: float, kinds: Kinds, losses: Losses, last: float) -> Iterator[Stretch]:
+        """Where the vCPU was, piece by piece, from the piece that holds ``start`` to the one that holds ``end``.
+
+        ``last``: the recording knows until then. O(log n + pieces).
+        """
+        times, words = self.times, self.words
+        i = bisect_left(times, start) - 1
+        if i < 0:
+            first = times[0] if times else last
+            if self.known_from < first:
+                yield Stretch(-math.inf, self.known_from, Where.UNKNOWN)
+                yield from _with_losses(Stretch(self.known_from, first, Where.USER), None, losses)
+            else:
+                yield Stretch(-math.inf, first, Where.UNKNOWN)
+            i = 0
+        n = len(times)
+        while i < n and times[i] <= end:
+            if i + 1 < n:
+                piece = Stretch(times[i], times[i + 1], self._between(words[i], words[i + 1], kinds))
+            else:
+                piece = Stretch(times[i], max(last, times[i]), self._after_last(words[i], kinds))
+            yield from _with_losses(piece, _cpu(words[i]), losses)
+            i += 1
+        if end > last and (not n or times[-1] <= end):
+            yield Stretch(max(last, times[-1] if n else last), math.inf, Where.UNKNOWN)
+
+    def _between(self, before: int, after: int, kinds: Kinds) -> Where:
+        """Where the vCPU is between an event and the next one."""
+        kind, following = before & KIND, after & KIND
+        where = self._after(before, kinds)
+        if where is Where.GUEST:
+            same_cpu = before >> CPU_SHIFT == after >> CPU_SHIFT
+            return Where.GUEST if following == EXIT and same_cpu else Where.UNKNOWN
+        if following == EXIT and kind != ENTRY and kinds.entries:
+            return Where.UNKNOWN  # an exit without its entry
+        if following == USER_EXIT and where is Where.USER and kind != EXIT:
+            return Where.KVM if kinds.entries else Where.UNKNOWN  # KVM_RUN began, and returned without an entry
+        if following == RUN_END and kind in (RUN_END, ELSEWHERE):
+            return Where.UNKNOWN  # a return without its call
+        if following == RUN_BEGIN and kind == RUN_BEGIN:
+            return Where.UNKNOWN
+        return where
+
+    def _after(self, event: int, kinds: Kinds) -> Where:
+        kind = event & KIND
+        if kind == ENTRY:
+            if kinds.exits:
+                return Where.KVM if event & IMMEDIATE else Where.GUEST
+            return Where.RUN if kinds.user_exits or self.calls else Where.UNKNOWN
+        if kind == EXIT:
+            if not kinds.entries:
+                return Where.RUN if self.calls else Where.UNKNOWN
+            return Where.KVM if event & LOOKS else Where.USER
+        if kind == RUN_BEGIN:
+            return Where.KVM if kinds.entries and kinds.exits else Where.RUN
+        if kind == USER_EXIT:
+            return Where.USER if kinds.entries or self.calls else Where.UNKNOWN
+        return Where.USER if self.calls or kinds.entries else Where.UNKNOWN
+
+    def _after_last(self, event: int, kinds: Kinds) -> Where:
+        where = self._after(event, kinds)
+        return Where.RUN if where is Where.GUEST else where  # no exit was seen: in the guest, or no longer
+
+    def returns(self, start: float, end: float) -> Iterator[Return]:
+        """The returns to user space stamped in ``[start, end]``. O(log n + events in between)."""
+        i = bisect_left(self.times, start)
+        before = next((self.words[k] for k in range(i - 1, -1, -1) if self.words[k] & KIND in (USER_EXIT, RUN_END)), 0)
+        while i < len(self.times) and self.times[i] <= end:
+            event = self.words[i]
+            if event & KIND in (USER_EXIT, RUN_END):
+                ran = bool(event & GUEST_CAUSED) and not _continues(before, event)
+                began = next((self.times[k] for k in (i - 1,) if k >= 0 and self.words[k] & KIND == RUN_BEGIN), None)
+                code = event >> NUMBER_SHIFT & NUMBER_MASK
+                yield Return(self.times[i], NAMES.get(code, ""), ran, bool(event & FATAL), began)
+                before = event
+            i += 1
+
+    def last_outside(self, time: float) -> float | None:
+        """The last event at or before ``time`` after which the vCPU was in user space, or None. O(log n)."""
+        i = bisect_right(self.times, time) - 1
+        if i >= 0 and self.words[i] & KIND in (USER_EXIT, RUN_END, ELSEWHERE):
+            return self.times[i]
+        return None
+
+    def guest_exits(self, start: float, end: float) -> Iterator[float]:
+        """Stamps in ``[start, end]`` of kvm_exit events that only guest code can cause. O(log n + result)."""
+        i = bisect_left(self.times, start)
+        while i < len(self.times) and self.times[i] <= end:
+            if self.words[i] & KIND == EXIT and self.words[i] & GUEST_CAUSED:
+                yield self.times[i]
+            i += 1
+
+
+def _cpu(event: int) -> int | None:
+    return (event >> CPU_SHIFT) - 1 if event >> CPU_SHIFT else None
+
+
+def _number(event: int) -> int | None:
+    """The KVM_EXIT_* number of a return, or None if it is not known or was an error."""
+    code = event >> NUMBER_SHIFT & NUMBER_MASK
+    return code - 1 if 0 < code < OTHER_ERRNO else None
+
+
+def _continues(before: int, event: int) -> bool:
+    """Whether a return may be the rest of the one before: KVM finishes an instruction before it says EINTR."""
+    if before >> NUMBER_SHIFT & NUMBER_MASK == ERRNOS["EINTR"]:
+        return False
+    return may_continue(_number(before), _number(event))
+
+
+def _with_losses(piece: Stretch, cpu: int | None, losses: Losses) -> Iterator[Stretch]:
+    """``piece``, with what losses leave of it.
+
+    In the guest only what is lost on its own CPU matters, and only meanwhile: it is left on the CPU where it was
+    entered. Outside, an entry may be lost on any CPU, and the guest not left before the vCPU's next event.
+    """
+    start, end, where = piece
+    if not losses or where is Where.UNKNOWN:
+        yield piece
+        return
+    if where is not Where.GUEST:
+        lost = losses.first_in(start, end)
+        if lost is None:
+            yield piece
+        else:
+            if lost[0] > start:
+                yield Stretch(start, lost[0], where)
+            yield Stretch(max(start, lost[0]), end, Where.UNKNOWN)
+        return
+    while start < end:
+        lost = losses.first_in(start, end, cpu)
+        if lost is None:
+            yield Stretch(start, end, where)
+            return
+        if lost[0] > start:
+            yield Stretch(start, lost[0], where)
+        yield Stretch(max(start, lost[0]), min(end, lost[1]), Where.UNKNOWN)
+        start = lost[1]
