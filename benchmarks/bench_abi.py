@@ -27,7 +27,7 @@ from guestmem.conform.kernel import host_of
 from guestmem.conform.log import KernelSide
 from guestmem.conform.run import conform
 from guestmem.engines.kvm.device import unusable
-from guestmem.engines.kvm.guests import real_mode
+from guestmem.engines.kvm.x86 import real_mode
 from guestmem.engines.load import Access, Load, Target
 from guestmem.memslots import Memslots
 from guestmem.vm import KvmModel, Vm

@@ -17,7 +17,7 @@ from guestmem.compare.replay import replay
 from guestmem.designs import find
 from guestmem.engines import Access, HostMemory, Load, Target, measured_engine
 from guestmem.engines.kvm import KvmLoadEngine
-from guestmem.engines.kvm.load_guest import ASSEMBLY, CODE_BYTES
+from guestmem.engines.kvm.x86.load_guest import ASSEMBLY, CODE_BYTES
 from guestmem.errors import CapabilityError, UsageError
 from guestmem.memslots import Change
 from guestmem.traces import read

@@ -14,8 +14,8 @@ import pytest
 
 from guestmem.designs import find
 from guestmem.engines.kvm import Host, Shutdown, identity_tables, real_mode, safe_for_exit_retry, user_mode
-from guestmem.engines.kvm.abi import SEGMENT, Ioctl
 from guestmem.engines.kvm.safety import MEASURED_MODULES
+from guestmem.engines.kvm.x86.registers import SEGMENT, X86Ioctl
 from guestmem.engines.kvm.zones import Zone
 from guestmem.memslots import Change
 from kvm_guest import TABLES, Guest
@@ -163,7 +163,7 @@ def test_an_event_that_is_about_to_be_delivered_is_refused() -> None:
         guest.prepare(NOP)
         events = bytearray(guest.vcpu.events())
         events[0], events[1] = 1, 6  # an injected #UD
-        fcntl.ioctl(guest.vcpu.fd, Ioctl.SET_VCPU_EVENTS, events)
+        fcntl.ioctl(guest.vcpu.fd, X86Ioctl.SET_VCPU_EVENTS, events)
         assert "has an exception to be delivered" in verdict_of(guest)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from ..engines.kvm.guests import identity_tables
+from ..engines.kvm.x86 import identity_tables
 from .calls import DONE_GPA, HOME_GPA
 
 __all__ = ["CODE", "CODE_GPA", "HOME_BYTES", "MAPPED_BYTES", "READ_CODE_GPA", "RFLAGS", "TABLES_GPA", "home_memory"]

@@ -27,7 +27,7 @@ from ..engines.kvm import abi
 from ..engines.kvm.device import Device
 from ..engines.kvm.device import host as kvm_host
 from ..engines.kvm.exits import DirtyRingFull, Exit, InternalError, Mmio, Shutdown, decode
-from ..engines.kvm.guests import user_mode
+from ..engines.kvm.x86 import REG_NAMES, REGS, SREGS_BYTES, X86Ioctl, supported_cpuid, user_mode
 from ..errors import CapabilityError, GuestmemError, UsageError
 from .calls import (
     ARENA,
@@ -87,10 +87,7 @@ class Kernel:
         self.run_bytes = fcntl.ioctl(self.device.fd, abi.Ioctl.GET_VCPU_MMAP_SIZE, 0)
         home = home_memory()
         ctypes.memmove(HOME_HVA, home, len(home))
-        cpuid = bytearray(8 + 40 * 256)
-        struct.pack_into("<I", cpuid, 0, 256)
-        fcntl.ioctl(self.device.fd, abi.Ioctl.GET_SUPPORTED_CPUID, cpuid)
-        self.cpuid = cpuid
+        self.cpuid = supported_cpuid(self.device.fd)
 
     def _map(self, address: int, size: int) -> None:
         if self._libc.mmap(address, size, _PROT, _FLAGS, -1, 0) != address:
@@ -235,10 +232,10 @@ class KernelVm:
         self._run = mmap.mmap(fd, kernel.run_bytes)
         if self._ring_bytes:
             self._ring = mmap.mmap(fd, self._ring_bytes, offset=_RING_PAGES * mmap.PAGESIZE)
-        fcntl.ioctl(fd, abi.Ioctl.SET_CPUID2, kernel.cpuid)
-        sregs = bytearray(abi.SREGS_BYTES)
-        fcntl.ioctl(fd, abi.Ioctl.GET_SREGS, sregs)
-        fcntl.ioctl(fd, abi.Ioctl.SET_SREGS, user_mode(bytes(sregs), TABLES_GPA))
+        fcntl.ioctl(fd, X86Ioctl.SET_CPUID2, kernel.cpuid)
+        sregs = bytearray(SREGS_BYTES)
+        fcntl.ioctl(fd, X86Ioctl.GET_SREGS, sregs)
+        fcntl.ioctl(fd, X86Ioctl.SET_SREGS, user_mode(bytes(sregs), TABLES_GPA))
         return Answer(0)
 
     def _write(self, gpa: int, pages: int) -> Answer:
@@ -251,9 +248,9 @@ class KernelVm:
         run = self._run
         if run is None:
             raise UsageError("conform: a guest's write or read comes after home")
-        registers = dict.fromkeys(abi.REG_NAMES, 0) | {"rip": rip, "rflags": RFLAGS, "rax": 1, "rbx": gpa}
+        registers = dict.fromkeys(REG_NAMES, 0) | {"rip": rip, "rflags": RFLAGS, "rax": 1, "rbx": gpa}
         registers["rcx"] = pages
-        result = self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.SET_REGS, abi.REGS.pack(*registers.values()))
+        result = self._kernel.ioctl(self._vcpu_fd, X86Ioctl.SET_REGS, REGS.pack(*registers.values()))
         exits: list[tuple[str, int]] = []
         while result >= 0 and len(exits) < _EXITS_MAX:
             result = self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.RUN)

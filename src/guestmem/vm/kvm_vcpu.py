@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import content_of, whole
-from ..engines.kvm.guests import identity_tables, real_mode, user_mode
+from ..engines.kvm.x86 import identity_tables, real_mode, user_mode
 from ..errors import CapabilityError, UsageError
 from ..units import PAGE_SIZE
 from .exits import Exit, Io, Mmio

@@ -18,11 +18,11 @@ from .exits import (
     Shutdown,
     SystemEvent,
 )
-from .guests import identity_tables, real_mode, user_mode
 from .load_engine import KvmLoadEngine
 from .safety import Safety, safe_for_exit_retry
 from .vcpu import KvmVcpu
 from .vm import KvmVm
+from .x86 import identity_tables, real_mode, user_mode
 
 __all__ = [
     "Cap",

@@ -1,6 +1,6 @@
-"""Numbers and layouts of ``/dev/kvm`` and its vCPUs: ioctls, exit reasons, structs. Of memory: ``abi.structures``.
+"""Numbers and layouts of ``/dev/kvm`` and its vCPUs on every architecture: ioctls, exit reasons, ``struct kvm_run``.
 
-Source: ``include/uapi/linux/kvm.h`` and ``arch/x86/include/uapi/asm/kvm.h``, Linux 6.18. All little-endian (x86-64).
+Those of memory are in ``abi.structures``, x86's in ``x86.registers``. Source: ``include/uapi/linux/kvm.h``, Linux 6.18.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ __all__ = [
     "DIRTY_GFN_DIRTY",
     "DIRTY_GFN_RESET",
     "DIRTY_LOG_PAGE_OFFSET",
-    "REGS",
-    "REG_NAMES",
     "RUN_DATA",
     "RUN_EXIT_REASON",
     "RUN_FLAGS",
@@ -25,11 +23,11 @@ __all__ = [
     "RUN_LENGTH",
     "RUN_PHYS_ADDR",
     "RUN_UNION",
-    "SEGMENT",
-    "SEGMENT_NAMES",
-    "SREGS_BYTES",
     "ExitReason",
     "Ioctl",
+    "ior",
+    "iow",
+    "iowr",
 ]
 
 API_VERSION = 12
@@ -40,32 +38,23 @@ def _io(number: int) -> int:
     return _KVMIO << 8 | number
 
 
-def _iow(number: int, size: int) -> int:
+def iow(number: int, size: int) -> int:
+    """Number of a request whose structure of ``size`` bytes the kernel reads."""
     return 1 << 30 | size << 16 | _io(number)
 
 
-def _ior(number: int, size: int) -> int:
+def ior(number: int, size: int) -> int:
+    """Number of a request whose structure of ``size`` bytes the kernel writes."""
     return 2 << 30 | size << 16 | _io(number)
 
 
-def _iowr(number: int, size: int) -> int:
+def iowr(number: int, size: int) -> int:
+    """Number of a request whose structure of ``size`` bytes the kernel reads and writes."""
     return 3 << 30 | size << 16 | _io(number)
 
 
 DIRTY_GFN = struct.Struct("<IIQ")
 """kvm_dirty_gfn, an entry of a ring: flags, slot, offset."""
-SEGMENT = struct.Struct("<QIHBBBBBBBBBB")
-"""kvm_segment: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding."""
-SEGMENT_NAMES = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
-REG_NAMES = (
-    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
-    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
-)
-REGS = struct.Struct(f"<{len(REG_NAMES)}Q")
-"""kvm_regs, in the order of REG_NAMES."""
-SREGS_BYTES = 0x138
-"""kvm_sregs: eight segments, two tables, cr0 cr2 cr3 cr4 cr8 efer apic_base, the interrupt bitmap."""
-
 DIRTY_LOG_PAGE_OFFSET = 64
 """Page of the vCPU's file at which its dirty ring is mapped (x86)."""
 DIRTY_GFN_DIRTY, DIRTY_GFN_RESET = 1, 2
@@ -78,17 +67,8 @@ class Ioctl(enum.IntEnum):
     GET_API_VERSION = _io(0x00)
     CREATE_VM = _io(0x01)
     GET_VCPU_MMAP_SIZE = _io(0x04)
-    GET_SUPPORTED_CPUID = _iowr(0x05, 8)
 
     RUN = _io(0x80)
-    GET_REGS = _ior(0x81, REGS.size)
-    SET_REGS = _iow(0x82, REGS.size)
-    GET_SREGS = _ior(0x83, SREGS_BYTES)
-    SET_SREGS = _iow(0x84, SREGS_BYTES)
-    SET_CPUID2 = _iow(0x90, 8)
-    GET_VCPU_EVENTS = _ior(0x9F, 0x40)
-    SET_VCPU_EVENTS = _iow(0xA0, 0x40)
-    SET_XCRS = _iow(0xA7, 0x188)
 
 
 class ExitReason(enum.IntEnum):

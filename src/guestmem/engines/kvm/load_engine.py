@@ -16,12 +16,11 @@ from ...memslots import KVM_MEM_READONLY
 from ...units import PAGE_SIZE
 from ..load import PATTERNS, Access, Load
 from ..report import LoadReport, VcpuCounts
-from . import guests
 from . import layout as at
 from . import load_layout as area
-from .abi import REG_NAMES, REGS
 from .engine import KvmEngine
-from .load_guest import CODE_BYTES
+from .x86 import REG_NAMES, REGS, user_mode
+from .x86.load_guest import CODE_BYTES
 
 __all__ = ["KvmLoadEngine"]
 
@@ -125,7 +124,7 @@ class KvmLoadEngine(KvmEngine):
                 "r15": self._gpa + block,
                 "rflags": 2,
             }
-            vcpu.set_sregs(guests.user_mode(vcpu.sregs(), self._gpa + area.TABLES))
+            vcpu.set_sregs(user_mode(vcpu.sregs(), self._gpa + area.TABLES))
             vcpu.set_registers(registers)
             reset = tuple(
                 ctypes.create_string_buffer(state, len(state))

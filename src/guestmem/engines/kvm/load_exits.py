@@ -34,6 +34,7 @@ from .load_layout import (
     LOADS,
     READONLY_WRITE,
 )
+from .x86 import X86Ioctl
 
 __all__ = ["count_kill", "count_mmio", "find_target"]
 
@@ -41,7 +42,8 @@ _ONE = const(1)
 _BYTE = const(0xFF)
 _SIZE = const(0xFFFFFFFF)
 _WORD = const(8)
-_SET_SREGS, _SET_REGS, _SET_EVENTS = const(0x4138AE84), const(0x4090AE82), const(0x4040AEA0)
+_SET_SREGS, _SET_REGS = const(int(X86Ioctl.SET_SREGS)), const(int(X86Ioctl.SET_REGS))
+_SET_EVENTS = const(int(X86Ioctl.SET_VCPU_EVENTS))
 _SHUTDOWN, _INTERNAL_ERROR = const(8), const(17)
 _WRITE = const(1)
 _RET_PLACE, _RET = const(7), const(0xC3)

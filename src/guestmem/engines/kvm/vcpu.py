@@ -25,13 +25,11 @@ from .abi import (
     DIRTY_GFN_DIRTY,
     DIRTY_GFN_RESET,
     DIRTY_LOG_PAGE_OFFSET,
-    REG_NAMES,
-    REGS,
-    SREGS_BYTES,
     Ioctl,
 )
 from .exits import Exit, Io, Mmio, decode
 from .run_loop import vcpu_run
+from .x86.registers import EVENTS_BYTES, REG_NAMES, REGS, SREGS_BYTES, XCRS, X86Ioctl
 
 if TYPE_CHECKING:
     from .vm import KvmVm
@@ -41,8 +39,6 @@ __all__ = ["STARTING", "KvmVcpu"]
 STARTING = 1
 """No thread of ours has this number."""
 _RUN_DATA = 40
-_EVENTS_BYTES = 0x40
-_XCRS = struct.Struct("<IIIIQ360x")
 _IMMEDIATE_EXIT = 1
 _FRAGMENTS = 4096
 """More than any instruction has."""
@@ -62,14 +58,14 @@ class KvmVcpu:
         """Nobody begins to run the vCPU while its registers are read or set."""
         if ring_bytes:
             self._ring = mmap.mmap(self.fd, ring_bytes, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
-        fcntl.ioctl(self.fd, Ioctl.SET_CPUID2, cpuid)
+        fcntl.ioctl(self.fd, X86Ioctl.SET_CPUID2, cpuid)
         self.words = own(at.OWN_WORDS)
         self.words[int(at.FD)] = self.fd
         self.words[int(at.RUN)] = ctypes.addressof(self._view)
         self._base = int(at.VCPUS) + int(at.VCPU) * index
         poke(vm.words, self._base + int(at.RUN_PAGE), ctypes.addressof(self._view))
 
-    def _ioctl(self, request: Ioctl, argument: bytearray) -> None:
+    def _ioctl(self, request: X86Ioctl, argument: bytearray) -> None:
         with self._lock:
             # In KVM_RUN, or on its way in: the kernel would wait for it, for ever. In a pause it is out, or soon.
             if self.is_run_elsewhere and not peek(self._vm.words, int(at.PAUSED)):
@@ -89,7 +85,7 @@ class KvmVcpu:
     def registers(self) -> dict[str, int]:
         """General registers, rip and rflags by name."""
         buffer = bytearray(REGS.size)
-        self._ioctl(Ioctl.GET_REGS, buffer)
+        self._ioctl(X86Ioctl.GET_REGS, buffer)
         return dict(zip(REG_NAMES, REGS.unpack(buffer), strict=True))
 
     def set_registers(self, values: Mapping[str, int] | None = None, /, **registers: int) -> None:
@@ -102,29 +98,29 @@ class KvmVcpu:
             packed = REGS.pack(*(now[name] for name in REG_NAMES))
         except struct.error:
             raise UsageError(f"registers: {given} are not all numbers of 64 bits") from None
-        self._ioctl(Ioctl.SET_REGS, bytearray(packed))
+        self._ioctl(X86Ioctl.SET_REGS, bytearray(packed))
 
     def sregs(self) -> bytes:
         """``struct kvm_sregs`` as it is; ``guests`` makes new ones of it."""
         buffer = bytearray(SREGS_BYTES)
-        self._ioctl(Ioctl.GET_SREGS, buffer)
+        self._ioctl(X86Ioctl.GET_SREGS, buffer)
         return bytes(buffer)
 
     def set_sregs(self, sregs: bytes) -> None:
         """Set segments, tables, control registers and EFER."""
         if len(sregs) != SREGS_BYTES:
             raise UsageError(f"sregs: {len(sregs)} bytes; struct kvm_sregs has {SREGS_BYTES}")
-        self._ioctl(Ioctl.SET_SREGS, bytearray(sregs))
+        self._ioctl(X86Ioctl.SET_SREGS, bytearray(sregs))
 
     def events(self) -> bytes:
         """``struct kvm_vcpu_events``: what is pending."""
-        buffer = bytearray(_EVENTS_BYTES)
-        self._ioctl(Ioctl.GET_VCPU_EVENTS, buffer)
+        buffer = bytearray(EVENTS_BYTES)
+        self._ioctl(X86Ioctl.GET_VCPU_EVENTS, buffer)
         return bytes(buffer)
 
     def set_xcr0(self, value: int) -> None:
         """Which state XSAVE and vector instructions may use: 7 for AVX."""
-        self._ioctl(Ioctl.SET_XCRS, bytearray(_XCRS.pack(1, 0, 0, 0, value)))
+        self._ioctl(X86Ioctl.SET_XCRS, bytearray(XCRS.pack(1, 0, 0, 0, value)))
 
     # -- running ---------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .abi import SEGMENT, Ioctl
+from .x86.registers import EVENTS_BYTES, REGS, SEGMENT, SREGS_BYTES, X86Ioctl
 
 __all__ = ["Segment", "Sregs", "VcpuState", "read_msrs", "read_state", "translate"]
 
@@ -124,9 +124,9 @@ def read_state(vcpu_fd: int) -> VcpuState:
         fcntl.ioctl(vcpu_fd, request, buffer)
         return bytes(buffer)
 
-    sregs = get(Ioctl.GET_SREGS, 0x138)
-    rip, rflags = struct.unpack_from("<2Q", get(Ioctl.GET_REGS, 144), 128)
-    events = get(Ioctl.GET_VCPU_EVENTS, 0x40)
+    sregs = get(X86Ioctl.GET_SREGS, SREGS_BYTES)
+    rip, rflags = struct.unpack_from("<2Q", get(X86Ioctl.GET_REGS, REGS.size), 128)
+    events = get(X86Ioctl.GET_VCPU_EVENTS, EVENTS_BYTES)
     (dr7,) = struct.unpack_from("<Q", get(_GET_DEBUGREGS, 128), 40)
     named = (
         ("an exception", events[0] or events[3]),

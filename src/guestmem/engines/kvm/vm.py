@@ -12,7 +12,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -41,11 +40,11 @@ from .kicks import kick_all, pause_all, resume_all
 from .signals import block_all_but, kick_signal
 from .update_lock import give_exclusive, take_exclusive
 from .vcpu import STARTING, KvmVcpu
+from .x86 import physical_bits, supported_cpuid
 from .zones import Zone, Zones
 
 __all__ = ["KvmVm"]
 
-_CPUID_ENTRIES = 256
 _EMULATION_FAILURE = 1
 _AGAIN_S = 0.001
 
@@ -102,10 +101,7 @@ class KvmVm:
         self._targets = own(vcpus)
         poke(self.words, int(at.PID), os.getpid())
         poke(self.words, int(at.SIGNAL), kick_signal())
-        cpuid = bytearray(8 + 40 * _CPUID_ENTRIES)
-        struct.pack_into("<I", cpuid, 0, _CPUID_ENTRIES)
-        fcntl.ioctl(device.fd, Ioctl.GET_SUPPORTED_CPUID, cpuid)
-        self.cpuid = cpuid
+        self.cpuid = supported_cpuid(device.fd)
         """``struct kvm_cpuid2``: all that this kernel can give its guests."""
         run_bytes = fcntl.ioctl(device.fd, Ioctl.GET_VCPU_MMAP_SIZE, 0)
         for index in range(vcpus):
@@ -114,12 +110,7 @@ class KvmVm:
     @property
     def physical_bits(self) -> int:
         """Width of a guest physical address, by CPUID leaf 0x80000008; 36 if there is none."""
-        (count,) = struct.unpack_from("<I", self.cpuid)
-        for entry in range(count):
-            leaf, eax = struct.unpack_from("<I8xI", self.cpuid, 8 + 40 * entry)  # function, index, flags, eax
-            if leaf == 0x80000008:
-                return int(eax & 0xFF)
-        return 36
+        return physical_bits(self.cpuid)
 
     def enable_cap(self, cap: Cap | MemoryCap | int, *args: int) -> None:
         """KVM_ENABLE_CAP on the VM; CapabilityError if the kernel refuses."""

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import struct
 
-from ...errors import UsageError
-from ...units import PAGE_SIZE
-from .abi import SEGMENT, SEGMENT_NAMES
+from ....errors import UsageError
+from ....units import PAGE_SIZE
+from .registers import CR0, CR3, CR4, EFER, SEGMENT, SEGMENT_NAMES
 
 __all__ = ["identity_tables", "real_mode", "user_mode"]
 
-_CR0, _CR3, _CR4, _EFER = 224, 240, 248, 264
-"""Places in struct kvm_sregs."""
 _REAL_CR0 = 0x60000010  # CD, NW, ET: as after reset
 _PAGING = 0x80050033  # PG, AM, WP, NE, ET, MP, PE
 _PAE_SSE, _OSXSAVE = 0x620, 0x40000
@@ -37,10 +35,10 @@ def user_mode(sregs: bytes, cr3: int, *, cpl: int = 3, avx: bool = False) -> byt
         SEGMENT.pack_into(
             made, SEGMENT.size * place, 0, 0xFFFFFFFF, selector, kind, 1, cpl, not code, 1, code, 1, 0, 0, 0
         )
-    struct.pack_into("<Q", made, _CR0, _PAGING)
-    struct.pack_into("<Q", made, _CR3, cr3)
-    struct.pack_into("<Q", made, _CR4, _PAE_SSE | (_OSXSAVE if avx else 0))
-    struct.pack_into("<Q", made, _EFER, _LONG_MODE)
+    struct.pack_into("<Q", made, CR0, _PAGING)
+    struct.pack_into("<Q", made, CR3, cr3)
+    struct.pack_into("<Q", made, CR4, _PAE_SSE | (_OSXSAVE if avx else 0))
+    struct.pack_into("<Q", made, EFER, _LONG_MODE)
     return bytes(made)
 
 
@@ -51,7 +49,7 @@ def real_mode(sregs: bytes) -> bytes:
         SEGMENT.pack_into(
             made, SEGMENT.size * place, 0, 0xFFFF, 0, 11 if name == "cs" else 3, 1, 0, 0, 1, 0, 0, 0, 0, 0
         )
-    for place, value in ((_CR0, _REAL_CR0), (_CR3, 0), (_CR4, 0), (_EFER, 0)):
+    for place, value in ((CR0, _REAL_CR0), (CR3, 0), (CR4, 0), (EFER, 0)):
         struct.pack_into("<Q", made, place, value)
     return bytes(made)
 
