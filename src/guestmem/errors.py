@@ -22,6 +22,7 @@ __all__ = [
     "MemslotError",
     "OutOfRangeError",
     "OwnedError",
+    "RangeNodesError",
     "Stage2Error",
     "TablePagesError",
     "TraceError",
@@ -131,6 +132,19 @@ class LockedError(Stage2Error):
 
 class TablePagesError(Stage2Error):
     """ENOMEM: the pool has no page for another table; what was done stays, and the table is usable."""
+
+
+class RangeNodesError(GuestmemError, MemoryError):
+    """ENOMEM: a range map has no node left for another store; nothing has changed.
+
+    >>> str(RangeNodesError("ranges: 4 of capacity 4, and no node left for another"))
+    'ENOMEM: ranges: 4 of capacity 4, and no node left for another'
+    """
+
+    errno = _errno.ENOMEM
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"ENOMEM: {message}")
 
 
 class CapabilityError(GuestmemError):

@@ -1,0 +1,200 @@
+"""What readers do with a range map: look one index up, find the range around it, copy ranges out.
+
+Readers take no lock. They hold an SRCU section while a writer may store (``srcu_enter``), load the root once, with
+acquire, and see the whole tree that it was published with: nodes that a root can reach are never written again.
+Relaxed loads suffice below the root: the writer filled every node before it released the root.
+Idea: Linux ``lib/maple_tree.c`` (``mtree_load``, ``mas_walk``), where nodes that die are marked and readers restart;
+here a reader keeps the tree that it started with.
+"""
+
+from __future__ import annotations
+
+from ..atomics import load_acquire, load_relaxed
+from ..compiled import U64, Own, Words, compiled, const, u64
+from .layout import HEIGHT_BITS, HEIGHT_MASK, ROOT, WIDTH
+
+__all__ = ["last_at_most", "ranges_copy", "ranges_find", "ranges_gap", "ranges_load", "ranges_load_many"]
+
+_ONE = const(1)
+_TWO = const(2)
+_EIGHT = const(8)
+_LAST = const((1 << 64) - 1)
+
+
+@compiled(inline=True)
+def node_count(ranges: Words, node: U64, width: U64) -> U64:
+    """Entries of a node."""
+    return load_relaxed(ranges, node + width + width - _TWO)
+
+
+@compiled(inline=True)
+def _search(ranges: Words, node: U64, width: U64, index: U64) -> U64:
+    """How many keys of a node, but for its first, are at most ``index``. O(width / 8).
+
+    Every eighth key, then the seven behind the last of these that is: a cache line each, the lines asked for side by
+    side, no branch that depends on a key. Keys past the count are 2**64 - 1, which only that very index reaches.
+    """
+    low = u64(0)
+    probe = _EIGHT
+    while probe < width:
+        low += u64(load_relaxed(ranges, node + probe) <= index)
+        probe += _EIGHT
+    at = node + (low << 3)
+    return (
+        (low << 3)
+        + u64(load_relaxed(ranges, at + _ONE) <= index)
+        + u64(load_relaxed(ranges, at + _TWO) <= index)
+        + u64(load_relaxed(ranges, at + u64(3)) <= index)
+        + u64(load_relaxed(ranges, at + u64(4)) <= index)
+        + u64(load_relaxed(ranges, at + u64(5)) <= index)
+        + u64(load_relaxed(ranges, at + u64(6)) <= index)
+        + u64(load_relaxed(ranges, at + u64(7)) <= index)
+    )
+
+
+@compiled
+def last_at_most(ranges: Words, node: U64, width: U64, count: U64, index: U64) -> U64:
+    """Which entry of a node is around ``index``. O(width / 8)."""
+    return min(_search(ranges, node, width, index), count - _ONE)
+
+
+@compiled(inline=True)
+def load_from(ranges: Words, root: U64, index: U64) -> U64:
+    """The value at ``index`` in the tree ``root``; 0 for none. O(log n)."""
+    width = load_relaxed(ranges, WIDTH)
+    height = root & HEIGHT_MASK
+    node = root >> HEIGHT_BITS
+    while True:
+        at = _search(ranges, node, width, index)
+        if index == _LAST:
+            at = node_count(ranges, node, width) - _ONE
+        node = load_relaxed(ranges, node + width + at)
+        if height == 0:
+            return node
+        height -= _ONE
+
+
+@compiled
+def ranges_load(ranges: Words, index: U64) -> U64:
+    """The value at ``index``, 0 for none. O(log n). Inside an SRCU section if a writer may store meanwhile."""
+    return load_from(ranges, load_acquire(ranges, ROOT), index)
+
+
+@compiled(nogil=True)
+def ranges_load_many(ranges: Words, indices: Own, values: Own, count: U64) -> None:
+    """Write the values at ``count`` indices, all of one moment. O(count log n)."""
+    root = load_acquire(ranges, ROOT)
+    number = u64(0)
+    while number < count:
+        values[number] = load_from(ranges, root, indices[number])
+        number += _ONE
+
+
+@compiled
+def find_from(ranges: Words, root: U64, index: U64, found: Own) -> None:
+    """Write start, last index and value of what is around ``index`` in the tree ``root``, 0 for a gap. O(log n)."""
+    width = load_relaxed(ranges, WIDTH)
+    height = root & HEIGHT_MASK
+    node = root >> HEIGHT_BITS
+    last = _LAST
+    while True:
+        count = node_count(ranges, node, width)
+        at = last_at_most(ranges, node, width, count, index)
+        if at + _ONE < count:
+            last = load_relaxed(ranges, node + at + _ONE) - _ONE
+        if height == 0:
+            break
+        node = load_relaxed(ranges, node + width + at)
+        height -= _ONE
+    found[0] = load_relaxed(ranges, node + at)
+    found[1] = last
+    found[2] = load_relaxed(ranges, node + width + at)
+
+
+@compiled
+def ranges_find(ranges: Words, index: U64, found: Own) -> None:
+    """As ``find_from``, in the tree of now. ``found[1] + 1`` is the next index whose value is different."""
+    find_from(ranges, load_acquire(ranges, ROOT), index, found)
+
+
+@compiled(nogil=True)
+def ranges_copy(ranges: Words, root: U64, first: U64, last: U64, out: Own, room: U64) -> U64:
+    """Copy ranges that have a value and meet [first, last], clipped to it: start, last index, value, three words each.
+
+    Up to ``room`` of them, ascending; returns how many. If it is ``room``, go on after the last one copied.
+    O(log n + entries passed).
+    """
+    width = load_relaxed(ranges, WIDTH)
+    copied = u64(0)
+    index = first
+    while copied < room:
+        node = root >> HEIGHT_BITS
+        height = root & HEIGHT_MASK
+        bound = _LAST  # last index that this leaf knows of
+        while height > 0:
+            count = node_count(ranges, node, width)
+            at = last_at_most(ranges, node, width, count, index)
+            if at + _ONE < count:
+                bound = load_relaxed(ranges, node + at + _ONE) - _ONE
+            node = load_relaxed(ranges, node + width + at)
+            height -= _ONE
+        count = node_count(ranges, node, width)
+        at = last_at_most(ranges, node, width, count, index)
+        while at < count and copied < room:
+            start = load_relaxed(ranges, node + at)
+            if start > last:
+                return copied
+            end = bound
+            if at + _ONE < count:
+                end = load_relaxed(ranges, node + at + _ONE) - _ONE
+            value = load_relaxed(ranges, node + width + at)
+            if value != 0:
+                out[copied * u64(3)] = max(start, first)
+                out[copied * u64(3) + _ONE] = min(end, last)
+                out[copied * u64(3) + u64(2)] = value
+                copied += _ONE
+            at += _ONE
+        if at < count or bound >= last:
+            return copied
+        index = bound + _ONE
+    return copied
+
+
+@compiled(nogil=True)
+def ranges_gap(ranges: Words, root: U64, first: U64, last: U64, size: U64, found: Own) -> bool:
+    """The first gap of at least ``size`` indices within [first, last]: writes its start and last index, clipped.
+
+    Returns whether there is one. O(log n) a leaf, and the entries passed: no gaps are kept in inner nodes (the
+    maple tree's allocation mode keeps them, at ten children a node instead of sixteen).
+    """
+    width = load_relaxed(ranges, WIDTH)
+    index = first
+    while True:
+        node = root >> HEIGHT_BITS
+        height = root & HEIGHT_MASK
+        bound = _LAST
+        while height > 0:
+            count = node_count(ranges, node, width)
+            at = last_at_most(ranges, node, width, count, index)
+            if at + _ONE < count:
+                bound = load_relaxed(ranges, node + at + _ONE) - _ONE
+            node = load_relaxed(ranges, node + width + at)
+            height -= _ONE
+        count = node_count(ranges, node, width)
+        at = last_at_most(ranges, node, width, count, index)
+        while at < count:
+            start = max(load_relaxed(ranges, node + at), first)
+            if start > last:
+                return False
+            end = bound
+            if at + _ONE < count:
+                end = load_relaxed(ranges, node + at + _ONE) - _ONE
+            end = min(end, last)
+            if load_relaxed(ranges, node + width + at) == 0 and end - start >= size - _ONE:
+                found[0] = start
+                found[1] = end
+                return True
+            at += _ONE
+        if bound >= last:
+            return False
+        index = bound + _ONE
