@@ -44,7 +44,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LAZY = {("__init__", "check")}  # check_trace, found when it is first asked for
 
-PURE = ["traces", "check", "report", "cli", "errors", "units"]
+PURE = ["vmm", "traces", "check", "report", "cli", "errors", "units"]
 """Rooms that work without NumPy and Numba."""
 
 
