@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -78,7 +78,10 @@ CASES: dict[str, tuple[Callable[[MemoryMap, Any], object], str]] = {
     ),
     "a child that is not there": (lambda m, r: r("root").del_subregion(r("ram")), "region ram: it is not in root"),
     "no size": (lambda m, r: m.ram("none", 0), "region none: size: 0x0 is not in 0x1..0x1"),
-    "a size that is none": (lambda m, r: m.ram("none", "4K"), "region none: size: '4K' is not a whole number"),
+    "a size that is none": (
+        lambda m, r: m.ram("none", cast("Any", "4K")),
+        "region none: size: '4K' is not a whole number",
+    ),
     "a priority that is none": (
         lambda m, r: r("box").set_priority(1 << 40),
         "priority: 0x10000000000 is not in",
