@@ -42,7 +42,7 @@ def test_a_row_knows_its_attempts_and_its_work(steps: Plan) -> None:
     assert row.counts.pauses == row.transactions
     assert row.accesses > 0
     assert row.failures == 0
-    assert row.stall_median_ns <= row.stall_p99_ns <= row.stall_worst_ns
+    assert row.vcpu_stall_median_ns <= row.vcpu_stall_p99_ns <= row.vcpu_stall_worst_ns
     # 35 changes: 16 deletes with two swaps, 19 creates with one.
     deletes = sum(change.deletes for step in steps.steps for change in step.changes)
     assert row.counts.swaps == REPEAT * (35 + deletes)

@@ -21,7 +21,7 @@ def state(guest: Guest) -> tuple[list[Slot], int, tuple[int, ...]]:
     """Slots, generation, and what was done to vCPUs."""
     guest.engine.memslots.check()
     counts = guest.engine.counts
-    work = counts.swaps, counts.flushes, counts.stalls, counts.kicks, counts.pauses, counts.srcu_waits
+    work = counts.swaps, counts.flushes, counts.ranges_in_flux, counts.kicks, counts.pauses, counts.srcu_waits
     return list(guest.engine.memslots), guest.engine.memslots.generation(), work
 
 

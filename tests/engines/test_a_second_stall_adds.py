@@ -34,7 +34,7 @@ def test_both_lists_are_in_flux_until_the_release() -> None:
             update.release()
             assert stalled(guest, range(16)) == []
             update.settle()
-        assert (guest.engine.counts - before).stalls == 2
+        assert (guest.engine.counts - before).ranges_in_flux == 2
 
 
 def test_what_the_engine_holds_is_held_to_the_sum() -> None:

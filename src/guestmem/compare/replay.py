@@ -80,7 +80,7 @@ def replay(
     finally:
         engine.stop()
     counted.look()
-    row.update_ns, row.trace_ns, row.kick_ns = Spread.of(updates), Spread.of(totals), Spread.of(kicks)
+    row.update_ns, row.trace_ns, row.one_kick_ns = Spread.of(updates), Spread.of(totals), Spread.of(kicks)
     _sum_up(row, engine, counted)
     return row
 
@@ -111,11 +111,11 @@ def _sum_up(row: Row, engine: MeasuredEngine, counted: Counters) -> None:
     every = engine.vcpu_counts()
     total = {name: sum(counts[name] for counts in every) for name in every[0]}
     histogram = [sum(column) for column in zip(*(counts.histogram for counts in every), strict=True)]
-    row.stalls = sum(histogram)
-    row.stall_worst_ns = max(counts["stall_worst"] for counts in every)
+    row.vcpu_stalls = sum(histogram)
+    row.vcpu_stall_worst_ns = max(counts["stall_worst"] for counts in every)
     # The histogram gives the middle of a bucket, which may lie above the worst.
-    row.stall_median_ns = min(percentile(histogram, 0.5), row.stall_worst_ns)
-    row.stall_p99_ns = min(percentile(histogram, 0.99), row.stall_worst_ns)
+    row.vcpu_stall_median_ns = min(percentile(histogram, 0.5), row.vcpu_stall_worst_ns)
+    row.vcpu_stall_p99_ns = min(percentile(histogram, 0.99), row.vcpu_stall_worst_ns)
     row.accesses, row.inside, row.inside_changed = total["accesses"], total["inside"], total["inside_changed"]
     row.holes = total["holes_read"] + total["holes_write"]
     row.killed = total["killed_fetches"]

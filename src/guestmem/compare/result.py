@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..engines import Counts
@@ -57,12 +57,13 @@ class Row:
     """Per transaction."""
     trace_ns: Spread = field(default_factory=lambda: Spread.of(()))
     """Per replay of the whole trace, pauses between transactions left out."""
-    kick_ns: Spread = field(default_factory=lambda: Spread.of(()))
+    one_kick_ns: Spread = field(default_factory=lambda: Spread.of(()))
     """One kick of all vCPUs with acknowledgement, between transactions: the floor of every pause."""
-    stalls: int = 0
-    stall_median_ns: float = 0.0
-    stall_p99_ns: float = 0.0
-    stall_worst_ns: int = 0
+    vcpu_stalls: int = 0
+    """Times that a vCPU had to wait for an update; how long: the three below, in ns."""
+    vcpu_stall_median_ns: float = 0.0
+    vcpu_stall_p99_ns: float = 0.0
+    vcpu_stall_worst_ns: int = 0
     accesses: int = 0
     inside: int = 0
     """Accesses to memory that should be there, in or across a window."""
@@ -91,7 +92,7 @@ class Row:
     counts: Counts = field(default_factory=Counts)
     vcpu_counts: list[dict[str, int]] = field(default_factory=list)
     unmeasured: list[str] = field(default_factory=list)
-    """Fields of this row and of its ``counts`` that the engine cannot measure: their zeros say nothing."""
+    """What the engine cannot measure, so that its zero says nothing: fields of this row, and ``counts.NAME``."""
     refusals: list[str] = field(default_factory=list)
     """Transactions that engine or design refused, in words; they were applied with all vCPUs paused instead."""
 
@@ -110,17 +111,21 @@ class Row:
         """Whether this row shows its design to be broken."""
         return bool(self.failures or self.torn)
 
-    def _measured(self, name: str, value: Any) -> Any:
-        return None if name in self.unmeasured else value
+    def measures(self, name: str) -> bool:
+        """Whether the engine can measure ``name``, a field of this row or ``counts.NAME``."""
+        return name not in self.unmeasured
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: all fields, durations in ns; None for what the engine cannot measure."""
         result: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if isinstance(value, Spread | Counts):
-                value = {part: self._measured(part, getattr(value, part)) for part in value.__dataclass_fields__}
-            result[name] = self._measured(name, value)
+            if isinstance(value, Spread):
+                value = asdict(value)
+            elif isinstance(value, Counts):
+                parts = asdict(value).items()
+                value = {part: count if self.measures(f"counts.{part}") else None for part, count in parts}
+            result[name] = value if self.measures(name) else None
         return result | {"oversubscribed": self.oversubscribed, "failures": self.failures, "caught": self.caught}
 
 
@@ -142,6 +147,8 @@ class Comparison:
     slow_vcpu_ms: float = 0.0
     host: str = ""
     """Of an engine that depends on it: kernel, module and settings that the figures come from."""
+    notes: list[str] = field(default_factory=list)
+    """What was replayed in another way than it was recorded, in words."""
     control: str = ""
     """The design that has to be caught: the one broken on purpose, or, where the engine cannot do that, today's."""
 

@@ -44,8 +44,8 @@ class Counts:
     kicks: int = 0
     flushes: int = 0
     pauses: int = 0
-    stalls: int = 0
-    """Ranges put in flux."""
+    ranges_in_flux: int = 0
+    """Ranges of frames that updates put in flux (``Update.stall``)."""
     zaps: int = 0
     """Stage-2 translations removed, or made read-only."""
     slept: int = 0
@@ -54,8 +54,8 @@ class Counts:
     """Waiting for other updaters (slots_lock)."""
     edit_ns: int = 0
     """Checking and editing the sets."""
-    kick_ns: int = 0
-    """Making requests."""
+    request_ns: int = 0
+    """Making requests of vCPUs; until they acknowledge: ``acks_ns``."""
     acks_ns: int = 0
     """Waiting for the slowest vCPU to acknowledge."""
     grace_ns: int = 0
@@ -155,7 +155,7 @@ class MeasuredEngine(Engine, Protocol):
     host: str
     """What must stand beside each figure: kernel, module, settings; "" for an engine that depends on none."""
     unmeasured: frozenset[str]
-    """Names of ``Counts`` and of a row's fields that this engine cannot measure; shown as "-", never as 0."""
+    """What this engine cannot measure, shown as "-" and never as 0: names of a row's fields, and ``counts.NAME``."""
 
     @property
     def table_pages(self) -> int:

@@ -6,18 +6,14 @@ and nothing at all in a run that did not catch the design that is broken on purp
 
 from __future__ import annotations
 
-import io
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from ..compare.result import ELSEWHERE, Comparison, Row, Spread
 from ..units import format_ns
-from .design_tables import PIPE_WIDTH, add_rows, bad, design_table, verdict
+from .design_tables import DesignTable, bad, print_tables, verdict
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["print_comparison", "verdict"]
+__all__ = ["design_tables", "print_comparison", "verdict"]
 
 SEEN = (
     ("accesses inside", "to memory that should be there, begun or ended while an update ran"),
@@ -31,120 +27,13 @@ SEEN = (
     ("torn", "updates without one instant: saw old later than another saw new; of those that could tell"),
 )
 
-UNMEASURED = (
-    "a real guest cannot tell which host memory it sees, and what the kernel does inside an ioctl is not seen "
-    "from outside (edit: time in ioctls; slowest vCPU: kicks and waits for them)"
+COST = (
+    *("update, median", "mean ± sd", "trace, mean ± sd"),
+    *("vCPU stalls", "vCPU stall, median", "99 %", "worst"),
+    "one kick, median",
 )
-
-
-def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) -> None:
-    """Print the tables to ``stream`` (standard output if None): as wide as a terminal, else plain and never wrapped."""
-    stream = sys.stdout if stream is None else stream
-    from rich.console import Console
-
-    slow = f", vCPU 0 stays {comparison.slow_vcpu_ms:g} ms in read-side sections" if comparison.slow_vcpu_ms else ""
-    stream.write(
-        f"{comparison.path}: {comparison.changes} changes in {comparison.steps} transactions, {comparison.repeat} "
-        f"replays a row, {comparison.interval_ms:g} ms between transactions; engine {comparison.engine} "
-        f"({comparison.arch}) on {comparison.cores} cores, seed {comparison.seed}{slow}\n"
-    )
-    text = io.StringIO()
-    if comparison.host:
-        stream.write(f"host: {comparison.host}\n")
-    terminal = stream.isatty()
-    console = Console(file=stream) if terminal else Console(file=text, width=PIPE_WIDTH, color_system=None)
-    for table in (_seen(comparison), _cost(comparison), _work(comparison)):
-        console.print()
-        console.print(table)
-    stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
-    stream.write("\n")
-    for name, meaning in SEEN:
-        stream.write(f"  {name}: {meaning}\n")
-    stream.write("  update: a transaction; trace: all of one replay; stall: how long vCPUs had to wait for an update\n")
-    stream.write("  one kick: of all vCPUs, with their acknowledgements and no update: the floor under every pause\n")
-    if any(row.oversubscribed for row in comparison.rows):
-        stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
-    if comparison.rows and comparison.rows[0].unmeasured:
-        stream.write(f"  -: engine {comparison.engine} cannot measure it: {UNMEASURED}\n")
-    if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
-        stream.writelines(
-            f"  refused, so done with all vCPUs paused: {row.design}, {row.vcpus} vCPUs: {text}\n"
-            for row, text in refusals
-        )
-    stream.write("\n")
-    console = Console(file=stream) if terminal else Console(file=stream, width=PIPE_WIDTH, color_system=None)
-    stream.write(
-        f"Measured elsewhere, for reference only: {ELSEWHERE['what']}\n({ELSEWHERE['source']}; {ELSEWHERE['host']})\n"
-    )
-    console.print(_elsewhere())
-    if comparison.interrupted:
-        stream.write("interrupted: the last row holds what was measured so far\n")
-    stream.write(verdict(comparison) + "\n")
-
-
-def _unless(row: Row, name: str, text: str, seen: int = 0) -> str:
-    """``text``, or "-" where the engine cannot measure ``name`` and nothing was ``seen`` of it all the same."""
-    return "-" if name in row.unmeasured and not seen else text
-
-
-def _seen(comparison: Comparison) -> Table:
-    table = design_table("What vCPUs saw", "vCPUs", *(name for name, _ in SEEN))
-    cells = [
-        [
-            str(row.inside),
-            str(row.inside_changed),
-            bad(row.holes),
-            bad(row.killed),
-            str(row.answered),
-            bad(row.lost),
-            bad(row.wrong),
-            _unless(row, "stale", bad(row.stale + row.refused + row.strange), row.strange),
-            _unless(row, "torn", f"{bad(row.torn)} of {row.instants}"),
-        ]
-        for row in comparison.rows
-    ]
-    add_rows(table, comparison.rows, cells)
-    return table
-
-
-def _spread(spread: Spread) -> str:
-    return f"{format_ns(spread.mean)} ± {format_ns(spread.deviation)}" if spread.count else "-"
-
-
-def _cost(comparison: Comparison) -> Table:
-    table = design_table(
-        "What it cost",
-        "vCPUs",
-        "update, median",
-        "mean ± sd",
-        "trace, mean ± sd",
-        "stalls",
-        "stall, median",
-        "99 %",
-        "worst",
-        "one kick, median",
-    )
-    cells = [
-        [
-            format_ns(row.update_ns.median),
-            _spread(row.update_ns),
-            _spread(row.trace_ns),
-            str(row.stalls),
-            format_ns(row.stall_median_ns) if row.stalls else "-",
-            format_ns(row.stall_p99_ns) if row.stalls else "-",
-            format_ns(row.stall_worst_ns) if row.stalls else "-",
-            format_ns(row.kick_ns.median),
-        ]
-        for row in comparison.rows
-    ]
-    add_rows(table, comparison.rows, cells)
-    return table
-
-
-def _work(comparison: Comparison) -> Table:
-    table = design_table(
-        "What the updates did, a replay",
-        "vCPUs",
+WORK = (
+    *(
         "swaps",
         "SRCU waits",
         "kicks",
@@ -155,45 +44,120 @@ def _work(comparison: Comparison) -> Table:
         "refaults",
         "table pages",
         "slept",
-        "lock",
-        "edit",
-        "kicking",
-        "slowest vCPU",
-        "readers",
+    ),
+    *("lock", "edit", "requests", "slowest vCPU", "readers"),
+)
+
+UNMEASURED = (
+    "a real guest cannot tell which host memory it sees, and what the kernel does inside an ioctl is not seen "
+    "from outside (edit: time in ioctls; slowest vCPU: kicks and waits for them)"
+)
+
+
+def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) -> None:
+    """Print the tables to ``stream`` (standard output if None), narrow on a terminal that is too narrow for them."""
+    stream = sys.stdout if stream is None else stream
+    slow = f", vCPU 0 stays {comparison.slow_vcpu_ms:g} ms in read-side sections" if comparison.slow_vcpu_ms else ""
+    stream.write(
+        f"{comparison.path}: {comparison.changes} changes in {comparison.steps} transactions, {comparison.repeat} "
+        f"replays a row, {comparison.interval_ms:g} ms between transactions; engine {comparison.engine} "
+        f"({comparison.arch}) on {comparison.cores} cores, seed {comparison.seed}{slow}\n"
     )
-    cells = []
-    for row in comparison.rows:
-        replays = max(1.0, row.transactions / comparison.steps) if comparison.steps else 1.0
-        counts = row.counts
-        cells.append(
-            [
-                *(
-                    _unless(row, name, f"{getattr(counts, name) / replays:.0f}")
-                    for name in ("swaps", "srcu_waits", "kicks", "flushes", "pauses", "stalls", "zaps")
-                ),
-                _unless(row, "refaults", f"{row.refaults / replays:.0f}"),
-                _unless(row, "table_pages", str(row.table_pages)),
-                _unless(row, "slept", f"{counts.slept / replays:.0f}"),
-                *(
-                    _unless(row, name, format_ns(getattr(counts, name) / replays))
-                    for name in ("lock_ns", "edit_ns", "kick_ns", "acks_ns", "grace_ns")
-                ),
-            ]
+    stream.writelines(f"{note}\n" for note in comparison.notes)
+    if comparison.host:
+        stream.write(f"host: {comparison.host}\n")
+    print_tables(design_tables(comparison), stream)
+    stream.write("\n")
+    for name, meaning in SEEN:
+        stream.write(f"  {name}: {meaning}\n")
+    stream.write("  update: a transaction; trace: all of one replay; vCPU stall: a vCPU had to wait for an update\n")
+    stream.write("  one kick: of all vCPUs, with their acknowledgements and no update: the floor under every pause\n")
+    if any(row.oversubscribed for row in comparison.rows):
+        stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
+    if comparison.rows and comparison.rows[0].unmeasured:
+        stream.write(f"  -: engine {comparison.engine} cannot measure it: {UNMEASURED}\n")
+    if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
+        stream.writelines(
+            f"  refused, so done with all vCPUs paused: {row.design}, {row.vcpus} vCPUs: {text}\n"
+            for row, text in refusals
         )
-    add_rows(table, comparison.rows, cells)
-    return table
-
-
-def _elsewhere() -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+    stream.write(
+        f"\nMeasured elsewhere, for reference only: {ELSEWHERE['what']}\n({ELSEWHERE['source']}; {ELSEWHERE['host']})\n"
     )
-    for column in ELSEWHERE["columns"]:
-        table.add_column(str(column), justify="right")
-    for row in ELSEWHERE["rows"]:
-        table.add_row(*map(str, row))
-    return table
+    names = ELSEWHERE["columns"]
+    stream.write("".join(f"{name:>{max(5, len(name)) + 3}}" for name in names) + "\n")
+    for values in ELSEWHERE["rows"]:
+        stream.write(
+            "".join(f"{value:>{max(5, len(name)) + 3}}" for name, value in zip(names, values, strict=True)) + "\n"
+        )
+    if comparison.interrupted:
+        stream.write("interrupted: the last row holds what was measured so far\n")
+    stream.write(verdict(comparison) + "\n")
+
+
+def design_tables(comparison: Comparison) -> list[DesignTable]:
+    """What vCPUs saw, what it cost, what the updates did."""
+    rows = comparison.rows
+    return [
+        DesignTable("What vCPUs saw", tuple(name for name, _ in SEEN), rows, [_seen(row) for row in rows]),
+        DesignTable("What it cost", COST, rows, [_cost(row) for row in rows]),
+        DesignTable("What the updates did, a replay", WORK, rows, [_work(row, comparison.steps) for row in rows]),
+    ]
+
+
+def _unless(row: Row, name: str, text: str, seen: int = 0) -> str:
+    """``text``, or "-" where the engine cannot measure ``name`` and nothing was ``seen`` of it all the same."""
+    return text if row.measures(name) or seen else "-"
+
+
+def _seen(row: Row) -> list[str]:
+    return [
+        str(row.inside),
+        str(row.inside_changed),
+        bad(row.holes),
+        bad(row.killed),
+        str(row.answered),
+        bad(row.lost),
+        bad(row.wrong),
+        _unless(row, "stale", bad(row.stale + row.refused + row.strange), row.strange),
+        _unless(row, "torn", f"{bad(row.torn)} of {row.instants}"),
+    ]
+
+
+def _spread(spread: Spread) -> str:
+    return f"{format_ns(spread.mean)} ± {format_ns(spread.deviation)}" if spread.count else "-"
+
+
+def _median(spread: Spread) -> str:
+    return format_ns(spread.median) if spread.count else "-"
+
+
+def _cost(row: Row) -> list[str]:
+    stalls = (row.vcpu_stall_median_ns, row.vcpu_stall_p99_ns, row.vcpu_stall_worst_ns)
+    return [
+        _median(row.update_ns),
+        _spread(row.update_ns),
+        _spread(row.trace_ns),
+        str(row.vcpu_stalls),
+        *(format_ns(stall) if row.vcpu_stalls else "-" for stall in stalls),
+        _median(row.one_kick_ns),
+    ]
+
+
+def _work(row: Row, steps: int) -> list[str]:
+    replays = max(1.0, row.transactions / steps) if steps else 1.0
+    counts = row.counts
+
+    def count(name: str) -> str:
+        return _unless(row, f"counts.{name}", f"{getattr(counts, name) / replays:.0f}")
+
+    def duration(name: str) -> str:
+        return _unless(row, f"counts.{name}", format_ns(getattr(counts, name) / replays))
+
+    return [
+        *map(count, ("swaps", "srcu_waits", "kicks", "flushes", "pauses", "ranges_in_flux", "zaps")),
+        _unless(row, "refaults", f"{row.refaults / replays:.0f}"),
+        _unless(row, "table_pages", str(row.table_pages)),
+        count("slept"),
+        *map(duration, ("lock_ns", "edit_ns", "request_ns", "acks_ns", "grace_ns")),
+    ]

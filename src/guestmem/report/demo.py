@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import sys
+from dataclasses import dataclass
 from typing import TextIO
 
 from ..demo import Scene, SceneRow
 from ..units import format_ns
-from .design_tables import PIPE_WIDTH
+from .design_tables import DesignTable, print_tables
 
 __all__ = ["print_scene"]
 
 
+@dataclass
+class _Labelled:
+    """A scene's row, for a table of designs: two vCPUs, none wrong on purpose."""
+
+    design: str
+    vcpus: int = 2
+    broken: bool = False
+    oversubscribed: bool = False
+    caught: bool = False
+
+
 def print_scene(scene: Scene, *, stream: TextIO | None = None) -> None:
     """A table of the scene's rows to ``stream`` (standard output if None), and what it shows in a sentence a row."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     stream = sys.stdout if stream is None else stream
     stream.write(
         f"bios-relocation, engine {scene.engine}: a slot is deleted and re-created beneath two vCPUs; vCPU 0 counts "
@@ -26,14 +33,9 @@ def print_scene(scene: Scene, *, stream: TextIO | None = None) -> None:
     )
     if scene.host:
         stream.write(f"host: {scene.host}\n")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("design", no_wrap=True)
     columns = ("updates", "update, median", "accesses inside", "MMIO exits", "increments lost", "vCPU 1 died", "first")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in scene.rows:
-        table.add_row(
-            row.design,
+    cells = [
+        [
             str(row.updates),
             format_ns(row.update_median_ns),
             str(row.inside),
@@ -41,13 +43,12 @@ def print_scene(scene: Scene, *, stream: TextIO | None = None) -> None:
             f"{row.lost} of {row.writes}",
             str(row.killed),
             f"update {row.first_kill}" if row.first_kill else "-",
-        )
-    if stream.isatty():
-        Console(file=stream).print(table)
-    else:
-        text = io.StringIO()
-        Console(file=text, width=PIPE_WIDTH, color_system=None).print(table)
-        stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+        ]
+        for row in scene.rows
+    ]
+    print_tables(
+        [DesignTable("", columns, [_Labelled(row.design) for row in scene.rows], cells, with_vcpus=False)], stream
+    )
     stream.writelines(f"  {row.design}: {_what_happened(row)}\n" for row in scene.rows)
     if scene.interrupted:
         stream.write("interrupted: the last row holds what happened so far\n" if scene.rows else "interrupted\n")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from ..compare.dirty_log_result import DirtyLogComparison, DirtyLogRow
 from ..units import format_ns, format_size
-from .design_tables import PIPE_WIDTH, add_rows, bad, design_table, verdict
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from .design_tables import DesignTable, bad, print_tables, verdict
 
 __all__ = ["print_dirty_log"]
 
@@ -44,21 +40,13 @@ _TIMES = (
 
 
 def print_dirty_log(comparison: DirtyLogComparison, *, stream: TextIO | None = None) -> None:
-    """Print the tables to ``stream`` (standard output if None): as wide as a terminal, else plain and never wrapped."""
+    """Print the tables to ``stream`` (standard output if None): narrow on a terminal that is too narrow for them."""
     stream = sys.stdout if stream is None else stream
-    from rich.console import Console
-
     stream.write(
         f"dirty-log: {format_size(comparison.memory)}, {comparison.iterations} iterations, {comparison.repeat} runs a "
         f"row; engine soft ({comparison.arch}) on {comparison.cores} cores, seed {comparison.seed}\n"
     )
-    terminal = stream.isatty()
-    text = io.StringIO()
-    console = Console(file=stream) if terminal else Console(file=text, width=PIPE_WIDTH, color_system=None)
-    for table in (_seen(comparison), _times(comparison), _work(comparison)):
-        console.print()
-        console.print(table)
-    stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    print_tables((_seen(comparison), _times(comparison), _work(comparison)), stream)
     stream.write("\n")
     for name, summary in comparison.designs.items():
         stream.write(f"  {name}: {summary}\n")
@@ -72,53 +60,43 @@ def print_dirty_log(comparison: DirtyLogComparison, *, stream: TextIO | None = N
     stream.write(verdict(comparison) + "\n")
 
 
-def _seen(comparison: DirtyLogComparison) -> Table:
-    table = design_table(
-        "What was lost", "vCPUs", "pages written", "in a log", "marked", "logs under load", "writes meanwhile", "lost"
-    )
-    add_rows(
-        table,
+def _seen(comparison: DirtyLogComparison) -> DesignTable:
+    return DesignTable(
+        "What was lost",
+        ("pages written", "in a log", "marked", "logs under load", "writes meanwhile", "lost"),
         comparison.rows,
         [
             [
-                str(row.written),
-                str(row.named),
-                str(row.marked),
-                str(row.live_logs),
-                str(row.live_writes),
+                *map(str, (row.written, row.named, row.marked, row.live_logs, row.live_writes)),
                 bad(row.lost),
             ]
             for row in comparison.rows
         ],
     )
-    return table
 
 
-def _times(comparison: DirtyLogComparison) -> Table:
-    table = design_table("How long it took, median", "vCPUs", *(title for _, title in _TIMES))
-    add_rows(
-        table,
+def _times(comparison: DirtyLogComparison) -> DesignTable:
+    return DesignTable(
+        "How long it took, median",
+        tuple(title for _, title in _TIMES),
         comparison.rows,
         [
             [format_ns(row.times[phase].median) if row.times[phase].count else "-" for phase, _ in _TIMES]
             for row in comparison.rows
         ],
     )
-    return table
 
 
-def _work(comparison: DirtyLogComparison) -> Table:
+def _work(comparison: DirtyLogComparison) -> DesignTable:
     phases = ("enable", "dirty", "clear", "disable", "rebuild")
     pages = ("before", "dirty", "disable", "rebuild")
-    table = design_table(
+    return DesignTable(
         "What it did, a run",
-        "vCPUs",
-        *(f"invalidations: {phases[0]}", *phases[1:-1], "first writes"),
-        *("faults: dirty", "first writes"),
-        *("table pages: before", "logging", "off", "written"),
-    )
-    add_rows(
-        table,
+        (
+            *(f"invalidations: {phases[0]}", *phases[1:-1], "first writes"),
+            *("faults: dirty", "first writes"),
+            *("table pages: before", "logging", "off", "written"),
+        ),
         comparison.rows,
         [
             [
@@ -129,7 +107,6 @@ def _work(comparison: DirtyLogComparison) -> Table:
             for row in comparison.rows
         ],
     )
-    return table
 
 
 def _each(row: DirtyLogRow, count: int) -> str:

@@ -60,9 +60,9 @@ class KvmLoadEngine(KvmEngine):
 
     unmeasured = frozenset(
         {
-            *("stale", "refused", "torn", "instants"),
-            *("swaps", "srcu_waits", "flushes", "stalls", "kick_ns", "grace_ns"),
-            *("zaps", "refaults", "table_pages"),
+            *("stale", "refused", "torn", "instants", "refaults", "table_pages"),
+            *("counts.swaps", "counts.srcu_waits", "counts.flushes", "counts.ranges_in_flux", "counts.zaps"),
+            *("counts.request_ns", "counts.grace_ns"),
         }
     )
 

@@ -145,7 +145,7 @@ class SoftEngine(VcpuThreads):
         except BaseException:  # Ctrl-C: the caller has no pause to end
             resume_all(self._vm)
             raise
-        counts.kick_ns += asked - begun
+        counts.request_ns += asked - begun
         counts.acks_ns += _clock() - asked
         counts.kicks += self.vcpus
         counts.pauses += 1
@@ -156,7 +156,7 @@ class SoftEngine(VcpuThreads):
             raise GuestmemError("resume: no pause is in force")
         begun = _clock()
         resume_all(self._vm)
-        self.counts.kick_ns += _clock() - begun
+        self.counts.request_ns += _clock() - begun
 
     def kick(self) -> None:
         """Kick all vCPUs and wait until those in the guest have acknowledged."""
@@ -216,7 +216,7 @@ class SoftEngine(VcpuThreads):
         begun = _clock()
         targets = self.request_all()
         asked = _clock()
-        self.counts.kick_ns += asked - begun
+        self.counts.request_ns += asked - begun
         if wait:
             self.counts.slept += patiently(wait_for_acknowledgements, self._vm, self.vcpus, targets)
             self.counts.acks_ns += _clock() - asked

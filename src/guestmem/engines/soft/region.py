@@ -215,7 +215,7 @@ def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
     counts.srcu_waits += swaps
     counts.kicks += swaps * engine.vcpus
     counts.edit_ns += edit
-    counts.kick_ns += kick
+    counts.request_ns += kick
     counts.grace_ns += grace
     counts.slept += slept
     return KINDS[kind]

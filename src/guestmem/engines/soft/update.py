@@ -137,7 +137,7 @@ class SoftUpdate:
             return
         self._in_flux += ranges  # before they are: an exception in between must not leave them so
         self._engine.mark(self._in_flux)
-        self._engine.counts.stalls += len(ranges)
+        self._engine.counts.ranges_in_flux += len(ranges)
         stage2 = self._engine.stage2
         if stage2 is None:
             self._engine.flush(wait=wait)
