@@ -79,16 +79,24 @@ def test_a_change_of_nothing_ends_nothing(tmp_path: Path) -> None:
     assert lines_of(read(tmp_path, [(what, slot, 7, 1.0) for what, slot in events])) == [[1, 2], [3, 4, 5]]
 
 
-def test_each_address_space_has_its_own(tmp_path: Path) -> None:
+def test_each_address_space_has_its_own_and_is_finished_before_the_next(tmp_path: Path) -> None:
     other = 1 << 16
-    events = [(CREATE, 1), (CREATE, other), (DELETE, 1), (DELETE, other), (CREATE, 1), (CREATE, other)]
+    events = [(CREATE, 1), (CREATE, other), (DELETE, 1), (CREATE, 1), (DELETE, other), (CREATE, other)]
     timeline = read(tmp_path, [(what, slot, 7, 1.0) for what, slot in events])
     assert [(each.as_id, [one.line for one in each.changes]) for each in timeline.transactions] == [
         (0, [1]),
         (1, [2]),
-        (0, [3, 5]),
-        (1, [4, 6]),
+        (0, [3, 4]),
+        (1, [5, 6]),
     ]
+    # A guest that switched its BAR off and on: the thread went on to the other address space, so the first was done.
+    events = [(CREATE, 1), (CREATE, other), (DELETE, 1), (DELETE, other), (CREATE, 1), (CREATE, other)]
+    timeline = read(tmp_path, [(what, slot, 7, 1.0) for what, slot in events])
+    assert lines_of(timeline) == [[1], [2], [3], [4], [5], [6]]
+    assert [each.separation.value for each in timeline.transactions] == ["first", "first", *["space"] * 4]
+    # Another thread's change of the other address space says nothing about this one.
+    timeline = read(tmp_path, [(what, slot, 8 if slot == other else 7, 1.0) for what, slot in events])
+    assert lines_of(timeline) == [[1], [2], [3, 5], [4, 6]]
 
 
 def naive(changes: list[RecordedChange], gap: float) -> dict[int, int]:
@@ -102,6 +110,8 @@ def naive(changes: list[RecordedChange], gap: float) -> dict[int, int]:
         group = [one for one in earlier if first[one.line] == first[earlier[-1].line]]
         word = "".join(one.kind.value[0] for one in [*group, each])  # c, d, f
         allowed = word.strip("f") == "" or word.lstrip("d").strip("c") == ""
+        before = [one for one in changes[:i] if one.thread == each.thread]
+        allowed = allowed and before[-1].change.as_id == each.change.as_id
         if allowed and each.time - earlier[-1].time <= gap:
             first[each.line] = first[earlier[-1].line]
     return first

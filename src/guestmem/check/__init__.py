@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from .holes import Hole, HoleRange
+from .late import LateReturn
 from .primitives import AtomicSet, Primitive
 from .report import Report, check
-from .rules import RULES, Rule, Verdict
+from .rules import NOT_SEEN, RULES, Rule, Verdict
 
-__all__ = ["RULES", "AtomicSet", "Hole", "HoleRange", "Primitive", "Report", "Rule", "Verdict", "check"]
+__all__ = [
+    "NOT_SEEN",
+    "RULES",
+    "AtomicSet",
+    "Hole",
+    "HoleRange",
+    "LateReturn",
+    "Primitive",
+    "Report",
+    "Rule",
+    "Verdict",
+    "check",
+]

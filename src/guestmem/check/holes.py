@@ -22,9 +22,10 @@ from .verdict import judge
 
 if TYPE_CHECKING:
     from ..traces.timeline import RecordedChange, RunState, Transaction, Vcpu
+    from .missing import Walk
     from .rules import Rule, Verdict
 
-__all__ = ["Hole", "HoleRange", "hole_of"]
+__all__ = ["Hole", "HoleRange", "hole_of", "walk_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +157,19 @@ class Hole:
         }
 
 
-def hole_of(transaction: Transaction, run_state: RunState | None, resolution: float = 1e-6) -> Hole | None:
-    """The hole that ``transaction`` made, or None; its stamps are off by ``resolution``. O(n log n) in its changes."""
+def walk_of(transaction: Transaction) -> Walk | None:
+    """What ``transaction`` took away and gave back by frame, or None if it took nothing away. O(n log n)."""
     changes = transaction.changes
     if changes[0].old is None and all(each.removed is None for each in changes):
         return None
-    walked = walk(changes)
+    return walk(changes)
+
+
+def hole_of(
+    transaction: Transaction, walked: Walk, run_state: RunState | None, resolution: float = 1e-6
+) -> Hole | None:
+    """The hole that ``transaction`` made, or None; its stamps are off by ``resolution``. O(n log n) in its changes."""
+    changes = transaction.changes
     returned = walked.returned
     if not returned:
         return None

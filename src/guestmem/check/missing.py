@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..memslots.slot import Slot
     from ..traces.timeline import RecordedChange
 
-__all__ = ["Returned", "Walk", "walk"]
+__all__ = ["Missing", "Returned", "Walk", "walk"]
 
 
 class Returned(NamedTuple):
@@ -30,15 +30,17 @@ class Returned(NamedTuple):
 class Walk(NamedTuple):
     """What a list of changes took away and gave back.
 
-    ``removed`` and ``added`` are the slots of each change; ``returned`` is sorted by frame.
+    ``removed`` and ``added`` are the slots of each change; ``returned`` is sorted by frame. ``left`` is what is still
+    missing at the end: first and last frame, the slot it was in, and the change that took it.
     """
 
     removed: list[Slot | None]
     added: list[Slot | None]
     returned: list[Returned]
+    left: list[tuple[int, int, Slot, int]]
 
 
-class _Missing:
+class Missing:
     """The frames that are missing now: sorted and disjoint, each with the slot they were in and who took them."""
 
     __slots__ = ("_pieces", "_starts")
@@ -52,6 +54,13 @@ class _Missing:
         i = bisect_left(self._starts, start)
         self._starts.insert(i, start)
         self._pieces.insert(i, (start, end, slot, removed))
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def pieces(self) -> list[tuple[int, int, Slot, int]]:
+        """All of them, by frame."""
+        return list(self._pieces)
 
     def take(self, start: int, end: int) -> list[tuple[int, int, Slot, int]]:
         """Those in ``[start, end)``, clipped to it; they are no longer missing. O(log n + result), as above."""
@@ -80,7 +89,7 @@ def walk(changes: Sequence[RecordedChange]) -> Walk:
     """
     removed = [each.removed for each in changes]
     added = [each.added for each in changes]
-    missing = _Missing()
+    missing = Missing()
     returned: list[Returned] = []
     for i, (old, new) in enumerate(zip(removed, added, strict=True)):
         if old is not None:
@@ -91,4 +100,4 @@ def walk(changes: Sequence[RecordedChange]) -> Walk:
                 for start, end, slot, taker in missing.take(new.base_gfn, new.end_gfn)
             )
     returned.sort()
-    return Walk(removed, added, returned)
+    return Walk(removed, added, returned, missing.pieces())

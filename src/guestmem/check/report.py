@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..memslots.changes import ChangeKind
 from ..traces.collector import without_collector
-from .holes import Hole, hole_of
+from .holes import Hole, hole_of, walk_of
+from .late import LateReturn, LateReturns
 from .rules import Verdict
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class Report:
     """All holes of one timeline.
 
     ``changes`` counts the applied changes by kind, ``refused`` those that KVM refused, ``gap`` is the longest pause in
-    seconds inside a transaction. ``run_state`` says in a line what was known of the vCPUs, or is None.
+    seconds inside a transaction. ``run_state`` says in a line what was known of the vCPUs, or is None. ``late`` are
+    frames that come back in a later transaction, where nothing shows that there were two. ``slow`` says what made the
+    recorder slow, if it was.
     """
 
     path: str
@@ -38,6 +41,8 @@ class Report:
     timed: bool
     run_state: str | None
     holes: tuple[Hole, ...]
+    late: tuple[LateReturn, ...] = ()
+    slow: str = ""
 
     @property
     def verdicts(self) -> dict[Verdict, int]:
@@ -50,9 +55,12 @@ class Report:
         return max(self.holes, key=lambda hole: (hole.duration or 0.0, hole.npages), default=None)
 
     def fails(self, on: Literal["hole", "open"]) -> bool:
-        """Whether there is a hole that was open for certain (``open``), or may have been (``hole``)."""
+        """Whether there is a hole that was open for certain (``open``), or may have been (``hole``).
+
+        Frames that come back late may have been one.
+        """
         verdicts = self.verdicts
-        return bool(verdicts[Verdict.OPEN] or (on == "hole" and verdicts[Verdict.UNKNOWN]))
+        return bool(verdicts[Verdict.OPEN] or (on == "hole" and (verdicts[Verdict.UNKNOWN] or self.late)))
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON takes it; addresses and sizes in bytes, times in seconds."""
@@ -72,6 +80,7 @@ class Report:
             "verdicts": {verdict.value: count for verdict, count in self.verdicts.items()},
             "longest_seconds": longest.duration if longest else None,
             "holes": [hole.as_dict() for hole in self.holes],
+            "late": [each.as_dict() for each in self.late],
         }
 
 
@@ -91,8 +100,16 @@ def check(timeline: Timeline) -> Report:
         else:
             counts[each.kind.value] += 1
         timed = timed and each.time is not None
+    holes: list[Hole] = []
+    later = LateReturns()
     with without_collector():
-        found = [hole_of(transaction, timeline.run_state, timeline.resolution) for transaction in timeline.transactions]
+        for transaction in timeline.transactions:
+            walked = walk_of(transaction)
+            if walked is not None:
+                hole = hole_of(transaction, walked, timeline.run_state, timeline.resolution)
+                if hole is not None:
+                    holes.append(hole)
+            later.follow(transaction, walked)
     return Report(
         path=timeline.path,
         format=timeline.format,
@@ -104,5 +121,7 @@ def check(timeline: Timeline) -> Report:
         gap=timeline.gap,
         timed=timed,
         run_state=None if timeline.run_state is None else str(timeline.run_state),
-        holes=tuple(hole for hole in found if hole is not None),
+        holes=tuple(holes),
+        late=later.result(),
+        slow=timeline.slow,
     )

@@ -36,7 +36,7 @@ PROGRESS_BYTES = 16 << 20
     help="Exit with 1 if a hole was open for certain (open), or may have been (hole).",
 )
 @click.option(
-    "--gap", metavar="MS", type=float, default=5.0, show_default=True, help="Longest pause inside a transaction."
+    "--gap", metavar="MS", type=float, help="Longest pause inside a transaction.  [default: 5; 100 under strace -k]"
 )
 @click.option("--vm", metavar="FD", type=int, help="The VM to check, if strace shows several.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (form: docs/traces.md).")
@@ -56,7 +56,7 @@ def command(
     run_state: str | None,
     run_state_offset: float,
     fail_on: Literal["hole", "open"] | None,
-    gap: float,
+    gap: float | None,
     vm: int | None,
     as_json: bool,
     html_file: str | None,
@@ -80,7 +80,7 @@ def command(
     with _progress(trace) as progress:
         timeline = traces.read(
             trace,
-            gap=gap / 1e3,
+            gap=None if gap is None else gap / 1e3,
             vm=vm,
             run_state=run_state,
             run_state_offset=run_state_offset,

@@ -102,7 +102,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
     "--fetches", metavar="SHARE", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Of all accesses."
 )
 @click.option(
-    "--gap", metavar="MS", type=float, default=5.0, show_default=True, help="Longest pause inside a transaction."
+    "--gap", metavar="MS", type=float, help="Longest pause inside a transaction.  [default: 5; 100 under strace -k]"
 )
 @click.option("--vm", metavar="FD", type=int, help="The VM to replay, if strace shows several.")
 @click.option("--memory", metavar="SIZE", callback=_size, show_default="256M", help="dirty-log: of the guest.")
@@ -137,7 +137,7 @@ def command(
     pattern: str,
     writes: float,
     fetches: float,
-    gap: float,
+    gap: float | None,
     vm: int | None,
     memory: int | None,
     iterations: int | None,
@@ -173,7 +173,7 @@ def command(
         find(name)
     if writes + fetches > 1:
         raise UsageError(f"--writes and --fetches: {writes:g} + {fetches:g} is more than all accesses")
-    timeline = traces.read(trace, gap=gap / 1e3, vm=vm)
+    timeline = traces.read(trace, gap=None if gap is None else gap / 1e3, vm=vm)
     from ..compare import compare
     from ..engines import Access
 

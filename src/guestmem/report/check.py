@@ -7,14 +7,14 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from ..check import Verdict
+from ..check import NOT_SEEN, Verdict
 from ..units import PAGE_SHIFT, format_ns
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from ..check import Hole, Report
+    from ..check import Hole, LateReturn, Report
 
 __all__ = ["HoleCells", "hole_cells", "print_report", "summary"]
 
@@ -50,10 +50,16 @@ def summary(report: Report) -> str:
         lines.append(text)
     else:
         lines.append("no hole: no frame that has memory before and after a transaction was without in between")
-        if report.timed and report.transactions > 1:
-            lines.append(f"transactions: at most {report.gap * 1e3:g} ms between changes; --gap takes a slower VMM's")
+    if report.late:
+        lines.append(f"{_count(len(report.late), 'time')} frames come back late: slow transactions, or two? See below")
+    if report.slow:
+        lines.append(f"transactions: {report.slow} was slow, so up to {report.gap * 1e3:g} ms between changes (--gap)")
+    elif report.timed and report.transactions > 1 and not report.holes and not report.late:
+        lines.append(f"transactions: at most {report.gap * 1e3:g} ms between changes; --gap takes a slower VMM's")
     if report.run_state is not None:
         lines.append(f"run state: {report.run_state}")
+        if report.holes:
+            lines.append(NOT_SEEN)
     elif report.holes:
         lines.append(f"run state: not in this trace, so whether a vCPU saw a hole is unknown; {RECORD}")
     else:
@@ -90,6 +96,12 @@ def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0
             stream.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
         if len(holes) < len(report.holes):
             stream.write(f"… and {len(report.holes) - len(holes)} more: --limit 0 shows all, --json has all\n")
+    if report.late:
+        stream.write("\nSlow transactions, or two? (--fail-on hole counts them)\n")
+        late = report.late[:limit] if limit else report.late
+        stream.writelines(f"  {_late(each)}\n" for each in late)
+        if len(late) < len(report.late):
+            stream.write(f"… and {len(report.late) - len(late)} more\n")
 
 
 class HoleCells(NamedTuple):
@@ -117,6 +129,21 @@ def hole_cells(hole: Hole) -> HoleCells:
         verdict=_verdict(hole),
         kind=hole.verdict.value,
     )
+
+
+def _late(late: LateReturn) -> str:
+    """What came back late, in a line."""
+    thread = "" if late.removed.thread is None else f", thread {late.removed.thread}"
+    lines = f"lines {late.removed.line}-{late.restored.line}{thread}"
+    first, *more = late.frames
+    frames = f"[{first[0] << PAGE_SHIFT:#x}, {first[1] << PAGE_SHIFT:#x})" + (f" and {len(more)} more" if more else "")
+    after = "" if late.duration is None else f" after {format_ns(late.duration * 1e9)}"
+    text = f"{lines}: {_count(late.npages, 'frame')} {frames} come back{after}"
+    if late.gap is not None:
+        return f"{text}: a slow transaction or two? --gap {late.gap * 1e3:g} joins them"
+    if late.removed.thread != late.restored.thread:
+        return f"{text}, given by thread {late.restored.thread}: one step of two threads, or two steps?"
+    return f"{text}, in a later step of the same thread: one or two?"
 
 
 def _table(holes: tuple[Hole, ...]) -> Table:

@@ -1,13 +1,18 @@
 """Which changes the VMM meant as one step.
 
 No trace says where a VMM's transaction begins and ends, so it is inferred from what VMMs do: QEMU's listener, and
-every VMM that replaces a slot, first deletes and then creates (QEMU ``accel/kvm/kvm-all.c``, ``kvm_region_commit()``).
-A transaction is a run of deletes, then a run of creates and moves, in one address space, by one thread, where
-neighbours are at most ``gap`` seconds apart. A delete after a create begins the next one, and so does a move of a slot
-that this one created or moved: nothing that a transaction gave does it take away. Flag-only changes, which open no
-hole, form transactions of their own; a change that changed nothing joins whatever goes on. Where a stamp is
-missing, order alone decides. A change of the same address space by another thread ends the transaction, so that
-transactions never interleave and can be replayed one after the other.
+every VMM that replaces a slot, first deletes and then creates (QEMU ``accel/kvm/kvm-all.c``, ``kvm_region_commit()``),
+and QEMU finishes one address space before it begins the next (``memory_region_transaction_commit()`` calls the
+listeners' ``commit`` one after the other). So a transaction is a run of deletes, then a run of creates and moves, in
+one address space, by one thread, which changes no other address space meanwhile, where neighbours are at most ``gap``
+seconds apart. A delete after a create begins the next one, and so does a move of a slot that this one created or moved:
+nothing that a transaction gave does it take away. Flag-only changes, which open no hole, form transactions of their
+own; a change that changed nothing joins whatever goes on. Where a stamp is missing, order alone decides. A change of
+the same address space by another thread ends the transaction, so that transactions never interleave and can be replayed
+one after the other.
+
+Why a transaction does not belong to the one before it in its address space is kept with it: where only time or thread
+tells them apart, and frames come back, ``check`` asks whether they were one.
 """
 
 from __future__ import annotations
@@ -15,24 +20,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..memslots.changes import ChangeKind
-from .timeline import RecordedChange, Transaction
+from .timeline import RecordedChange, Separation, Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["DEFAULT_GAP", "group"]
+__all__ = ["DEFAULT_GAP", "SLOW_GAP", "group"]
 
 DEFAULT_GAP = 0.005
 """Seconds. In the recorded boots neighbours inside a transaction are at most 1.4 ms apart (2.4 ms under strace); of
 those that only time tells apart, the nearest are 6.9 ms apart."""
 
+SLOW_GAP = 0.1
+"""The same, in seconds, for a recorder that takes 8 to 20 ms a call, as ``strace -k`` does."""
+
 
 def group(changes: Iterable[RecordedChange], gap: float = DEFAULT_GAP) -> list[Transaction]:
     """The transactions that ``changes`` form, by first change; every applied change is in exactly one. O(n)."""
     ordered: list[list[RecordedChange]] = []
+    whys: list[tuple[Separation, float]] = []
     current: dict[int, list[RecordedChange]] = {}
     phase: dict[int, ChangeKind] = {}
     given: dict[int, set[int]] = {}
+    space_of: dict[int | None, int] = {}
     create, delete, move, nothing = ChangeKind.CREATE, ChangeKind.DELETE, ChangeKind.MOVE, ChangeKind.NOTHING
     for each in changes:
         if each.ret < 0:
@@ -40,29 +50,45 @@ def group(changes: Iterable[RecordedChange], gap: float = DEFAULT_GAP) -> list[T
         kind = each.kind
         slot, as_id = each.change.slot, each.change.as_id
         run = current.get(as_id)
-        if kind is move:
-            kind = create
-            if slot in given.get(as_id, ()):
-                run = None
+        why, pause = Separation.FIRST, 0.0
         if run is not None:
             now = phase[as_id]
-            follows = kind is now or kind is nothing or (now is delete and kind is create)
-            if follows and _is_near(run[-1], each, gap):
-                run.append(each)
-                if kind is not nothing:
-                    phase[as_id] = kind
-                if kind is create:
-                    given[as_id].add(slot)
-                continue
+            begins_anew = False
+            if kind is move:
+                kind = create
+                begins_anew = slot in given[as_id]
+            if run[-1].thread != each.thread:
+                why = Separation.THREAD
+            elif space_of[each.thread] != as_id:
+                why = Separation.SPACE
+            elif begins_anew or not (kind is now or kind is nothing or (now is delete and kind is create)):
+                why = Separation.ORDER
+            else:
+                pause = _pause(run[-1], each)
+                if pause <= gap:
+                    run.append(each)
+                    if kind is not nothing:
+                        phase[as_id] = kind
+                    if kind is create:
+                        given[as_id].add(slot)
+                    continue
+                why = Separation.PAUSE
+        elif kind is move:
+            kind = create
         current[as_id] = run = [each]
         ordered.append(run)
+        whys.append((why, pause))
         phase[as_id] = kind
         given[as_id] = {slot} if kind is create else set()
-    return [Transaction(index, run[0].change.as_id, tuple(run)) for index, run in enumerate(ordered)]
+        space_of[each.thread] = as_id
+    return [Transaction(index, run[0].change.as_id, tuple(run), *whys[index]) for index, run in enumerate(ordered)]
 
 
-def _is_near(before: RecordedChange, after: RecordedChange, gap: float) -> bool:
-    """Whether one thread issued both within ``gap`` seconds."""
-    if before.thread != after.thread:
-        return False
-    return before.time is None or after.time is None or abs(after.time - before.time) <= gap
+def _pause(before: RecordedChange, after: RecordedChange) -> float:
+    """Seconds between two changes of one thread; what the first took is no pause, where the trace tells it."""
+    if before.time is None or after.time is None:
+        return 0.0
+    start = before.time
+    if before.ended is not None and before.began == before.time:
+        start = min(before.ended, after.time)
+    return abs(after.time - start)

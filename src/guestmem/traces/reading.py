@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 from ..errors import TraceError, UsageError
 from .collector import without_collector
 from .formats import READERS, known_formats
-from .grouping import DEFAULT_GAP, group
+from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .recording import Reader, Recording
 from .timeline import RunState, Timeline
 
@@ -38,7 +38,7 @@ PROGRESS_LINES = 1 << 14
 def read(
     path: str | os.PathLike[str],
     *,
-    gap: float = DEFAULT_GAP,
+    gap: float | None = None,
     vm: int | None = None,
     run_state: str | os.PathLike[str] | RunState | None = None,
     run_state_offset: float = 0.0,
@@ -46,14 +46,15 @@ def read(
 ) -> Timeline:
     """Read the trace at ``path`` (``-``: standard input); its format is found by looking at its lines.
 
-    ``gap`` is the longest pause in seconds inside a transaction (see ``grouping``), ``vm`` the file descriptor of the
+    ``gap`` is the longest pause in seconds inside a transaction (None: 0.005, or what a slow recorder needs; see
+    ``grouping``), ``vm`` the file descriptor of the
     VM to read where strace shows several. ``run_state`` is a second file, or a RunState, that tells when vCPUs were
     inside the guest, and is used instead of what the trace itself tells; ``run_state_offset`` seconds are added to its
     times to bring it to the trace's clock. ``progress`` is called now and then with the number of bytes read.
 
     Raises TraceError, with file, line and text, for what cannot be read or cannot have happened. O(n log slots).
     """
-    if not (math.isfinite(gap) and gap >= 0):
+    if gap is not None and not (math.isfinite(gap) and gap >= 0):
         raise UsageError(f"gap: {gap} seconds; a finite number of seconds, 0 or more, is allowed")
     if not math.isfinite(run_state_offset):
         raise UsageError(f"run_state_offset: {run_state_offset} seconds; a finite number of seconds is allowed")
@@ -71,12 +72,15 @@ def read(
             message = f"--vm {vm}: only strace's lines name a VM's fd; this is {recording.format}'s"
             raise TraceError(message, path=recording.path)
         changes = recording.replay.changes
+        if gap is None:
+            gap = SLOW_GAP if recording.slow else DEFAULT_GAP
         timeline = Timeline(
             recording.path,
             recording.format,
             changes,
             group(changes, gap),
             gap=gap,
+            slow=recording.slow,
             run_state=recording.run.finish(recording.path),
             dirty_log_clears=recording.dirty_log_clears,
             global_dirty_changes=recording.global_dirty_changes,

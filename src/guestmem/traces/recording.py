@@ -24,11 +24,23 @@ class Recording:
     guest, and append to the two lists.
     """
 
-    __slots__ = ("dirty_log_clears", "format", "global_dirty_changes", "path", "replay", "run", "vm", "wants_changes")
+    __slots__ = (
+        "dirty_log_clears",
+        "format",
+        "global_dirty_changes",
+        "path",
+        "replay",
+        "run",
+        "slow",
+        "vm",
+        "wants_changes",
+    )
 
     def __init__(self, path: str, *, wants_changes: bool = True, vm: int | None = None) -> None:
         self.path, self.wants_changes, self.vm = path, wants_changes, vm
         self.format = ""
+        self.slow = ""
+        """What made the recorder slow, if it was (``strace -k``), so that its own pauses end no transaction."""
         self.replay = Replay(path)
         self.run = RunStateRecorder()
         self.dirty_log_clears: list[DirtyLogClear] = []

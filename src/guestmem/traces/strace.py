@@ -56,6 +56,8 @@ REGION = re.compile(
     r", \{slot=(\w+), flags=([^,]*), guest_phys_addr=(\w+), memory_size=(\w+), userspace_addr=(\w+)(?:, [^}]*)?\}\) "
 )
 VCPU_DECORATION = re.compile(r"kvm-vcpu:(\d+)")
+STACK = re.compile(r" > \S.*\) ?\[0x[0-9a-f]+\]|  ?> ?(?:unexpected_backtracing_error|\S+ \[0x)")
+"""A line of the stack that ``-k`` prints below each call."""
 UNFINISHED = re.compile(r"\s*<unfinished \.\.\.>\s*$")
 RESUMED = re.compile(r"<\.\.\. ioctl resumed>\s*", re.DOTALL)
 
@@ -135,6 +137,9 @@ class StraceReader:
         """Take one line; True if it is a change, or says when a vCPU was inside."""
         match = LINE.match(text)
         if match is None:
+            if text.startswith(" > ") and STACK.match(text):
+                self._recording.slow = "strace -k"
+                return True
             if f", {NAME}" in text and "ioctl(" in text and self._recording.wants_changes and '"' not in text:
                 self._recording.bad_line("neither process, time nor call can be read", number, text)
             return False

@@ -6,6 +6,7 @@ Values only; readers make them, ``check`` and ``compare`` use them. KVM's own wo
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,7 @@ __all__ = [
     "GlobalDirtyChange",
     "RecordedChange",
     "RunState",
+    "Separation",
     "Timeline",
     "Transaction",
     "Vcpu",
@@ -67,16 +69,34 @@ class RecordedChange(NamedTuple):
         return self.change.as_slot() if self.applied and self.kind in (ChangeKind.CREATE, ChangeKind.MOVE) else None
 
 
+class Separation(enum.Enum):
+    """Why a transaction is not part of the one before it in its address space.
+
+    FIRST: there is none. PAUSE: nothing but the pause between them. THREAD: another thread issued it. SPACE: the
+    thread changed another address space in between, which QEMU does only when it is through with this one. ORDER: it
+    begins with what none goes on with: a delete after a create, a change of flags.
+    """
+
+    FIRST = "first"
+    PAUSE = "pause"
+    THREAD = "thread"
+    SPACE = "space"
+    ORDER = "order"
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """Changes of one address space that the VMM made as one step: see ``grouping``.
 
-    Refused changes are not in it, and no change takes away what one before it gave.
+    Refused changes are not in it, and no change takes away what one before it gave. ``separation`` says why it is none
+    with the one before; ``pause`` is the pause in seconds before it, if that is the reason.
     """
 
     index: int
     as_id: int
     changes: tuple[RecordedChange, ...]
+    separation: Separation = Separation.FIRST
+    pause: float = 0.0
 
     @property
     def deletes(self) -> tuple[RecordedChange, ...]:
@@ -141,7 +161,8 @@ class Timeline:
     ``changes`` are all changes in the order in which they took effect, refused ones included; ``transactions`` hold
     the others, grouped; ``gap`` is the pause in seconds that ended a transaction. ``skipped`` counts the lines that
     said nothing about memslots or run state, ``lines`` all of them. ``run_state`` is None if nothing is known.
-    ``resolution``: by how much the stamps of changes may be off, in seconds.
+    ``slow`` says what made the recorder slow, if it was; ``resolution`` by how much the stamps of changes may be off,
+    in seconds.
     """
 
     __slots__ = (
@@ -155,6 +176,7 @@ class Timeline:
         "resolution",
         "run_state",
         "skipped",
+        "slow",
         "transactions",
     )
 
@@ -172,11 +194,13 @@ class Timeline:
         lines: int = 0,
         skipped: int = 0,
         resolution: float = 1e-6,
+        slow: str = "",
     ) -> None:
         self.path, self.format, self.gap = path, format, gap
         self.changes, self.transactions, self.run_state = changes, transactions, run_state
         self.dirty_log_clears, self.global_dirty_changes = dirty_log_clears, global_dirty_changes
         self.lines, self.skipped, self.resolution = lines, skipped, resolution
+        self.slow = slow
 
     @property
     def refused(self) -> tuple[RecordedChange, ...]:

@@ -1,0 +1,185 @@
+"""Frames that come back in a later transaction, of which nobody can tell whether it was a slow one or two.
+
+Where a transaction ends is inferred (``traces.grouping``), and the longest holes are those that the pause in them, or a
+change of thread, seems to end. So frames that one transaction took away and a later one of the same address space gave
+back are reported too, unless the order of the changes shows two steps: QEMU finishes one address space before it begins
+the next, so what comes back after that was switched off and on, as a guest does with a BAR.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..traces.timeline import Separation
+from ..units import PAGE_SHIFT
+from .missing import Missing
+from .spans import merged
+
+if TYPE_CHECKING:
+    from ..traces.timeline import RecordedChange, Transaction
+    from .missing import Walk
+
+__all__ = ["LATEST", "LateReturn", "LateReturns", "Why"]
+
+LATEST = 60.0
+"""Seconds. What comes back later than that was unplugged and plugged; so was, after LATEST_ELSEWHERE, what another
+thread or a later step gave back."""
+LATEST_ELSEWHERE = 1.0
+
+
+class Why(enum.Enum):
+    """What tells the two transactions apart. PAUSE: time alone. THREAD: another thread. ORDER: a step in between."""
+
+    PAUSE = "pause"
+    THREAD = "thread"
+    ORDER = "order"
+
+
+@dataclass(frozen=True, slots=True)
+class LateReturn:
+    """Frames that ``removed`` and the transaction around it took away, and that of ``restored`` gave back.
+
+    ``frames`` are merged ranges; ``why`` says what tells the two transactions apart; ``gap`` is the ``--gap`` in
+    seconds that would make them one, or None if none does.
+    """
+
+    as_id: int
+    frames: tuple[tuple[int, int], ...]
+    removed: RecordedChange
+    restored: RecordedChange
+    why: Why
+    gap: float | None
+
+    @property
+    def npages(self) -> int:
+        """How many frames were missing."""
+        return sum(end - start for start, end in self.frames)
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from the first delete's stamp to the last create's; None without stamps."""
+        if self.removed.time is None or self.restored.time is None:
+            return None
+        return self.restored.time - self.removed.time
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it; addresses and sizes in bytes, times in seconds."""
+        return {
+            "first_line": self.removed.line,
+            "last_line": self.restored.line,
+            "thread": self.removed.thread,
+            "address_space": self.as_id,
+            "seconds": self.duration,
+            "why": self.why.value,
+            "gap": self.gap,
+            "bytes": self.npages << PAGE_SHIFT,
+            "frames": [{"gpa": start << PAGE_SHIFT, "size": (end - start) << PAGE_SHIFT} for start, end in self.frames],
+        }
+
+
+class _Space:
+    """What is missing in one address space, and how its transactions so far were told apart."""
+
+    __slots__ = ("counts", "missing", "number", "pause")
+
+    def __init__(self) -> None:
+        self.missing = Missing()
+        self.number = 0
+        self.counts = {Separation.SPACE: 0, Separation.THREAD: 0, Separation.ORDER: 0}
+        self.pause = 0.0
+
+    def mark(self) -> tuple[int, int, int]:
+        """How often each of the three told transactions apart so far."""
+        return self.counts[Separation.SPACE], self.counts[Separation.THREAD], self.counts[Separation.ORDER]
+
+
+@dataclass(slots=True)
+class _Found:
+    """A LateReturn in the making."""
+
+    key: tuple[int, tuple[int, int, int], Why]
+    removed: RecordedChange
+    restored: RecordedChange
+    gap: float
+    spans: list[tuple[int, int]]
+
+
+class LateReturns:
+    """Takes the transactions in order, and finds what comes back in a later one. O(n log n) in all."""
+
+    __slots__ = ("_found", "_spaces", "_taken")
+
+    def __init__(self) -> None:
+        self._found: list[_Found] = []
+        self._spaces: dict[int, _Space] = {}
+        self._taken: list[tuple[RecordedChange, tuple[int, int, int]]] = []
+        """Who took missing frames away, and how transactions had been told apart until then."""
+
+    def follow(self, transaction: Transaction, walked: Walk | None) -> None:
+        """Go on with ``transaction``; ``walked`` is what ``missing.walk`` found in it, None if it took nothing away."""
+        space = self._spaces.get(transaction.as_id)
+        if space is None:
+            space = self._spaces[transaction.as_id] = _Space()
+        if transaction.separation in space.counts:
+            space.counts[transaction.separation] += 1
+        space.pause = max(space.pause, transaction.pause) if transaction.separation is Separation.PAUSE else 0.0
+        if len(space.missing):
+            self._give(transaction, space)
+        if walked is not None and walked.left:
+            mark = space.mark()
+            for start, end, slot, i in walked.left:
+                self._taken.append((transaction.changes[i], mark))
+                space.missing.add(start, end, slot, len(self._taken) - 1)
+
+    def _give(self, transaction: Transaction, space: _Space) -> None:
+        """Find what ``transaction`` gives back of what is missing."""
+        now = space.mark()
+        for each in transaction.changes:
+            new = each.added
+            if new is None:
+                continue
+            for start, end, _, index in space.missing.take(new.base_gfn, new.end_gfn):
+                removed, mark = self._taken[index]
+                if now[0] != mark[0]:
+                    continue
+                why = Why.THREAD if now[1] != mark[1] else Why.ORDER if now[2] != mark[2] else Why.PAUSE
+                seconds = None if removed.time is None or each.time is None else each.time - removed.time
+                if seconds is None or seconds > (LATEST if why is Why.PAUSE else LATEST_ELSEWHERE):
+                    continue
+                self._add(_Found((transaction.as_id, mark, why), removed, each, space.pause, [(start, end)]))
+
+    def _add(self, found: _Found) -> None:
+        """Note what was found, as one with what came back the same way just before."""
+        if self._found and self._found[-1].key == found.key:
+            before = self._found[-1]
+            before.removed = min(before.removed, found.removed, key=lambda change: change.line)
+            before.restored, before.gap = found.restored, max(before.gap, found.gap)
+            before.spans += found.spans
+        else:
+            self._found.append(found)
+
+    def result(self) -> tuple[LateReturn, ...]:
+        """All that came back late, in order."""
+        return tuple(
+            LateReturn(
+                each.key[0],
+                merged(each.spans),
+                each.removed,
+                each.restored,
+                each.key[2],
+                _next_ms(each.gap) if each.key[2] is Why.PAUSE else None,
+            )
+            for each in self._found
+        )
+
+
+def _next_ms(seconds: float) -> float:
+    """``seconds`` up to the next whole millisecond.
+
+    >>> _next_ms(0.0139), _next_ms(0.014)
+    (0.014, 0.014)
+    """
+    return math.ceil(round(seconds * 1e3, 6)) / 1e3
