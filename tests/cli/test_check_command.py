@@ -191,7 +191,10 @@ def test_json_has_the_documented_form(files: Path, capsys: pytest.CaptureFixture
     assert main(["check", "hole", "--run-state", "inside", "--json"]) == 0
     opened = json.loads(capsys.readouterr().out)
     assert opened["holes"][0]["vcpus"] == [{"thread": 9, "index": 0}]
-    used = (keys(report) | keys(opened)) - set(report["changes"]) - set(report["verdicts"])
+    assert main(["check", "hole", "--gap", "0.5", "--json"]) == 0
+    late = json.loads(capsys.readouterr().out)
+    assert late["late"][0]["why"] == "pause"
+    used = (keys(report) | keys(opened) | keys(late)) - set(report["changes"]) - set(report["verdicts"])
     documented = set(re.findall(r"^\s*\| `(\w+)` \|", (ROOT / "docs" / "traces.md").read_text(), re.MULTILINE))
     assert used == documented, "docs/traces.md names the keys that are there"
 

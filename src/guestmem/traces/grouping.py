@@ -85,10 +85,5 @@ def group(changes: Iterable[RecordedChange], gap: float = DEFAULT_GAP) -> list[T
 
 
 def _pause(before: RecordedChange, after: RecordedChange) -> float:
-    """Seconds between two changes of one thread; what the first took is no pause, where the trace tells it."""
-    if before.time is None or after.time is None:
-        return 0.0
-    start = before.time
-    if before.ended is not None and before.began == before.time:
-        start = min(before.ended, after.time)
-    return abs(after.time - start)
+    """Seconds between the stamps of two changes; 0 without stamps, where order alone decides."""
+    return 0.0 if before.time is None or after.time is None else abs(after.time - before.time)
