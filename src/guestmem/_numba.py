@@ -29,6 +29,7 @@ _OFTEN = 1e-4
 _TYPES = {
     "Words": types.uint64[::1],
     "Own": types.uint64[::1],
+    "Halves": types.uint32[::1],
     "U64": types.uint64,
     "bool": types.boolean,
     "None": types.void,

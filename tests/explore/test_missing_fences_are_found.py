@@ -84,7 +84,7 @@ def results(model: Model, memory: str) -> set[tuple[int, ...]]:
                 break
             except Reshaped:
                 continue
-        ends = [state for state in search.order if not its.moves(state)]
+        ends = [state for state in map(search.state, range(search.count)) if not its.moves(state)]
         return {tuple(value for node in its.nodes(state) for value in node.outcome) for state in ends}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from . import operations as op
 from .finding import Finding
 from .machine import Machine, State
-from .tree import Node
+from .tree import Memory, Node
 from .view import View
 
 __all__ = ["Judge"]
@@ -28,6 +28,7 @@ class Judge:
         self.world = machine.tree.world
         self.invariants = self.world.scene.invariants
         self._view = View(machine.tree)
+        self._pasts: dict[Node, int] = {}
 
     def failed(self, node: Node) -> Finding:
         """The finding that a thread's exception is."""
@@ -47,6 +48,14 @@ class Judge:
             if broken is not None:
                 return Finding("invariant", broken[0], broken[1].message, self.machine.name)
         return None
+
+    def invariants_of(self, memory: Memory, nodes: Sequence[Node]) -> tuple[list[int], bool]:
+        """Which points the invariants looked at, in order, and whether one of them is broken."""
+        reads = self._view.reads = []
+        try:
+            return reads, self._view.broken(self.invariants, memory, nodes) is not None
+        finally:
+            self._view.reads = None
 
     def ended(self, state: State) -> Finding | None:
         """What is wrong with a state in which nothing more can happen."""
@@ -72,5 +81,10 @@ class Judge:
 
     def end(self, state: State) -> int:
         """A final state, for comparison with those of another search: a hash of all values and all histories."""
-        nodes = self.machine.nodes(state)
-        return hash((self.machine.memory(state).values, *(tuple(node.history()) for node in nodes)))
+        parts = [hash(self.machine.memory(state).values)]
+        for node in self.machine.nodes(state):
+            past = self._pasts.get(node)
+            if past is None:
+                past = self._pasts[node] = hash(tuple(node.history()))
+            parts.append(past)
+        return hash(tuple(parts))

@@ -21,8 +21,9 @@ class Outcome:
 
     ``complete``: everything within the bounds was searched. Else ``stopped`` says why not. ``runs`` are schedules from
     start to end (dpor, random, pct), ``pruned`` those cut short as equivalent to others. ``points`` counts schedule
-    points passed, or transitions (states). ``code_runs``: how often a thread's code ran. ``finals``: the
-    distinct ends, as hashes of (values of the points, each thread's history).
+    points passed, or transitions (states). ``code_runs``: how often a thread's code ran. ``bytes``: what
+    states take, with their parents and their hash slots. ``left``: a guess at how many are still to come. ``finals``:
+    the distinct ends, as hashes of (values of the points, each thread's history).
     """
 
     model: str
@@ -38,6 +39,8 @@ class Outcome:
     depth: int = 0
     code_runs: int = 0
     shared: int = 0
+    bytes: int = 0
+    left: int | None = None
     seconds: float = 0.0
     note: str = ""
     findings: list[Finding] = field(default_factory=list)

@@ -19,14 +19,20 @@ from . import operations as op
 from .machine import Machine, State
 from .tree import Node, Tree
 
-__all__ = ["Stale"]
+__all__ = ["Stale", "join", "less"]
 
 _View = tuple[int, ...]
 _Message = tuple[int, _View]  # value, view it carries
 
 
-def _join(a: _View, b: _View) -> _View:
+def join(a: _View, b: _View) -> _View:
+    """The later of two views, point by point."""
     return a if a == b else tuple(map(max, a, b))
+
+
+def less(view: _View, oldest: _View) -> _View:
+    """A view, counted from the oldest stores that are left."""
+    return tuple([max(step - old, 0) for step, old in zip(view, oldest, strict=True)]) if any(view) else view
 
 
 def _at(view: _View, at: int, step: int) -> _View:
@@ -69,12 +75,17 @@ class Stale(Machine):
 
     def move(self, state: State, move: int) -> State:
         """The state after a move."""
+        thread = move % self.threads
+        if state[thread + 1].code == op.ASLEEP:
+            return super().move(state, thread)
+        return self._forget(self.step(state, move))
+
+    def step(self, state: State, move: int) -> list[Any]:
+        """The parts of the state after a thread's step, with all stores, also those that nobody can read any more."""
         n = self.threads
         thread, back = move % n, move // n
         node: Node = state[thread + 1]
         parts: list[Any] = list(state)
-        if node.code == op.ASLEEP:
-            return super().move(state, thread)
         messages, fences = state[n + 1], state[n + 2]
         now, kept, last = state[n + 3 + thread]
         code, at = node.code, node.at
@@ -84,30 +95,30 @@ class Stale(Machine):
             value, carried = stores[newest - back]
             now = _at(now, at, newest - back)
             if code == op.LOAD_ACQUIRE:
-                now = _join(now, carried)
-            kept = _join(kept, _join(now, carried))
+                now = join(now, carried)
+            kept = join(kept, join(now, carried))
             parts[thread + 1] = self.tree.kid(node, value)
         else:
             after, kid, wakes = node.memo.get(state[0]) or self.tree.look(node, state[0])
             assert kid is not None
             if code >= op.FENCE:
-                now = _join(_join(now, kept), fences)
+                now = join(join(now, kept), fences)
                 if code == op.WAIT:
-                    now = _join(_at(now, at, newest), stores[newest][1])
+                    now = join(_at(now, at, newest), stores[newest][1])
                 parts[n + 2] = kept = last = now
             else:
                 now, added = self._store(node, stores, now, last)
-                kept = _join(kept, now)
+                kept = join(kept, now)
                 if added is not None:
                     messages = (*messages[:at], (*stores, added), *messages[at + 1 :])
             parts = list(self._put(tuple(parts), thread, node, after, kid, wakes))
             if wakes >= 0:
                 for other in range(n):
                     if state[other + 1].code == op.ASLEEP and parts[other + 1].code != op.ASLEEP:
-                        parts[n + 3 + other] = tuple(_join(view, now) for view in parts[n + 3 + other])
+                        parts[n + 3 + other] = tuple(join(view, now) for view in parts[n + 3 + other])
         parts[n + 1] = messages
         parts[n + 3 + thread] = (now, kept, last)
-        return self._forget(parts)
+        return parts
 
     @staticmethod
     def _store(node: Node, stores: tuple[_Message, ...], now: _View, last: _View) -> tuple[_View, _Message | None]:
@@ -115,7 +126,7 @@ class Stale(Machine):
         code, at = node.code, node.at
         seen, carried = stores[-1]
         if code > op.UNLOCK:
-            now = _join(_at(now, at, len(stores) - 1), carried)
+            now = join(_at(now, at, len(stores) - 1), carried)
             if code == op.COMPARE_EXCHANGE and seen != node.first:
                 return now, None
         now = _at(now, at, len(stores))
@@ -128,26 +139,17 @@ class Stale(Machine):
         views = [parts[n + 3 + k][0] for k in range(n) if parts[k + 1].code not in {op.ENDED, op.FAILED}]
         messages = parts[n + 1]
         oldest = [min(steps) for steps in zip(*views, strict=True)] if views else [len(m) - 1 for m in messages]
-        moved = [(at, old) for at, old in enumerate(oldest) if old]
-        if moved:
-
-            def less(view: _View) -> _View:
-                if not any(view[at] for at, _ in moved):
-                    return view
-                steps = list(view)
-                for at, old in moved:
-                    steps[at] = max(steps[at] - old, 0)
-                return tuple(steps)
-
+        if any(oldest):
+            old = tuple(oldest)
             parts[n + 1] = tuple(
                 [
-                    tuple([(value, less(view)) for value, view in (stores[old:] if old else stores)])
-                    for stores, old in zip(messages, oldest, strict=True)
+                    tuple([(value, less(view, old)) for value, view in (stores[gone:] if gone else stores)])
+                    for stores, gone in zip(messages, old, strict=True)
                 ]
             )
-            parts[n + 2] = less(parts[n + 2])
+            parts[n + 2] = less(parts[n + 2], old)
             for k in range(n):
-                parts[n + 3 + k] = tuple([less(view) for view in parts[n + 3 + k]])
+                parts[n + 3 + k] = tuple([less(view, old) for view in parts[n + 3 + k]])
         return tuple(parts)
 
     def shown(self, move: int) -> tuple[int, str, int]:

@@ -62,7 +62,7 @@ class Store:
         elif known[0] != made_for:
             self._db.close()
             raise UsageError(f"{self.path}: was begun with other sources, models or options; begin a new file")
-        self._written: dict[str, tuple[int, int, int, int]] = {}
+        self._written: dict[str, tuple[int, int, int, int, int, int]] = {}
 
     def close(self) -> None:
         """Close the file."""
@@ -127,36 +127,35 @@ class Store:
             search.ends.update(ends)
         return True
 
-    # States, as numbers: of its memory, of its nodes, and what the memory model adds, which is plain tuples.
+    # States are rows of numbers: the rows, and what the numbers stand for.
 
-    def _save_states(self, name: str, search: States) -> tuple[int, int]:
-        machine = search.machine
-        tree, n = machine.tree, machine.threads
-        memories, nodes, states, number = self._written.get(name, (0, n, 0, 0))
-        if search.bound is None and len(search.order) > states:
+    def _save_states(self, name: str, search: States) -> tuple[int, int, list[int], list[list[int]], int]:
+        rows, tree = search.rows, search.machine.tree
+        known = self._written.get(name, (0, search.machine.threads, 0, 0, rows.first, 0))
+        memories, nodes, states, shareds, owns, number = known
+        if search.count > states or number == 0:
             chunk = (
                 [memory.values for memory in tree.by_number[memories:]],
                 [_birth(node) for node in tree.nodes[nodes:]],
-                [(s[0].number, *[node.number for node in s[1 : n + 1]], s[n + 1 :]) for s in search.order[states:]],
-                search.parents[states:].tobytes(),
-                search.moves[states:].tobytes(),
+                [(shared[0].number, *shared[1:]) for shared in rows.shareds[shareds:]] if rows.stale else [],
+                [(node.number, extra) for node, extra in rows.locals[owns:]],
+                *search.saved(states),
             )
             self._db.execute("INSERT INTO chunks VALUES (?, ?, ?)", (name, number, marshal.dumps(chunk)))
-            self._written[name] = (len(tree.by_number), len(tree.nodes), len(search.order), number + 1)
-        return search.done, search.level_end
+            self._written[name] = (
+                *(len(tree.by_number), len(tree.nodes), search.count, len(rows.shareds), len(rows.locals)),
+                number + 1,
+            )
+        return search.frontier()
 
-    def _restore_states(self, name: str, search: States, frontier: tuple[int, int]) -> None:
-        machine = search.machine
-        tree, n = machine.tree, machine.threads
-        if search.bound is not None:
-            search.outcome.depth = search.outcome.points = 0
-            return
-        search.clear()
-        rows = self._db.execute("SELECT chunk FROM chunks WHERE search = ? ORDER BY number", (name,))
+    def _restore_states(self, name: str, search: States, frontier: Any) -> None:
+        rows, tree = search.rows, search.machine.tree
+        found = self._db.execute("SELECT chunk FROM chunks WHERE search = ? ORDER BY number", (name,))
         chunks = 0
-        for (chunk,) in rows:
+        search.clear()
+        for (chunk,) in found:
             chunks += 1
-            memories, births, states, parents, moves = marshal.loads(chunk)  # noqa: S302 - as above
+            memories, births, shareds, owns, states, parents = marshal.loads(chunk)  # noqa: S302 - as above
             for values in memories:
                 tree.memory(values)
             for parent, value, asleep in births:
@@ -165,12 +164,14 @@ class Store:
                     tree.asleep(node)
                 else:
                     tree.kid(node, value)
-            search.order += [(tree.by_number[s[0]], *[tree.nodes[i] for i in s[1 : n + 1]], *s[n + 1]) for s in states]
-            search.parents.frombytes(parents)
-            search.moves.frombytes(moves)
-        search.done, search.level_end = frontier
-        search.remember()
-        self._written[name] = (len(tree.by_number), len(tree.nodes), len(search.order), chunks)
+            for memory, *rest in shareds:
+                rows.shared((tree.by_number[memory], *rest))
+            for number, extra in owns:
+                rows.local(tree.nodes[number], extra)
+            search.load(states, parents)
+        search.resume(frontier)
+        sizes = (len(tree.by_number), len(tree.nodes), search.count, len(rows.shareds), len(rows.locals))
+        self._written[name] = (*sizes, chunks)
 
 
 def _birth(node: Any) -> tuple[int, int, bool]:

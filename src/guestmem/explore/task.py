@@ -55,11 +55,14 @@ class Task:
         return f"{self.model.name} {self.search} {self.memory} {self.first}"
 
 
-def machine(world: World, memory: str, points: Iterable[int] | None = None) -> Machine:
-    """A machine with an empty tree, stopping at the world's points or at others. Raises Reshaped."""
+def machine(world: World, memory: str, points: Iterable[int] | None = None, *, merged: bool = False) -> Machine:
+    """A machine with an empty tree, stopping at the world's points or at others. Raises Reshaped.
+
+    ``merged``: see ``Tree``.
+    """
     if memory not in MEMORIES:
         raise UsageError(f"memory: {memory!r} is not one of {', '.join(MEMORIES)}")
-    tree = Tree(world, fences=memory != "sc", points=points)
+    tree = Tree(world, fences=memory != "sc", points=points, merged=merged)
     if memory == "sc":
         return Machine(tree)
     return Stale(tree) if memory == "stale" else Buffers(tree, overtake=memory == "relaxed")

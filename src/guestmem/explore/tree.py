@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import operations as op
+from .continuation import Keys
 from .world import Failure, Reshaped, Strand, Where, World
 
 __all__ = ["Memory", "Node", "Tree"]
 
-_LIVE = 512
+_LIVE = 1 << 14
 """Runs that are kept stopped where they are; of the oldest ones, the code is run again if it must go on."""
 
 
@@ -89,13 +90,18 @@ class Node:
 class Tree:
     """The threads of a world, unfolded as far as somebody looked; ``fences``: whether a fence is a point.
 
-    ``points``: the world's, unless given.
+    ``points``: the world's, unless given. ``merged``: histories after which a thread can still do the same are one node
+    (``continuation.py``); its ``parent`` is the first that led there, and loops that change nothing come back to it.
 
     Raises Reshaped, from any method, when a word turns out to be shared: then make another tree.
     """
 
-    def __init__(self, world: World, *, fences: bool = False, points: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, world: World, *, fences: bool = False, points: Iterable[int] | None = None, merged: bool = False
+    ) -> None:
         self.world, self.fences = world, fences
+        self.keys = Keys(world.known, world.base) if merged else None
+        self._same: dict[bytes, Node] = {}
         self.points = sorted(world.points if points is None else points)
         self.compact = {place: at for at, place in enumerate(self.points)}
         world.stale = False
@@ -134,25 +140,63 @@ class Tree:
         """Take what a run stopped at into its node."""
         if self.world.stale:
             raise Reshaped
-        node.number = len(self.nodes)
-        self.nodes.append(node)
         node.code, node.at, node.first, node.second = strand.pending
         node.notes, node.count, node.where = strand.notes, strand.count, strand.where
+        if self.keys is not None:
+            key = self._key(strand, node)
+            same = node if key is None else self._same.setdefault(key, node)
+            if same is not node:
+                if same.strand is None and same.code >= 0:
+                    self._keep(same, strand)
+                return same
+        node.number = len(self.nodes)
+        self.nodes.append(node)
         if node.code >= 0:
             if node.depth >= self._steps:
                 message = f"{self._steps} points and no end"
                 node.outcome = Failure("Livelock", message, node.where or Where("?", 0, "?"))
                 node.code = op.FAILED
             else:
-                node.strand = strand
-                self._live.append(node)
-                if len(self._live) > _LIVE:
-                    self._live.popleft().strand = None
+                self._keep(node, strand)
                 return node
         else:
             node.outcome = strand.outcome
         node.overlay = strand.overlay
         return node
+
+    def _keep(self, node: Node, strand: Strand) -> None:
+        """Keep a run stopped where it is, for a node that may have to go on."""
+        node.strand = strand
+        self._live.append(node)
+        if len(self._live) > _LIVE:
+            self._live.popleft().strand = None
+
+    def _key(self, strand: Strand, node: Node) -> bytes | None:
+        """What a thread can still do, and what it will be seen to have done."""
+        assert self.keys is not None
+        initial = self.world.initial
+        wrote = sorted((place, value) for place, value in strand.overlay.items() if value != initial[place])
+        pending = (node.thread, *strand.pending, node.spurious, wrote, strand.notes)
+        if node.code < 0:
+            return self.keys.of((), (pending, strand.outcome))
+        return self.keys.of(self.world.frames(strand), (pending, strand.ticks))
+
+    def cyclic(self) -> bool:
+        """Whether some thread can come back to a node it was at. O(nodes and edges)."""
+        left = dict.fromkeys(self.nodes, 0)
+        for node in self.nodes:
+            for kid in node.kids.values():
+                left[kid] += 1
+        todo = [node for node, count in left.items() if not count]
+        done = 0
+        while todo:
+            node = todo.pop()
+            done += 1
+            for kid in node.kids.values():
+                left[kid] -= 1
+                if not left[kid]:
+                    todo.append(kid)
+        return done < len(self.nodes)
 
     def kid(self, node: Node, value: int) -> Node:
         """The node after ``node``'s operation returned ``value``."""
@@ -164,9 +208,9 @@ class Tree:
                 self.runs += 1
                 strand = self.world.start(node.thread, self.compact, node.history(), fences=self.fences)
             self.world.go_on(strand, value)
-            kid = node.kids[value] = self._settle(strand, Node(node.thread, node, value, 0))
-            if node.code == op.WAIT and value:
-                kid.spurious += 1
+            kid = Node(node.thread, node, value, 0)
+            kid.spurious += node.code == op.WAIT and value != 0
+            kid = node.kids[value] = self._settle(strand, kid)
         return kid
 
     def asleep(self, node: Node) -> Node:

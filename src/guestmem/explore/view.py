@@ -26,12 +26,16 @@ class View:
         self._memory = tree.start
         self._nodes: Sequence[Node] = tree.roots
         self._ended = False
+        self.reads: list[int] | None = None
+        """The points that were looked at, in order, if somebody wants to know."""
 
     def word(self, words: Words | str, index: int) -> int:
         """A shared word, by its words or their name. What an invariant reads becomes a point."""
         base = self._bases[words] if isinstance(words, str) else self._bases_by_words[words]
         at = self._tree.compact.get(base + index)
         if at is not None:
+            if self.reads is not None:
+                self.reads.append(at)
             return self._memory.values[at]
         if self._ended:
             place = self._world.places[base + index]

@@ -8,10 +8,12 @@ touches a word that has become shared, the word is added and the search begins a
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -127,6 +129,7 @@ def _where(frame: FrameType | None) -> Where:
     return _relative(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
+@cache
 def _relative(file: str, line: int, function: str) -> Where:
     path = Path(file)
     name = path.relative_to(_PACKAGE).as_posix() if path.is_relative_to(_PACKAGE) else path.name
@@ -176,11 +179,16 @@ class World:
             raise UsageError(f"model {model.name}: it has no threads")
         self.places = [Place(region, i) for region in self.scene.regions for i in range(len(region.words.cells))]
         self.initial = [place.region.words.cells[place.index] for place in self.places]
-        self._bases = {region.words: (region.base, len(region.words.cells)) for region in self.scene.regions}
+        self._words: type = self.scene.room("compiled").Words
+        self._bases: dict[Any, tuple[int, int]] = {
+            region.words: (region.base, len(region.words.cells)) for region in self.scene.regions
+        }
         self._readers = [0] * len(self.places)
         self._writers = [0] * len(self.places)
         self.points: set[int] = set()
         self.stale = False
+        self.known = gc.get_objects()
+        """What was there before threads ran: see ``continuation.Keys``."""
         self.dirty: set[int] = set()
         """Places that a view wrote final values to."""
 
@@ -204,6 +212,10 @@ class World:
             if each.name == region and 0 <= index < len(each.words.cells):
                 return each.base + index
         raise UsageError(f"{region}[{index}]: model {self.model.name} has no such word")
+
+    def base(self, words: object) -> int | None:
+        """The number of the first of some words that are shared; None of anything else."""
+        return self._bases[words][0] if isinstance(words, self._words) and words in self._bases else None
 
     def share(self, place: int) -> None:
         """Make a word a point from the next search on."""
@@ -290,6 +302,16 @@ class World:
             self.strand = _GivenUp(self.strand)
             raise
         return answer
+
+    @staticmethod
+    def frames(strand: Strand) -> list[FrameType]:
+        """The frames of a run that is stopped, innermost first, without those of the explorer."""
+        frames = []
+        frame = strand.greenlet.gr_frame
+        while frame is not None:
+            frames.append(frame)
+            frame = frame.f_back
+        return frames[1:-1]
 
     @staticmethod
     def _hub(strand: Strand) -> Any:

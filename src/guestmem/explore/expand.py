@@ -1,0 +1,553 @@
+"""The inner loop of the search over states, compiled: every component of a state is a number, every move a row.
+
+A state is a row of 32-bit numbers: what is shared (``rows.Rows.shared``), then of each thread what is its own
+(``rows.Rows.local``), and with a bound on preemptions who ran last and how many there were. What a thread does to a
+shared part is looked up in a hash table; where a row is missing, the state is put off and Python is asked, in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from .._numba import dispatcher
+from ..compiled import U64, Own
+
+if TYPE_CHECKING:
+    Halves = Any
+    """Numbers of 32 bits in an array."""
+    _u = int
+else:
+    from numpy import uint64 as _u
+
+__all__ = [
+    "ALONE",
+    "ASLEEP",
+    "BROKEN",
+    "COUNTS",
+    "FAILED",
+    "FORGET",
+    "HOLDS",
+    "LAST",
+    "LOOK",
+    "MAY_RISE",
+    "OLDEST",
+    "PENDING",
+    "RISE",
+    "RUNS",
+    "SHARED",
+    "TIMED",
+    "TOLD",
+    "VERDICT",
+    "WAKE",
+    "add_first",
+    "expand",
+    "fill",
+    "move_rows",
+    "move_states",
+]
+
+_Z = _u(0)
+_1 = _u(1)
+_2 = _u(2)
+_8 = _u(8)
+_31 = _u(31)
+_32 = _u(32)
+_33 = _u(33)
+_60 = _u(60)
+_LOW = _u(0xFFFFFFFF)
+_A = _u(0xFF51AFD7ED558CCD)
+_B = _u(0xC4CEB9FE1A85EC53)
+_SEED = _u(0x9E3779B97F4A7C15)
+_TEN = _u(10)
+_SIX = _u(6)
+_SEVEN = _u(7)
+_SPARE = _u(64)
+
+PENDING = _u(0xFFFFFFFF)
+"""In the place of a row that Python was asked for."""
+
+RUNS, ASLEEP, FAILED, TIMED, MAY_RISE, TOLD = (_u(1 << bit) for bit in range(6))
+"""What a thread's own part is: it may have moves, sleeps, has failed; sleeps with a timeout, may wake for no reason."""
+
+LAST = _u(1)
+"""In a move: the last one of its row. Then five bits: how many it wakes; above them: 1 + on which point, or 0."""
+
+SHARED, WAKE, OLDEST, FORGET, LOOK, VERDICT, ALONE, RISE = (_u(kind) for kind in range(1, 9))
+"""What Python is asked: of pairs of numbers (the first six), and of one thread's own part."""
+
+HOLDS, BROKEN, _SAID = _u(1), _u(2), _u(3)
+"""What a verdict says."""
+
+COUNTS = 12
+"""Length of ``counts``: states, asked, put off, moves, found, ended, rows, pairs, where it stopped."""
+_N, _ASKED, _OFF, _POINTS, _FOUND, _ENDED, _ROWS, _PAIRS, _STOP = (_u(i) for i in range(9))
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _kernel(function: _F) -> _F:
+    return cast("_F", dispatcher(function, nogil=True))
+
+
+def _inside(function: _F) -> _F:
+    return cast("_F", dispatcher(function, nogil=True, inline=True))
+
+
+@_inside
+def _mix(x: U64) -> U64:
+    x ^= x >> _33
+    x *= _A
+    x ^= x >> _33
+    x *= _B
+    return x ^ (x >> _33)
+
+
+@_inside
+def _slot(keys: Own, key: U64) -> U64:
+    """Where a key is, or would be."""
+    mask = _u(len(keys)) - _1
+    i = _mix(key) & mask
+    while keys[i] != _Z and keys[i] != key:
+        i = (i + _1) & mask
+    return i
+
+
+@_inside
+def _ask(asked: Own, counts: Own, kind: U64, a: U64, b: U64, slot: U64) -> None:
+    k = counts[_ASKED] * _2
+    asked[k] = kind << _60 | a << _32 | b
+    asked[k + _1] = slot
+    counts[_ASKED] += _1
+
+
+@_inside
+def _pair(pkeys: Own, pvalues: Halves, asked: Own, counts: Own, kind: U64, a: U64, b: U64) -> U64:
+    """What two numbers come to; PENDING if Python was asked."""
+    key = kind << _60 | a << _32 | b
+    i = _slot(pkeys, key)
+    if pkeys[i] == _Z:
+        pkeys[i] = key
+        pvalues[i] = PENDING
+        counts[_PAIRS] += _1
+        _ask(asked, counts, kind, a, b, i)
+    return _u(pvalues[i])
+
+
+@_inside
+def _hash(row: Halves, at: U64, width: U64, mask: U64) -> U64:
+    h = _SEED
+    for k in range(width):
+        h = _mix(h ^ _u(row[at + k]))
+    return h & mask
+
+
+@_inside
+def _add(
+    states: Halves, parents: Halves, table: Halves, row: Halves, width: U64, parent: U64, bounded: U64, n: U64
+) -> U64:
+    """Add a state unless it is there; how many there are. Of a bounded one its last number is the cost: least wins."""
+    mask = _u(len(table)) - _1
+    compared = width - bounded
+    i = _hash(row, _Z, compared, mask)
+    while True:
+        j = _u(table[i])
+        if j == _Z:
+            break
+        at = (j - _1) * width
+        same = True
+        for k in range(compared):
+            if states[at + k] != row[k]:
+                same = False
+                break
+        if same:
+            if bounded == _Z or states[at + compared] <= row[compared]:
+                return n
+            break
+        i = (i + _1) & mask
+    at = n * width
+    for k in range(width):
+        states[at + k] = row[k]
+    parents[n] = parent
+    table[i] = n + _1
+    return n + _1
+
+
+@_kernel
+def add_first(states: Halves, parents: Halves, table: Halves, row: Halves, width: U64, bounded: U64) -> U64:
+    """Add the first state."""
+    return _add(states, parents, table, row, width, _Z, bounded, _Z)
+
+
+@_kernel
+def move_states(states: Halves, table: Halves, width: U64, bounded: U64, n: U64) -> None:
+    """Fill a new hash table with states. O(states)."""
+    mask = _u(len(table)) - _1
+    compared = width - bounded
+    for index in range(n):
+        at = _u(index) * width
+        i = _hash(states, at, compared, mask)
+        while table[i] != _Z:
+            if bounded != _Z:  # of two that differ in the cost, the later one is the better
+                other = (_u(table[i]) - _1) * width
+                same = True
+                for k in range(compared):
+                    if states[other + k] != states[at + k]:
+                        same = False
+                if same:
+                    break
+            i = (i + _1) & mask
+        table[i] = _u(index) + _1
+
+
+@_kernel
+def move_rows(keys: Own, values: Halves, new_keys: Own, new_values: Halves) -> None:
+    """Move rows to a larger table. O(rows)."""
+    for j in range(_u(len(keys))):
+        if keys[j] != _Z:
+            i = _slot(new_keys, keys[j])
+            new_keys[i] = keys[j]
+            new_values[i] = values[j]
+
+
+@_kernel
+def fill(values: Halves, answers: Own) -> None:
+    """Put answers in their places: (place, value)."""
+    for j in range(_u(len(answers)) // _2):
+        values[answers[_2 * j]] = answers[_2 * j + _1]
+
+
+@_inside
+def _reach(
+    states: Halves,
+    parents: Halves,
+    table: Halves,
+    kinds: Halves,
+    points_of: Halves,
+    awake: Halves,
+    looks: Halves,
+    views: Halves,
+    pkeys: Own,
+    pvalues: Halves,
+    asked: Own,
+    found: Halves,
+    row: Halves,
+    counts: Own,
+    options: Own,
+    s: U64,
+    t: U64,
+    wakes: U64,
+    kept: U64,
+) -> bool:
+    """A state that a move led to (in ``row``): wake, forget, judge, add. False if Python was asked.
+
+    ``kept``: 1 if what memory forgets is not to be looked at.
+    """
+    threads, width, bounded, stale, watched = options[0], options[1], options[2], options[3], options[4]
+    base = s * width
+    if wakes != _Z:
+        left = wakes & _31
+        point = wakes >> _u(5)
+        for u in range(threads):
+            bed = _u(row[_1 + u])
+            if left != _Z and kinds[bed] & ASLEEP and _u(points_of[bed]) + _1 == point:
+                left -= _1
+                if stale != _Z:
+                    rises = _pair(pkeys, pvalues, asked, counts, WAKE, bed, _u(row[_1 + t]))
+                else:
+                    rises = _u(awake[bed])
+                    if rises == _Z:
+                        awake[bed] = PENDING
+                        _ask(asked, counts, WAKE, bed, _Z, _Z)
+                        rises = PENDING
+                if rises == PENDING:
+                    return False
+                row[_1 + u] = rises
+    if stale != _Z and kept == _Z:
+        oldest = _Z
+        for u in range(threads):
+            view = _u(views[row[_1 + u]])
+            if view != _Z and view != oldest:
+                oldest = view if oldest == _Z else _pair(pkeys, pvalues, asked, counts, OLDEST, oldest, view)
+                if oldest == PENDING:
+                    return False
+        if oldest == _Z:
+            oldest = _pair(pkeys, pvalues, asked, counts, OLDEST, _Z, _u(row[0]))
+            if oldest == PENDING:
+                return False
+        if oldest != _1:  # the first view: nothing to forget
+            whole = True
+            shared = _pair(pkeys, pvalues, asked, counts, SHARED, oldest, _u(row[0]))
+            whole = shared != PENDING
+            for u in range(threads):
+                less = _pair(pkeys, pvalues, asked, counts, FORGET, oldest, _u(row[_1 + u]))
+                whole = whole and less != PENDING
+                row[_1 + u] = less
+            if not whole:
+                return False
+            row[0] = shared
+    bad = _Z
+    for u in range(threads):
+        if bad == _Z and kinds[row[_1 + u]] & FAILED:
+            bad = _u(row[_1 + u])
+    tell = False
+    if bad != _Z:
+        tell = kinds[bad] & TOLD == _Z
+        kinds[bad] |= TOLD
+        counts[_POINTS] += _1
+        if not tell:
+            return True
+    elif watched != _Z:
+        changed = row[0] != states[base]
+        for u in range(threads):
+            changed = changed or looks[row[_1 + u]] != looks[states[base + _1 + u]]
+        if changed:
+            look = _1
+            for u in range(threads):
+                look = _pair(pkeys, pvalues, asked, counts, LOOK, look, _u(looks[row[_1 + u]]))
+                if look == PENDING:
+                    return False
+            verdict = _pair(pkeys, pvalues, asked, counts, VERDICT, look, _u(row[0]))
+            if verdict == PENDING:
+                return False
+            if verdict != HOLDS:
+                counts[_POINTS] += _1
+                if verdict == _SAID:
+                    return True
+                pvalues[_slot(pkeys, VERDICT << _60 | look << _32 | _u(row[0]))] = _SAID
+                tell = True
+    if tell:
+        at = counts[_FOUND] * (width + _1)
+        found[at] = s
+        for k in range(width):
+            found[at + _1 + k] = row[k]
+        counts[_FOUND] += _1
+        return True
+    if bad == _Z:
+        counts[_POINTS] += _1
+    counts[_N] = _add(states, parents, table, row, width, s, bounded, counts[_N])
+    return True
+
+
+@_kernel
+def expand(
+    states: Halves,
+    parents: Halves,
+    table: Halves,
+    work: Halves,
+    rkeys: Own,
+    rvalues: Halves,
+    mshared: Halves,
+    mlocal: Halves,
+    minfo: Halves,
+    kinds: Halves,
+    points_of: Halves,
+    awake: Halves,
+    rise: Halves,
+    alone: Halves,
+    looks: Halves,
+    views: Halves,
+    pkeys: Own,
+    pvalues: Halves,
+    asked: Own,
+    again: Halves,
+    found: Halves,
+    ended: Halves,
+    row: Halves,
+    slots: Own,
+    counts: Own,
+    options: Own,
+    lo: U64,
+    hi: U64,
+) -> None:
+    """Expand states number ``lo`` to ``hi``, or of ``work`` if that is not empty; until done or out of room.
+
+    ``options``: threads, width of a state, 1 if bounded, 1 if stale, 1 if watched, the bound, 1 if buffers, 1 if no
+    more than ``points`` moves may be pending at once.
+    """
+    threads, width, bounded, bound, buffers = options[0], options[1], options[2], options[5], options[6]
+    from_work = len(work) > 0
+    index = lo
+    most = options[7]
+    while index < hi:
+        s = _u(work[index]) if from_work else index
+        n = counts[_N]
+        if (
+            (n + most) * width > _u(len(states))
+            or (n + most) * _TEN > _u(len(table)) * _SEVEN
+            or (counts[_ASKED] + most * _8) * _2 > _u(len(asked))
+            or counts[_OFF] + _1 >= _u(len(again))
+            or (counts[_FOUND] + most) * (width + _1) > _u(len(found))
+            or counts[_ENDED] + _1 >= _u(len(ended))
+            or (counts[_ROWS] + threads) * _TEN > _u(len(rkeys)) * _SIX
+            or (counts[_PAIRS] + most * _8) * _TEN > _u(len(pkeys)) * _SIX
+        ):
+            break
+        index += _1
+        base = s * width
+        shared = _u(states[base])
+        points = counts[_POINTS]
+        whole = True
+        only = threads
+        if buffers != _Z and bounded == _Z:
+            for t in range(threads):
+                own = states[base + _1 + t]
+                then = _u(alone[own])
+                if then == _Z:
+                    alone[own] = PENDING
+                    _ask(asked, counts, ALONE, _u(own), _Z, _Z)
+                if then == _Z or then == PENDING:  # noqa: SIM109 - no tuples here
+                    whole = False
+                    break
+                if then != _1:
+                    only = _u(t)
+                    break
+        if whole and only < threads:
+            for k in range(width):
+                row[k] = states[base + k]
+            row[_1 + only] = alone[row[_1 + only]]
+            whole = _reach(
+                states,
+                parents,
+                table,
+                kinds,
+                points_of,
+                awake,
+                looks,
+                views,
+                pkeys,
+                pvalues,
+                asked,
+                found,
+                row,
+                counts,
+                options,
+                s,
+                only,
+                _Z,
+                _1,
+            )
+        elif whole:
+            moved = False
+            last = _Z
+            used = _Z
+            can_go_on = False
+            if bounded != _Z:
+                last = _u(states[base + width - _2])
+                used = _u(states[base + width - _1])
+            for t in range(threads):
+                own = _u(states[base + _1 + t])
+                slots[t] = _Z
+                if kinds[own] & RUNS:
+                    key = own << _32 | shared
+                    i = _slot(rkeys, key)
+                    if rkeys[i] == _Z:
+                        rkeys[i] = key
+                        rvalues[i] = PENDING
+                        counts[_ROWS] += _1
+                        _ask(asked, counts, _Z, own, shared, i)
+                    first = _u(rvalues[i])
+                    if first == PENDING:
+                        whole = False
+                    elif first != _Z:
+                        moved = True
+                        can_go_on = can_go_on or _u(t) + _1 == last
+                    slots[t] = first
+            timeouts = False
+            if whole and not moved:
+                for t in range(threads):
+                    kind = _u(kinds[states[base + _1 + t]])
+                    if kind & TIMED:
+                        timeouts = True
+                        can_go_on = can_go_on or _u(t) + _1 == last
+            for t in range(threads):
+                own = _u(states[base + _1 + t])
+                kind = _u(kinds[own])
+                cost = used
+                if can_go_on and _u(t) + _1 != last:
+                    cost += _1
+                if not whole or (bounded != _Z and cost > bound):
+                    continue
+                if kind & RUNS:
+                    m = slots[t]
+                    while m != _Z:
+                        info = _u(minfo[m])
+                        for k in range(width):
+                            row[k] = states[base + k]
+                        row[0] = mshared[m]
+                        row[_1 + _u(t)] = mlocal[m]
+                        if bounded != _Z:
+                            row[width - _2] = _u(t) + _1
+                            row[width - _1] = cost
+                        whole = (
+                            _reach(
+                                states,
+                                parents,
+                                table,
+                                kinds,
+                                points_of,
+                                awake,
+                                looks,
+                                views,
+                                pkeys,
+                                pvalues,
+                                asked,
+                                found,
+                                row,
+                                counts,
+                                options,
+                                s,
+                                _u(t),
+                                info >> _1,
+                                _Z,
+                            )
+                            and whole
+                        )
+                        m = _Z if info & LAST else m + _1
+                elif kind & MAY_RISE or (timeouts and kind & TIMED):
+                    then = _u(rise[own])
+                    if then == _Z:
+                        rise[own] = PENDING
+                        _ask(asked, counts, RISE, own, _Z, _Z)
+                    if then == _Z or then == PENDING:  # noqa: SIM109 - no tuples here
+                        whole = False
+                        continue
+                    for k in range(width):
+                        row[k] = states[base + k]
+                    row[_1 + _u(t)] = then
+                    if bounded != _Z:
+                        row[width - _2] = _u(t) + _1
+                        row[width - _1] = cost
+                    whole = (
+                        _reach(
+                            states,
+                            parents,
+                            table,
+                            kinds,
+                            points_of,
+                            awake,
+                            looks,
+                            views,
+                            pkeys,
+                            pvalues,
+                            asked,
+                            found,
+                            row,
+                            counts,
+                            options,
+                            s,
+                            _u(t),
+                            _Z,
+                            _1,
+                        )
+                        and whole
+                    )
+            if whole and not moved and not timeouts:
+                ended[counts[_ENDED]] = s
+                counts[_ENDED] += _1
+        if not whole:
+            again[counts[_OFF]] = s
+            counts[_OFF] += _1
+            counts[_POINTS] = points
+    counts[_STOP] = index

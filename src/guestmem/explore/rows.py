@@ -1,0 +1,294 @@
+"""The parts of states as numbers, for the compiled search: what is shared, and of each thread what is its own.
+
+What is *shared*: the memory; under ``stale`` with it the stores that may still be read and the fences' view. A thread's
+*own*: its node; under store buffers with it the stores that wait, under ``stale`` its views. A move of a thread is a
+function of these two, given by the machine itself, on a state in which all other threads have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from ..units import U64_MAX
+from . import expand as ask
+from . import operations as op
+from .judge import Judge
+from .machine import Buffers, Machine, State
+from .stale import Stale, join, less
+from .tree import Memory, Node
+
+__all__ = ["Move", "Rows"]
+
+Move = tuple[int, int, int]
+"""Shared part and own part after it, and whom it wakes: (1 + point) << 5 | how many, 0 for nobody."""
+
+_FIRST = 2
+"""The first number of an own part: 0 and 1 stand for what is not known, or not there."""
+
+
+class Rows:
+    """The numbers of one machine's parts, and what moves make of them. All methods are O(size of a part)."""
+
+    first = _FIRST
+
+    def __init__(self, machine: Machine, judge: Judge) -> None:
+        self.machine, self.judge, self.tree = machine, judge, machine.tree
+        self.stale, self.buffers = isinstance(machine, Stale), isinstance(machine, Buffers)
+        self.watched = bool(judge.invariants)
+        self._threads = machine.threads
+        self._spurious = self.tree.world.model.spurious
+        self._stubs = [self._stub(thread) for thread in range(machine.threads)]
+        self.shareds: list[Any] = [] if self.stale else self.tree.by_number
+        """By number; of plain memory and of store buffers the Memory alone."""
+        self._shared_numbers: dict[Any, int] = {}
+        self.locals: list[tuple[Node, Any]] = [(self._stubs[0], None)] * _FIRST
+        self._local_numbers: dict[tuple[Node, Any], int] = {}
+        # Columns by own part, for the compiled loop.
+        self.kinds: list[int] = [0] * _FIRST
+        self.points_of: list[int] = [0] * _FIRST
+        self.looks: list[int] = [0] * _FIRST
+        self.views: list[int] = [0] * _FIRST
+        self._views: list[tuple[int, ...]] = [(), (0,) * (len(self.tree.points) + 1)]
+        self._view_numbers: dict[tuple[int, ...], int] = {self._views[1]: 1}
+        self._look_numbers: dict[Any, int] = {}
+        self._noted: list[Node] = [self._stubs[0]]
+        self._pairs: list[tuple[int, int]] = [(0, 0), (0, 0)]
+        self._pair_numbers: dict[tuple[int, int], int] = {}
+        self._tries: dict[int, Any] = {}
+        self._put = self._put_stale if self.stale else self._put_buffers if self.buffers else self._put_plain
+
+    def _stub(self, thread: int) -> Node:
+        node = Node(thread, None, 0, -1)
+        node.code = op.ENDED
+        return node
+
+    # Numbers.
+
+    def shared(self, part: Any) -> int:
+        """The number of a shared part."""
+        if not self.stale:
+            return int(part.number)
+        number = self._shared_numbers.setdefault(part, len(self.shareds))
+        if number == len(self.shareds):
+            self.shareds.append(part)
+        return number
+
+    def local(self, node: Node, extra: Any) -> int:
+        """The number of a thread's own part."""
+        key = (node, extra)
+        number = self._local_numbers.get(key)
+        if number is None:
+            number = self._local_numbers[key] = len(self.locals)
+            self.locals.append(key)
+            self.kinds.append(self._kind(node, extra))
+            self.points_of.append(node.at)
+            self.looks.append(self._look(node) if self.watched else 0)
+            over = node.code in {op.ENDED, op.FAILED}
+            self.views.append(self._view(extra[0]) if self.stale and not over else 0)
+        return number
+
+    def _kind(self, node: Node, extra: Any) -> int:
+        code = node.code
+        kind = 0
+        if code >= 0 or (self.buffers and extra):
+            kind = ask.RUNS
+        elif code == op.ASLEEP:
+            kind = ask.ASLEEP
+            if node.second != U64_MAX:
+                kind |= ask.TIMED
+            if node.spurious < self._spurious:
+                kind |= ask.MAY_RISE
+        if code == op.FAILED:
+            kind |= ask.FAILED
+        return int(kind)
+
+    def _view(self, view: tuple[int, ...]) -> int:
+        number = self._view_numbers.setdefault(view, len(self._views))
+        if number == len(self._views):
+            self._views.append(view)
+        return number
+
+    def _look(self, node: Node) -> int:
+        """What properties see of a thread: its notes, and whether and how it has ended."""
+        key: Any = (id(node.notes), node.number if node.code == op.ENDED else -1)
+        number = self._look_numbers.get(key)
+        if number is None:
+            notes = tuple(sorted((name, repr(value)) for name, value in node.notes.items()))
+            same = ("notes", notes, key[1])
+            number = self._look_numbers.get(same)
+            if number is None:
+                number = self._look_numbers[same] = len(self._noted)
+                self._noted.append(node)
+            self._look_numbers[key] = number
+            self._kept = [*getattr(self, "_kept", ()), node.notes]  # so that its id is nobody else's
+        return number
+
+    # States.
+
+    def encode(self, state: State) -> list[int]:
+        """A state of the machine as numbers."""
+        n = self._threads
+        if self.stale:
+            shared: Any = (state[0], state[n + 1], state[n + 2])
+            extras = state[n + 3 :]
+        else:
+            shared, extras = state[0], state[n + 1 :] if self.buffers else (None,) * n
+        return [self.shared(shared), *map(self.local, state[1 : n + 1], extras)]
+
+    def decode(self, row: Any) -> State:
+        """Numbers as a state of the machine."""
+        shared = self.shareds[int(row[0])]
+        owns = [self.locals[int(number)] for number in row[1 : self._threads + 1]]
+        nodes = [node for node, _ in owns]
+        if self.stale:
+            return (shared[0], *nodes, shared[1], shared[2], *[extra for _, extra in owns])
+        return (shared, *nodes, *[extra for _, extra in owns]) if self.buffers else (shared, *nodes)
+
+    # What the compiled loop asks.
+
+    def moves(self, own: int, shared: int) -> list[Move]:
+        """What a thread can do, sleepers that rise not counted."""
+        node, extra = self.locals[own]
+        return list(self._put(node, extra, self.shareds[shared]))
+
+    def _put_plain(self, node: Node, _extra: None, memory: Memory) -> list[Move]:
+        after, kid, _ = node.memo.get(memory) or self.tree.look(node, memory)
+        if kid is None:
+            return []
+        return [(self.shared(after), self.local(kid, None), self._wakes(node))]
+
+    def _wakes(self, node: Node) -> int:
+        return (node.at + 1) << 5 | min(node.first, self._threads) if node.code == op.WAKE and node.first else 0
+
+    def _put_buffers(self, node: Node, buffer: Any, memory: Memory) -> list[Move]:
+        n, thread = self._threads, node.thread
+        parts: list[Any] = [memory, *self._stubs, *[()] * n]
+        parts[thread + 1], parts[thread + 1 + n] = node, buffer
+        state = tuple(parts)
+        found = []
+        for move in self.machine.moves(state):
+            after = self.machine.move(state, move)
+            wakes = self._wakes(node) if move < n else 0
+            found.append((self.shared(after[0]), self.local(after[thread + 1], after[thread + 1 + n]), wakes))
+        return found
+
+    def _put_stale(self, node: Node, views: Any, shared: Any) -> list[Move]:
+        assert isinstance(self.machine, Stale)
+        n, thread = self._threads, node.thread
+        nothing = self._views[1]
+        parts: list[Any] = [shared[0], *self._stubs, shared[1], shared[2], *[(nothing, nothing, nothing)] * n]
+        parts[thread + 1], parts[n + 3 + thread] = node, views
+        state = tuple(parts)
+        found = []
+        for move in self.machine.moves(state):
+            after = self.machine.step(state, move)
+            part = (after[0], after[n + 1], after[n + 2])
+            own = self.local(after[thread + 1], after[n + 3 + thread])
+            found.append((self.shared(part), own, self._wakes(node)))
+        return found
+
+    def alone(self, own: int) -> int:
+        """The own part after a step that can be searched alone (``Machine.unseen``), 1 if there is none."""
+        node, extra = self.locals[own]
+        n, thread = self._threads, node.thread
+        parts: list[Any] = [self.tree.start, *self._stubs, *[()] * n]
+        parts[thread + 1], parts[thread + 1 + n] = node, extra
+        state = tuple(parts)
+        if self.machine.unseen(state, watched=self.watched) < 0:
+            return 1
+        after = self.machine.move(state, thread)
+        return self.local(after[thread + 1], after[thread + 1 + n])
+
+    def rise(self, own: int) -> int:
+        """A sleeper that wakes for no reason, if it still may, else by its timeout."""
+        bed, extra = self.locals[own]
+        return self.local(self.tree.awake(bed, spuriously=bed.spurious < self._spurious), extra)
+
+    def wake(self, own: int, waker: int) -> int:
+        """A sleeper that was woken."""
+        bed, extra = self.locals[own]
+        if self.stale:
+            now = self.locals[waker][1][0]
+            extra = tuple(join(view, now) for view in extra)
+        return self.local(self.tree.awake(bed), extra)
+
+    def oldest(self, a: int, b: int) -> int:
+        """How old a store two views may both still read; of no view (0), of the shared part ``b`` the newest."""
+        if a:
+            return self._view(tuple(map(min, self._views[a], self._views[b])))
+        return self._view(tuple(len(stores) - 1 for stores in self.shareds[b][1]))
+
+    def forget_shared(self, oldest: int, shared: int) -> int:
+        """A shared part without the stores that nobody can read any more."""
+        memory, messages, fences = self.shareds[shared]
+        old = self._views[oldest]
+        stores = tuple(
+            tuple((value, less(view, old)) for value, view in (each[gone:] if gone else each))
+            for each, gone in zip(messages, old, strict=True)
+        )
+        return self.shared((memory, stores, less(fences, old)))
+
+    def forget_own(self, oldest: int, own: int) -> int:
+        """A thread's own part, its views counted from the oldest store that is left."""
+        node, views = self.locals[own]
+        old = self._views[oldest]
+        return self.local(node, tuple(less(view, old) for view in views))
+
+    def look(self, before: int, look: int) -> int:
+        """The number of what properties see of the threads so far, and of the next one. 1: of none so far."""
+        key = (before, look)
+        number = self._pair_numbers.setdefault(key, len(self._pairs))
+        if number == len(self._pairs):
+            self._pairs.append(key)
+        return number
+
+    def seen(self, looks: int) -> list[Node]:
+        """Of each thread a node with what properties see."""
+        nodes: list[Node] = []
+        while looks != 1:
+            looks, look = self._pairs[looks]
+            nodes.append(self._noted[look])
+        return nodes[::-1]
+
+    def verdict(self, looks: int, shared: int) -> int:
+        """Whether all invariants hold. They are run once for each combination of what they look at."""
+        memory: Memory = self.shareds[shared][0] if self.stale else self.shareds[shared]
+        at = self._tries.get(looks)
+        while at is not None and at.__class__ is tuple:
+            where, answers = at
+            at = answers.get(memory.values[where])
+        if at is None:
+            at = self._judged(looks, memory)
+        return int(at)
+
+    def _judged(self, looks: int, memory: Memory) -> int:
+        reads, broken = self.judge.invariants_of(memory, self.seen(looks))
+        at = int(ask.BROKEN if broken else ask.HOLDS)
+        if not reads:
+            self._tries[looks] = at
+            return at
+        if looks not in self._tries:
+            self._tries[looks] = (reads[0], {})
+        branch = self._tries[looks][1]
+        for here, then in pairwise(reads):
+            branch = branch.setdefault(memory.values[here], (then, {}))[1]
+        branch[memory.values[reads[-1]]] = at
+        return at
+
+    def answer(self, kind: int, a: int, b: int) -> int:
+        """What the compiled loop asks of one or two numbers."""
+        return _ANSWERS[kind](self, a, b)
+
+
+_ANSWERS: dict[int, Callable[[Rows, int, int], int]] = {
+    int(ask.SHARED): Rows.forget_shared,
+    int(ask.WAKE): Rows.wake,
+    int(ask.OLDEST): Rows.oldest,
+    int(ask.FORGET): Rows.forget_own,
+    int(ask.LOOK): Rows.look,
+    int(ask.VERDICT): Rows.verdict,
+    int(ask.ALONE): lambda rows, own, _: rows.alone(own),
+    int(ask.RISE): lambda rows, own, _: rows.rise(own),
+}
