@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from guestmem import traces
 from guestmem.check import check
 from guestmem.cli import main
 from guestmem.report.page import data, page
+from guestmem.traces.evidence import Stretch, Where
 
 TRACES = Path(__file__).parents[2] / "examples" / "traces"
 BOOT = TRACES / "pc-seabios-smp2.log"
@@ -90,17 +92,38 @@ def test_without_data_the_page_is_small() -> None:
     assert len(html.encode()) - len(found) < 300_000
 
 
-def test_the_most_stretches_are_kept_and_those_near_a_hole_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside for 1 ms each, and for 1 µs in the hole: only that one may not be joined."""
+def test_lanes_follow_the_run_state() -> None:
+    """Each piece of a lane is where RunState says the vCPU was, from the first to the last moment that it tells of."""
+    timeline = traces.read(TRACES / "strace-pc.txt")
+    assert timeline.span is not None
+    first, last = timeline.span
+    vcpu = traces.Vcpu(101, 0)
+    state = traces.RunState({vcpu: [(first, first + 0.25), (first + 0.5, last)]}, first=first - 1, last=last + 1)
+    timeline.run_state = state
+    (lane,) = embedded(page(check(timeline), timeline))["lanes"]
+    assert lane["name"] == "vCPU 0 (thread 101)"
+    wanted = {"guest": "g", "kvm_run": "r", "kvm": "k", "user": "u", "unknown": "?"}
+    assert lane["where"] == "".join(wanted[each.where.value] for each in state.stretches(vcpu))
+    inner = [round((each.start - timeline.changes[0].time) * 1e9) for each in state.stretches(vcpu)[1:]]  # type: ignore[operator]
+    assert lane["edges"][1:-1] == pytest.approx(inner, abs=500)
+    assert len(lane["edges"]) == len(lane["where"]) + 1
+
+
+def test_short_pieces_are_joined_but_never_near_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
     vcpu = traces.Vcpu(1, 0)
-    short = [(float(i), i + 0.999) for i in range(100)]
-    short[50:51] = [(50.0, 50.5), (50.500001, 50.999)]
-    monkeypatch.setattr(data, "MOST_STRETCHES", 3)
-    (kept,) = data._thinned({vcpu: tuple(short)}, [(50.4, 50.6)]).values()
-    assert (50.500001, 50.999) in kept or any(start == 50.500001 for start, _ in kept)
-    assert any(end == 50.5 for _, end in kept)
-    assert len(kept) <= 4
-    assert (kept[0][0], kept[-1][1]) == (0.0, 99.999)
+    pieces = [
+        Stretch(i + offset, i + end, where)
+        for i in range(100)
+        for offset, end, where in ((0.0, 0.9, Where.GUEST), (0.9, 1.0, Where.USER))
+    ]
+    pieces[120] = pieces[120]._replace(where=Where.UNKNOWN)
+    monkeypatch.setattr(data, "MOST_STRETCHES", 20)
+    kept = data._thinned({vcpu: pieces}, [(50.4, 51.95)])[vcpu]
+    assert len(kept) < 20
+    assert kept[0][0] == 0.0
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(kept))
+    for wanted in ((50, 50.9, "g"), (50.9, 51.0, "u"), (51, 51.9, "g"), (51.9, 52.0, "u"), (60, 60.9, "?")):
+        assert wanted in kept
 
 
 def test_the_command_writes_it_beside_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,8 +197,9 @@ def test_lanes_tell_inside_outside_and_unknown(browser: Any, tmp_path: Path) -> 
     assert {hole.verdict.value for hole in report.holes} == {"open"}
     assert shown.text("#count-open") == str(len(report.holes))
     assert "vCPU 0 (thread 101)" in shown.text(".hole-words")
-    assert shown.tab.locator("#chart .lane-inside").count() == 2
-    assert shown.tab.locator("#chart .lane-outside").count() == 2
+    assert shown.tab.locator("#chart .lane-guest").count() == 2
+    assert shown.tab.locator("#chart .lane-outside").count() == 1
+    assert shown.tab.locator("#chart .lane-unknown").count() == 2  # beneath, for what is not known
     assert shown.tab.locator("#chart .hole.open").count() == 1
     assert shown.complaints == []
 

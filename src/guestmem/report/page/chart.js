@@ -318,41 +318,34 @@ function drawLanes(parts, place, clamped) {
     const short = lane.name.replace(/ \(.*/, '').replace(/^vCPU thread /, 'thread ');
     parts.append(element('text', {class: 'address', x: place.left - 6, y: top + 12, 'text-anchor': 'end'}, short));
     parts.append(element('rect', {class: 'lane-unknown', x: place.left, y: top, width: place.right - place.left, height: LANE}));
-    if (lane.known.length) {
-      const x0 = clamped(placeOf(lane.known[0], places())), x1 = clamped(placeOf(lane.known[1], places()));
-      if (x1 > x0) parts.append(element('rect', {class: 'lane-outside', x: x0, y: top, width: x1 - x0, height: LANE}));
-    }
-    drawStretches(parts, place, lane, top);
+    drawPieces(parts, place, lane, top);
   });
 }
 
-// Stretches in the guest: by column of the screen, how much of it was inside; columns that are alike are one rectangle.
-function drawStretches(parts, place, lane, top) {
+// A lane by columns of the screen: in each, where the vCPU was, or that it was in several places; alike ones are one.
+const WHERE = {g: 'guest', r: 'run', k: 'kvm', u: 'outside', '?': '', m: 'several'};
+function drawPieces(parts, place, lane, top) {
   const edges = lane.places[view.scale];
   const columns = Math.ceil(place.right - place.left);
-  const share = new Float64Array(columns + 1);
-  const unit = drawn.unit;
-  for (let i = 2 * Math.floor(before(edges, view.from) / 2); i < edges.length; i += 2) {
-    if (edges[i] > view.until) break;
-    const x0 = Math.max((edges[i] - view.from) * unit, 0), x1 = Math.min((edges[i + 1] - view.from) * unit, columns);
-    if (x1 < 0) continue;
-    const c0 = Math.floor(x0), c1 = Math.min(Math.floor(x1), columns - 1);
-    if (c0 >= c1) share[Math.min(c0, columns - 1)] += Math.max(x1 - x0, 0.05);
-    else {
-      share[c0] += c0 + 1 - x0;
-      for (let c = c0 + 1; c < c1; c++) share[c] = 1;
-      share[c1] += x1 - c1;
+  const seen = new Array(columns).fill(undefined);
+  for (let i = before(edges, view.from); i < lane.where.length && edges[i] <= view.until; i++) {
+    const x0 = (edges[i] - view.from) * drawn.unit, x1 = (edges[i + 1] - view.from) * drawn.unit;
+    if (x1 < 0 || x1 <= x0) continue;
+    const first = Math.max(Math.floor(x0), 0), last = Math.min(Math.ceil(x1), columns);
+    const where = lane.where[i];
+    for (let c = first; c < last; c++) {
+      const whole = x0 <= c && x1 >= c + 1;
+      if (whole || seen[c] === undefined || seen[c] === where) seen[c] = where;
+      else if (seen[c] === '?' || where === '?') seen[c] = '?'; // never hide that something is not known
+      else seen[c] = 'm';
     }
   }
-  const paths = {inside: [], both: []};
+  const paths = {};
   for (let c = 0, start = 0; c <= columns; c++) {
-    const kind = at => at >= columns || share[at] <= 0 ? '' : share[at] >= 0.98 ? 'inside' : 'both';
-    if (c === columns || kind(c) !== kind(start)) {
-      if (kind(start)) paths[kind(start)].push(`M${place.left + start} ${top}h${c - start}v${LANE}h${start - c}z`);
-      start = c;
-    }
+    if (c < columns && seen[c] === seen[start]) continue;
+    const name = WHERE[seen[start]];
+    if (name) (paths[name] ??= []).push(`M${place.left + start} ${top}h${c - start}v${LANE}h${start - c}z`);
+    start = c;
   }
-  for (const kind of ['both', 'inside']) {
-    if (paths[kind].length) parts.append(element('path', {class: `lane-${kind}`, d: paths[kind].join('')}));
-  }
+  for (const name in paths) parts.append(element('path', {class: `lane-${name}`, d: paths[name].join('')}));
 }

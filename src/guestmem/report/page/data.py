@@ -8,18 +8,19 @@ repeat stand once. What slots there were at a time is not told: the script follo
 from __future__ import annotations
 
 import errno
-import heapq
 from typing import TYPE_CHECKING, Any
 
 from ...check import Primitive
 from ...memslots.changes import ChangeKind
+from ...traces.evidence import Where
 from ...units import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ...check import Hole, Report
     from ...traces import RunState, Timeline, Vcpu
+    from ...traces.evidence import Stretch
 
 __all__ = ["page_data"]
 
@@ -32,7 +33,7 @@ LETTERS = {
 }
 REFUSED = "r"
 MOST_STRETCHES = 200_000
-"""Stretches in the guest that a page carries; beyond, short stays outside that are far from any hole are left out."""
+"""Pieces of vCPU lanes that a page carries; beyond, runs of short ones that are far from any hole are drawn as one."""
 
 
 def page_data(report: Report, timeline: Timeline) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def _errno(ret: int) -> str:
 
 def _holes(holes: Sequence[Hole], index: dict[int, int]) -> dict[str, Any]:
     reasons: dict[str, int] = {}
+    rules: dict[str, int] = {}
     primitives = [each.value for each in Primitive]
     return {
         "transaction": [hole.transaction for hole in holes],
@@ -89,6 +91,8 @@ def _holes(holes: Sequence[Hole], index: dict[int, int]) -> dict[str, Any]:
         "verdict": [hole.verdict.value for hole in holes],
         "reason": [reasons.setdefault(hole.reason, len(reasons)) for hole in holes],
         "reasons": list(reasons),
+        "rule": [rules.setdefault(hole.rule.evidence, len(rules)) for hole in holes],
+        "rules": list(rules),
         "seconds": [hole.duration for hole in holes],
         "bytes": [hole.nbytes for hole in holes],
         "same": [{True: "the same", False: "other", None: "partly other"}[hole.same_host_memory] for hole in holes],
@@ -111,50 +115,62 @@ def _holes(holes: Sequence[Hole], index: dict[int, int]) -> dict[str, Any]:
 
 
 def _lanes(state: RunState | None, holes: Sequence[Hole], origin: float) -> list[dict[str, Any]]:
-    """One lane a vCPU: when it was in the guest, and between which times it is known that it was not."""
+    """One lane a vCPU: pieces that follow one another, each with a letter for where the vCPU was.
+
+    ``edges`` has one more entry than ``where`` has letters; where infinity would be, the trace's first or last event.
+    """
     if state is None:
         return []
-    stretches = {vcpu: state.intervals(vcpu) for vcpu in state.vcpus}
+    pieces = {vcpu: list(state.stretches(vcpu)) for vcpu in state.vcpus}
     windows = sorted((hole.start, hole.end) for hole in holes if hole.start is not None and hole.end is not None)
-    kept = _thinned(stretches, windows)
-    return [
-        {
-            "name": str(vcpu),
-            "inside": [_ns(edge, origin) for stretch in kept[vcpu] for edge in stretch],
-            "known": [] if state.lost else [_ns(state.first, origin), _ns(state.last, origin)],
-            "joined": len(stretches[vcpu]) - len(kept[vcpu]),
-        }
-        for vcpu in state.vcpus
-    ]
+    lanes = []
+    for vcpu, kept in _thinned(pieces, windows).items():
+        edges = [each[0] for each in kept] + [kept[-1][1]]
+        edges[0], edges[-1] = max(edges[0], min(state.first, edges[1])), min(edges[-1], max(state.last, edges[-2]))
+        lanes.append(
+            {
+                "name": str(vcpu),
+                "edges": [_ns(edge, origin) for edge in edges],
+                "where": "".join(each[2] for each in kept),
+                "joined": len(pieces[vcpu]) - len(kept),
+            }
+        )
+    return lanes
 
 
-Stretch = tuple[float, float]
+Piece = tuple[float, float, str]
+WHERE = {Where.GUEST: "g", Where.RUN: "r", Where.KVM: "k", Where.USER: "u", Where.UNKNOWN: "?"}
+SEVERAL = "m"
 
 
 def _thinned(
-    stretches: dict[Vcpu, tuple[Stretch, ...]], windows: Iterable[tuple[float, float]]
-) -> dict[Vcpu, list[Stretch]]:
-    """At most MOST_STRETCHES, by joining those with the shortest stays outside in between, unless a hole is near."""
-    total = sum(map(len, stretches.values()))
-    if total <= MOST_STRETCHES:
-        return {vcpu: list(each) for vcpu, each in stretches.items()}
+    pieces: Mapping[Vcpu, Sequence[Stretch]], windows: Iterable[tuple[float, float]]
+) -> dict[Vcpu, list[Piece]]:
+    """At most about MOST_STRETCHES pieces: runs of short ones become one, unless a hole is near or one is not known."""
+    named = {vcpu: [(each.start, each.end, WHERE[each.where]) for each in mine] for vcpu, mine in pieces.items()}
+    if sum(map(len, named.values())) <= MOST_STRETCHES:
+        return named
     near = list(windows)
-    gaps = []
-    for vcpu, each in stretches.items():
-        at = 0
-        for i in range(1, len(each)):
-            start, end = each[i - 1][1], each[i][0]
-            while at < len(near) and near[at][1] < start:
-                at += 1
-            if at == len(near) or near[at][0] > end:
-                gaps.append((end - start, vcpu.thread, i))
-    joined = {(thread, i) for _, thread, i in heapq.nsmallest(total - MOST_STRETCHES, gaps)}
-    kept: dict[Vcpu, list[Stretch]] = {}
-    for vcpu, each in stretches.items():
-        mine = kept[vcpu] = [] if not each else [each[0]]
-        for i in range(1, len(each)):
-            if (vcpu.thread, i) in joined:
-                mine[-1] = mine[-1][0], each[i][1]
-            else:
-                mine.append(each[i])
+    lengths = sorted(end - start for mine in named.values() for start, end, _ in mine)
+    for short in lengths[:: max(1, len(lengths) // 16)][1:]:
+        kept = {vcpu: _joined(mine, short, near) for vcpu, mine in named.items()}
+        if sum(map(len, kept.values())) <= MOST_STRETCHES:
+            break
+    return kept
+
+
+def _joined(pieces: Sequence[Piece], short: float, near: Sequence[tuple[float, float]]) -> list[Piece]:
+    """Runs of pieces that are not longer than ``short``, and known, and in no window, each as one."""
+    kept: list[Piece] = []
+    at, open_run = 0, False
+    for start, end, where in pieces:
+        while at < len(near) and near[at][1] < start:
+            at += 1
+        free = at == len(near) or near[at][0] > end
+        joins = free and where != WHERE[Where.UNKNOWN] and end - start <= short
+        if joins and open_run:
+            kept[-1] = kept[-1][0], end, SEVERAL
+        else:
+            kept.append((start, end, where))
+        open_run = joins
     return kept

@@ -124,7 +124,7 @@ function showDetails() {
     const hole = holes[which];
     const name = make('b', {class: 'word'}, hole.verdict);
     const text = make('p', {class: `hole-words ${hole.verdict}`}, name, ` ${hole.reason}. Missing for ${holeDuration(hole)}; host memory behind it afterwards: ${hole.same}.`);
-    parts.push(text);
+    parts.push(text, make('p', {id: 'rule'}, `It rests on: ${hole.rule}.`));
     for (const set of hole.sets) {
       set.changes.forEach(i => setOf.set(i, sets.length));
       sets.push(set);

@@ -182,13 +182,18 @@ function legend() {
     entry('bundle', 'many slots, too small to tell apart: zoom'),
   ];
   if (lives.flags.some(flags => flags & READONLY)) entries.push(entry('ro', 'hatched: read-only'));
-  if (data.lanes.length) entries.push(entry('lane-inside', 'vCPU in the guest'), entry('lane-both', 'in and out'), entry('lane-outside', 'outside'), entry('lane-unknown', 'not known'));
+  if (data.lanes.length) {
+    const known = {g: 'vCPU in the guest', r: 'in KVM_RUN, in the guest or not', k: 'served by KVM', u: 'outside'};
+    const found = new Set(data.lanes.flatMap(lane => [...new Set(lane.where)]));
+    for (const letter in known) if (found.has(letter)) entries.push(entry(`lane-${WHERE[letter]}`, known[letter]));
+    entries.push(entry('lane-several', 'coming and going'), entry('lane-unknown', 'not known'));
+  }
   if (changes.refused.length) entries.push(make('span', {class: 'entry'}, `× refused by KVM: ${changes.refused.length}`));
   box.replaceChildren(...entries);
   const notes = [];
   if (!data.timed) notes.push('No times in this trace: the picture goes by the order of changes.');
   const joined = data.lanes.reduce((sum, lane) => sum + lane.joined, 0);
-  if (joined) notes.push(`${joined} short stays outside the guest, none of them near a hole, are left out.`);
+  if (joined) notes.push(`${joined} short pieces of vCPU lanes, none of them near a hole, are drawn as coming and going.`);
   for (const note of notes) box.append(make('p', {class: 'note'}, note));
 }
 

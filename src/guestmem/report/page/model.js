@@ -56,7 +56,7 @@ const holes = data.holes.transaction.map((transaction, i) => {
   transactions[transaction]?.holes.push(i);
   return {
     transaction, from, until, space: columns.space[i], verdict: columns.verdict[i], seconds: columns.seconds[i],
-    bytes: columns.bytes[i], reason: columns.reasons[columns.reason[i]], same: columns.same[i], ranges: columns.ranges[i],
+    bytes: columns.bytes[i], reason: columns.reasons[columns.reason[i]], rule: columns.rules[columns.rule[i]], same: columns.same[i], ranges: columns.ranges[i],
     sets: columns.sets[i].map(([primitives, changes]) => ({changes, primitives: primitives.map(each => columns.primitives[each])})),
   };
 });
@@ -107,10 +107,8 @@ const times = (function () {
   }
   let first = result[1], last = latest;
   for (const lane of data.lanes) {
-    if (lane.inside.length) {
-      first = Math.min(first, lane.inside[0]);
-      last = Math.max(last, lane.inside[lane.inside.length - 1]);
-    }
+    first = Math.min(first, lane.edges[0]);
+    last = Math.max(last, lane.edges[lane.edges.length - 1]);
   }
   result[0] = first;
   result[count + 1] = last;
@@ -156,7 +154,7 @@ const untilPlace = (i, places) => i >= count ? places[count + 1] : places[i + 1]
 for (const lane of data.lanes) {
   lane.places = {};
   for (const [name, places] of Object.entries(axes)) {
-    if (places) lane.places[name] = Float64Array.from(lane.inside, ns => placeOf(ns, places));
+    if (places) lane.places[name] = Float64Array.from(lane.edges, ns => placeOf(ns, places));
   }
 }
 

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...check.rules import NOT_SEEN
 from ..check import hole_cells, summary
 from .data import page_data
 
@@ -29,7 +30,7 @@ HOLES_WITHOUT_SCRIPT = 200
 
 
 def page(report: Report, timeline: Timeline) -> str:
-    """The page as one string of HTML, some 40 KB and the data (about 50 bytes a change).
+    """The page as one string of HTML, some 40 KB and the data (about 120 bytes a change).
 
     ``report`` is that of ``timeline``. The page needs no server and no network; without a script it shows summary and
     holes. Raises ModuleNotFoundError if Jinja2 is missing.
@@ -47,6 +48,7 @@ def page(report: Report, timeline: Timeline) -> str:
         summary=summary(report).splitlines(),
         verdicts={verdict.value: count for verdict, count in report.verdicts.items()},
         holes=[hole_cells(hole) for hole in holes],
+        not_seen=NOT_SEEN,
         more=len(report.holes) - len(holes),
         style=_raw(style),
         script=_raw(script),
