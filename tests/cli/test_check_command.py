@@ -142,7 +142,7 @@ def test_an_open_hole_names_the_vcpu(files: Path, capsys: pytest.CaptureFixture[
         (["hole", "--gap", "nan"], "gap"),
         (["hole", "--gap", "soon"], "soon"),
         (["hole", "--vm", "x"], "x"),
-        (["hole", "--vm", "8"], "hole: --vm 8: only strace"),
+        (["hole", "--vm", "8"], "hole: no memslot change of thread 8; there are some of thread 7"),
         (["hole", "--fail-on", "sometimes"], "sometimes"),
         (["hole", "--limit", "-1"], "-1"),
         (["hole", "--run-state", "quiet"], "quiet: no vCPU enters or leaves"),

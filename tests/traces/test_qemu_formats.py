@@ -98,7 +98,7 @@ def test_dirty_log_clears_are_pages_of_a_combined_slot(tmp_path: Path) -> None:
         "qemu -d trace:kvm_set_user_memory -D log",
         "kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION failed, slot=0, start=0x0, size=0x1000: EINVAL",
         'write(2, "7@1.000000:kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x1000 ua=0x0 ret=0\\n", 80) = 80',
-        "7@1.000000:kvm_run_exit cpu_index 0, reason 2",
+        "7@1.000000:kvm_dirty_ring_flush 0",
         "",
     ],
 )

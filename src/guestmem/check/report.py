@@ -27,7 +27,7 @@ class Report:
     ``changes`` counts the applied changes by kind, ``refused`` those that KVM refused, ``gap`` is the longest pause in
     seconds inside a transaction. ``run_state`` says in a line what was known of the vCPUs, or is None. ``late`` are
     frames that come back in a later transaction, where nothing shows that there were two. ``slow`` says what made the
-    recorder slow, if it was.
+    recorder slow, if it was. ``notes`` are sentences about the recording.
     """
 
     path: str
@@ -43,6 +43,7 @@ class Report:
     holes: tuple[Hole, ...]
     late: tuple[LateReturn, ...] = ()
     slow: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def verdicts(self) -> dict[Verdict, int]:
@@ -81,6 +82,7 @@ class Report:
             "longest_seconds": longest.duration if longest else None,
             "holes": [hole.as_dict() for hole in self.holes],
             "late": [each.as_dict() for each in self.late],
+            "notes": list(self.notes),
         }
 
 
@@ -124,4 +126,5 @@ def check(timeline: Timeline) -> Report:
         holes=tuple(holes),
         late=later.result(),
         slow=timeline.slow,
+        notes=timeline.notes,
     )

@@ -38,7 +38,13 @@ PROGRESS_BYTES = 16 << 20
 @click.option(
     "--gap", metavar="MS", type=float, help="Longest pause inside a transaction.  [default: 5; 100 under strace -k]"
 )
-@click.option("--vm", metavar="FD", type=int, help="The VM to check, if strace shows several.")
+@click.option("--vm", metavar="VM", help="The VM to check, if there are several: the refusal names them.")
+@click.option(
+    "--assume-slots",
+    metavar="FILE",
+    type=click.Path(),
+    help="Slots from before the trace began: info mtree -f, or JSON (docs/traces.md).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (form: docs/traces.md).")
 @click.option(
     "--html",
@@ -57,7 +63,8 @@ def command(
     run_state_offset: float,
     fail_on: Literal["hole", "open"] | None,
     gap: float | None,
-    vm: int | None,
+    vm: str | None,
+    assume_slots: str | None,
     as_json: bool,
     html_file: str | None,
     limit: int,
@@ -82,6 +89,7 @@ def command(
             trace,
             gap=None if gap is None else gap / 1e3,
             vm=vm,
+            assume_slots=assume_slots,
             run_state=run_state,
             run_state_offset=run_state_offset,
             progress=progress,

@@ -104,7 +104,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option(
     "--gap", metavar="MS", type=float, help="Longest pause inside a transaction.  [default: 5; 100 under strace -k]"
 )
-@click.option("--vm", metavar="FD", type=int, help="The VM to replay, if strace shows several.")
+@click.option("--vm", metavar="VM", help="The VM to replay, if there are several: the refusal names them.")
 @click.option("--memory", metavar="SIZE", callback=_size, show_default="256M", help="dirty-log: of the guest.")
 @click.option(
     "--iterations",
@@ -138,7 +138,7 @@ def command(
     writes: float,
     fetches: float,
     gap: float | None,
-    vm: int | None,
+    vm: str | None,
     memory: int | None,
     iterations: int | None,
     json_file: str | None,

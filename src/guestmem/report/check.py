@@ -66,6 +66,7 @@ def summary(report: Report) -> str:
         lines.append("run state: not in this trace")
     if not report.timed and total:
         lines.append("no times in this trace: changes are grouped by order alone (QEMU: -msg timestamp=on)")
+    lines += [f"note: {note}" for note in report.notes]
     return "\n".join(lines)
 
 

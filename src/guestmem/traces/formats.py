@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from .bpf import BpfReader
 from .ftrace import FtraceReader
+from .perf_trace import PerfTraceReader
 from .qemu import QemuReader
+from .simpletrace import SimpletraceReader
 from .strace import StraceReader
 
 __all__ = ["READERS", "known_formats"]
 
-READERS = (QemuReader, FtraceReader, StraceReader)
+READERS = (QemuReader, BpfReader, PerfTraceReader, FtraceReader, StraceReader, SimpletraceReader)
 
 
 def known_formats() -> str:

@@ -1,10 +1,11 @@
 """KVM's tracepoints as ftrace (``trace``, ``trace_pipe``), ``trace-cmd report`` and ``perf script`` print them.
 
-Linux has no tracepoint for memslots; these tell when a vCPU was inside the guest: from ``kvm_entry`` to ``kvm_exit``
-or, where ``kvm_userspace_exit`` was recorded as well, from the first entry to the return to user space. Record the
-latter: between an exit and the next entry KVM works for the vCPU and looks at memslots too, and only with it can a
-vCPU that waits in user space be told from one that KVM is serving. Line shapes: Linux ``kernel/trace/trace_output.c``
-(``comm-PID [cpu] flags seconds: event: …``); perf writes a space before the PID and ``kvm:`` before the event.
+Linux has no tracepoint for memslots; these tell where a vCPU was: ``kvm_entry``, ``kvm_exit`` and
+``kvm_userspace_exit`` (Linux ``include/trace/events/kvm.h``, ``arch/x86/kvm/trace.h``), and the system call ``ioctl``
+(``syscalls:sys_enter_ioctl``, ``sys_exit_ioctl``) with KVM_RUN. Record all three: between an exit and the next entry
+KVM works for the vCPU and looks at memslots too. What stands before an event: ``prefix``. What says that events are
+missing: ``[LOST EVENTS]`` of the kernel, ``[EVENTS DROPPED]`` of trace-cmd, PERF_RECORD_LOST and the closing words of
+perf, and the header of a buffer that overwrote its oldest events.
 """
 
 from __future__ import annotations
@@ -12,95 +13,175 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from . import prefix as columns
+from .qemu_prefix import TICKS
+from .requests import request_name
+
 if TYPE_CHECKING:
     from .recording import Recording
 
-__all__ = ["PREFIX", "FtraceReader"]
+__all__ = ["FtraceReader"]
 
-PREFIX = re.compile(
-    r"\s*(?P<comm>\S.*?|<\.\.\.>)[-\s]\s*(?:\d+/)?(?P<thread>\d+)\s+(?:\([\s\d-]+\)\s+)?\[(?P<cpu>\d+)\]\s+(?:\S+\s+)?"
-    r"(?P<time>\d+(?:\.\d+)?):\s+"
+FAST = re.compile(
+    r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +(?:kvm:)?"
+    r"(kvm_entry|kvm_exit|kvm_userspace_exit): +"
 )
-EVENT = re.compile(r"(?:^|[\s:])(kvm_entry|kvm_exit|kvm_userspace_exit):")
-INDEX = re.compile(r"\s*vcpu (\d+)")
+"""An event as all three print it by default."""
+EVENT = re.compile(r"(?:^|[\s:])(kvm_entry|kvm_exit|kvm_userspace_exit)(?::|(?=\())")
+SYSCALL = re.compile(r"(?:^|[\s:])(sys_enter_ioctl: |sys_exit_ioctl: |sys_ioctl\(|sys_ioctl -> )")
+CMD = re.compile(r"\bcmd: (?:0x)?([0-9a-f]{1,16})\b")
+INDEX = re.compile(r"\s*(?:vcpu |vcpu_id=)(\d{1,6}),?")
+REASON = re.compile(r"\s*(?:vcpu \d{1,6},? )?(?:reason )?([A-Za-z_][\w-]*)(?![\w=])")
+USER_REASON = re.compile(r"\s*reason (?:KVM_EXIT_)?(?P<name>\w+) \((?P<number>-?\d{1,10})\)")
+RAW_USER_REASON = re.compile(r"\s*reason=(?P<number>\w{1,10})(?: errno=(?P<errno>-?\w{1,11}))?")
 LOST = re.compile(
-    r"CPU:(?P<cpu>\d+) \[(?:LOST )?(?:\d+ )?EVENTS(?: DROPPED)?\]"  # kernel; trace-cmd; also without number
-    r"|LOST \d+ EVENTS?!|\bPERF_RECORD_LOST(?:_SAMPLES)?\b|\[(?:\d+ )?EVENTS DROPPED\]|\[LOST (?:\d+ )?EVENTS\]"
-    r"|^Lost \d+ events\b"
+    r"(?:CPU:?\s*(?P<cpu>\d{1,5})\s*)?(?:"
+    r"\[LOST (?:\d+ )?EVENTS\]|\[(?:\d+ )?EVENTS DROPPED\]|LOST (?:\d+ )?EVENTS?!"
+    r"|\bPERF_RECORD_LOST(?:_SAMPLES)?\b|\bProcessed \d+ events and lost \d+ (?:chunks|events))"
 )
-WRITTEN = re.compile(r"#\s*entries-in-buffer/entries-written:\s*(\d+)/(\d+)")
-REASON = re.compile(r"(?:.*?\breason )?\s*([A-Za-z_][\w-]*)")
-USER_REASON = re.compile(r"\s*reason (?:KVM_EXIT_)?(?P<name>\w+) \((?P<number>-?\d+)\)")
+STARTED = re.compile(r"#+ CPU (\d{1,5}) buffer started #+")
+WRITTEN = re.compile(r"#\s*entries-in-buffer/entries-written:\s*(\d{1,20})/(\d{1,20})")
+ERRNOS = {"-4": "EINTR", "-11": "EAGAIN", "-14": "EFAULT"}
 
 
 class FtraceReader:
-    """Reads kvm_entry, kvm_exit and kvm_userspace_exit; see the module."""
+    """Reads kvm_entry, kvm_exit, kvm_userspace_exit and ioctl; see the module."""
 
     name = "ftrace"
     events = "kvm_entry, kvm_exit or kvm_userspace_exit (ftrace, trace-cmd, perf script)"
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_digits", "_in_run", "_recording")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        self._digits = 0
+        self._in_run: set[int] = set()
+        """Threads in a KVM_RUN that the tracepoints of system calls told of."""
 
     def line(self, number: int, text: str) -> bool:
-        """Take one line; True if it is one of the three events."""
-        event = EVENT.search(text) if "kvm_" in text else None
-        run = self._recording.run
-        if event is None:
-            self._other_line(text)
-            return False
-        prefix = PREFIX.match(text, 0, event.start(1))
-        if prefix is None:
-            if '"' in text[: event.start()]:
-                return False
-            self._recording.bad_line(f"{event[1]}: no thread and time before it", number, text)
-        thread, stamp, cpu = int(prefix["thread"]), prefix["time"], prefix["cpu"]
-        time, on = float(stamp), None if cpu is None else int(cpu)
-        if "." not in stamp:
-            run.resolution = 1.0
-        match event[1]:
-            case "kvm_entry":
-                index = INDEX.match(text, event.end())
-                immediate = "[immediate exit]" in text
-                run.entry(thread, time, on, index=int(index[1]) if index else None, immediate=immediate)
-            case "kvm_exit":
-                index = INDEX.match(text, event.end())
-                reason = REASON.match(text, index.end() if index else event.end())
-                run.exit(thread, time, on, index=int(index[1]) if index else None, reason=reason[1] if reason else "")
-            case _:
-                self._user_exit(thread, time, on, USER_REASON.match(text, event.end()))
-        return True
-
-    def _user_exit(self, thread: int, time: float, cpu: int | None, match: re.Match[str] | None) -> None:
-        """Linux ``include/trace/events/kvm.h``: a negative errno prints ``restart`` (EINTR) or ``error``."""
-        if match is None:
-            self._recording.run.user_exit(thread, time, cpu)
-        elif match["name"] in ("restart", "error"):
-            errno = {"-4": "EINTR", "-11": "EAGAIN", "-14": "EFAULT"}.get(match["number"])
-            errno = errno or ("EINTR" if match["name"] == "restart" else "an error")
-            self._recording.run.user_exit(thread, time, cpu, errno=errno)
-        else:
-            self._recording.run.user_exit(thread, time, cpu, reason=abs(int(match["number"])))
-
-    def _other_line(self, text: str) -> None:
-        """Note what a line that is none of the events says of what is missing."""
-        run = self._recording.run
-        if ("LOST" in text or "DROPPED" in text or text.startswith("Lost ")) and (lost := LOST.search(text)):
-            cpu = lost["cpu"]
-            if cpu is None and (prefix := PREFIX.match(text, 0, lost.start())) and prefix["cpu"]:
-                cpu = prefix["cpu"]
-            run.lost(None if cpu is None else int(cpu), lost[0])
-        elif text.startswith("#"):
-            if (written := WRITTEN.match(text)) and int(written[1]) < int(written[2]):
-                run.overwritten = True
-        elif run.overwritten and (prefix := PREFIX.match(text)) and prefix["cpu"]:
-            run.saw(float(prefix["time"]), int(prefix["cpu"]))
+        """Take one line; True if it is one of the events."""
+        fast = FAST.match(text)
+        if fast is not None:
+            thread, cpu, stamp, name = fast.groups()
+            self._digits = max(self._digits, len(stamp) - stamp.index(".") - 1)
+            self._event(name, text, fast.end(), int(thread), float(stamp), int(cpu))
+            return True
+        if "kvm_" in text and (event := EVENT.search(text)) is not None:
+            return self._slow(number, text, event)
+        if "ioctl" in text and (call := SYSCALL.search(text)) is not None:
+            return self._syscall(number, text, call)
+        self._other_line(text)
+        return False
 
     def finish(self) -> None:
         """Say where the run state is from."""
         run = self._recording.run
-        kinds = run.recorded
-        if kinds:
+        if kinds := run.recorded:
             run.source = run.source or " and ".join(kinds)
+        if self._digits:
+            run.resolution = columns.resolution_of(self._digits)
+
+    def _slow(self, number: int, text: str, event: re.Match[str]) -> bool:
+        name = event[1]
+        found = columns.parse(text[: event.start(1)])
+        if found is None or found.time is None:
+            if '"' in text[: event.start()] or "-e " in text[: event.start()]:
+                return False  # a command line
+            if text[event.end() - 1] == "(":
+                return False  # perf trace's
+            self._recording.bad_line(f"{name}: no thread and time before it", number, text)
+        if not found.seconds:
+            self._recording.note(TICKS, number)
+            return True
+        index = INDEX.match(text, event.end())
+        thread = found.thread
+        if thread is None:
+            if index is None:
+                message = f"{name} without thread or vCPU number, which proves nothing (perf script: -F +tid)"
+                self._recording.note(message, number)
+                return True
+            thread = -1 - int(index[1])
+        if not self._recording.machines.is_chosen(found.process, thread):
+            return True
+        self._digits = max(self._digits, found.digits)
+        self._event(name, text, event.end(), thread, found.time, found.cpu)
+        return True
+
+    def _event(self, name: str, text: str, at: int, thread: int, time: float, cpu: int | None) -> None:
+        """One of the three, whose fields begin at ``at``."""
+        run = self._recording.run
+        if name == "kvm_userspace_exit":
+            self._user_exit(text, at, thread, time, cpu)
+            return
+        index = INDEX.match(text, at)
+        number = int(index[1]) if index else None
+        if name == "kvm_entry":
+            run.entry(thread, time, cpu, index=number, immediate="[immediate exit]" in text)
+        else:
+            reason = REASON.match(text, index.end() if index else at)
+            run.exit(thread, time, cpu, index=number, reason=reason[1] if reason else "")
+
+    def _user_exit(self, text: str, at: int, thread: int, time: float, cpu: int | None) -> None:
+        """Linux ``include/trace/events/kvm.h``: a negative errno prints ``restart`` (EINTR) or ``error``."""
+        run = self._recording.run
+        match = USER_REASON.match(text, at)
+        if match is None:
+            raw = RAW_USER_REASON.match(text, at)
+            if raw is None or (raw["errno"] or "0") != "0":
+                run.user_exit(thread, time, cpu, errno="" if raw is None else ERRNOS.get(raw["errno"], "an error"))
+            else:
+                run.user_exit(thread, time, cpu, reason=_reason_number(raw["number"]))
+        elif match["name"] in {"restart", "error"}:
+            errno = ERRNOS.get(match["number"]) or ("EINTR" if match["name"] == "restart" else "an error")
+            run.user_exit(thread, time, cpu, errno=errno)
+        else:
+            run.user_exit(thread, time, cpu, reason=abs(int(match["number"])))
+
+    def _syscall(self, number: int, text: str, call: re.Match[str]) -> bool:
+        """An ioctl begins or ends; which one it was, only the begin tells."""
+        found = columns.parse(text[: call.start(1)])
+        if found is None or found.time is None or found.thread is None or not found.seconds:
+            return False
+        run, thread, time = self._recording.run, found.thread, found.time
+        if call[1] in {"sys_exit_ioctl: ", "sys_ioctl -> "}:
+            if thread not in self._in_run:
+                return False
+            self._in_run.discard(thread)
+            run.run_end(thread, time)
+            return True
+        cmd = CMD.search(text, call.end())
+        name = request_name(int(cmd[1], 16)) if cmd else ""
+        if name.startswith("KVM_SET_USER_MEMORY_REGION"):
+            message = "a memslot change, of which a system call's tracepoint does not show the slot"
+            self._recording.note(message, number)
+        if name != "KVM_RUN" or not self._recording.machines.is_chosen(found.process, thread):
+            return False
+        self._digits = max(self._digits, found.digits)
+        self._in_run.add(thread)
+        run.run_begin(thread, time)
+        run.source = "KVM_RUN in the tracepoints of ioctl"
+        return True
+
+    def _other_line(self, text: str) -> None:
+        """Note what a line that is none of the events says of what is missing."""
+        run = self._recording.run
+        if ("LOST" in text or "DROPPED" in text or " lost " in text) and (lost := LOST.search(text)):
+            cpu = lost["cpu"]
+            if cpu is None and (found := columns.parse(text[: lost.start()])) and found.cpu is not None:
+                cpu = str(found.cpu)
+            run.lost(None if cpu is None else int(cpu), lost[0])
+        elif text.startswith("#"):
+            if ((written := WRITTEN.match(text)) and int(written[1]) < int(written[2])) or STARTED.match(text):
+                run.overwritten = True
+        elif run.overwritten and "[" in text and (match := SEEN.match(text)):
+            run.saw(float(match[2]), int(match[1]))
+
+
+SEEN = re.compile(r" *[^\[\n]{1,48}?\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +")
+
+
+def _reason_number(text: str) -> int | None:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None

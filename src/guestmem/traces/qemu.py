@@ -1,41 +1,229 @@
-"""QEMU's own trace, as its ``log`` and ``ftrace`` backends print it (``-trace kvm_set_user_memory``).
+"""QEMU's own trace, as its text backends print it (``-trace kvm_set_user_memory``, or ``-trace 'kvm_*'``).
 
-Events: ``kvm_set_user_memory``, ``kvm_clear_dirty_log`` (``accel/kvm/trace-events``) and ``global_dirty_changed``
-(``system/trace-events``). Up to 2022 the slot number carried the address space in its upper half; then came
+Events: ``kvm_set_user_memory``, ``kvm_clear_dirty_log``, ``kvm_vcpu_ioctl``, ``kvm_run_exit``, ``kvm_vm_ioctl``
+(``accel/kvm/trace-events``), ``global_dirty_changed`` (``system/trace-events``) and ``vfio_listener_region_*``
+(``hw/vfio/trace-events``). Up to 2022 the slot number carried the address space in its upper half; then came
 ``AddrSpace#``, and since 2024 the guest_memfd fields before ``ret``; trees for SNP and TDX had ``restricted_fd`` after
-it. A line is printed when the call has returned. Before the event stands nothing, or ``THREAD@SECONDS:``, or (QEMU 10)
-an ISO 8601 time, or what ftrace or a system log puts there.
+it. A change is printed when the call has returned, ``kvm_vcpu_ioctl`` and ``kvm_vm_ioctl`` before they are made,
+``kvm_run_exit`` after KVM_RUN returned with an exit (not with an error). What stands before an event: ``qemu_prefix``;
+``simpletrace.py`` prints lines of its own: ``simpletrace``.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from . import ftrace
-from .timeline import DirtyLogClear, GlobalDirtyChange
+from .evidence import Irqchip
+from .qemu_prefix import Prefix, read_prefix
+from .requests import request_name
+from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .recording import Recording
 
-__all__ = ["QemuReader"]
+__all__ = ["QemuEvents", "QemuReader"]
 
-EVENT = re.compile(r"(?<![\w=/.,-])(kvm_set_user_memory|kvm_clear_dirty_log|global_dirty_changed)(?![\w=/.-])")
+EVENT = re.compile(
+    r"(?<![\w=/.,-])(kvm_set_user_memory|kvm_clear_dirty_log|global_dirty_changed|kvm_run_exit|kvm_vcpu_ioctl|"
+    r"kvm_vm_ioctl|vfio_listener_region_add_ram|vfio_listener_region_add|vfio_listener_region_del)(?![\w=/.-])"
+)
 FIELDS = (
     r"kvm_set_user_memory (?:AddrSpace#(\d{1,10}) )?Slot#(\d{1,10}) flags=0x([0-9a-f]+) gpa=0x([0-9a-f]+) "
     r"size=0x([0-9a-f]+) ua=0x([0-9a-f]+)(?: guest_memfd=-?\d+ guest_memfd_offset=0x[0-9a-f]+)? ret=(-?\d{1,10})"
     r"(?: restricted_fd=-?\d+ restricted_offset=0x[0-9a-f]+)?\s*$"
 )
-PLAIN_LINE = re.compile(r"(?:(\d{1,20})@(\d{1,20}\.\d+):)?" + FIELDS)
+PLAIN_LINE = re.compile(r"(?:(\d{1,10})@(\d{1,20}\.\d+):)?" + FIELDS)
 """A change as QEMU's log backend has printed it for years: the one line that has to be read fast."""
+PLAIN_RUN = re.compile(
+    r"(\d{1,10})@(\d{1,20}\.\d+):kvm_(?:run_exit cpu_index (\d{1,6}), reason (\d{1,6})|"
+    r"vcpu_ioctl cpu_index (\d{1,6}), type 0x([0-9a-f]{1,8}), arg )"
+)
 SET_USER_MEMORY = re.compile(FIELDS)
 CLEAR_DIRTY_LOG = re.compile(r"kvm_clear_dirty_log slot#(\d{1,10}) start 0x([0-9a-f]+) size 0x([0-9a-f]+)\s*$")
 GLOBAL_DIRTY = re.compile(r"global_dirty_changed bitmask 0x([0-9a-f]+)\s*$")
-THREAD_AND_TIME = re.compile(r"(?:^|\s)(\d{1,20})@(\d{1,20}\.\d+):\s*$")
-ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?")
+RUN_EXIT = re.compile(r"kvm_run_exit cpu_index (\d{1,6}), reason (\d{1,6})\s*$")
+VCPU_IOCTL = re.compile(r"kvm_vcpu_ioctl cpu_index (\d{1,6}), type 0x([0-9a-f]{1,8}), arg \S+\s*$")
+VM_IOCTL = re.compile(r"kvm_vm_ioctl type 0x([0-9a-f]{1,8}), arg \S+\s*$")
+VFIO_ADD = re.compile(
+    r"\w+ region_add \[ram\] 0x([0-9a-f]{1,16}) - 0x([0-9a-f]{1,16}) \[(0x[0-9a-f]{1,16}|\(nil\))\]\s*$"
+)
+VFIO_DEL = re.compile(r"\w+ region_del 0x([0-9a-f]{1,16}) - 0x([0-9a-f]{1,16})\s*$")
+SIMPLETRACE = re.compile(r"\w+ -?\d{1,15}\.\d{3}(?: |$)")
+"""How a line of simpletrace.py's begins, which ``simpletrace`` reads."""
+KEY_VALUE = re.compile(r"\b([a-z_]\w*) ?= ?(-?\d{1,20}|0x[0-9a-f]{1,16})(?=[\s,}]|$)")
+FIELDS_BY_NAME = {
+    "kvm_set_user_memory": ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr", "ret"),
+    "kvm_clear_dirty_log": ("slot", "start", "size"),
+    "global_dirty_changed": ("bitmask",),
+    "kvm_run_exit": ("cpu_index", "reason"),
+    "kvm_vcpu_ioctl": ("cpu_index", "type"),
+    "kvm_vm_ioctl": ("type",),
+    "vfio_listener_region_add_ram": ("iova_start", "iova_end"),
+    "vfio_listener_region_del": ("start", "end"),
+}
+"""Arguments of each event by the names that ``trace-events`` gives them, which simpletrace.py and LTTng print."""
+BEGINS_ANEW = re.compile(
+    r"starting up libvirt version|: terminating on signal \d+|shutting down, reason=|^QEMU emulator version "
+)
+FAILED = "kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION"
+
+
+class QemuEvents:
+    """What QEMU's events mean, whichever backend printed them."""
+
+    __slots__ = ("_began", "_recording", "_saw_number")
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._began: dict[int | None, float] = {}
+        """When each thread issued the memslot ioctl of which the change is still to come (``kvm_vm_ioctl``)."""
+        self._saw_number: set[int] = set()
+
+    def change(self, number: int, text: str, fields: Sequence[str], prefix: Prefix) -> None:
+        """A kvm_set_user_memory: address space, slot, flags, gpa, size, ua (without 0x), ret."""
+        as_id, slot, flags, gpa, size, hva, ret = fields
+        key = int(slot)
+        if as_id is not None:
+            if key > 0xFFFF or int(as_id) > 0xFFFF:
+                self._recording.bad_line("AddrSpace# and Slot# have 16 bits each", number, text)
+            key |= int(as_id) << 16
+        time, thread = prefix.time, prefix.thread
+        recording = self._recording
+        if recording.format != "qemu":
+            recording.claim("qemu", number, text)
+        if prefix.why:
+            recording.note(prefix.why, number)
+        recording.machines.change(
+            number,
+            text,
+            key=prefix.process,
+            slot=key,
+            flags=int(flags, 16),
+            gpa=int(gpa, 16),
+            size=int(size, 16),
+            hva=int(hva, 16),
+            ret=int(ret),
+            time=time,
+            thread=thread,
+            began=self._began.pop(thread, None) if self._began else None,
+            ended=time,
+            hides_delete=True,
+        )
+        if time is not None and self._saw_number:
+            self._elsewhere(thread, time)
+
+    def vcpu_ioctl(self, index: int, request: int, prefix: Prefix) -> None:
+        """A kvm_vcpu_ioctl, which is about to be made."""
+        if prefix.time is None or not self._is_ours(prefix):
+            return
+        run = self._recording.run
+        thread = _vcpu_thread(prefix.thread, index)
+        if request_name(request) == "KVM_RUN":
+            if thread not in self._saw_number:
+                self._saw_number.add(thread)
+                run.number(thread, index)
+                run.source = "QEMU's kvm_vcpu_ioctl and kvm_run_exit"
+            else:
+                run.elsewhere(thread, prefix.time)
+            run.run_begin(thread, prefix.time)
+        else:
+            run.saw(prefix.time)
+            self._elsewhere(thread if prefix.thread is None else prefix.thread, prefix.time)
+
+    def run_exit(self, index: int, reason: int, prefix: Prefix) -> None:
+        """A kvm_run_exit: KVM_RUN has returned."""
+        if prefix.time is None or not self._is_ours(prefix):
+            return
+        run = self._recording.run
+        thread = _vcpu_thread(prefix.thread, index)
+        if thread not in self._saw_number:
+            self._saw_number.add(thread)
+            run.number(thread, index)
+            run.source = run.source or "QEMU's kvm_run_exit"
+        run.run_end(thread, prefix.time, reason=reason)
+
+    def vm_ioctl(self, request: int, prefix: Prefix) -> None:
+        """A kvm_vm_ioctl, which is about to be made."""
+        if prefix.time is None:
+            return
+        name = request_name(request)
+        if name.startswith("KVM_SET_USER_MEMORY_REGION"):
+            self._began.setdefault(prefix.thread, prefix.time)
+        elif name == "KVM_CREATE_IRQCHIP":
+            self._recording.run.irqchip = Irqchip.KERNEL
+        if self._saw_number:
+            self._elsewhere(prefix.thread, prefix.time)
+
+    def by_name(self, number: int, text: str, event: str, values: dict[str, int], prefix: Prefix) -> None:
+        """An event of which the arguments stand there by name."""
+        missing = [name for name in FIELDS_BY_NAME.get(event, ()) if name not in values]
+        if missing and not (event == "vfio_listener_region_add_ram" and "start" in values):
+            self._recording.bad_line(f"{event}: no {missing[0]}= can be read", number, text)
+        if event == "kvm_set_user_memory":
+            as_id = values.get("as", values.get("as_id"))
+            hexadecimal = [f"{values[name] & ((1 << 64) - 1):x}" for name in FIELDS_BY_NAME[event][1:5]]
+            fields = (
+                None if as_id is None else str(as_id),
+                str(values["slot"]),
+                *hexadecimal,
+                str(_int32(values["ret"])),
+            )
+            self.change(number, text, fields, prefix)  # type: ignore[arg-type]  # None: the slot has it
+        elif event == "kvm_clear_dirty_log":
+            self.clear_dirty_log(number, text, values["slot"], values["start"], values["size"], prefix)
+        elif event == "global_dirty_changed":
+            self.global_dirty(number, text, values["bitmask"], prefix)
+        elif event == "kvm_run_exit":
+            self.run_exit(values["cpu_index"], values["reason"], prefix)
+        elif event == "kvm_vcpu_ioctl":
+            self.vcpu_ioctl(values["cpu_index"], values["type"], prefix)
+        elif event == "kvm_vm_ioctl":
+            self.vm_ioctl(values["type"], prefix)
+        elif event == "vfio_listener_region_add_ram":
+            start = values.get("iova_start", values.get("start", 0))
+            end = values.get("iova_end", values.get("end", 0))
+            self.dma(number, start, end, values.get("vaddr", 0), prefix)
+        elif event == "vfio_listener_region_del":
+            self.dma(number, values["start"], values["end"], None, prefix)
+
+    def clear_dirty_log(self, number: int, text: str, slot: int, start: int, npages: int, prefix: Prefix) -> None:
+        """A kvm_clear_dirty_log."""
+        self._recording.claim("qemu", number, text)
+        self._recording.dirty_log_clears.append(
+            DirtyLogClear(slot >> 16, slot & 0xFFFF, start, npages, number, prefix.time, prefix.thread)
+        )
+
+    def global_dirty(self, number: int, text: str, bitmask: int, prefix: Prefix) -> None:
+        """A global_dirty_changed."""
+        self._recording.claim("qemu", number, text)
+        self._recording.global_dirty_changes.append(GlobalDirtyChange(bitmask, number, prefix.time, prefix.thread))
+
+    def dma(self, number: int, start: int, last: int, hva: int | None, prefix: Prefix) -> None:
+        """A vfio_listener_region_add_ram, or with ``hva`` None a vfio_listener_region_del; ``last`` is included."""
+        size = max(last - start + 1, 0)
+        self._recording.dma_changes.append(DmaChange(start, size, hva, number, prefix.time, prefix.thread))
+
+    def _elsewhere(self, thread: int | None, time: float) -> None:
+        if thread in self._saw_number:
+            assert thread is not None
+            self._recording.run.elsewhere(thread, time)
+
+    def _is_ours(self, prefix: Prefix) -> bool:
+        return self._recording.machines.is_chosen(prefix.process, prefix.thread)
+
+
+def _vcpu_thread(thread: int | None, index: int) -> int:
+    """The thread of a vCPU; where the trace does not tell, a number below 0 that stands for vCPU ``index``."""
+    return -1 - index if thread is None else thread
+
+
+def _int32(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
 
 
 class QemuReader:
@@ -44,89 +232,98 @@ class QemuReader:
     name = "qemu"
     events = "QEMU's kvm_set_user_memory, kvm_clear_dirty_log or global_dirty_changed (-trace)"
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_events", "_recording")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        self._events = QemuEvents(recording)
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of QEMU's events."""
-        if not self._recording.wants_changes:
-            return False
         match = PLAIN_LINE.match(text)
-        if match is None:
-            return self._other_line(number, text)
-        thread, time, *fields = match.groups()
-        stamp = None if time is None else float(time)
-        self._change(number, text, fields, None if thread is None else int(thread), stamp)
-        return True
+        if match is not None:
+            thread, time, *fields = match.groups()
+            prefix = Prefix(None, None if thread is None else int(thread), None if time is None else float(time))
+            if self._recording.wants_changes:
+                self._events.change(number, text, fields, prefix)
+            return True
+        if (match := PLAIN_RUN.match(text)) is not None:
+            thread, time, exited, reason, called, request = match.groups()
+            prefix = Prefix(None, int(thread), float(time))
+            if exited is not None:
+                self._events.run_exit(int(exited), int(reason), prefix)
+            else:
+                self._events.vcpu_ioctl(int(called), int(request, 16), prefix)
+            return True
+        if "kvm_" not in text and "vfio_listener" not in text and "global_dirty" not in text:
+            if BEGINS_ANEW.search(text):
+                self._recording.machines.begins_anew(number)
+            return False
+        return self._other_line(number, text)
 
     def finish(self) -> None:
         """Nothing is left open."""
 
-    def _change(self, number: int, text: str, fields: Sequence[str], thread: int | None, stamp: float | None) -> None:
-        """Hand over a kvm_set_user_memory."""
-        as_id, slot, flags, gpa, size, hva, ret = fields
-        key = int(slot)
-        if as_id is not None:
-            if key > 0xFFFF or int(as_id) > 0xFFFF:
-                self._recording.bad_line("AddrSpace# and Slot# have 16 bits each", number, text)
-            key |= int(as_id) << 16
-        if self._recording.format != self.name:
-            self._recording.claim(self.name, number, text)
-        self._recording.replay.change(
-            number,
-            text,
-            slot=key,
-            flags=int(flags, 16),
-            gpa=int(gpa, 16),
-            size=int(size, 16),
-            hva=int(hva, 16),
-            ret=int(ret),
-            time=stamp,
-            thread=thread,
-            began=None,
-            ended=stamp,
-            hides_delete=True,
-        )
-
     def _other_line(self, number: int, text: str) -> bool:
-        """Take a line that is no plain change."""
+        """Take a line that is neither a plain change nor a plain KVM_RUN."""
         event = EVENT.search(text)
         if event is None:
+            if FAILED in text:
+                self._recording.note(
+                    "QEMU reports a KVM_SET_USER_MEMORY_REGION that KVM refused; its message is no trace event", number
+                )
             return False
         prefix, rest = text[: event.start()], text[event.start() :]
-        if _quotes(prefix):
+        if not prefix and SIMPLETRACE.match(rest):
             return False
-        thread, stamp = _thread_and_time(prefix)
-        if match := SET_USER_MEMORY.match(rest):
-            self._change(number, text, match.groups(), thread, stamp)
-        elif match := CLEAR_DIRTY_LOG.match(rest):
-            slot, start, npages = int(match[1]), int(match[2], 16), int(match[3], 16)
-            self._recording.claim(self.name, number, text)
-            self._recording.dirty_log_clears.append(
-                DirtyLogClear(slot >> 16, slot & 0xFFFF, start, npages, number, stamp, thread)
-            )
-        elif match := GLOBAL_DIRTY.match(rest):
-            self._recording.claim(self.name, number, text)
-            self._recording.global_dirty_changes.append(GlobalDirtyChange(int(match[1], 16), number, stamp, thread))
-        else:
-            self._recording.bad_line(f"{event[1]}: its fields cannot be read", number, text)
+        if "-trace" in prefix or "trace:" in prefix:  # a command line
+            return False
+        if '"' in prefix:
+            return self._in_a_string(number, text, event[1])
+        return self._event(number, text, event[1], rest, read_prefix(prefix))
+
+    def _event(self, number: int, text: str, event: str, rest: str, prefix: Prefix) -> bool:
+        events, wants_changes = self._events, self._recording.wants_changes
+        if event == "kvm_set_user_memory" and (match := SET_USER_MEMORY.match(rest)):
+            if wants_changes:
+                events.change(number, text, match.groups(), prefix)
+        elif event == "kvm_run_exit" and (match := RUN_EXIT.match(rest)):
+            events.run_exit(int(match[1]), int(match[2]), prefix)
+        elif event == "kvm_vcpu_ioctl" and (match := VCPU_IOCTL.match(rest)):
+            events.vcpu_ioctl(int(match[1]), int(match[2], 16), prefix)
+        elif event == "kvm_vm_ioctl" and (match := VM_IOCTL.match(rest)):
+            events.vm_ioctl(int(match[1], 16), prefix)
+        elif event == "kvm_clear_dirty_log" and (match := CLEAR_DIRTY_LOG.match(rest)):
+            if wants_changes:
+                events.clear_dirty_log(number, text, int(match[1]), int(match[2], 16), int(match[3], 16), prefix)
+        elif event == "global_dirty_changed" and (match := GLOBAL_DIRTY.match(rest)):
+            if wants_changes:
+                events.global_dirty(number, text, int(match[1], 16), prefix)
+        elif event.startswith("vfio_listener_region_add") and (match := VFIO_ADD.match(rest)):
+            hva = 0 if match[3] == "(nil)" else int(match[3], 16)
+            events.dma(number, int(match[1], 16), int(match[2], 16), hva, prefix)
+        elif event == "vfio_listener_region_del" and (match := VFIO_DEL.match(rest)):
+            events.dma(number, int(match[1], 16), int(match[2], 16), None, prefix)
+        elif event == "vfio_listener_region_add":
+            return False  # an older tree's, or one that was skipped
+        elif values := {name: int(value, 0) for name, value in KEY_VALUE.findall(rest)}:
+            if wants_changes or event.startswith("kvm_v") or event == "kvm_run_exit":
+                events.by_name(number, text, event, values, prefix)
+        elif wants_changes or event != "kvm_set_user_memory":
+            self._recording.bad_line(f"{event}: its fields cannot be read", number, text)
         return True
 
-
-def _thread_and_time(prefix: str) -> tuple[int | None, float | None]:
-    """The thread and the time that stand before an event; None for what does not."""
-    if match := THREAD_AND_TIME.search(prefix):
-        return int(match[1]), float(match[2])
-    if match := ftrace.PREFIX.match(prefix):
-        return int(match["thread"]), float(match["time"])
-    if match := ISO_TIME.search(prefix):
-        stamp = datetime.fromisoformat(match[0].replace(",", "."))
-        return None, (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
-    return None, None
-
-
-def _quotes(prefix: str) -> bool:
-    """Whether what follows ``prefix`` is no event: a string that strace shows, or a command line."""
-    return '"' in prefix or "-trace" in prefix or "trace:" in prefix
+    def _in_a_string(self, number: int, text: str, event: str) -> bool:
+        """An event inside quotes: a log of JSON objects (KubeVirt's, say) has it as a value; else it is said."""
+        if text.lstrip().startswith("{"):
+            try:
+                values = json.loads(text)
+            except ValueError:
+                values = None
+            for value in values.values() if isinstance(values, dict) else ():
+                if isinstance(value, str) and (match := EVENT.search(value)) and '"' not in value:
+                    prefix = read_prefix(value[: match.start()])
+                    return self._event(number, text, match[1], value[match.start() :], prefix)
+        if event == "kvm_set_user_memory":
+            self._recording.note(f"{event} is named inside a string (strace's write, say), which is not read", number)
+        return False

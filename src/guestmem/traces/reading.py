@@ -8,18 +8,23 @@ import re
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
 from .collector import without_collector
 from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
+from .late_start import read_assumed_slots
+from .lines import lines_of
 from .recording import Reader, Recording
 from .timeline import RunState, Timeline
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
+
+    from .late_start import AssumedSlot
+    from .replay import Replay
 
 __all__ = ["read", "read_run_state"]
 
@@ -32,25 +37,28 @@ BINARY = {
     b"\xfd7zXZ": "compressed with xz: xzcat FILE | guestmem check -",
 }
 WHOLE_CALL = re.compile(r"\)\s+= \S|\+\+\+$")
-PROGRESS_LINES = 1 << 14
 
 
 def read(
     path: str | os.PathLike[str],
     *,
     gap: float | None = None,
-    vm: int | None = None,
+    vm: int | str | None = None,
+    assume_slots: str | os.PathLike[str] | None = None,
     run_state: str | os.PathLike[str] | RunState | None = None,
     run_state_offset: float = 0.0,
     progress: Callable[[int], object] | None = None,
 ) -> Timeline:
     """Read the trace at ``path`` (``-``: standard input); its format is found by looking at its lines.
 
-    ``gap`` is the longest pause in seconds inside a transaction (None: 0.005, or what a slow recorder needs; see
-    ``grouping``), ``vm`` the file descriptor of the
-    VM to read where strace shows several. ``run_state`` is a second file, or a RunState, that tells when vCPUs were
-    inside the guest, and is used instead of what the trace itself tells; ``run_state_offset`` seconds are added to its
-    times to bring it to the trace's clock. ``progress`` is called now and then with the number of bytes read.
+    ``gap`` is the longest pause in seconds inside a transaction (None: 0.005, or what a slow
+    recorder needs; see ``grouping``), ``vm`` the VM to read where there
+    are several: its file descriptor (strace), process, or the first thread that made a change, or its number in the
+    file; without it such a trace is refused, and the message says what to choose from. ``assume_slots`` is a file with
+    the slots from before the trace began (see ``late_start``). ``run_state`` is a file, or a RunState, that tells
+    when vCPUs were inside the guest, and is used instead of what the trace itself tells;
+    ``run_state_offset`` seconds are added to its times to bring it to the trace's clock.
+    ``progress`` is called now and then with the number of bytes read.
 
     Raises TraceError, with file, line and text, for what cannot be read or cannot have happened. O(n log slots).
     """
@@ -61,17 +69,16 @@ def read(
     if str(path) == "-" and str(run_state) == "-":
         raise UsageError("run_state: standard input is the trace already")
     with without_collector():
-        recording, lines, skipped = _record(path, vm=vm, wants_changes=True, progress=progress)
+        assumed = () if assume_slots is None else read_assumed_slots(assume_slots)
+        recording, lines, skipped = _record(path, vm=vm, assumed=assumed, wants_changes=True, progress=progress)
         if not recording.format:
-            hint = ""
-            if recording.run.source:
+            hint = _because(recording)
+            if not hint and recording.run.source:
                 hint = " (it tells when vCPUs were in the guest: give it as --run-state, beside a trace of the changes)"
             message = f"no memslot event in {lines} line{'s' * (lines != 1)}{hint}; known are {known_formats()}"
             raise TraceError(message, path=recording.path)
-        if vm is not None and recording.format != "strace":
-            message = f"--vm {vm}: only strace's lines name a VM's fd; this is {recording.format}'s"
-            raise TraceError(message, path=recording.path)
-        changes = recording.replay.changes
+        replay = recording.machines.replay
+        changes = replay.changes
         if gap is None:
             gap = SLOW_GAP if recording.slow else DEFAULT_GAP
         timeline = Timeline(
@@ -80,10 +87,13 @@ def read(
             changes,
             group(changes, gap),
             gap=gap,
-            slow=recording.slow,
             run_state=recording.run.finish(recording.path),
             dirty_log_clears=recording.dirty_log_clears,
             global_dirty_changes=recording.global_dirty_changes,
+            dma_changes=recording.dma_changes,
+            assumed=replay.assumed,
+            notes=(*recording.notes, *_about_assumed(replay)),
+            slow=recording.slow,
             lines=lines,
             skipped=skipped,
             resolution=recording.run.resolution,
@@ -95,7 +105,7 @@ def read(
     return timeline
 
 
-def read_run_state(path: str | os.PathLike[str], *, vm: int | None = None) -> RunState:
+def read_run_state(path: str | os.PathLike[str], *, vm: int | str | None = None) -> RunState:
     """Read from ``path`` when vCPUs were inside the guest: KVM's tracepoints as text, or strace. O(n).
 
     Raises TraceError if the file cannot be read or does not tell.
@@ -104,7 +114,8 @@ def read_run_state(path: str | os.PathLike[str], *, vm: int | None = None) -> Ru
     state = recording.run.finish(recording.path)
     if state is None:
         message = (
-            f"no vCPU enters or leaves the guest in {lines} line{'s' * (lines != 1)}; known are kvm_entry, kvm_exit, "
+            f"no vCPU enters or leaves the guest in {lines} line{'s' * (lines != 1)}{_because(recording)}; "
+            "known are kvm_entry, kvm_exit, "
             "kvm_userspace_exit (ftrace, trace-cmd, perf script), and KVM_RUN in strace with times (-f -ttt)"
         )
         raise TraceError(message, path=recording.path)
@@ -114,41 +125,61 @@ def read_run_state(path: str | os.PathLike[str], *, vm: int | None = None) -> Ru
 def _record(
     path: str | os.PathLike[str],
     *,
-    vm: int | None,
+    vm: int | str | None,
     wants_changes: bool,
+    assumed: tuple[AssumedSlot, ...] = (),
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Recording, int, int]:
     """Go through one file; the recording, the number of lines, and how many of them said nothing."""
     with _open(path) as (name, stream):
-        recording = Recording(name, wants_changes=wants_changes, vm=vm)
+        recording = Recording(name, wants_changes=wants_changes, vm=None if vm is None else str(vm), assumed=assumed)
         readers: list[Reader] = [reader(recording) for reader in READERS]
-        skipped = number = 0
+        skipped = number = done = 0
         text = ""
-        done, last_used = 0, True
-        for number, text in enumerate(stream, 1):
-            last_used = readers[0].line(number, text)
-            if not last_used:
-                for i in range(1, len(readers)):
-                    if readers[i].line(number, text):
-                        readers.insert(0, readers.pop(i))  # the next line is likely of the same kind
-                        last_used = True
-                        break
-                else:
-                    skipped += 1
+        last_used = True
+        first, others = readers[0].line, [reader.line for reader in readers[1:]]
+        for lines in lines_of(stream):
+            for text in lines:
+                number += 1
+                last_used = first(number, text)
+                if not last_used:
+                    for i, line in enumerate(others):
+                        if line(number, text):
+                            others[i] = first  # the next line is likely of the same kind
+                            first = line
+                            last_used = True
+                            break
+                    else:
+                        skipped += 1
             if progress is not None:
-                done += len(text)
-                if number % PROGRESS_LINES == 0:
-                    progress(done)
-        if not last_used and not text.endswith("\n") and text.strip() and not WHOLE_CALL.search(text):
+                done += sum(map(len, lines))
+                progress(done)
+        if not last_used and not text.endswith("\n") and text.strip() and not WHOLE_CALL.search(text[-1000:]):
             raise TraceError("the file ends inside a line: truncated?", path=name, line=number, text=text)
         for reader in readers:
             reader.finish()
+        recording.machines.finish()
     return recording, number, skipped
 
 
+def _because(recording: Recording) -> str:
+    """What the readers noted, as the reason for which there is nothing."""
+    return "".join(f": {note}" for note in recording.notes[:2])
+
+
+def _about_assumed(replay: Replay) -> Iterator[str]:
+    if replay.assumed:
+        lines = sorted({replay.changes[index].line for index in replay.assumed})
+        count = len(replay.assumed)
+        yield (
+            f"{count} slot{'s' * (count != 1)} assumed: there before the trace began (line{'s' * (len(lines) != 1)} "
+            f"{', '.join(map(str, lines[:4]))}{' …' * (len(lines) > 4)}); --assume-slots FILE says which there were"
+        )
+
+
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[tuple[str, TextIO]]:
-    """The name to show, and the text. Raises TraceError for what cannot be opened or is no text."""
+def _open(path: str | os.PathLike[str]) -> Iterator[tuple[str, BinaryIO]]:
+    """The name to show, and the bytes. Raises TraceError for what cannot be opened or is no text."""
     name = "<stdin>" if str(path) == "-" else str(path)
     if "\0" in name:
         raise TraceError("a path cannot hold a NUL", path=repr(name))
@@ -156,11 +187,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[str, TextIO]]:
         with nullcontext(sys.stdin.buffer) if name == "<stdin>" else Path(path).open("rb") as stream:
             stream = _with_look_ahead(stream)  # noqa: PLW2901 (the same, or a copy)
             _refuse_binary(name, stream)
-            text = io.TextIOWrapper(stream, "utf-8", "replace", newline="\n")
-            try:
-                yield name, text
-            finally:
-                text.detach()  # standard input stays open
+            yield name, stream
     except OSError as error:
         raise TraceError(f"cannot be read: {error.strerror or error}", path=name) from None
 

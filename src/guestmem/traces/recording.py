@@ -6,12 +6,18 @@ A reader knows one format; the recording checks and keeps what all formats have 
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ..errors import TraceError
+from .machines import Machines
 from .recorder import RunStateRecorder
-from .replay import Replay
-from .timeline import DirtyLogClear, GlobalDirtyChange
+from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
+
+if TYPE_CHECKING:
+    from .late_start import AssumedSlot
+
+NOTES = 32
+"""Different notes that are kept: a hostile file does not fill the screen."""
 
 __all__ = ["Reader", "Recording"]
 
@@ -19,32 +25,64 @@ __all__ = ["Reader", "Recording"]
 class Recording:
     """One trace in the making.
 
-    ``wants_changes`` is False when only run state is read from the file; ``vm`` is the file descriptor of the VM that
-    was asked for, or None. Readers call ``replay.change`` for a change, ``run`` for entries to and exits from the
-    guest, and append to the two lists.
+    ``wants_changes`` is False when only run state is read from the file; ``vm`` is what ``--vm`` said, or None.
+    Readers call ``machines.change`` for a change, ``run`` for what they see of vCPUs, ``note`` for what a user should
+    know about the recording, and append to the lists.
     """
 
     __slots__ = (
+        "_notes",
         "dirty_log_clears",
+        "dma_changes",
         "format",
         "global_dirty_changes",
+        "lost",
+        "machines",
         "path",
-        "replay",
         "run",
         "slow",
-        "vm",
         "wants_changes",
     )
 
-    def __init__(self, path: str, *, wants_changes: bool = True, vm: int | None = None) -> None:
-        self.path, self.wants_changes, self.vm = path, wants_changes, vm
+    def __init__(
+        self,
+        path: str,
+        *,
+        wants_changes: bool = True,
+        vm: str | None = None,
+        assumed: tuple[AssumedSlot, ...] = (),
+    ) -> None:
+        self.path, self.wants_changes = path, wants_changes
         self.format = ""
         self.slow = ""
         """What made the recorder slow, if it was (``strace -k``), so that its own pauses end no transaction."""
-        self.replay = Replay(path)
+        self.machines = Machines(path, vm, assumed)
         self.run = RunStateRecorder()
         self.dirty_log_clears: list[DirtyLogClear] = []
         self.global_dirty_changes: list[GlobalDirtyChange] = []
+        self.dma_changes: list[DmaChange] = []
+        self.lost: list[tuple[int, str]] = []
+        self._notes: dict[str, tuple[int, int]] = {}
+
+    def note(self, message: str, line: int) -> None:
+        """Something that a user should know; said once, with the first line and how many there are."""
+        first, count = self._notes.get(message, (line, 0))
+        if count or len(self._notes) < NOTES:
+            self._notes[message] = first, count + 1
+
+    def lost_changes(self, message: str, line: int) -> None:
+        """The recorder dropped events here, changes among them perhaps."""
+        if len(self.lost) < NOTES:
+            self.lost.append((line, message))
+        self.note("the recorder dropped events: changes may be missing from the trace", line)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All notes as sentences, in order."""
+        return tuple(
+            f"{message} (line {first}{f' and {count - 1} more' if count > 1 else ''})" if first else message
+            for message, (first, count) in self._notes.items()
+        )
 
     def claim(self, name: str, line: int, text: str) -> None:
         """The reader ``name`` found a change: raise TraceError if another one did before."""

@@ -1,14 +1,14 @@
-"""strace's ioctl lines: ``strace -f -ttt -T -yy -e trace=ioctl`` and all variants of its prefix.
+"""strace's ioctl lines: ``strace -f -ttt -T -yy -e trace=ioctl`` and every variant of them.
 
 ``KVM_SET_USER_MEMORY_REGION`` is decoded since 2018 (strace ``kvm.c``): slot and size decimal, addresses hex, flags by
 name. ``KVM_SET_USER_MEMORY_REGION2`` is shown as a bare pointer by every strace so far: then only the VMM's own trace
-can tell, and the reader says so. Calls that strace split into ``<unfinished ...>`` and ``resumed`` are put together
-again; such a change counts from when it returned.
+or a recording by bpftrace can tell, and the reader says so. Calls that strace split into ``<unfinished ...>`` and
+``resumed`` are put together again. What a line looks like under which option: ``strace_line``.
 
-A vCPU is inside the guest while its thread is in ``KVM_RUN``: from the stamp of the line to its end, which is the
-stamp plus the duration (``-T``), or the stamp of the ``resumed`` line. A ``KVM_RUN`` on one line without a duration
-lasts until the thread's next line. In a file with split calls it lasts until the next line of any thread, since
-strace would have split it otherwise.
+A KVM_RUN has not begun before the stamp of its line, and has returned at that stamp plus the duration (``-T``), or at
+the stamp of the ``resumed`` line. One on a single line without a duration has returned at the thread's next line; in a
+file with split calls, at the next line of any thread, since strace would have split it otherwise. With
+``-e kvm=vcpu`` the line says with which exit.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from __future__ import annotations
 import errno
 import functools
 import re
-from array import array
 from typing import TYPE_CHECKING
 
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from .evidence import Irqchip
+from .prefix import resolution_of
+from .requests import request_name
+from .strace_line import ARGUMENTS, LEADER, REGION, RESULT, Clock, request_of
 
 if TYPE_CHECKING:
     from .recording import Recording
+    from .strace_line import Request
 
 __all__ = ["StraceReader"]
 
@@ -33,55 +37,39 @@ FLAGS = {
     "KVM_MEM_GUEST_MEMFD": 4,
 }
 PID_MAX_LIMIT = 1 << 22
-
-LINE = re.compile(
-    r"(?:\s*\[pid\s+(?P<bracket>\d+)(?:<[^>]*>)?\]|(?P<pid>\d+)(?:<[^>]*>)?(?![\d.:]))?"
-    r"(?P<space>\s*)(?P<time>\d\d:\d\d:\d\d(?:\.\d+)?|\d+(?:\.\d+)?)?\s*(?:\(\+\s*\d+(?:\.\d+)?\)\s*)?"
-    r"(?P<call>[a-z_][a-z0-9_]*\(.*|<\.\.\. .*|---.*|\+\+\+.*)$",
-    re.DOTALL,
+FAST_RUN = re.compile(
+    r"(\d{1,7}) {1,6}(\d{9,12}\.\d{6,9}) ioctl\((\d{1,6})(?:<[^>\n]{0,80}>)?, KVM_RUN, 0\) {1,80}= "
+    r"(?:-1 (E[A-Z]{1,20}) \([^)\n]{0,80}\)|0(?: \((KVM_EXIT_\w{1,40})\))?) <(\d{1,9}\.\d{1,9})>\n?$"
 )
-CALL = re.compile(r"ioctl\((?P<fd>-?\d+|0x[0-9a-f]+)(?:<(?P<decoration>.*?)>)?, (?P<request>.*)$", re.DOTALL)
-RESULT = re.compile(
-    r"\)\s+= (?P<ret>-?\d+|0x[0-9a-f]+|\?)(?:<.*?>)?(?: (?P<errno>E[A-Z0-9]+)\b)?"
-    r"(?: \((?:(?P<exit>KVM_EXIT_\w+)|.*?)\))?(?: <(?P<duration>\d+\.\d+)>)?\s*$"
-)
-SET_REGION = re.compile(rf"(?:{NAME}\b|0x4020ae46\b(?: /\* {NAME} \*/)?)")
-SET_REGION2 = re.compile(
-    rf"(?:{NAME}2\b|0x40a0ae49\b(?: /\*.*?\*/)?|_IOC\(_IOC_WRITE, 0xae, 0x49, 0xa0\))(?P<decoded>, \{{)?"
-)
-RUN = re.compile(r"KVM_RUN\b|0xae80\b|_IOC\(_IOC_NONE, 0xae, 0x80, 0\)")
-CREATE_VM = re.compile(r"KVM_CREATE_VM\b|0xae01\b")
-CREATE_VCPU = re.compile(r"KVM_CREATE_VCPU, (\d+|0x[0-9a-f]+)\)")
-REGION = re.compile(
-    r", \{slot=(\w+), flags=([^,]*), guest_phys_addr=(\w+), memory_size=(\w+), userspace_addr=(\w+)(?:, [^}]*)?\}\) "
-)
-VCPU_DECORATION = re.compile(r"kvm-vcpu:(\d+)")
-STACK = re.compile(r" > \S.*\) ?\[0x[0-9a-f]+\]|  ?> ?(?:unexpected_backtracing_error|\S+ \[0x)")
-"""A line of the stack that ``-k`` prints below each call."""
-UNFINISHED = re.compile(r"\s*<unfinished \.\.\.>\s*$")
-RESUMED = re.compile(r"<\.\.\. ioctl resumed>\s*", re.DOTALL)
+"""A KVM_RUN as ``strace -f -ttt -T -o FILE`` prints it: the one line that a recording has by the million."""
+VCPU_DECORATION = re.compile(r"kvm-vcpu:(\d{1,6})")
+INDEX = re.compile(r", (?:argp=|arg=)?(\d{1,6}|0x[0-9a-f]{1,6})\)")
+ATTACHED = re.compile(r"(?:strace: )?Process (\d{1,10}) attached")
+UNFINISHED = re.compile(r"\s{0,8}<(?:unfinished|detached) \.\.\.>\s{0,8}$")
+RESUMED = re.compile(r"<\.\.\. ioctl resumed> ?")
+EXIT_REASON = re.compile(r"KVM_EXIT_\w{1,40}")
 
 
 class _Call:
     """An ioctl of which the end is still to come."""
 
-    __slots__ = ("began", "line", "running", "text")
+    __slots__ = ("began", "detached", "line", "name", "text")
 
-    def __init__(self, line: int, text: str, began: float | None, *, running: bool) -> None:
-        self.line, self.text, self.began, self.running = line, text, began, running
+    def __init__(self, line: int, text: str, began: float | None, name: str, *, detached: bool) -> None:
+        self.line, self.text, self.began, self.name, self.detached = line, text, began, name, detached
 
 
-class _Runs:
-    """KVM_RUN calls of one thread: begin, end, and the end if no other thread's line can lie inside."""
+class _Result:
+    """What stands behind ``=``; ``ret`` is None for ``?``."""
 
-    __slots__ = ("begins", "ends", "first", "results", "sole_ends")
+    __slots__ = ("comment", "duration", "errno", "ret")
 
-    def __init__(self, first: float) -> None:
-        self.begins, self.ends, self.sole_ends = array("d"), array("d"), array("d")
-        self.results: list[tuple[str | None, str]] = []
-        """Exit and error of each call, as far as they are shown."""
-        self.first = first
-        """When the thread's first line was stamped."""
+    def __init__(self, match: re.Match[str]) -> None:
+        self.ret = None if match["ret"] == "?" else int(match["ret"], 0)
+        self.errno = match["errno"] or ""
+        self.comment = match["comment"] or ""
+        duration = match["duration"]
+        self.duration = None if duration is None or duration == "unavailable" else float(duration)
 
 
 class StraceReader:
@@ -91,150 +79,277 @@ class StraceReader:
     events = "strace's ioctl(…, KVM_SET_USER_MEMORY_REGION, …) or KVM_RUN (-e trace=ioctl)"
 
     __slots__ = (
+        "_alive",
+        "_attached",
         "_clock",
-        "_day",
-        "_ended_vms",
-        "_fds",
         "_first",
-        "_last",
+        "_irqchips",
+        "_known",
         "_open",
         "_open_changes",
         "_open_runs",
         "_recording",
-        "_relative",
-        "_runs",
+        "_root",
+        "_saw_bracket",
         "_saw_split",
         "_sole",
+        "_used_root",
         "_vcpu_fds",
-        "_vm",
     )
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._vm = recording.vm
-        self._fds: dict[int, int] = {}
-        """VM file descriptors with changes, and the line of the first."""
-        self._ended_vms: dict[int, int] = {}
-        """VM file descriptors that were given out again, and the line."""
-        self._vcpu_fds: dict[int, tuple[int, int]] = {}
-        """vCPU file descriptor to (VM's file descriptor, number of the vCPU)."""
+        self._clock = Clock()
         self._open: dict[int, _Call] = {}
-        self._runs: dict[int, _Runs] = {}
-        self._first: dict[int, float] = {}
-        """Stamp of each thread's first line."""
-        self._open_runs: set[int] = set()
-        """Threads whose last KVM_RUN has no end yet, since its line gave no duration."""
+        self._open_runs: dict[int, _Result] = {}
+        """Threads whose last KVM_RUN has no end yet, since its line gave no duration; with its result."""
         self._open_changes: dict[int, int] = {}
         """Thread to index of its last change, if that was on one line without a duration: it ends before the next."""
+        self._first: dict[int, float] = {}
+        """Stamp of each thread's first line."""
         self._sole: int | None = None
         """The thread among them whose line was the last of the file so far."""
         self._saw_split = False
-        self._day = self._relative = 0.0
-        self._clock = ""
-        self._last: float | None = None
+        self._known: set[int] = set()
+        """Threads that run a vCPU."""
+        self._vcpu_fds: dict[int, tuple[int, int]] = {}
+        """vCPU file descriptor to (VM's file descriptor, number of the vCPU)."""
+        self._irqchips: dict[int, Irqchip] = {}
+        self._alive: dict[int, None] = {}
+        """Processes of a recording in which ``[pid N]`` stands only while there are several."""
+        self._attached: set[int] = set()
+        self._saw_bracket = self._used_root = False
+        self._root: int | None = None
+        """The process whose lines had no number while it was alone."""
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is a change, or says when a vCPU was inside."""
-        match = LINE.match(text)
-        if match is None:
-            if text.startswith(" > ") and STACK.match(text):
-                self._recording.slow = "strace -k"
-                return True
-            if f", {NAME}" in text and "ioctl(" in text and self._recording.wants_changes and '"' not in text:
-                self._recording.bad_line("neither process, time nor call can be read", number, text)
-            return False
-        bracket, pid, space, clock, call = match.groups()
+        fast = FAST_RUN.match(text)
+        if fast is not None and not self._open_runs and not self._open_changes:
+            return self._fast_run(fast)
+        leader = LEADER.match(text)
+        if leader is None:
+            return self._other(number, text)
+        call = text[leader.end() :]
+        is_call = call.startswith("ioctl(")
+        resumes = not is_call and call.startswith("<... ioctl")
+        bracket, pid, stamp = leader["bracket"], leader["pid"], leader["time"]
+        if not is_call and not resumes and stamp is None and not bracket and not pid:
+            return self._other(number, text)
+        if not is_call and not resumes and not _is_call(call):
+            return self._other(number, text)
         thread = int(bracket or pid or 0)
-        if thread >= PID_MAX_LIMIT and clock is None and not bracket:  # seconds, and no process before them
-            thread, clock = 0, pid
-        time = self._time(clock, space) if clock else None
+        if pid and thread >= PID_MAX_LIMIT and stamp is None:  # seconds, and no process before them
+            thread, stamp, pid = 0, pid, None
+        space = leader["space"] or ""
+        time = self._clock.time(stamp, space, has_pid=bool(bracket or pid), delta=leader["delta"])
+        if bracket or (thread == 0 and self._saw_bracket):
+            thread = self._bracketed(thread, call)
+        elif thread == 0:
+            self._used_root = True
+        if "<unfinished ...>" in call:
+            self._saw_split = True
         if time is not None:
+            self._recording.run.saw(time)
             if thread not in self._first:
                 self._first[thread] = time
-            if self._sole is not None or self._open_runs:
-                self._end_open_runs(thread, time)
             if self._open_changes:
                 self._end_open_changes(thread, time)
-        if call.startswith("ioctl("):
-            if "<unfinished ...>" in call:
-                self._saw_split = True
-                call = UNFINISHED.sub("", call)
-                running = self._begins_run(thread, call, time)
-                if not running and "KVM_" not in call and "_IOC" not in call and "0x40" not in call:
-                    return False
-                self._open[thread] = _Call(number, call, time, running=running)
-                return running
-            return self._call(number, text, call, thread, time, time, None)
-        if call.startswith("<... ioctl"):
-            opened = self._open.pop(thread, None)
-            if opened is None:
-                return False
-            if opened.running:
-                if time is not None:
-                    runs = self._runs[thread]
-                    runs.ends.append(time)
-                    runs.sole_ends.append(time)
-                    runs.results.append(_exit_of(RESULT.search(call)))
-                return True
-            whole = opened.text + RESUMED.sub("", call)
-            return self._call(opened.line, whole, whole, thread, opened.began, opened.began, time)
+            if self._sole is not None or self._open_runs:
+                self._end_open_runs(thread, time)
+            if thread in self._known and thread not in self._open:
+                self._recording.run.elsewhere(thread, time)
+        if is_call:
+            return self._begins(number, text, call, thread, time)
+        if resumes:
+            return self._resumes(number, text, call, thread, time)
+        if call.startswith("+++"):
+            self._alive.pop(thread, None)
         return False
 
     def finish(self) -> None:
-        """Refuse what is still open, and hand over the stretches in KVM_RUN."""
+        """Refuse what is still open, and say what is known of the VM."""
         recording = self._recording
         if recording.wants_changes:
             for opened in self._open.values():
-                if SET_REGION.search(opened.text) and not opened.running:
-                    recording.bad_line("the call never returned in this trace: truncated?", opened.line, opened.text)
-            if self._vm is not None and self._fds and self._vm not in self._fds:
-                message = f"no memslot change on fd {self._vm}; there are some on {_fds(self._fds)}"
-                recording.bad_line(message, 0, "")
+                if not opened.name.startswith(NAME):
+                    continue
+                if opened.detached:
+                    recording.note("strace was detached inside a change: whether it was made is not known", opened.line)
+                else:
+                    message = "the call never returned in this trace: truncated?"
+                    recording.bad_line(message, opened.line, opened.text)
+        if not self._known and recording.format != self.name:
+            return
+        self._name_the_root()
         run = recording.run
-        for thread, runs in self._runs.items():
-            run.known_from(thread, runs.first)
+        if self._known:
             run.source = "KVM_RUN in strace"
-            ends = runs.sole_ends if self._saw_split else runs.ends
-            for i, begin in enumerate(runs.begins):
-                run.run_begin(thread, begin)
-                if i < len(ends):
-                    reason, error = runs.results[i] if i < len(runs.results) else (None, "")
-                    run.run_end(thread, ends[i], reason=reason, errno=error)
+        if self._clock.last is not None:
+            run.resolution = resolution_of(self._clock.digits)
+        if self._clock.last is not None and self._clock.digits == 0:
+            recording.note("stamps of whole seconds: they tell the order, not how long anything took", 0)
+        key = recording.machines.key
+        if isinstance(key, int):
+            run.irqchip = self._irqchips.get(key, Irqchip.UNKNOWN)
+
+    def _fast_run(self, match: re.Match[str]) -> bool:
+        """A KVM_RUN that is whole: 1 µs of work is done here a million times."""
+        thread, stamp, fd, failed, reason, duration = match.groups()
+        time = self._clock.time(stamp, " ", has_pid=True, delta=None)
+        assert time is not None
+        number = int(thread)
+        if number not in self._first:
+            self._first[number] = time
+        if not self._is_ours(number, int(fd), match[0]):
+            return False
+        run = self._recording.run
+        run.run_begin(number, time)
+        run.run_end(number, time + float(duration), reason=reason, errno=failed or "")
+        return True
+
+    def _other(self, number: int, text: str) -> bool:
+        """A line that is no system call."""
+        if text.startswith((" > ", "> ")):
+            self._recording.slow = "strace -k"
+            return True
+        if match := ATTACHED.match(text):
+            self._alive[int(match[1])] = None
+            self._attached.add(int(match[1]))
+        elif NAME in text and "ioctl(" in text and self._recording.wants_changes and " cmd: " not in text:
+            if '"' in text:
+                self._recording.note(f"{NAME} is named inside a string, which is not read", number)
+            else:
+                self._recording.bad_line("neither process, time nor call can be read", number, text)
+        return False
+
+    def _bracketed(self, thread: int, call: str) -> int:
+        """The thread of a line in a recording that has ``[pid N]`` now and then."""
+        if thread:
+            if not self._saw_bracket and self._used_root:
+                self._alive.setdefault(0)
+            self._saw_bracket = True
+            if 0 in self._alive and thread not in self._attached:
+                self._is_root(thread)
+            self._alive[thread] = None
+            return thread
+        if len(self._alive) == 1:
+            return next(iter(self._alive))
+        if call.startswith("<...") and len(self._open) == 1:
+            return next(iter(self._open))
+        return 0
+
+    def _is_root(self, thread: int) -> None:
+        """The process whose lines had no number has this one."""
+        self._root = thread
+        del self._alive[0]
+        if 0 in self._open:
+            self._open[thread] = self._open.pop(0)
+        if 0 in self._open_runs:
+            self._open_runs[thread] = self._open_runs.pop(0)
+        if self._sole == 0:
+            self._sole = thread
+
+    def _name_the_root(self) -> None:
+        """Changes of the process whose lines had no number get it."""
+        if self._root is None:
+            return
+        changes = self._recording.machines.replay.changes
+        for i, each in enumerate(changes):
+            if each.thread is not None:
+                break
+            changes[i] = each._replace(thread=self._root)
+
+    def _begins(self, number: int, text: str, call: str, thread: int, time: float | None) -> bool:
+        """A line on which an ioctl begins, and ends, unless it is split."""
+        match = ARGUMENTS.match(call)
+        request = request_of(match["request"]) if match else None
+        if match is None or request is None:
+            return self._refuse_if_change(number, text)
+        name = request.name or request_name(request.number or 0)
+        if UNFINISHED.search(call):
+            if not name:
+                return False
+            detached = "<detached" in call[-24:]
+            self._open[thread] = _Call(number, UNFINISHED.sub("", call), time, name, detached=detached)
+            if name == "KVM_RUN" and self._is_ours(thread, int(match["fd"], 0), call):
+                if time is not None:
+                    self._recording.run.run_begin(thread, time)
+                return True
+            return False
+        return self._call(number, text, call, match, request, name, thread, time, None)
+
+    def _resumes(self, number: int, text: str, call: str, thread: int, time: float | None) -> bool:
+        """A line on which a split ioctl ends."""
+        opened = self._open.pop(thread, None)
+        if opened is None:
+            could_be = any(each.name.startswith(NAME) for each in self._open.values())
+            if could_be and self._recording.wants_changes and self._saw_bracket and not thread:
+                self._recording.bad_line("which process's call ends here cannot be told", number, text)
+            return False
+        whole = opened.text + RESUMED.sub("", call)
+        match = ARGUMENTS.match(whole)
+        request = request_of(match["request"]) if match else None
+        if match is None or request is None:
+            return self._refuse_if_change(opened.line, whole)
+        if opened.name == "KVM_RUN":
+            if time is not None and thread in self._known:
+                result = _result(whole)
+                if result is None:
+                    self._recording.run.run_end(thread, time)
+                else:
+                    self._recording.run.run_end(thread, time, reason=_reason(result), errno=result.errno)
+            return True
+        return self._call(opened.line, whole, whole, match, request, opened.name, thread, opened.began, time)
 
     def _call(
         self,
         number: int,
         text: str,
         call: str,
+        match: re.Match[str],
+        request: Request,
+        name: str,
         thread: int,
-        time: float | None,
         began: float | None,
         ended: float | None,
     ) -> bool:
         """Take one whole ioctl."""
-        match = CALL.match(call)
-        if match is None:
-            return self._refuse_if_change(number, text)
-        request = match["request"]
-        if RUN.match(request):
-            self._whole_run(thread, call, match, time)
+        if name == "KVM_RUN":
+            self._whole_run(thread, call, int(match["fd"], 0), began)
             return True
-        if (change := SET_REGION.match(request)) is not None or SET_REGION2.match(request):
-            return self._change(number, text, match, change is None, thread, time, began, ended)
-        if vcpu := CREATE_VCPU.match(request):
-            result = RESULT.search(call)
-            if result and result["ret"].isdigit():
-                self._vcpu_fds[int(result["ret"])] = int(match["fd"], 0), int(vcpu[1], 0)
-                if time is not None and self._recording.vm in (None, int(match["fd"], 0)):
-                    self._recording.run.created(int(vcpu[1], 0), time)
-        elif CREATE_VM.match(request):
-            result = RESULT.search(call)
-            if result and result["ret"].isdigit() and int(result["ret"]) in self._fds:
-                self._ended_vms[int(result["ret"])] = number
-        return self._refuse_if_change(number, text) if request.startswith(NAME) else False
+        if name.startswith(NAME):
+            return self._change(number, text, match, request, name, thread, began, ended)
+        if not name:
+            return self._refuse_if_change(number, text) if NAME in text else False
+        result = _result(call)
+        if result is None or result.ret is None or result.ret < 0:
+            return False
+        fd = int(match["fd"], 0)
+        if name == "KVM_CREATE_VM":
+            self._created(result.ret, thread, number)
+        elif name == "KVM_CREATE_VCPU":
+            if index := INDEX.match(match["request"], request.end):
+                self._vcpu_fds[result.ret] = fd, int(index[1], 0)
+                if began is not None and self._is_our_vm(fd):
+                    self._recording.run.created(int(index[1], 0), began)
+        elif name == "KVM_CREATE_IRQCHIP":
+            self._irqchips[fd] = Irqchip.KERNEL
+        elif self._irqchips.get(fd) is Irqchip.USER:  # KVM_ENABLE_CAP, KVM_CREATE_DEVICE: of which kind is not shown
+            self._irqchips[fd] = Irqchip.UNKNOWN
+        return False
+
+    def _created(self, fd: int, thread: int, number: int) -> None:
+        """A VM was made."""
+        if fd in self._irqchips and any(vm == fd for vm, _ in self._vcpu_fds.values()):
+            self._recording.run.lost(None, f"file descriptor {fd} became another VM's")
+            self._vcpu_fds = {vcpu: owner for vcpu, owner in self._vcpu_fds.items() if owner[0] != fd}
+        self._irqchips[fd] = Irqchip.USER
+        self._recording.machines.names_vms_by("fd")
+        self._recording.machines.created(fd, thread or None, number)
 
     def _refuse_if_change(self, number: int, text: str) -> bool:
-        if f", {NAME}" in text and self._recording.wants_changes:
+        if NAME in text and self._recording.wants_changes and '"' not in text and " cmd: " not in text:
             self._recording.bad_line(f"{NAME}: its arguments cannot be read", number, text)
         return False
 
@@ -243,164 +358,153 @@ class StraceReader:
         number: int,
         text: str,
         match: re.Match[str],
-        version2: bool,
+        request: Request,
+        name: str,
         thread: int,
-        time: float | None,
         began: float | None,
         ended: float | None,
     ) -> bool:
-        """Take one KVM_SET_USER_MEMORY_REGION."""
+        """Take one KVM_SET_USER_MEMORY_REGION, or its second version."""
         recording = self._recording
         if not recording.wants_changes:
             return False
-        result = RESULT.search(match["request"])
-        if result is not None and result["ret"] == "?":  # the process died in the call
+        call = match["request"]
+        result = _result(call)
+        if result is not None and result.ret is None:  # the process died in the call
             return False
-        fd = int(match["fd"], 0)
-        if not self._is_chosen(fd, number, text):
-            return False
-        region = REGION.search(match["request"])
+        arguments = call[request.end :]
+        region = REGION.match(arguments, 2) if arguments.startswith(", ") else None
         flags = _flags(region[2]) if region else None
-        if region is None or result is None or flags is None:
-            if version2 and (result is None or not result["errno"]):
-                recording.bad_line(
-                    f"strace does not decode {NAME}2, so it cannot show this VM's memslots; "
-                    "record the VMM's own trace (QEMU: -trace kvm_set_user_memory)",
-                    number,
-                    text,
-                )
-            if version2:
+        if region is None and result is not None and re.match(r", (?:arg=|argp=)?(?:0x[0-9a-f]+|NULL)\)", arguments):
+            if result.errno:  # refused, whatever it was
+                recording.note(f"{name} that failed, of which strace does not show the slot", number)
                 return False
+            self._only_a_pointer(number, text, name, request)
+        if region is None or result is None or result.ret is None or flags is None:
             recording.bad_line(f"{NAME}: its arguments or result cannot be read", number, text)
         try:
             slot, gpa, size, hva = map(_number, region.group(1, 3, 4, 5))
         except ValueError:
             recording.bad_line(f"{NAME}: a field is not a number", number, text)
-        if ended is None and result["duration"] and began is not None:
-            ended = began + float(result["duration"])
-        ret = int(result["ret"], 0)
+        if ended is None and result.duration is not None and began is not None:
+            ended = began + result.duration
+        ret = result.ret
         if ret < 0:
-            ret = -int(getattr(errno, result["errno"] or "", 1))
+            ret = -int(getattr(errno, result.errno, 1))
         recording.claim(self.name, number, text)
-        recording.replay.change(
+        recording.machines.names_vms_by("fd")
+        recording.machines.change(
             number,
             text.strip(),
+            key=int(match["fd"], 0),
             slot=slot,
             flags=flags,
             gpa=gpa,
             size=size,
             hva=hva,
             ret=ret,
-            time=time,
+            time=began,
             thread=thread or None,
             began=began,
             ended=ended,
         )
-        if ended is None and time is not None:
-            self._open_changes[thread] = len(recording.replay.changes) - 1
+        if ended is None and began is not None:
+            self._open_changes[thread] = len(recording.machines.replay.changes) - 1
         return True
 
-    def _is_chosen(self, fd: int, number: int, text: str) -> bool:
-        """Whether this change is of the VM to read; raises TraceError if there are two and none was chosen."""
-        self._fds.setdefault(fd, number)
-        if self._vm is None:
-            self._vm = fd
-        if fd != self._vm:
-            if self._recording.vm is None:
-                self._recording.bad_line(
-                    f"memslots of two VMs, fd {self._vm} and fd {fd}: choose one with --vm {self._vm} or --vm {fd}",
-                    number,
-                    text,
-                )
-            return False
-        if fd in self._ended_vms:
-            self._recording.bad_line(
-                f"memslots of two VMs one after the other, both on fd {fd} (the second was created in line "
-                f"{self._ended_vms[fd]}): give a trace of one",
-                number,
-                text,
+    def _only_a_pointer(self, number: int, text: str, name: str, request: Request) -> None:
+        """Refuse a change of which strace shows the address of the argument, and not what is there."""
+        if name.endswith("2"):
+            message = (
+                f"strace does not decode {NAME}2, so it cannot show this VM's memslots; record the VMM's own trace "
+                "(QEMU: -trace kvm_set_user_memory), or guestmem record --with bpftrace"
             )
-        return True
-
-    def _time(self, clock: str, space: str) -> float:
-        """Seconds of the stamp: since 1970 (``-ttt``), since the first midnight (``-t``), or summed up (``-r``)."""
-        if ":" in clock:
-            time = int(clock[:2]) * 3600 + int(clock[3:5]) * 60 + float(clock[6:]) + self._day
-            if self._last is not None and time < self._last - 43200:
-                self._day += 86400.0
-                time += 86400.0
         else:
-            time = float(clock)
-            if len(space) >= 5 and time < 1e8:  # -r pads the seconds since the last call to six places
-                self._relative += time
-                time = self._relative
-        self._last = time if self._last is None or time > self._last else self._last
-        self._recording.run.saw(time)
-        return time
-
-    def _begins_run(self, thread: int, call: str, time: float | None) -> bool:
-        """Note the begin of a KVM_RUN; False if the call is none."""
-        match = CALL.match(call)
-        if match is None or not RUN.match(match["request"]):
-            return False
-        if self._is_our_vcpu(thread, match) and time is not None:
-            self._runs_of(thread).begins.append(time)
-            return True
-        return False
-
-    def _runs_of(self, thread: int) -> _Runs:
-        runs = self._runs.get(thread)
-        if runs is None:
-            runs = self._runs[thread] = _Runs(self._first[thread])
-        return runs
-
-    def _whole_run(self, thread: int, call: str, match: re.Match[str], time: float | None) -> None:
-        if time is None or not self._is_our_vcpu(thread, match):
-            return
-        runs = self._runs_of(thread)
-        runs.begins.append(time)
-        result = RESULT.search(call)
-        runs.results.append(_exit_of(result))
-        if result and result["duration"]:
-            end = time + float(result["duration"])
-            runs.ends.append(end)
-            runs.sole_ends.append(end)
-        else:
-            self._open_runs.add(thread)
-            self._sole = thread
-
-    def _end_open_runs(self, thread: int, time: float) -> None:
-        if self._sole is not None:
-            self._runs[self._sole].sole_ends.append(time)
-            self._sole = None
-        if thread in self._open_runs:
-            self._runs[thread].ends.append(time)
-            self._open_runs.discard(thread)
+            was = "raw" if request.number is not None else "verbose"
+            message = (
+                f"strace shows the address of {NAME}'s argument only, not the slot: it was told so (-e {was}=…), or "
+                "could not read it; record without"
+            )
+        self._recording.bad_line(message, number, text)
 
     def _end_open_changes(self, thread: int, time: float) -> None:
         """Changes without duration had returned when this line began: the thread's, or, if strace splits calls, all."""
-        changes = self._recording.replay.changes
+        changes = self._recording.machines.replay.changes
         for each in list(self._open_changes) if self._saw_split else [thread] if thread in self._open_changes else []:
             index = self._open_changes.pop(each)
-            changes[index] = changes[index]._replace(ended=time)
+            if index >= 0:
+                changes[index] = changes[index]._replace(ended=time)
 
-    def _is_our_vcpu(self, thread: int, match: re.Match[str]) -> bool:
-        """Whether this KVM_RUN is of the chosen VM, as far as is known; notes the vCPU's number."""
-        owner = self._vcpu_fds.get(int(match["fd"], 0))
-        if owner is not None:
-            if self._recording.vm is not None and owner[0] != self._recording.vm:
-                return False
-            self._recording.run.number(thread, owner[1])
-        elif match["decoration"] and (index := VCPU_DECORATION.search(match["decoration"])):
-            self._recording.run.number(thread, int(index[1]))
+    def _end_open_runs(self, thread: int, time: float) -> None:
+        """KVM_RUNs without a duration end at the next line, at the latest."""
+        if self._sole is not None and (self._saw_split or self._sole == thread):
+            self._end_run(self._sole, time)
+        self._sole = None
+        if thread in self._open_runs:
+            self._end_run(thread, time)
+
+    def _end_run(self, thread: int, time: float) -> None:
+        result = self._open_runs.pop(thread, None)
+        if result is not None:
+            self._recording.run.run_end(thread, time, reason=_reason(result), errno=result.errno)
+
+    def _whole_run(self, thread: int, call: str, fd: int, time: float | None) -> None:
+        """A KVM_RUN on a single line."""
+        if time is None or not self._is_ours(thread, fd, call):
+            return
+        run, result = self._recording.run, _result(call)
+        run.run_begin(thread, time)
+        if result is None:
+            self._recording.note("a KVM_RUN of which the result cannot be read", 0)
+        elif result.duration is not None:
+            run.run_end(thread, time + result.duration, reason=_reason(result), errno=result.errno)
+        else:
+            self._open_runs[thread] = result
+            self._sole = thread
+
+    def _is_ours(self, thread: int, fd: int, call: str) -> bool:
+        """Whether this KVM_RUN is of the VM that is read, as far as is known; notes the vCPU's number."""
+        owner = self._vcpu_fds.get(fd)
+        if owner is not None and not self._is_our_vm(owner[0]):
+            return False
+        if thread not in self._known:
+            self._known.add(thread)
+            self._recording.run.vcpu(thread)
+            if thread in self._first:  # its first line, of any call, was in user space
+                self._recording.run.known_from(thread, self._first[thread])
+            if owner is not None:
+                self._recording.run.number(thread, owner[1])
+            elif match := VCPU_DECORATION.search(call):
+                self._recording.run.number(thread, int(match[1]))
         return True
 
+    def _is_our_vm(self, fd: int) -> bool:
+        return self._recording.machines.is_chosen(fd, None)
 
-def _exit_of(result: re.Match[str] | None) -> tuple[str | None, str]:
-    """Why KVM_RUN returned, as ``-e kvm=vcpu`` shows it, and its error; None and "" for what is not shown."""
-    if result is None:
-        return None, ""
-    return result["exit"], result["errno"] or ""
+
+def _is_call(text: str) -> bool:
+    """Whether ``text`` is a system call, a signal, or the end of a process."""
+    if text.startswith(("<... ", "---", "+++", "????")):
+        return True
+    head, bracket, _ = text[:64].partition("(")
+    return bool(bracket) and head.replace("_", "").isalnum()
+
+
+def _result(call: str) -> _Result | None:
+    """What stands behind the last ``) = ``."""
+    start = call.rfind(" = ")
+    while start > 0:
+        bracket = call.rfind(")", 0, start + 1)
+        if bracket >= 0 and not call[bracket + 1 : start].strip() and (match := RESULT.match(call, bracket)):
+            return _Result(match)
+        following = call.rfind(" = ", max(0, start - 500), start)
+        start = following
+    return None
+
+
+def _reason(result: _Result) -> str | None:
+    match = EXIT_REASON.search(result.comment)
+    return match[0] if match else None
 
 
 def _number(text: str) -> int:
@@ -419,7 +523,3 @@ def _flags(text: str) -> int | None:
         except ValueError:
             return None
     return flags
-
-
-def _fds(fds: dict[int, int]) -> str:
-    return ", ".join(f"fd {fd}" for fd in sorted(fds))

@@ -15,10 +15,11 @@ from ..memslots.slot import Slot
 from .run_state import RunState, Vcpu
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "DirtyLogClear",
+    "DmaChange",
     "GlobalDirtyChange",
     "RecordedChange",
     "RunState",
@@ -146,6 +147,17 @@ class DirtyLogClear(NamedTuple):
     thread: int | None
 
 
+class DmaChange(NamedTuple):
+    """QEMU's VFIO listener mapped ``[start, start + size)`` for devices to ``userspace_addr``, or unmapped it."""
+
+    start: int
+    size: int
+    userspace_addr: int | None
+    line: int
+    time: float | None
+    thread: int | None
+
+
 class GlobalDirtyChange(NamedTuple):
     """QEMU's dirty tracking of all memory was switched; ``bitmask`` says for whom (1: migration)."""
 
@@ -162,16 +174,20 @@ class Timeline:
     the others, grouped; ``gap`` is the pause in seconds that ended a transaction. ``skipped`` counts the lines that
     said nothing about memslots or run state, ``lines`` all of them. ``run_state`` is None if nothing is known.
     ``slow`` says what made the recorder slow, if it was; ``resolution`` by how much the stamps of changes may be off,
-    in seconds.
+    in seconds. ``assumed`` are slots that were there before the trace began, by the index in ``changes`` of the change
+    that told of them; ``notes`` says what else the reader found out about the recording, a sentence each.
     """
 
     __slots__ = (
+        "assumed",
         "changes",
         "dirty_log_clears",
+        "dma_changes",
         "format",
         "gap",
         "global_dirty_changes",
         "lines",
+        "notes",
         "path",
         "resolution",
         "run_state",
@@ -191,16 +207,20 @@ class Timeline:
         run_state: RunState | None = None,
         dirty_log_clears: Sequence[DirtyLogClear] = (),
         global_dirty_changes: Sequence[GlobalDirtyChange] = (),
+        dma_changes: Sequence[DmaChange] = (),
+        assumed: Mapping[int, Slot] | None = None,
+        notes: Sequence[str] = (),
+        slow: str = "",
         lines: int = 0,
         skipped: int = 0,
         resolution: float = 1e-6,
-        slow: str = "",
     ) -> None:
         self.path, self.format, self.gap = path, format, gap
         self.changes, self.transactions, self.run_state = changes, transactions, run_state
         self.dirty_log_clears, self.global_dirty_changes = dirty_log_clears, global_dirty_changes
         self.lines, self.skipped, self.resolution = lines, skipped, resolution
         self.slow = slow
+        self.dma_changes, self.assumed, self.notes = dma_changes, assumed or {}, tuple(notes)
 
     @property
     def refused(self) -> tuple[RecordedChange, ...]:

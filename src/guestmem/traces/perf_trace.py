@@ -1,0 +1,132 @@
+"""``perf trace``: system calls as strace shows them, and tracepoints, on perf's clock.
+
+``MILLISECONDS ( DURATION ms): comm/TID ioctl(fd: 12<anon_inode:kvm-vcpu:0>, cmd: KVM_RUN) = 0``; the time counts from
+the first line, or is the clock's own with ``-T``. A call that another line interrupts ends in ``...``, and goes on in a
+line with ``... [continued]: ioctl()``. Tracepoints (``-e kvm:kvm_entry``) stand as ``kvm:kvm_entry(vcpu_id: 0, …)``, in
+older versions as ``kvm:kvm_entry:vcpu 0, …`` (Linux ``tools/perf/builtin-trace.c``, ``trace/beauty/ioctl.c``). The slot
+of a KVM_SET_USER_MEMORY_REGION is not shown, so this tells run state only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .requests import request_name
+
+if TYPE_CHECKING:
+    from .recording import Recording
+
+__all__ = ["PerfTraceReader"]
+
+LEADER = re.compile(
+    r"\s*(?:(?P<time>\d{1,15}\.\d{3,9}) )?\(\s*(?:(?P<duration>\d{1,12}\.\d{1,9}) ms|\??)\s*\): (?P<rest>.*)$",
+    re.DOTALL,
+)
+TRACEPOINT = re.compile(
+    r"\s*(?P<time>\d{1,15}\.\d{3,9}) (?:\(\s*\): )?(?:(?P<comm>[^\n]{0,40}?)[/:](?P<thread>\d{1,10}) )?"
+    r"kvm:(?P<event>kvm_entry|kvm_exit|kvm_userspace_exit)[(:](?P<fields>[^\n]*)"
+)
+CALL = re.compile(
+    r"(?:(?P<comm>[^\n(]{0,40}?)[/:](?P<thread>\d{1,10})\s+)?(?P<continued>\.\.\. \[continued\]: )?"
+    r"ioctl\((?P<rest>[^\n]*)"
+)
+CMD = re.compile(r"\bcmd: ([\w() ,]{1,40}?)(?:, arg: |\))")
+RETURNED = re.compile(r"\)\s{0,80}= (-?\d{1,10})(?: (E[A-Z]+))?")
+FIELD = re.compile(r"\b(vcpu_id|vcpu|reason|exit_reason|errno)[:=]? ?(-?\d{1,10})")
+
+
+class PerfTraceReader:
+    """Reads perf trace's lines; see the module."""
+
+    name = "perf trace"
+    events = "KVM_RUN in perf trace"
+
+    __slots__ = ("_in_run", "_recording")
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._in_run: set[int] = set()
+
+    def line(self, number: int, text: str) -> bool:
+        """Take one line; True if it tells of a vCPU."""
+        if "ioctl(" in text:
+            match = LEADER.match(text) if "cmd: " in text or "[continued]" in text else None
+            return match is not None and self._ioctl(number, text, match)
+        if "kvm:kvm_" in text and (match := TRACEPOINT.match(text)):
+            return self._tracepoint(match)
+        return False
+
+    def finish(self) -> None:
+        """Say how fine the clock is."""
+        if self._in_run or self._recording.run.source == "KVM_RUN in perf trace":
+            self._recording.run.resolution = 1e-6
+
+    def _ioctl(self, number: int, text: str, leader: re.Match[str]) -> bool:
+        call = CALL.match(leader["rest"])
+        if call is None:
+            return False
+        if leader["time"] is None or call["thread"] is None:
+            if "KVM_" in text:
+                self._recording.note("a line of perf trace without time or thread, which is not read", number)
+            return False
+        thread, time = int(call["thread"]), float(leader["time"]) / 1e3
+        run = self._recording.run
+        returned = RETURNED.search(call["rest"])
+        errno = returned[2] or "" if returned else ""
+        if call["continued"]:
+            if thread not in self._in_run:
+                return False
+            self._in_run.discard(thread)
+            run.run_end(thread, time, errno=errno)
+            return True
+        cmd = CMD.search(call["rest"])
+        name = _request(cmd[1]) if cmd else ""
+        if name.startswith("KVM_SET_USER_MEMORY_REGION"):
+            self._recording.note("a memslot change, of which perf trace does not show the slot", number)
+        if name != "KVM_RUN":
+            return False
+        run.source = "KVM_RUN in perf trace"
+        run.run_begin(thread, time)
+        if leader["duration"] and returned:
+            run.run_end(thread, time + float(leader["duration"]) / 1e3, errno=errno)
+        else:
+            self._in_run.add(thread)
+        return True
+
+    def _tracepoint(self, match: re.Match[str]) -> bool:
+        fields = dict(FIELD.findall(match["fields"][:300]))
+        index = fields.get("vcpu_id", fields.get("vcpu"))
+        if match["thread"] is None and index is None:
+            return False
+        thread = int(match["thread"]) if match["thread"] else -1 - int(index or 0)
+        time, run = float(match["time"]) / 1e3, self._recording.run
+        if match["event"] == "kvm_entry":
+            run.entry(thread, time, index=None if index is None else int(index))
+        elif match["event"] == "kvm_exit":
+            run.exit(thread, time, index=None if index is None else int(index))
+        else:
+            reason = fields.get("reason")
+            failed = int(fields.get("errno", 0))
+            run.user_exit(
+                thread,
+                time,
+                reason=None if reason is None or failed else int(reason),
+                errno="an error" if failed else "",
+            )
+        return True
+
+
+def _request(text: str) -> str:
+    """The request's name, as ``KVM_RUN``, ``0xae80``, or ``(NONE, 0xae, 0x80, 0)``."""
+    text = text.strip()
+    if text.startswith("KVM_"):
+        return text
+    if text.startswith("0x"):
+        try:
+            return request_name(int(text, 16))
+        except ValueError:
+            return ""
+    if match := re.match(r"\((?:\w+), 0xae, (0x[0-9a-f]{1,2}), (0x[0-9a-f]{1,4}|0)\)?$", text, re.IGNORECASE):
+        return request_name(int(match[2], 16) << 16 | 0xAE00 | int(match[1], 16))
+    return ""
