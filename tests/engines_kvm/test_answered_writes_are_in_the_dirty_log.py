@@ -110,7 +110,8 @@ def test_against_a_set_of_pages(manual: bool, rng: random.Random) -> None:
         writes.after(MemoryIoctl.ENABLE_CAP, EnableCap(MemoryCap.MANUAL_DIRTY_LOG_PROTECT2, 0, MANUAL).pack())
     entries = words(map_words(2))
     map_insert(entries, 0x5000, 0x5000 + (npages << 12), 0, 1)
-    map_log(entries, 0x5000, writes.begin(key, npages))
+    assert writes.begin(key, npages)
+    map_log(entries, 0x5000, writes.address(key))
     for _ in range(60):
         for page in rng.sample(range(npages), rng.randrange(6)):
             place = 0x5000 + (page << 12) + rng.randrange(4096)

@@ -25,6 +25,6 @@ def prepare(engine: Engine) -> None:
 
 
 def apply(engine: Engine, changes: Sequence[Change]) -> None:
-    """Apply the changes one after another while exits wait; what was applied before a refused one stays."""
+    """Apply the changes one after another while exits wait; all or none: see ``sequential``."""
     with engine.exits_held():
         sequential.apply(engine, changes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ..abi.checks import Host
@@ -11,12 +12,29 @@ from ..abi.model import KvmModel
 from ..abi.structures import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
 from ..designs.registry import find
 from ..errors import BatchError, MemslotError
+from ..interrupts import Section
 from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..process_memory import read_memory
 from .memory import Memory
+from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
 from .vcpu import SoftVcpu
 
-__all__ = ["Backend", "ClosedBackend", "SoftBackend", "check_entries", "enable"]
+__all__ = [
+    "REGION_REQUESTS",
+    "Backend",
+    "Brought",
+    "ClosedBackend",
+    "SoftBackend",
+    "check_entries",
+    "enable",
+    "expect",
+    "owning",
+]
+
+REGION_REQUESTS = (MemoryIoctl.SET_USER_MEMORY_REGION, MemoryIoctl.SET_USER_MEMORY_REGION2)
+Brought = Sequence[tuple[int, Sequence[HostPiece]]]
+"""Slots that a transaction creates, and the host memory that is to be kept for them."""
 
 
 class Backend(Protocol):
@@ -24,24 +42,33 @@ class Backend(Protocol):
 
     engine: Any
     memslots: Memslots
+    owned: SlotMemory
     design: str
     why: str
 
     def ioctl(self, request: int, argument: bytes | int) -> int:
         """A memory ioctl on the VM."""
 
-    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int) -> ChangeKind:
-        """KVM_SET_USER_MEMORY_REGION."""
+    def set_region(
+        self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None
+    ) -> ChangeKind:
+        """KVM_SET_USER_MEMORY_REGION; ``piece`` is the memory at ``hva``, if it is to be kept for the slot."""
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """A slot by id."""
 
     def apply(
-        self, changes: Sequence[Change], design: str, dirty: list[DirtyPage], unsafe: str = "refuse"
+        self,
+        changes: Sequence[Change],
+        design: str,
+        dirty: list[DirtyPage],
+        unsafe: str = "refuse",
+        brought: Brought = (),
     ) -> tuple[str, str]:
-        """Several changes by a design; returns which one it was, and why.
+        """Several changes by a design, all or none (BatchError); returns which one it was, and why.
 
-        ``dirty`` gets dirty pages that would be lost, even if one is refused. ``unsafe``: see ``Memory.transaction``.
+        ``dirty`` gets dirty pages that would be lost. ``unsafe``: see ``Memory.transaction``. ``brought``: host memory
+        by slot that is created.
         """
 
     def make_vcpus(self, memory: Memory) -> list[Any]:
@@ -59,8 +86,9 @@ class SoftBackend:
 
         self.engine = SoftEngine(vcpus, cores=cores, address_spaces=host.address_spaces)
         self.memslots = self.engine.memslots
+        self.owned = self.engine.owner = SlotMemory(self.memslots)
         self.model = KvmModel(host, memslots=self.memslots, apply=self._apply, logs=self.engine.dirty)
-        self.ioctl = self.model.ioctl
+        self._section = Section()
         self.design = "atomic"
         self.why = "one instant for all changes; only vCPUs that touch them wait"
 
@@ -74,27 +102,55 @@ class SoftBackend:
             engine.dirty.carried_out(change, engine.dirty.bitmap_after(change))
         return kind
 
-    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int) -> ChangeKind:
+    def ioctl(self, request: int, argument: bytes | int) -> int:
+        """Of the model; regions are ours to know, too, for their memory."""
+        if request not in REGION_REQUESTS:
+            return self.model.ioctl(request, argument)
+        if not isinstance(argument, bytes):
+            argument = read_memory(argument % (1 << 64), request >> 16 & 0x3FFF)
+        if len(argument) != request >> 16 & 0x3FFF:
+            return self.model.ioctl(request, argument)  # which refuses it
+        region = MemoryRegion.unpack(argument)
+        with self._section, owning(self, region):
+            return self.model.ioctl(request, argument)
+
+    def set_region(
+        self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None
+    ) -> ChangeKind:
         """Through the model."""
-        return self.model.set_region(MemoryRegion(as_id << 16 | slot, flags, gpa, size, hva), v2=False)
+        region = MemoryRegion(as_id << 16 | slot, flags, gpa, size, hva)
+        with self._section, owning(self, region, piece):
+            return self.model.set_region(region, v2=False)
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """O(1)."""
         held = self.model.slots.get(as_id << 16 | slot)
-        return None if held is None else held.slot
+        if held is not None and held.guest_memfd is not None:
+            return held.slot
+        return self.memslots.by_id(slot, as_id) if as_id < self.memslots.address_spaces else None
 
     def apply(
-        self, changes: Sequence[Change], design: str, dirty: list[DirtyPage], unsafe: str = "refuse"
+        self,
+        changes: Sequence[Change],
+        design: str,
+        dirty: list[DirtyPage],
+        unsafe: str = "refuse",
+        brought: Brought = (),
     ) -> tuple[str, str]:
         """On running vCPUs, then in the dirty logs."""
         del unsafe
-        with self.model.lock:
+        with self._section, self.model.lock:
             check_entries(self._check, changes)
             self.model.accounting.foresee(changes, self._npages)
+            carry_out = find(design or self.design).prepare(self.engine)
+            keys = {change.as_id << 16 | change.slot for change in changes}
+            expect(self.owned, changes, brought)
             try:
-                find(design or self.design).prepare(self.engine)(self.engine, changes)
+                carry_out(self.engine, changes)
             finally:
-                dirty += self.model.changed_by_a_design({change.as_id << 16 | change.slot for change in changes})
+                dirty += self.model.changed_by_a_design(keys)
+                for key in keys:
+                    self.owned.settle(key, self.slot(key & 0xFFFF, key >> 16))
         return design or self.design, "asked for" if design else self.why
 
     def _check(self, change: Change) -> None:
@@ -118,6 +174,30 @@ class SoftBackend:
     def close(self) -> None:
         """Stop vCPU threads, if any run."""
         self.engine.stop()
+
+
+@contextmanager
+def owning(backend: Backend, region: MemoryRegion, piece: HostPiece | None = None) -> Iterator[None]:
+    """Around one change of a slot: its memory is ours before, and what no slot reaches afterwards is let go."""
+    key, owned = region.slot, backend.owned
+    if region.memory_size:
+        hva, size = region.userspace_addr, region.memory_size
+        owned.expect(key, owned.reaching(hva, size) if piece is None or piece.buffer is None else (piece,))
+    try:
+        yield
+    finally:
+        owned.settle(key, backend.slot(region.id, region.as_id))
+
+
+def expect(owned: SlotMemory, changes: Sequence[Change], brought: Brought) -> None:
+    """The same before several: what the slots reach that are created, whoever makes it."""
+    known = {slot for slot, _ in brought}
+    as_id = changes[0].as_id
+    for slot, pieces in brought:
+        owned.expect(as_id << 16 | slot, pieces)
+    for change in changes:
+        if not change.deletes and change.slot not in known:
+            owned.expect(change.as_id << 16 | change.slot, owned.reaching(change.userspace_addr, change.memory_size))
 
 
 class ClosedBackend:

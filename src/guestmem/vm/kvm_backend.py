@@ -10,31 +10,31 @@ import ctypes
 import errno
 import functools
 import platform
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..abi.checks import Host
 from ..abi.structures import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MemoryCap, MemoryIoctl, MemoryRegion
-from ..abi.user_memory import ProcessMemory
 from ..abi.versions import VERSIONS, version_of
 from ..designs.registry import find
+from ..designs.sequential import apply_with
 from ..dirty.bitmap import as_array
 from ..errors import CapabilityError, MemslotError, UnsafeError, UsageError
+from ..interrupts import Section
 from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .backends import check_entries
+from .backends import REGION_REQUESTS, Brought, check_entries, expect, owning
 from .kernel_words import KNOWN, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
+from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
 
 if TYPE_CHECKING:
     from ..engines.kvm.vm import KvmVm
 
 __all__ = ["KvmBackend"]
-
-_REGIONS = (MemoryIoctl.SET_USER_MEMORY_REGION, MemoryIoctl.SET_USER_MEMORY_REGION2)
 
 
 class KvmBackend:
@@ -52,7 +52,8 @@ class KvmBackend:
         self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
         self._libc: Any = ctypes.CDLL(None, use_errno=True)
         self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-        self._lock = threading.RLock()
+        self.owned = vm.owner = SlotMemory(self.memslots)
+        self._section = Section()
         self._private: dict[tuple[int, int], Slot] = {}
         """Slots with a guest_memfd: the engine answers nothing from them."""
         self.design = "pause_if_overlap"
@@ -73,9 +74,9 @@ class KvmBackend:
             if not size:
                 raise MemslotError(errno.EINVAL, f"{name}: it takes a number")
             raise MemslotError(errno.EFAULT, f"{name}: {len(argument)} bytes, not {size}")
-        if request in _REGIONS:
+        if request in REGION_REQUESTS:
             if isinstance(argument, int):
-                argument = ProcessMemory().read(argument, size)
+                argument = read_memory(argument % (1 << 64), size)
             self._region(MemoryRegion.unpack(argument), argument, request)
             return 0
         return self._raw(request, argument)
@@ -91,12 +92,16 @@ class KvmBackend:
         self.engine.vm.noted(request, argument)  # pages that exit_retry wrote are dirty, too; zones
         return result
 
-    def set_region(self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int) -> ChangeKind:
+    def set_region(
+        self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None
+    ) -> ChangeKind:
         """KVM_SET_USER_MEMORY_REGION."""
         region = MemoryRegion(as_id << 16 | slot, flags, gpa, size, hva)
-        return self._region(region, b"", MemoryIoctl.SET_USER_MEMORY_REGION)
+        return self._region(region, b"", MemoryIoctl.SET_USER_MEMORY_REGION, piece)
 
-    def _region(self, region: MemoryRegion, argument: bytes, request: int) -> ChangeKind:
+    def _region(
+        self, region: MemoryRegion, argument: bytes, request: int, piece: HostPiece | None = None
+    ) -> ChangeKind:
         """Through the engine; what it need not know (a guest_memfd, a region that will be refused) straight on."""
         gpa, size = region.guest_phys_addr, region.memory_size
         key = (region.as_id, region.id)
@@ -110,24 +115,22 @@ class KvmBackend:
         )
         refused = (gpa | size) % PAGE_SIZE or change.npages > KVM_MEM_MAX_NR_PAGES
         straight = refused or region.flags & KVM_MEM_GUEST_MEMFD or key in self._private
-        with self._lock:  # the kernel's slots and ours change together
+        # The kernel's slots and ours change together, and memory goes after both.
+        with self._section, owning(self, region, piece):
             try:
                 if straight:
                     self._raw(request, argument or region.pack())
+                    kind = ChangeKind.CREATE if size else ChangeKind.DELETE
+                    self._private.pop(key, None)
+                    if size:
+                        self._private[key] = change.as_slot()._replace(flags=region.flags)
                 else:
                     kind = self._carry_out(change)
             except MemslotError as error:
                 v2 = request == MemoryIoctl.SET_USER_MEMORY_REGION2
                 raise region_refused(error, self._host, self.memslots, region, v2=v2) from None
-            except BaseException:  # Ctrl-C, perhaps after the kernel did it
+            finally:
                 self._mirror({key})
-                raise
-            if straight:
-                kind = ChangeKind.CREATE if size else ChangeKind.DELETE
-                self._private.pop(key, None)
-                if size:
-                    self._private[key] = change.as_slot()._replace(flags=region.flags)
-            self.memslots.apply(change)
         return kind
 
     def _carry_out(self, change: Change) -> ChangeKind:
@@ -141,50 +144,74 @@ class KvmBackend:
     # -- slots -------------------------------------------------------------------------------------------------------
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
-        """O(1)."""
-        return self.engine.slot(slot, as_id) or self._private.get((as_id, slot))
+        """O(1). From our own slots, which change as a whole: the engine's change one by one."""
+        private = self._private.get((as_id, slot))
+        if private is not None:
+            return private
+        return self.memslots.by_id(slot, as_id) if as_id < self.memslots.address_spaces else None
 
     def apply(
-        self, changes: Sequence[Change], design: str, dirty: list[DirtyPage], unsafe: str = "refuse"
+        self,
+        changes: Sequence[Change],
+        design: str,
+        dirty: list[DirtyPage],
+        unsafe: str = "refuse",
+        brought: Brought = (),
     ) -> tuple[str, str]:
-        """By a design that this kernel can do; returns which, and why.
+        """By a design that this kernel can do: all changes, or none (BatchError); returns which, and why.
 
-        All changes are tried on our own slots first, so one that would be refused changes nothing (BatchError). What
-        only the kernel can refuse (ENOMEM) leaves the changes before it carried out.
+        They are tried on our own slots first. If the kernel itself refuses one (ENOMEM), or anything else fails, what
+        was done is taken back: see ``designs.sequential``.
 
         The kernel's dirty log goes with its slot. So logs that end are taken first, and vCPUs are paused from then on
         until the changes are made: what they wrote in between would be in no log.
         """
-        with self._lock:
-            return self._apply(list(changes), design or self.design, unsafe, dirty)
+        with self._section:
+            try:
+                return self._apply(list(changes), design or self.design, unsafe, dirty, brought)
+            except OSError as error:  # a look at the vCPUs that the kernel refuses
+                raise MemslotError(error.errno or errno.EIO, "transaction: the kernel refuses a call") from None
 
-    def _apply(self, changes: list[Change], design: str, unsafe: str, dirty: list[DirtyPage]) -> tuple[str, str]:
+    def _apply(
+        self, changes: list[Change], design: str, unsafe: str, dirty: list[DirtyPage], brought: Brought
+    ) -> tuple[str, str]:
         check_entries(self._check, changes)
         try_changes(self.memslots, changes)
         carry_out = find(design).prepare(self.engine, reset=False)
+        keys = {(change.as_id, change.slot) for change in changes}
         ending = self._ending_logs(changes)
         judged = design == "exit_retry"
-        with contextlib.ExitStack() as stopped:
-            if ending or judged:
-                self.engine.pause()
-                stopped.callback(self.engine.resume)
-            why = self.why if design == self.design else "asked for"
-            if judged:
-                design, why = self._judge(changes, unsafe)
-                carry_out = find(design).prepare(self.engine, reset=False)
-            try:
-                for slot in ending:
-                    log = self.engine.vm.get_dirty_log(slot.id, slot.npages, slot.as_id)
-                    dirty += (
-                        DirtyPage(slot.id, slot.base_gfn + page, slot.userspace_addr + page * PAGE_SIZE, slot.as_id)
-                        for page in as_array(log, slot.npages).nonzero()[0].tolist()
-                    )
-                if design == "exit_retry":
-                    self._exit_retry(changes, ending, stopped)
-                else:
-                    carry_out(self.engine, changes)
-            finally:
-                self._mirror({(change.as_id, change.slot) for change in changes})
+        taken: dict[Slot, bytes] = {}
+        expect(self.owned, changes, brought)
+        try:
+            with contextlib.ExitStack() as stopped:
+                if ending or judged:
+                    self.engine.pause()
+                    stopped.callback(self.engine.resume)
+                why = self.why if design == self.design else "asked for"
+                if judged:
+                    design, why = self._judge(changes, unsafe)
+                    carry_out = find(design).prepare(self.engine, reset=False)
+                try:
+                    for slot in ending:
+                        taken[slot] = self.engine.vm.get_dirty_log(slot.id, slot.npages, slot.as_id)
+                    if design == "exit_retry":
+                        self._exit_retry(changes, ending, stopped)
+                    else:
+                        carry_out(self.engine, changes)
+                except BaseException:
+                    for slot in [slot for slot in taken if self.engine.slot(slot.id, slot.as_id) == slot]:
+                        self.engine.vm.answered.give_back(slot.as_id << 16 | slot.id, taken.pop(slot))
+                    raise
+        finally:
+            for slot, log in taken.items():
+                dirty += (
+                    DirtyPage(slot.id, slot.base_gfn + page, slot.userspace_addr + page * PAGE_SIZE, slot.as_id)
+                    for page in as_array(log, slot.npages).nonzero()[0].tolist()
+                )
+            self._mirror(keys)
+            for as_id, id_ in keys:
+                self.owned.settle(as_id << 16 | id_, self.slot(id_, as_id))
         return design, why
 
     def _exit_retry(self, changes: list[Change], ending: list[Slot], stopped: contextlib.ExitStack) -> None:
@@ -200,12 +227,15 @@ class KvmBackend:
             goes = old is not None and (change.deletes or change.base_gfn != old.base_gfn)
             if (goes and last < 0) or (change.as_id, change.slot) in logs:
                 last = place
+
+        def done(entry: int) -> None:
+            if entry == last:
+                stopped.close()
+
         with self.engine.exits_held():
-            for change in changes[: last + 1]:
-                self.engine.set_memory_region(change)
-            stopped.close()
-            for change in changes[last + 1 :]:
-                self.engine.set_memory_region(change)
+            if last < 0:
+                stopped.close()
+            apply_with(self.engine, changes, done)
 
     def _check(self, change: Change) -> None:
         """What can be refused whatever slots there are; and slots with a guest_memfd, which no design can carry."""
@@ -235,15 +265,30 @@ class KvmBackend:
         return safety.design, str(safety)
 
     def _mirror(self, keys: set[tuple[int, int]]) -> None:
-        """Bring our own slots to what the engine has, whatever happened: first what went, then what came."""
-        wanted = {key: self.engine.slot(key[1], key[0]) for key in keys}
-        for (as_id, slot), now in wanted.items():
-            held = self.memslots.by_id(slot, as_id)
-            if held is not None and held != now:
-                self.memslots.delete(slot, as_id)
-        for (as_id, slot), now in wanted.items():
-            if now is not None and self.memslots.by_id(slot, as_id) is None:
-                self.memslots.create(slot, now.base_gfn, now.npages, now.userspace_addr, now.flags, as_id)
+        """Bring our own slots to what the engine has, whatever happened; whole for who looks meanwhile."""
+        changes: dict[int, list[Change]] = {}
+        come: dict[int, list[Change]] = {}
+        for as_id, id_ in keys:
+            if as_id >= self.memslots.address_spaces:
+                continue
+            held, now = self.memslots.by_id(id_, as_id), self.engine.slot(id_, as_id)
+            if now is None and (private := self._private.get((as_id, id_))) is not None:
+                now = private._replace(flags=private.flags & ~KVM_MEM_GUEST_MEMFD)
+            if held == now:
+                continue
+            if held is not None:
+                changes.setdefault(as_id, []).append(Change(id_, as_id=as_id))
+            if now is not None:
+                new = Change(id_, now.base_gfn, now.npages, now.userspace_addr, now.flags, as_id)
+                come.setdefault(as_id, []).append(new)
+        for as_id in sorted({*changes, *come}):
+            batch = [*changes.get(as_id, ()), *come.get(as_id, ())]
+            if len(batch) == 1:
+                self.memslots.apply(batch[0])
+                continue
+            with self.memslots.update(as_id) as update:
+                update.stage_all(batch)
+                update.publish()
 
     # -- vCPUs -------------------------------------------------------------------------------------------------------
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
-import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
-from ..abi.structures import KVM_MEM_MAX_NR_PAGES
 from ..errors import MemslotError, UsageError
 from ..memslots import Change, ChangeKind, Memslots, Slot
 from ..process_memory import read_memory, write_memory
-from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
+from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX
 from .display import as_html, as_text
+from .slot_memory import HostPiece
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,58 +27,6 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 __all__ = ["Memory"]
-
-_MAP_NORESERVE = 0x4000
-
-
-class _Host:
-    """Host memory behind a slot: an object with a buffer, or an address that somebody else takes care of."""
-
-    __slots__ = ("address", "buffer", "size")
-
-    def __init__(self, address: int, size: int, buffer: Any = None) -> None:
-        self.address, self.size, self.buffer = address, size, buffer
-
-    @classmethod
-    def of(cls, host: Any, size: int) -> _Host:
-        """From None (new memory), an address, or a writable object with a buffer (memoryview, mmap, NumPy array)."""
-        if host is None:
-            if size % PAGE_SIZE or not 0 < size <= KVM_MEM_MAX_NR_PAGES * PAGE_SIZE:
-                return cls(0, size)  # no slot can have it, and whoever is asked for the slot says why
-            try:
-                host = mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-            except OSError as error:
-                why = f"size: {format_size(size)} of host memory: {error.strerror}"
-                raise MemslotError(error.errno or errno.ENOMEM, why) from None
-        elif (address := _address(host)) is not None:
-            return cls(address, size)
-        try:
-            view = memoryview(host).cast("B")
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"host: {type(host).__name__} is neither an address nor one piece of memory with a buffer"
-            ) from None
-        if view.readonly:
-            raise UsageError(
-                "host: the buffer is read-only; a guest writes to it (KVM_MEM_READONLY keeps only it from that)"
-            )
-        if view.nbytes < size:
-            raise UsageError(f"host: the buffer has {view.nbytes:#x} bytes, the slot {size:#x}")
-        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        if address % PAGE_SIZE:
-            raise MemslotError(
-                errno.EINVAL, f"host: the buffer begins at {address:#x}, within a page (an mmap begins with one)"
-            )
-        return cls(address, view.nbytes, view)  # while it is held, nobody can unmap or resize what is behind it
-
-
-def _address(host: Any) -> int | None:
-    """A host address if that is what ``host`` is."""
-    try:
-        operator.index(host)
-    except TypeError:
-        return None
-    return whole("host", host)
 
 
 class Memory:
@@ -97,7 +43,7 @@ class Memory:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         """What answers: the engine's side, until the VM is closed."""
-        self._hosts: dict[int, _Host] = {}
+        self._owned = backend.owned
 
     @property
     def memslots(self) -> Memslots:
@@ -119,16 +65,14 @@ class Memory:
             raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {there!r}")
         if not size:
             raise MemslotError(errno.EINVAL, f"slot {slot}: size 0x0 is not a positive multiple of {PAGE_SIZE:#x}")
-        held = self.host_for(host, size)
-        self.backend.set_region(slot, flags, gpa, size, held.address, as_id)
-        self._hosts[_key(slot, as_id)] = held
+        piece = HostPiece.of(host, size)
+        self.backend.set_region(slot, flags, gpa, size, piece.address, as_id, piece)
         return self._existing(slot, as_id)
 
     def delete(self, slot: int, as_id: int = 0) -> None:
         """Delete a slot; MemslotError (EINVAL) if there is none."""
         slot, as_id = _ids(slot, as_id)
         self.backend.set_region(slot, 0, 0, 0, 0, as_id)
-        self._hosts.pop(_key(slot, as_id), None)
 
     def move(self, slot: int, gpa: int, as_id: int = 0) -> Slot:
         """Move a slot to another guest address; it may overlap where it was. Its dirty log goes with it."""
@@ -151,7 +95,7 @@ class Memory:
         if not isinstance(change, Change):
             raise UsageError(f"change: {change!r} is not a Change")
         slot, as_id = _ids(change.slot, change.as_id)
-        kind = self.backend.set_region(
+        return self.backend.set_region(
             slot,
             whole("flags", change.flags, U32_MAX),
             whole("base_gfn", change.base_gfn, U64_MAX >> PAGE_SHIFT) << PAGE_SHIFT,
@@ -159,9 +103,6 @@ class Memory:
             whole("userspace_addr", change.userspace_addr),
             as_id,
         )
-        if kind is ChangeKind.DELETE:
-            self._hosts.pop(_key(slot, as_id), None)
-        return kind
 
     def transaction(self, *, design: str = "", unsafe: str = "refuse", as_id: int = 0) -> Transaction:
         """Several changes, carried out when the ``with`` block ends without an exception.
@@ -216,7 +157,8 @@ class Memory:
 
     def overlapping(self, gpa: int, size: int, as_id: int = 0) -> list[Slot]:
         """Slots that overlap ``[gpa, gpa + size)``, ascending. O(log n + k)."""
-        start, end = whole("gpa", gpa), gpa + whole("size", size)
+        start = whole("gpa", gpa)
+        end = start + whole("size", size)
         return list(
             self.memslots.overlapping(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT), whole("as_id", as_id, U16_MAX))
         )
@@ -245,7 +187,10 @@ class Memory:
 
     def read(self, gpa: int, size: int, as_id: int = 0) -> bytes:
         """``size`` bytes from guest address ``gpa`` on, across slots; MemslotError (EFAULT) at a hole."""
-        return b"".join(self.host_read(address, part) for address, part in self.parts(gpa, size, as_id))
+        era = self._owned.era  # what slots reach from here on stays mapped as long as this name
+        content = b"".join([self.host_read(address, part) for address, part in self.parts(gpa, size, as_id)])
+        del era
+        return content
 
     def write(self, gpa: int, content: Any, as_id: int = 0) -> None:
         """Write bytes, or any object with a buffer, across slots; MemslotError (EFAULT) at a hole, before any byte.
@@ -254,9 +199,11 @@ class Memory:
         """
         flat = content_of("content", content)
         done = 0
+        era = self._owned.era
         for address, part in self.parts(gpa, len(flat), as_id):
             self.host_write(address, flat[done : done + part])
             done += part
+        del era
 
     def view(self, gpa: int, size: int, as_id: int = 0) -> npt.NDArray[np.uint8]:
         """Guest memory itself as a NumPy array of bytes, writable; use ``.view(dtype)`` for other types.
@@ -272,6 +219,7 @@ class Memory:
         """
         import numpy as np
 
+        era = self._owned.era
         parts = self.parts(gpa, size, as_id)
         address = parts[0][0]
         end = address
@@ -279,9 +227,10 @@ class Memory:
             if start != end:
                 raise UsageError(f"view: [{gpa:#x}, {gpa + size:#x}) is not one piece of host memory")
             end = start + length
-        for held in self._hosts.values():
-            if held.buffer is not None and held.address <= address and end <= held.address + held.size:
-                return np.frombuffer(held.buffer, np.uint8, size, address - held.address)
+        for piece in self._owned.reaching(address, size):
+            if piece.holds(address, end):
+                return np.frombuffer(piece.buffer, np.uint8, size, address - piece.address)  # type: ignore[arg-type]
+        del era
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def parts(self, gpa: int, size: int, as_id: int = 0) -> list[tuple[int, int]]:
@@ -310,26 +259,14 @@ class Memory:
 
     # -- for transactions --------------------------------------------------------------------------------------------
 
-    def host_for(self, host: Any, size: int) -> _Host:
-        """Host memory for a slot: made, or what is given. An address inside memory held here keeps that alive."""
-        if host is not None and (address := _address(host)) is not None:
-            host = address
-            for held in self._hosts.values():
-                if held.buffer is not None and held.address <= host < held.address + held.size:
-                    return _Host(host, held.address + held.size - host, held.buffer[host - held.address :])
-        return _Host.of(host, size)
+    def kept_at(self, address: int, size: int) -> tuple[HostPiece, ...]:
+        """Host memory of slots that is in ``[address, address + size)``: whoever holds it keeps it. O(log n + k)."""
+        return self._owned.reaching(address, size)
 
     def end(self, backend: Backend) -> None:
         """The VM is closed: ``backend`` answers from now on, and host memory is held by views only."""
         self.backend = backend
-        self._hosts.clear()
-
-    def keep(self, slot: int, as_id: int, host: _Host | None) -> None:
-        """Slot ``slot`` is backed by ``host`` from now on; None: it is gone."""
-        if host is None:
-            self._hosts.pop(_key(slot, as_id), None)
-        else:
-            self._hosts[_key(slot, as_id)] = host
+        self._owned.clear()
 
     def __repr__(self) -> str:
         return as_text(self)
@@ -341,7 +278,3 @@ class Memory:
 def _ids(slot: Any, as_id: Any) -> tuple[int, int]:
     """A slot's id and its address space, as the two halves of ``kvm_userspace_memory_region.slot``."""
     return whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)
-
-
-def _key(slot: int, as_id: int) -> int:
-    return as_id << 16 | slot

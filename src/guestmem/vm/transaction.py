@@ -16,6 +16,7 @@ from ..designs.registry import find
 from ..errors import MemslotError, UsageError
 from ..memslots import Change, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE
+from .slot_memory import HostPiece
 
 if TYPE_CHECKING:
     from .memory import Memory
@@ -45,7 +46,10 @@ class Transaction:
         self.changes: list[Change] = []
         self.dirty: list[DirtyPage] = []
         self._now: dict[int, Slot | None] = {}
-        self._hosts: dict[int, Any] = {}
+        self._pieces: dict[int, HostPiece] = {}
+        """Host memory that creates bring and deletes take: held until all is over."""
+        self._brought: list[tuple[int, list[HostPiece]]] = []
+        """Slots that are created, and what they reach."""
         self._over = False
 
     def _look(self, slot: int) -> Slot | None:
@@ -68,16 +72,22 @@ class Transaction:
                 errno.EINVAL,
                 f"slot {slot}: gpa {gpa:#x} or size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}",
             )
-        held = self._memory.host_for(host, size)
-        self._add(Change(slot, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, held.address, flags, self._as_id))
-        self._hosts[slot] = held
+        piece = HostPiece.of(host, size)
+        reached = [piece]
+        if piece.buffer is None:  # an address, perhaps in memory of another slot
+            here = {**self._pieces, **{id(kept): kept for kept in self._memory.kept_at(piece.address, size)}}
+            reached = [kept for kept in here.values() if kept.overlaps(piece.address, piece.address + size)]
+        self._add(Change(slot, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, piece.address, flags, self._as_id))
+        self._pieces |= {id(kept): kept for kept in reached}
+        self._brought.append((slot, reached))
 
     def delete(self, slot: int) -> int:
         """Delete a slot; returns the host address of its memory, which lives until the transaction is over."""
         slot = _slot_id(slot)
         old = self._slot(slot)
+        kept = self._memory.kept_at(old.userspace_addr, old.npages << PAGE_SHIFT)
         self._add(Change(slot, as_id=self._as_id))
-        self._hosts[slot] = None
+        self._pieces |= {id(piece): piece for piece in kept}
         return old.userspace_addr
 
     def move(self, slot: int, gpa: int) -> None:
@@ -109,9 +119,12 @@ class Transaction:
         self._over = True
         if kind is not None or not self.changes:
             return
-        self.design, self.why = self._memory.backend.apply(self.changes, self._asked, self.dirty, self._unsafe)
-        for slot, held in self._hosts.items():
-            self._memory.keep(slot, self._as_id, held)
+        try:
+            self.design, self.why = self._memory.backend.apply(
+                self.changes, self._asked, self.dirty, self._unsafe, self._brought
+            )
+        finally:
+            self._pieces, self._brought = {}, []
 
     def __repr__(self) -> str:
         return f"Transaction of {len(self.changes)} changes, {'over' if self._over else 'not carried out'}"

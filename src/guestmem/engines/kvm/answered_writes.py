@@ -38,11 +38,22 @@ class AnsweredWrites:
         self._logs: dict[int, DirtyBitmap] = {}
         self._manual = False
 
-    def begin(self, key: int, npages: int) -> int:
-        """The slot logs from now on, or does already; returns the host address of its bits."""
-        if key not in self._logs:
-            self._logs[key] = DirtyBitmap(npages)
+    def begin(self, key: int, npages: int) -> bool:
+        """The slot is going to log; False if it does already. ``end`` if it comes to nothing."""
+        if key in self._logs:
+            return False
+        self._logs[key] = DirtyBitmap(npages)
+        return True
+
+    def address(self, key: int) -> int:
+        """Host address of the slot's bits."""
         return self._logs[key].address
+
+    def give_back(self, key: int, bits: bytes) -> None:
+        """Bits that were taken from the kernel's log of a slot that goes on after all: the next look has them."""
+        log = self._logs.get(key)
+        if log is not None:
+            log.merge(bits)
 
     def end(self, key: int) -> None:
         """The slot is gone, or logs no more. No entry of the map has its bits."""

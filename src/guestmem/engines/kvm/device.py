@@ -99,7 +99,10 @@ class Device:
 
     def check_extension(self, cap: Cap | MemoryCap | int) -> int:
         """What this kernel says of a capability; 0 if it does not have it."""
-        return fcntl.ioctl(self.fd, MemoryIoctl.CHECK_EXTENSION, int(cap))
+        try:
+            return fcntl.ioctl(self.fd, MemoryIoctl.CHECK_EXTENSION, int(cap))
+        except OSError as error:
+            raise CapabilityError(f"engine kvm: KVM_CHECK_EXTENSION({int(cap)}): {error.strerror}") from None
 
     def need(self, cap: Cap | MemoryCap) -> int:
         """As ``check_extension``; CapabilityError if the kernel does not have it."""

@@ -5,13 +5,14 @@ Designs that edit several slots before one swap (``batch``, ``atomic``) need a k
 
 from __future__ import annotations
 
+import errno
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from ...errors import CapabilityError
+from ...errors import CapabilityError, GuestmemError, MemslotError
+from ...interrupts import Section
 from ...memslots import Change, ChangeKind, Slot, classify
 from ...units import PAGE_SHIFT, format_size
 from ..protocol import Capability, Counts, Update
@@ -58,7 +59,7 @@ class KvmEngine:
         self.host = str(self.vm.host)
         self.counts = Counts()
         self._slots: dict[tuple[int, int], Slot] = {}
-        self._lock = threading.RLock()
+        self._lock = Section()
         self._held = 0
         self._retries = False
         self._holes = at.REPORT
@@ -77,28 +78,29 @@ class KvmEngine:
             return self._set_memory_region(change)
 
     def _set_memory_region(self, change: Change) -> ChangeKind:
-        key = (change.as_id, change.slot)
-        old = self._slots.get(key)
+        """All that can fail is before the kernel is asked; after it, words and dictionaries only."""
+        key, log = (change.as_id, change.slot), change.as_id << 16 | change.slot
+        old, space = self._slots.get(key), change.as_id << int(SPACE_SHIFT)
         if old is None and change.npages >= _LARGE_PAGES:
             _afford(change)
+        logs = not change.deletes and change.as_slot().logs_dirty_pages
+        begins = logs and self.vm.answered.begin(log, change.npages)
         begun = _clock()
-        self.vm.set_user_memory_region(
-            change.slot,
-            change.guest_phys_addr,
-            change.memory_size,
-            change.userspace_addr,
-            change.flags,
-            change.as_id,
-        )
+        error: BaseException | None = None
+        try:
+            self._ask_kernel(change)
+        except BaseException as raised:
+            if isinstance(raised, GuestmemError) or not self._is_done(change):
+                if begins:
+                    self.vm.answered.end(log)
+                raise
+            error = raised
         self.counts.edit_ns += _clock() - begun
         kind = classify(change, old)
-        space = change.as_id << int(SPACE_SHIFT)
         if old is not None and kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
             self.vm.map_remove(old.base_gfn << PAGE_SHIFT | space)
         if kind in {ChangeKind.CREATE, ChangeKind.MOVE}:
             self.vm.map_insert(change.guest_phys_addr | space, change.memory_size, change.userspace_addr, change.flags)
-        log = change.as_id << 16 | change.slot
-        logs = change.as_slot().logs_dirty_pages
         if kind is ChangeKind.DELETE:
             self.vm.answered.end(log)
         elif logs or kind is ChangeKind.FLAGS_ONLY:
@@ -107,7 +109,31 @@ class KvmEngine:
             del self._slots[key]
         else:
             self._slots[key] = change.as_slot()
+        if error is not None:
+            raise error
         return kind
+
+    def _ask_kernel(self, change: Change) -> None:
+        """KVM_SET_USER_MEMORY_REGION; MemslotError if it is refused, and then nothing was done."""
+        self.vm.set_user_memory_region(
+            change.slot,
+            change.guest_phys_addr,
+            change.memory_size,
+            change.userspace_addr,
+            change.flags,
+            change.as_id,
+        )
+
+    def _is_done(self, change: Change) -> bool:
+        """After an exception that does not say whether the kernel did it: asked once more, it has, unless it refuses.
+
+        A slot that is as asked for already is left alone; one that is gone already is EINVAL.
+        """
+        try:
+            self._ask_kernel(change)
+        except MemslotError as error:
+            return bool(change.deletes and error.errno == errno.EINVAL and (change.as_id, change.slot) in self._slots)
+        return True
 
     def slot(self, slot: int, as_id: int = 0) -> Slot | None:
         """The slot that has this id now."""
@@ -122,7 +148,7 @@ class KvmEngine:
     def pause(self) -> None:
         """Stop all vCPUs; returns when none is in KVM_RUN."""
         begun = _clock()
-        self.counts.slept += self.vm.pause()
+        self.counts.slept += self.vm.pause()  # Ctrl-C meanwhile: there is no pause, and it is raised
         self.counts.acks_ns += _clock() - begun
         self.counts.kicks += self.vcpus
         self.counts.pauses += 1
@@ -155,7 +181,10 @@ class KvmEngine:
 
     @contextmanager
     def exits_held(self) -> Iterator[None]:
-        """An update: exits wait for its end, vCPUs that have none run on. Updaters exclude each other; it nests."""
+        """An update: exits wait for its end, vCPUs that have none run on. Updaters exclude each other; it nests.
+
+        Signals are held off until its end.
+        """
         begun = _clock()
         with self._lock:
             self.counts.lock_ns += _clock() - begun

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...abi.structures import MemoryIoctl
 from ...atomics import peek, poke
-from ...compiled import own
+from ...compiled import own, words
 from ...errors import GuestmemError, MemslotError, UsageError
 from . import layout as at
 from .abi import (
@@ -50,20 +50,28 @@ class KvmVcpu:
     def __init__(self, vm: KvmVm, index: int, *, cpuid: bytearray, run_bytes: int, ring_bytes: int) -> None:
         self._vm, self.index = vm, index
         self.fd = fcntl.ioctl(vm.file, MemoryIoctl.CREATE_VCPU, index)
-        self._run = mmap.mmap(self.fd, run_bytes)
+        try:
+            self._map(run_bytes, ring_bytes)
+            fcntl.ioctl(self.fd, X86Ioctl.SET_CPUID2, cpuid)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self._view = ctypes.c_char.from_buffer(self._run)
-        self._ring: mmap.mmap | None = None
-        self._ring_next = 0
         self._lock = threading.Lock()
         """Nobody begins to run the vCPU while its registers are read or set."""
-        if ring_bytes:
-            self._ring = mmap.mmap(self.fd, ring_bytes, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
-        fcntl.ioctl(self.fd, X86Ioctl.SET_CPUID2, cpuid)
         self.words = own(at.OWN_WORDS)
         self.words[int(at.FD)] = self.fd
         self.words[int(at.RUN)] = ctypes.addressof(self._view)
         self._base = int(at.VCPUS) + int(at.VCPU) * index
         poke(vm.words, self._base + int(at.RUN_PAGE), ctypes.addressof(self._view))
+
+    def _map(self, run_bytes: int, ring_bytes: int) -> None:
+        """``struct kvm_run`` and the dirty ring."""
+        self._run = mmap.mmap(self.fd, run_bytes)
+        self._ring: mmap.mmap | None = None
+        self._ring_next = 0
+        if ring_bytes:
+            self._ring = mmap.mmap(self.fd, ring_bytes, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
 
     def _ioctl(self, request: X86Ioctl, argument: bytearray) -> None:
         with self._lock:
@@ -174,6 +182,13 @@ class KvmVcpu:
                 for word in (at.DEVICE, at.PENDING):
                     self.words[int(word)] = 0
             self.enlist(0)
+
+    def compile(self) -> None:
+        """Have the loop compiled, on words of its own that say to stop."""
+        vm, mine, page = words(at.vm_words(1)), own(at.OWN_WORDS), ctypes.create_string_buffer(64)
+        poke(vm, int(at.STOP), 1)
+        mine[int(at.RUN)] = ctypes.addressof(page)
+        vcpu_run(vm, words(8), mine, 0)
 
     def run_compiled(self) -> int:
         """One call of the compiled loop; see ``run_loop.vcpu_run`` for what it returns."""

@@ -29,6 +29,7 @@ from ...abi.structures import (
 from ...atomics import peek, poke, wake_all
 from ...compiled import own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
+from ...interrupts import held
 from . import layout as at
 from .abi import Ioctl
 from .address_map import map_insert, map_log, map_remove, map_words
@@ -68,15 +69,20 @@ class KvmVm:
         self.ended: dict[int, Exit | GuestmemError] = {}
         """vCPU threads that ended by themselves, and what they ended with."""
         self._guest_memfds: list[int] = []
+        self.owner: object = None
+        """Keeps the host memory that slots name; let go when the kernel has no slot any more."""
         self.answered = AnsweredWrites()
         """Dirty pages that KVM does not know of; whoever calls ioctls on ``fd`` says so here."""
         self.zones = Zones()
         """Where KVM takes stores itself: what was registered by ``ioctl``."""
         self.file_was_taken = False
         try:
-            self._open(vcpus, ring_bytes)
-        except BaseException:
+            with held:
+                self._open(vcpus, ring_bytes)
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise CapabilityError(f"engine kvm: no VM of {vcpus} vCPUs can be made: {error.strerror}") from None
             raise
 
     def _open(self, vcpus: int, ring_bytes: int) -> None:
@@ -219,7 +225,9 @@ class KvmVm:
 
     def map_log(self, gpa: int, npages: int, key: int, *, logs: bool) -> None:
         """Whether the slot at ``gpa``, whose ``key`` is id | as_id << 16, logs. Only when ``map_insert`` may be."""
-        map_log(self.map, gpa, self.answered.begin(key, npages) if logs else 0)
+        if logs:
+            self.answered.begin(key, npages)
+        map_log(self.map, gpa, self.answered.address(key) if logs else 0)
         if not logs:
             self.answered.end(key)
 
@@ -261,17 +269,19 @@ class KvmVm:
             raise GuestmemError("start: vCPUs are running already")
         if busy := [vcpu.index for vcpu in self.vcpus if vcpu.is_run_elsewhere]:
             raise GuestmemError(f"start: vCPU {busy[0]} is run by another thread already")
-        poke(self.words, int(at.STOP), 1)  # compiles the loop here, not in a thread whose first moments are measured
-        for vcpu in self.vcpus:
-            vcpu.run_compiled()
-        poke(self.words, int(at.STOP), 0)
-        self.ended = {}
-        atexit.register(self.stop)
-        for vcpu in self.vcpus:
-            vcpu.enlist(STARTING)
-            thread = threading.Thread(target=self._run, args=(vcpu,), name=f"kvm-vcpu{vcpu.index}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self.vcpus[0].compile()  # here, not in a thread whose first moments are measured
+        with held:
+            self.ended = {}
+            atexit.register(self.stop)
+            for vcpu in self.vcpus:
+                thread = threading.Thread(target=self._run, args=(vcpu,), name=f"kvm-vcpu{vcpu.index}", daemon=True)
+                vcpu.enlist(STARTING)
+                try:
+                    thread.start()
+                except BaseException:  # no more threads, say
+                    vcpu.enlist(0)
+                    raise
+                self._threads.append(thread)
 
     def _run(self, vcpu: KvmVcpu) -> None:
         block_all_but(kick_signal())
@@ -299,8 +309,20 @@ class KvmVm:
         atexit.unregister(self.stop)
 
     def pause(self) -> int:
-        """Stop all vCPUs; they nest. Returns, when none is in KVM_RUN, how often it slept."""
-        return int(pause_all(self.words, len(self.vcpus), own(len(self.vcpus))))
+        """Stop all vCPUs; they nest. Returns, when none is in KVM_RUN, how often it slept.
+
+        Ctrl-C meanwhile is raised afterwards, and there is no pause then.
+        """
+        paused = False
+        try:
+            with held:
+                slept = int(pause_all(self.words, len(self.vcpus), own(len(self.vcpus))))
+                paused = True
+        except BaseException:
+            if paused:
+                self.resume()
+            raise
+        return slept
 
     def resume(self) -> None:
         """End one pause."""
@@ -312,12 +334,13 @@ class KvmVm:
 
     @contextmanager
     def exits_held(self) -> Iterator[None]:
-        """Exits that fall into it are answered when it ends (HOLES: RETRY). One thread at a time."""
-        take_exclusive(self.words)
-        try:
-            yield
-        finally:
-            give_exclusive(self.words)
+        """Exits that fall into it are answered when it ends (HOLES: RETRY). One thread at a time; no signals."""
+        with held:
+            take_exclusive(self.words)
+            try:
+                yield
+            finally:
+                give_exclusive(self.words)
 
     def set_holes(self, holes: int) -> None:
         """What becomes of exits in holes: ``layout.REPORT``, ``ANSWER`` or ``RETRY``."""
@@ -331,20 +354,22 @@ class KvmVm:
         ]
 
     def close(self) -> None:
-        """Stop the vCPUs and close everything."""
+        """Stop the vCPUs and close everything. Host memory is let go last, when nothing can reach it any more."""
         if self.vcpus:
             self.stop()
             poke(self.words, int(at.STOP), 1)  # a thread of the caller's that comes back finds this, not freed memory
-        for vcpu in self.vcpus:
-            vcpu.close()
-        self.vcpus = []
-        for fd in (*self._guest_memfds, self.file):
-            with contextlib.suppress(OSError):
-                if fd >= 0:
-                    os.close(fd)
-        self.file = -1
-        self._guest_memfds = []
-        self.device.close()
+        with held:
+            for vcpu in self.vcpus:
+                vcpu.close()
+            self.vcpus = []
+            for fd in (*self._guest_memfds, self.file):
+                with contextlib.suppress(OSError):
+                    if fd >= 0:
+                        os.close(fd)
+            self.file = -1
+            self._guest_memfds = []
+            self.device.close()
+            self.owner = None
 
     def __del__(self) -> None:
         # Files are numbers here: nobody else closes them. A child of fork() has copies, and leaves the threads alone.

@@ -54,6 +54,8 @@ class VcpuThreads:
         self._epoch = 0
         self._window = 0
         self._threads: list[threading.Thread] = []
+        self.owner: object = None
+        """Keeps the host memory that slots name: vCPU threads keep this engine, and so that."""
         self.has_run = False
         """Whether vCPU threads ever ran: they leave translations."""
         poke(self._vm, int(at.CORES), self.cores)

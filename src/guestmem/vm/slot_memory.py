@@ -1,0 +1,150 @@
+"""Host memory behind slots, owned by what can reach it: nothing is unmapped while a slot, or a call, can get there.
+
+A slot's memory is registered before the kernel is asked for the slot, and let go only when the slots say that it is
+gone: by id for memory that was made or given for it, by host address for a slot that lies in another's memory. What
+goes is kept for as long as a call that began before may still use it: each such call holds the ``Era`` it began in, and
+an era holds what went in it and the next one, so Python's own counts are the grace period (the idea is RCU's).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from ..abi.arguments import whole
+from ..abi.structures import KVM_MEM_MAX_NR_PAGES
+from ..errors import MemslotError, UsageError
+from ..memslots import Memslots, Slot
+from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
+
+__all__ = ["Era", "HostPiece", "SlotMemory", "host_address"]
+
+_MAP_NORESERVE = 0x4000
+
+
+def host_address(host: Any) -> int | None:
+    """A host address if that is what ``host`` is; UsageError or MemslotError for a number that is none."""
+    try:
+        operator.index(host)
+    except TypeError:
+        return None
+    return whole("host", host)
+
+
+class HostPiece:
+    """A piece of host memory: an object with a buffer, which stays mapped as long as this lives.
+
+    ``buffer`` None: an address that somebody else takes care of.
+    """
+
+    __slots__ = ("address", "buffer", "size")
+
+    def __init__(self, address: int, size: int, buffer: memoryview | None = None) -> None:
+        self.address, self.size, self.buffer = address, size, buffer
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether all of ``[start, end)`` is kept mapped by this."""
+        return self.buffer is not None and self.address <= start and end <= self.address + self.size
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether some of it is."""
+        return self.buffer is not None and self.address < end and start < self.address + self.size
+
+    @classmethod
+    def of(cls, host: Any, size: int) -> HostPiece:
+        """From None (new memory), an address, or a writable object with a buffer (memoryview, mmap, NumPy array)."""
+        if host is None:
+            if size % PAGE_SIZE or not 0 < size <= KVM_MEM_MAX_NR_PAGES * PAGE_SIZE:
+                return cls(0, size)  # no slot can have it, and whoever is asked for the slot says why
+            try:
+                host = mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            except OSError as error:
+                why = f"size: {format_size(size)} of host memory: {error.strerror}"
+                raise MemslotError(error.errno or errno.ENOMEM, why) from None
+        elif (address := host_address(host)) is not None:
+            return cls(address, size)
+        try:
+            view = memoryview(host).cast("B")
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"host: {type(host).__name__} is neither an address nor one piece of memory with a buffer"
+            ) from None
+        if view.readonly:
+            raise UsageError(
+                "host: the buffer is read-only; a guest writes to it (KVM_MEM_READONLY keeps only it from that)"
+            )
+        if view.nbytes < size:
+            raise UsageError(f"host: the buffer has {view.nbytes:#x} bytes, the slot {size:#x}")
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        if address % PAGE_SIZE:
+            raise MemslotError(
+                errno.EINVAL, f"host: the buffer begins at {address:#x}, within a page (an mmap begins with one)"
+            )
+        return cls(address, view.nbytes, view)  # while it is held, nobody can unmap or resize what is behind it
+
+
+class Era:
+    """A time between two changes. Whoever holds it holds all that goes from then on."""
+
+    __slots__ = ("gone", "next")
+
+    def __init__(self) -> None:
+        self.gone: tuple[HostPiece, ...] = ()
+        self.next: Era | None = None
+
+
+class SlotMemory:
+    """Which host memory is kept for which slot; by id | as_id << 16. Changed under the backend's lock only."""
+
+    def __init__(self, memslots: Memslots) -> None:
+        self._memslots = memslots
+        self._kept: dict[int, tuple[HostPiece, ...]] = {}
+        self.era = Era()
+        """Held in a local name from before a look-up of slots to the end of an access, it keeps their memory mapped."""
+
+    def of_slot(self, key: int) -> tuple[HostPiece, ...]:
+        """What is kept for a slot. O(1)."""
+        return self._kept.get(key, ())
+
+    def reaching(self, address: int, size: int) -> tuple[HostPiece, ...]:
+        """What is kept in ``[address, address + size)``, by slots with host memory there. O(log n + k)."""
+        end = min(address + size, U64_MAX)
+        found: dict[int, HostPiece] = {}
+        for as_id in range(self._memslots.address_spaces):
+            for slot in self._memslots.by_hva(address, end, as_id):
+                for piece in self.of_slot(slot.id | slot.as_id << 16):
+                    if piece.overlaps(address, end):
+                        found[id(piece)] = piece
+        return tuple(found.values())
+
+    def expect(self, key: int, pieces: Iterable[HostPiece]) -> None:
+        """Slot ``key`` may soon reach ``pieces``, too. Before the kernel is asked."""
+        self._kept[key] = (*self.of_slot(key), *pieces)
+
+    def settle(self, key: int, slot: Slot | None) -> None:
+        """Slot ``key`` is ``slot`` now, for certain: what it cannot reach is let go. After readers see it, too."""
+        kept = self.of_slot(key)
+        if not kept:
+            return
+        stay: dict[int, HostPiece] = {}
+        if slot is not None:
+            start, end = slot.userspace_addr, slot.userspace_addr + (slot.npages << PAGE_SHIFT)
+            stay = {id(piece): piece for piece in kept if piece.overlaps(start, end)}
+        gone = tuple(piece for piece in kept if id(piece) not in stay)
+        if stay:
+            self._kept[key] = tuple(stay.values())
+        else:
+            del self._kept[key]
+        if gone:
+            before, after = self.era, Era()
+            before.gone, before.next = gone, after
+            self.era = after
+
+    def clear(self) -> None:
+        """No slot is left, and nobody runs: only views keep memory."""
+        self._kept.clear()
+        self.era = Era()
