@@ -18,6 +18,7 @@ COMMANDS = {
     "replay": "Follow the schedule of a counterexample that explore found.",
     "conform": "Does this kernel behave as KVM documents?",
     "demo": "Watch the failure, and what prevents it.",
+    "bench": "What does it cost, beside its peers in the same run?",
 }
 """Name and one-line help of each command; ``guestmem.cli.NAME`` holds ``command``."""
 

@@ -75,7 +75,7 @@ class RangeMap(Ranges):
         # what waits for readers, and what one store needs at most, comes on top.
         leaves = (2 * capacity + 1) // minimum + 2
         nodes = leaves * minimum // (minimum - 1) if minimum > 1 else 2 * leaves
-        nodes += nodes // 4 + 4 * int(worst_nodes(16)) + 4 * int(at.CHAIN_LENGTH)
+        nodes += nodes // 4 + 4 * int(worst_nodes(int(at.LEVELS))) + 4 * int(at.CHAIN_LENGTH)
         base = at.nodes_base(readers + 1)
         self.words = words(base + nodes * size)
         self._desk, self._freed = own(at.desk_words(fanout)), own(at.QUEUE_CAPACITY)

@@ -1,0 +1,305 @@
+"""Values of ranges: time over number of ranges and over their length, beside other structures in the same run.
+
+    python benchmarks/bench_ranges.py [--quick] [--json FILE] [--svg FOLDER]
+
+Compiled structures are timed inside one compiled loop, Python's in a Python loop; the least of several rounds, taken
+in turn. Stores are random ranges of 1 to 32 pages over random places, on a map of n ranges of 16 pages stored in random
+order. Rust's rangemap and superintervals are not run: the first needs a crate, the second cannot overwrite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guestmem.compiled import U64, Own, Words, compiled, const, u64, wrapping
+from guestmem.ranges import RangeMap
+from guestmem.ranges.layout import srcu_base
+from guestmem.ranges.lookup import ranges_load
+from guestmem.rcu import srcu_enter, srcu_exit
+from plot import curves
+from range_peers import PYTHON, SUPERINTERVALS, Flat, Ours, Radix
+
+SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+LENGTH = 16
+GIB, TIB = 1 << 18, 1 << 28  # in pages
+GOALS = {
+    "load": {100: 25, 10_000: 51, 1_000_000: 283},
+    "store in place": {100: 361, 10_000: 524, 1_000_000: 1612},
+    "store beside readers": {100: 1017, 10_000: 1892, 1_000_000: 4163},
+}
+_ONE = const(1)
+Table = dict[str, dict[int, float]]
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Nanoseconds of one call."""
+    began = time.perf_counter_ns()
+    run()
+    return time.perf_counter_ns() - began
+
+
+def least(runs: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, float]:
+    """For each, the least time of ``calls`` operations in nanoseconds an operation, all taken in turn."""
+    best = dict.fromkeys(runs, float("inf"))
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            best[name] = min(best[name], timed(run) / calls)
+    return best
+
+
+def initial(n: int, rng: Any) -> Any:
+    """n ranges of 16 pages in random order, values from 1 on: (first, last, value) rows, flat."""
+    rows = np.empty((n, 3), np.uint64)
+    rows[:, 0] = rng.permutation(n).astype(np.uint64) * LENGTH
+    rows[:, 1] = rows[:, 0] + (LENGTH - 1)
+    rows[:, 2] = rng.integers(1, 1 << 20, n)
+    return rows
+
+
+def random_stores(n: int, count: int, rng: Any) -> Any:
+    rows = np.empty((count, 3), np.uint64)
+    rows[:, 0] = rng.integers(0, LENGTH * n - 32, count)
+    rows[:, 1] = rows[:, 0] + rng.integers(0, 32, count).astype(np.uint64)
+    rows[:, 2] = rng.integers(1, 1 << 20, count)
+    return rows.reshape(-1)
+
+
+def by_number(sizes: tuple[int, ...], rounds: int) -> tuple[Table, Table, dict[int, float]]:
+    """Loads and stores of the compiled structures by number of ranges; and bytes a range of ours."""
+    loads: Table = {}
+    stores: Table = {}
+    nbytes: dict[int, float] = {}
+    for n in sizes:
+        rng = np.random.default_rng(n)
+        count = 100_000
+        structures: list[Any] = [Ours(n + 2 * count), Ours(n + 2 * count, readers=1), Radix(LENGTH * n)]
+        structures += [Radix(LENGTH * n, blocks=True, stores=n + count * (rounds + 1))] if n <= 100_000 else []
+        structures += [Flat(n + 2 * count)] if n <= 30_000 else []
+        rows = initial(n, rng).reshape(-1)
+        for each in structures:
+            each.stores(rows, n)
+        if n > 30_000:  # bisection for loads only: a store would move the whole array
+            structures.append(flat := Flat(n))
+            ascending = np.sort(initial(n, rng).view(), axis=0)
+            ascending[:, 2] = np.arange(n) % 1000 + 1
+            flat.stores(ascending.reshape(-1), n)
+        nbytes[n] = structures[0].map.nbytes / len(structures[0].map)
+        indices = rng.integers(0, LENGTH * n, count).astype(np.uint64)
+        reading = {each.name: partial(each.loads, indices, count) for each in structures}
+        for name, value in least(reading, rounds, count).items():
+            loads.setdefault(name, {})[n] = value
+        changes = random_stores(n, count, rng)
+        storing = [each for each in structures if not (isinstance(each, Flat) and n > 30_000)]
+        few = {each.name: 2_000 if isinstance(each, Flat) else count for each in storing}
+        writing = {each.name: partial(each.stores, changes, few[each.name]) for each in storing}
+        times = least(writing, rounds, 1)
+        for name, value in times.items():
+            stores.setdefault(name, {})[n] = value / few[name]
+    return loads, stores, nbytes
+
+
+def by_length(lengths: tuple[int, ...]) -> Table:
+    """One range of so many pages flipped between two values, over one range: nanoseconds a flip."""
+    table: Table = {}
+    for pages in lengths:
+        structures: list[Any] = [Ours(1000), Ours(1000, readers=1), Radix(TIB, blocks=True, stores=2000)]
+        if pages <= GIB:
+            structures.append(Radix(GIB))
+        for each in structures:
+            repeat = 3 if isinstance(each, Radix) and pages > 4096 and not each.blocks else 200
+            first = 0 if isinstance(each, Radix) and not each.blocks else 1 << 18
+            rows = np.array([[first, first + pages - 1, 1 + flip % 2] for flip in range(repeat)], np.uint64).reshape(-1)
+            each.stores(rows, repeat)
+            best = min(timed(partial(each.stores, rows, repeat)) for _ in range(3))
+            table.setdefault(each.name, {})[pages] = best / repeat
+    return table
+
+
+def each_of(load: Callable[[int], int], indices: list[int]) -> None:
+    for index in indices:
+        load(index)
+
+
+def all_of(store: Callable[[int, int, int], None], rows: list[tuple[int, int, int]]) -> None:
+    for first, last, value in rows:
+        store(first, last, value)
+
+
+def from_python(sizes: tuple[int, ...]) -> tuple[Table, Table]:
+    """Loads and stores from Python, ours beside Python's structures."""
+    loads: Table = {}
+    stores: Table = {}
+    for n in sizes:
+        rng = np.random.default_rng(n)
+        rows = [tuple(map(int, row)) for row in initial(n, rng)]
+        count = 2_000
+        changes = [tuple(map(int, row)) for row in random_stores(n, count, rng).reshape(-1, 3)]
+        indices = [int(index) for index in rng.integers(0, LENGTH * n, count)]
+        ours = RangeMap(capacity=4 * n + 10_000)
+        for first, last, value in rows:
+            ours.store(first, last + 1, value)
+        structures = [kind() for kind in PYTHON if n <= 1000 or kind.__name__ != "Portions"]
+        structures = [each for each in structures if n <= 10_000 or each.name != "intervaltree, chop and add"]
+        for each in structures:
+            if each.name == "portion.IntervalDict" and n > 100:
+                continue
+            for row in rows:
+                each.store(*row)
+        structures = [each for each in structures if n <= 100 or each.name != "portion.IntervalDict"]
+        for name, value in least(
+            {"guestmem": partial(each_of, ours.get, indices)}
+            | {each.name: partial(each_of, each.load, indices) for each in structures},
+            3,
+            count,
+        ).items():
+            loads.setdefault(name, {})[n] = value
+        half_open = [(first, last + 1, value) for first, last, value in changes]
+        stores.setdefault("guestmem", {})[n] = least({"": partial(all_of, ours.store, half_open)}, 3, count)[""]
+        for each in structures:
+            part = changes[: 100 if each.name == "portion.IntervalDict" else count]
+            stores.setdefault(each.name, {})[n] = timed(partial(all_of, each.store, part)) / len(part)
+    return loads, stores
+
+
+@compiled(nogil=True)
+def read_for_a_while(ranges: Words, srcu: U64, reader: U64, indices: Own, count: U64, rounds: U64) -> U64:
+    """Sections of 16 lookups each, ``rounds`` times through ``count`` indices."""
+    total = u64(0)
+    done = u64(0)
+    while done < rounds:
+        at = u64(0)
+        while at < count:
+            srcu_enter(ranges, srcu, reader)
+            stop = min(at + u64(16), count)
+            while at < stop:
+                total = wrapping(total + ranges_load(ranges, indices[at]))
+                at += _ONE
+            srcu_exit(ranges, srcu, reader)
+        done += _ONE
+    return total
+
+
+def beside_stores(n: int, rate: int) -> tuple[float, float]:
+    """What a reader's lookup takes alone and beside ``rate`` stores a second by another thread, in nanoseconds."""
+    rng = np.random.default_rng(n)
+    ours = Ours(n + 1_000_000, readers=1)
+    ours.stores(initial(n, rng).reshape(-1), n)
+    indices = rng.integers(0, LENGTH * n, 1 << 15).astype(np.uint64)
+    changes = random_stores(n, 4096, rng)
+    batch, stop, made = 100, threading.Event(), [0]
+
+    def storing() -> None:
+        began, place = time.perf_counter(), 0
+        part = [changes[3 * at : 3 * (at + batch)] for at in range(0, 4000, batch)]
+        while not stop.is_set():
+            ours.stores(part[place % len(part)], batch)
+            place += 1
+            made[0] += batch
+            if (ahead := made[0] / rate - (time.perf_counter() - began)) > 0:
+                time.sleep(ahead)
+
+    def reading() -> float:
+        return (
+            timed(lambda: read_for_a_while(ours.map.words, srcu_base(), 1, indices, len(indices), 20))
+            / 20
+            / len(indices)
+        )
+
+    read_for_a_while(ours.map.words, srcu_base(), 1, indices, 16, 1)
+    alone = min(reading() for _ in range(5))
+    thread = threading.Thread(target=storing)
+    thread.start()
+    time.sleep(0.05)
+    beside = min(reading() for _ in range(5))
+    stop.set()
+    thread.join()
+    return alone, beside
+
+
+def show(title: str, table: Table, goals: dict[str, dict[int, int]] | None = None) -> None:
+    sizes = sorted({size for row in table.values() for size in row})
+    print(f"\n{title}")
+    print(f"{'':34}" + "".join(f"{size:>11,}" for size in sizes))
+    for name, row in table.items():
+        print(f"{name:34}" + "".join(f"{row[size]:>11,.0f}" if size in row else f"{'-':>11}" for size in sizes))
+    for name, goal in (goals or {}).items():
+        print(
+            f"{'goal, ' + name:34}" + "".join(f"{goal[size]:>11,}" if size in goal else f"{'':>11}" for size in sizes)
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three sizes, two rounds")
+    parser.add_argument("--json", metavar="FILE", help="write all figures")
+    parser.add_argument("--svg", metavar="FOLDER", help="draw time over number of ranges and over length")
+    options = parser.parse_args()
+    sizes = (100, 10_000, 1_000_000) if not options.quick else (100, 1_000, 10_000)
+    sizes = sizes if options.quick else SIZES
+    rounds = 2 if options.quick else 5
+
+    loads, stores, nbytes = by_number(sizes, rounds)
+    show("random load, compiled, ns, by number of ranges", loads, {"load": GOALS["load"]})
+    show(
+        "random overwriting store, compiled, ns",
+        stores,
+        {name: GOALS[name] for name in ("store in place", "store beside readers")},
+    )
+    print("\nbytes a range, built in random order: " + ", ".join(f"{n:,}: {size:.1f}" for n, size in nbytes.items()))
+
+    lengths = by_length((1, 64, 4096, GIB) if options.quick else (1, 16, 256, 4096, 65_536, GIB, 16 * GIB, TIB))
+    show("flip of one range, compiled, ns, by pages", lengths)
+    page, ours = lengths["radix tree, an entry a page"][GIB], lengths["guestmem, in place"][GIB]
+    print(
+        f"1 GiB: page by page {page / 1e6:.2f} ms (limit 45), ours {ours:.0f} ns: {page / ours:,.0f} times (goal 1,000)"
+    )
+
+    python_loads, python_stores = from_python((100, 1_000) if options.quick else (100, 1_000, 10_000, 100_000))
+    show("random load from Python, ns", python_loads)
+    show("random overwriting store from Python, ns", python_stores)
+    print(SUPERINTERVALS)
+
+    print("\na reader's lookup beside 100,000 stores a second, ns")
+    readers = {
+        n: beside_stores(n, 100_000)
+        for n in ((1_000, 10_000) if options.quick else (100, 1_000, 10_000, 100_000, 1_000_000))
+    }
+    for n, (alone, beside) in readers.items():
+        print(f"{n:>11,} ranges: alone {alone:.0f}, beside {beside:.0f}: {100 * (1 - alone / beside):.0f} % slower")
+
+    if options.json:
+        Path(options.json).write_text(
+            json.dumps(
+                {
+                    "loads": loads, "stores": stores, "bytes": nbytes, "lengths": lengths,
+                    "python_loads": python_loads, "python_stores": python_stores, "readers": readers,
+                },
+                indent=2,
+            )
+        )  # fmt: skip
+    if options.svg:
+        folder = Path(options.svg)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, title, across, table in (
+            ("loads", "random load", "ranges", loads),
+            ("stores", "random overwriting store", "ranges", stores),
+            ("lengths", "flip of one range", "pages of the range", lengths),
+        ):
+            series = {row: list(values.items()) for row, values in table.items()}
+            (folder / f"ranges-{name}.svg").write_text(curves(title, across, "ns", series))
+        print(f"\npictures: {folder}/ranges-loads.svg, ranges-stores.svg, ranges-lengths.svg")
+
+
+if __name__ == "__main__":
+    main()
