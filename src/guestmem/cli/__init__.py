@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "Which way of updating memory is right, and what does it cost?",
     "explore": "Is this concurrent page-table algorithm correct?",
     "replay": "Follow the schedule of a counterexample that explore found.",
+    "map": "What does memory look like, and what does a change of it cost?",
     "conform": "Does this kernel behave as KVM documents?",
     "demo": "Watch the failure, and what prevents it.",
     "bench": "What does it cost, beside its peers in the same run?",

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import TraceError, UsageError
+from .hosts import Hosts
 from .map import MemoryMap
 from .region import MemoryRegion, RegionKind
 
@@ -34,8 +35,6 @@ _FIELDS = {
 }
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _NUMBER = re.compile(r"(0x[0-9a-fA-F]+|\d+)\s*([KMGT]?)(?:iB|B)?$")
-_HOST_BASE = 0x7F00_0000_0000
-_HOST_ALIGN = 1 << 21
 
 EDITS: dict[str, tuple[str, ...]] = {
     "add_subregion": ("number", "region", "priority?"),
@@ -81,7 +80,7 @@ class Description:
                 raise UsageError(f"step {step.name!r}: {error}") from None
 
 
-def read_description(text: str, path: str = "") -> Description:
+def read_description(text: str, path: str = "", hosts: Hosts | None = None) -> Description:
     """A description from its JSON; TraceError, one line that names the region or step, for what cannot be."""
     try:
         given = json.loads(text)
@@ -90,16 +89,16 @@ def read_description(text: str, path: str = "") -> Description:
     except RecursionError:
         raise TraceError("not JSON: it is nested too deep", path=path) from None
     try:
-        return _Reader().read(given)
+        return _Reader(Hosts() if hosts is None else hosts).read(given)
     except UsageError as error:
         raise TraceError(str(error), path=path) from None
 
 
 class _Reader:
-    def __init__(self) -> None:
-        self.map = MemoryMap()
+    def __init__(self, hosts: Hosts) -> None:
+        self.map, self.hosts = MemoryMap(), hosts
         self.named: dict[str, MemoryRegion] = {}
-        self.next_host = _HOST_BASE
+        hosts.begin()
 
     def read(self, given: Any) -> Description:
         if not isinstance(given, dict) or not isinstance(given.get("regions"), list):
@@ -167,7 +166,7 @@ class _Reader:
         elif kind is RegionKind.MMIO:
             region = self.map.mmio(name, size)
         else:
-            host = number_of(given["host"], f"{what}: host") if "host" in given else self.host(size)
+            host = number_of(given["host"], f"{what}: host") if "host" in given else self.hosts.take(name, size)
             made = {
                 RegionKind.RAM: self.map.ram,
                 RegionKind.ROM: self.map.rom,
@@ -178,11 +177,6 @@ class _Reader:
             if value:
                 getattr(region, f"set_{key}")(value)
         return region
-
-    def host(self, size: int) -> int:
-        """A made-up host address, as far from the others that no two could be taken for one piece."""
-        address, self.next_host = self.next_host, self.next_host + (size // _HOST_ALIGN + 2) * _HOST_ALIGN
-        return address
 
     def find(self, name: Any, what: str) -> MemoryRegion:
         found = self.named.get(name) if isinstance(name, str) else None

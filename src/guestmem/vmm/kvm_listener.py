@@ -7,6 +7,8 @@ carried out at once.
 
 from __future__ import annotations
 
+import heapq
+
 from ..errors import UsageError
 from ..memslots.changes import Change
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_USER_MEM_SLOTS, Slot
@@ -15,7 +17,7 @@ from .listener import PRIORITY_ACCEL, Listener
 from .map import AddressSpace
 from .slots import has_slot, leaf_flags, piece_of
 
-__all__ = ["KvmListener"]
+__all__ = ["KvmListener", "replaced"]
 
 
 class KvmListener(Listener):
@@ -34,6 +36,8 @@ class KvmListener(Listener):
         self.changes: list[list[Change]] = []
         self.overlaps: list[bool] = []
         self._by_place: dict[tuple[int, int], int] = {}
+        self._free: list[int] = []
+        """A heap of the ids below the highest in use that are free."""
         self._dels: list[FlatRange] = []
         self._adds: list[FlatRange] = []
         self._now: list[Change] = []
@@ -93,8 +97,8 @@ class KvmListener(Listener):
         piece = piece_of(section)
         if piece is None:
             return
-        slot = next((each for each in range(self.max_slots) if each not in self.slots), None)
-        if slot is None:
+        slot = heapq.heappop(self._free) if self._free else len(self.slots)  # the lowest that is free
+        if slot >= self.max_slots:
             raise UsageError(f"slots: all {self.max_slots} are in use")
         self.slots[slot] = piece.as_slot(slot, self.as_id)
         self._by_place[piece.base_gfn, piece.npages] = slot
@@ -108,6 +112,7 @@ class KvmListener(Listener):
         if slot is None:
             return
         old = self.slots.pop(slot)
+        heapq.heappush(self._free, slot)
         self._now.append(Change(slot, old.base_gfn, 0, old.userspace_addr, 0, self.as_id))
 
     def _set_log(self, section: FlatRange) -> None:
@@ -133,3 +138,36 @@ def _overlap(dels: list[FlatRange], adds: list[FlatRange]) -> bool:
         else:
             return True
     return False
+
+
+def replaced(space: AddressSpace, after: AddressSpace) -> KvmListener:
+    """A listener that has seen ``space``, and then the view of ``after`` in its place, though it is of another map.
+
+    Regions are the same if their names, and the host memory behind a range, are. ``changes`` has the step last, if it
+    is any.
+    """
+    listener = KvmListener()
+    listener.begin(space)
+    for section in space.view:
+        listener.region_add(space, section)
+    listener.commit(space)
+    if not listener.changes:
+        listener.changes.append([])
+    old = {_identity(section) for section in space.view}
+    new = {_identity(section) for section in after.view}
+    listener.begin(space)
+    for section in space.view:
+        if _identity(section) not in new:
+            listener.region_del(space, section)
+    for section in after.view:
+        if _identity(section) in old:
+            listener.log_start(space, section, 0, section.dirty_log_mask)
+        else:
+            listener.region_add(space, section)
+    listener.commit(space)
+    return listener
+
+
+def _identity(section: FlatRange) -> tuple[object, ...]:
+    """What two sections have in common that are one for a listener."""
+    return (*section[:2], section.region.name, section.region.userspace_addr, section.offset, section.kind)

@@ -11,19 +11,17 @@ Source: ``mtree_print_mr()``, ``mtree_print_flatview()``, QEMU 5.2, 7.2 and 10.0
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import TraceError, UsageError
+from .hosts import Hosts
 from .map import MemoryMap
 from .region import MemoryRegion, RegionKind
 
-__all__ = ["FlatLine", "FlatText", "is_mtree", "parse_flat", "read_mtree"]
+__all__ = ["FlatLine", "FlatText", "has_trees", "is_mtree", "parse_flat", "read_mtree"]
 
 READONLY_ALIASES = frozenset({"pam-rom"})
-HOST_BASE = 0x7F00_0000_0000
-HOST_ALIGN = 1 << 21
 
 _FLAT = re.compile(r"FlatView #\d+$")
 _SPACE = re.compile(r"address-space(?: \(shared \d+ times\))?: (.*?)(?: owner:.*)?$")
@@ -83,20 +81,28 @@ def is_mtree(text: str) -> bool:
     )
 
 
+def has_trees(text: str) -> bool:
+    """Whether a text shows regions, and not only flat views."""
+    return any(_SPACE.match(line.rstrip("\r")) for line in text.split("\n"))
+
+
 def parse_flat(text: str, path: str = "") -> list[FlatText]:
     """The flat views of a text; TraceError for a line of one that cannot be read. O(n)."""
     return _Reader(text, path).flats
 
 
-def read_mtree(text: str, path: str = "") -> MemoryMap:
+def read_mtree(text: str, path: str = "", hosts: Hosts | None = None) -> MemoryMap:
     """A map with the address spaces of the text; TraceError, with file and line, for what cannot be. O(n log n).
 
     From trees where there are any, else from flat views: then each range is an alias of the region that it shows.
+    ``hosts`` makes up host addresses, the same for several recordings of one machine.
     """
     reader = _Reader(text, path)
     if not (reader.spaces or reader.flats):
         raise TraceError("no address space of info mtree is in it", path=path)
-    return _from_trees(reader) if reader.spaces else _from_flats(reader)
+    hosts = Hosts() if hosts is None else hosts
+    hosts.begin()
+    return _from_trees(reader, hosts) if reader.spaces else _from_flats(reader, hosts)
 
 
 class _Reader:
@@ -174,25 +180,14 @@ class _Reader:
         return node
 
 
-class _Hosts:
-    """Makes up host memory, as far apart that no two pieces could be taken for one."""
-
-    def __init__(self) -> None:
-        self.next = HOST_BASE
-
-    def take(self, size: int) -> int:
-        address, self.next = self.next, self.next + (size // HOST_ALIGN + 2) * HOST_ALIGN
-        return address
-
-
 _KINDS = {"ram": RegionKind.RAM, "rom": RegionKind.ROM, "romd": RegionKind.ROM_DEVICE, "ramd": RegionKind.RAM_DEVICE}
 
 
 class _Builder:
     """Regions from nodes: what has a section of its own is one region wherever it is printed."""
 
-    def __init__(self, reader: _Reader) -> None:
-        self.reader, self.map, self.hosts = reader, MemoryMap(), _Hosts()
+    def __init__(self, reader: _Reader, hosts: Hosts) -> None:
+        self.reader, self.map, self.hosts = reader, MemoryMap(), hosts
         self.leaves = {line.name for flat in reader.flats for line in flat.ranges}
         self.sections: dict[str, MemoryRegion] = {}
 
@@ -249,14 +244,14 @@ class _Builder:
         else:
             made = {"ram": self.map.ram, "rom": self.map.rom, "romd": self.map.rom_device, "ramd": self.map.ram_device}
             region = made[node.type](
-                node.name, size, userspace_addr=self.hosts.take(size), nonvolatile=node.nonvolatile
+                node.name, size, userspace_addr=self.hosts.take(node.name, size), nonvolatile=node.nonvolatile
             )
         region.set_enabled(node.enabled)
         return region
 
 
-def _from_trees(reader: _Reader) -> MemoryMap:
-    builder = _Builder(reader)
+def _from_trees(reader: _Reader, hosts: Hosts) -> MemoryMap:
+    builder = _Builder(reader, hosts)
     for name in reader.sections:
         builder.section(name, reader.sections[name].line)
     shared: dict[int, MemoryRegion] = {}
@@ -279,8 +274,8 @@ def _same(a: _Node, b: _Node) -> bool:
     return (a.start, a.end, a.type, len(a.children)) == (b.start, b.end, b.type, len(b.children))
 
 
-def _from_flats(reader: _Reader) -> MemoryMap:
-    memory_map, hosts = MemoryMap(), _Hosts()
+def _from_flats(reader: _Reader, hosts: Hosts) -> MemoryMap:
+    memory_map = MemoryMap()
     lines = [line for flat in reader.flats for line in flat.ranges]
     sizes: dict[str, int] = {}
     kinds: dict[str, set[str]] = {}
@@ -297,7 +292,7 @@ def _from_flats(reader: _Reader) -> MemoryMap:
             regions[name] = memory_map.mmio(name, size)
         else:
             made = {"ram": memory_map.ram, "ramd": memory_map.ram_device, "romd": memory_map.rom_device}
-            regions[name] = made.get(kind, memory_map.rom)(name, size, userspace_addr=hosts.take(size))
+            regions[name] = made.get(kind, memory_map.rom)(name, size, userspace_addr=hosts.take(name, size))
     for flat in reader.flats:
         root = memory_map.container(flat.root)
         before: FlatLine | None = None
@@ -314,12 +309,3 @@ def _from_flats(reader: _Reader) -> MemoryMap:
         for space, _ in flat.spaces:
             memory_map.address_space(space, root)
     return memory_map
-
-
-def parsed(paths: Iterable[str]) -> str:
-    """Several recordings of one moment as one text: a tree and a flat view complete each other."""
-    texts = []
-    for path in paths:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            texts.append(file.read())
-    return "\n".join(texts)

@@ -5,7 +5,7 @@ Source: ``kvm_align_section()``, ``kvm_mem_flags()``, ``kvm_set_phys_mem()``, QE
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..errors import UsageError
@@ -81,7 +81,12 @@ def _aligned(start: int, end: int, address: int, flags: int) -> Piece | None:
     return Piece(first, last - first, address + first * PAGE_SIZE - start, flags)
 
 
-def fewest_pieces(view: Iterable[FlatRange], *, max_pages: int = (1 << 31) - 1) -> list[Piece]:
+def fewest_pieces(
+    view: Iterable[FlatRange],
+    *,
+    flags: Callable[[FlatRange], int] = section_flags,
+    max_pages: int = (1 << 31) - 1,
+) -> list[Piece]:
     """The fewest slots that show a view: neighbours are one where host memory and flags go on. O(n).
 
     Unlike QEMU's, a slot may span regions whose host memory is one piece; read-only is what the view says; a page of
@@ -93,20 +98,20 @@ def fewest_pieces(view: Iterable[FlatRange], *, max_pages: int = (1 << 31) - 1) 
     for each in view:
         if not has_slot(each):
             continue
-        address, flags = _address(each), section_flags(each)
+        address, wanted = _address(each), flags(each)
         last = runs[-1] if runs else None
-        joins = not (alone or each.unmergeable) and last is not None and last[1] == each.start and last[3] == flags
+        joins = not (alone or each.unmergeable) and last is not None and last[1] == each.start and last[3] == wanted
         if joins and last is not None and last[2] + last[1] - last[0] == address:
             last[1] = each.end
         else:
-            runs.append([each.start, each.end, address, flags])
+            runs.append([each.start, each.end, address, wanted])
         alone = each.unmergeable
     pieces = []
-    for start, end, address, flags in runs:
-        piece = _aligned(start, end, address, flags)
+    for start, end, address, wanted in runs:
+        piece = _aligned(start, end, address, wanted)
         if piece is None or piece.userspace_addr % PAGE_SIZE:
             continue
         for done in range(0, piece.npages, max_pages):
             npages = min(piece.npages - done, max_pages)
-            pieces.append(Piece(piece.base_gfn + done, npages, piece.userspace_addr + (done << PAGE_SHIFT), flags))
+            pieces.append(Piece(piece.base_gfn + done, npages, piece.userspace_addr + (done << PAGE_SHIFT), wanted))
     return pieces
