@@ -24,6 +24,10 @@ __all__ = [
     "fetch_add",
     "fetch_and",
     "fetch_or",
+    "host_copy2",
+    "host_copy4",
+    "host_copy8",
+    "host_copy16",
     "host_fetch_add",
     "host_fetch_or",
     "host_load",
@@ -198,6 +202,26 @@ host_load32 = _narrow_load("host_load32", 32)
 host_store8 = _narrow_store("host_store8", 8)
 host_store16 = _narrow_store("host_store16", 16)
 host_store32 = _narrow_store("host_store32", 32)
+
+
+def _copy(size):
+    """One load and one store, aligned or not: LLVM splits neither a word nor a vector that the machine has."""
+
+    @intrinsic
+    def operation(_typing, target, source):
+        def generate(context, builder, _signature, args):
+            kind = ir.VectorType(_I64, 2) if size == 16 else ir.IntType(8 * size)
+            pointers = [builder.inttoptr(each, ir.PointerType(kind)) for each in args]
+            builder.store(builder.load(pointers[1], align=1, typ=kind), pointers[0], align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint64), generate
+
+    operation.__name__ = f"host_copy{size}"
+    return operation
+
+
+host_copy2, host_copy4, host_copy8, host_copy16 = (_copy(size) for size in (2, 4, 8, 16))
 
 
 def _syscall(builder, *args):

@@ -18,6 +18,10 @@ __all__ = [
     "SYS_IOCTL",
     "SYS_TGKILL",
     "failed",
+    "host_copy2",
+    "host_copy4",
+    "host_copy8",
+    "host_copy16",
     "host_load8",
     "host_load16",
     "host_load32",
@@ -50,6 +54,22 @@ if TYPE_CHECKING or INTERPRETED:
         )
         return (-ctypes.get_errno() if answer == -1 else answer) & U64_MAX
 
+    def host_copy2(target: int, source: int) -> None:
+        """Copy 2 bytes by one load and one store, aligned or not."""
+        ctypes.memmove(target, source, 2)
+
+    def host_copy4(target: int, source: int) -> None:
+        """Copy 4 bytes by one load and one store, aligned or not."""
+        ctypes.memmove(target, source, 4)
+
+    def host_copy8(target: int, source: int) -> None:
+        """Copy 8 bytes by one load and one store, aligned or not."""
+        ctypes.memmove(target, source, 8)
+
+    def host_copy16(target: int, source: int) -> None:
+        """Copy 16 bytes by one load and one store: single accesses where aligned, on processors with AVX."""
+        ctypes.memmove(target, source, 16)
+
     def host_load8(address: int) -> int:
         """The byte at a raw host address."""
         return ctypes.c_uint8.from_address(address).value
@@ -76,6 +96,10 @@ if TYPE_CHECKING or INTERPRETED:
 
 else:
     from ._intrinsics import (
+        host_copy2,
+        host_copy4,
+        host_copy8,
+        host_copy16,
         host_load8,
         host_load16,
         host_load32,

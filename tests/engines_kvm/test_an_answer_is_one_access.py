@@ -13,7 +13,8 @@ from guestmem.atomics import host_fetch_add, host_load, host_store, load_acquire
 from guestmem.compiled import U64, Words, compiled, own, u64, words
 from guestmem.engines.kvm import layout as at
 from guestmem.engines.kvm.address_map import SPACE_SHIFT, map_insert, map_words
-from guestmem.engines.kvm.answers import copy_fragment, is_writable, left_to_device, retry_mmio
+from guestmem.engines.kvm.answers import is_writable, left_to_device, retry_mmio
+from guestmem.engines.kvm.fragments import copy_fragment
 
 pytestmark = [pytest.mark.no_kvm, pytest.mark.compiled_only]
 GPA, PAGE, SMM = 0x5000, 0x1000, 1
@@ -92,7 +93,7 @@ def test_a_vcpu_in_smm_is_answered_from_its_own_address_space(space: int) -> Non
     vcpu[int(at.FD)] = (1 << 64) - 1
     struct.pack_into("<IxxH", run, 8, 6, space)
     struct.pack_into("<Q8sIB", run, 32, GPA + 8, b"", 8, 0)
-    assert retry_mmio(vm, entries, vcpu, 0) == at.FAILED  # no such file: KVM_RUN fails after the answer
+    assert retry_mmio(vm, entries, vcpu, 0, True) == at.FAILED  # no such file: KVM_RUN fails after the answer
     assert run.raw[40:48] == bytes([0x11 * (space + 1)]) * 8
     assert peek(vm, int(at.ANSWERING)) == 0
 

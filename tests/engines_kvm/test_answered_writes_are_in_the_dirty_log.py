@@ -10,7 +10,7 @@ import pytest
 
 from guestmem.abi.structures import ClearDirtyLog, DirtyLog, EnableCap, MemoryCap, MemoryIoctl
 from guestmem.compiled import words
-from guestmem.engines.kvm.address_map import map_find, map_insert, map_log, map_words
+from guestmem.engines.kvm.address_map import map_begin, map_find, map_insert, map_log, map_words
 from guestmem.engines.kvm.answered_writes import AnsweredWrites, mark_answered
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
 from kvm_window import AFTER, RESTLESS, Window, died
@@ -109,6 +109,7 @@ def test_against_a_set_of_pages(manual: bool, rng: random.Random) -> None:
     if manual:
         writes.after(MemoryIoctl.ENABLE_CAP, EnableCap(MemoryCap.MANUAL_DIRTY_LOG_PROTECT2, 0, MANUAL).pack())
     entries = words(map_words(2))
+    map_begin(entries, 2)
     map_insert(entries, 0x5000, 0x5000 + (npages << 12), 0, 1)
     assert writes.begin(key, npages)
     map_log(entries, 0x5000, writes.address(key))

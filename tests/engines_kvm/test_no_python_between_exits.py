@@ -31,7 +31,7 @@ def update_often(vm: Words, entries: Words, fd: U64, delete: U64, create: U64, g
     while done < times:
         take_exclusive(vm)
         bad += u64(failed(system_call(SYS_IOCTL, fd, u64(0x4020AE46), delete)) != 0)
-        map_remove(entries, gpa, u64(0))
+        map_remove(entries, gpa)
         bad += u64(failed(system_call(SYS_IOCTL, fd, u64(0x4020AE46), create)) != 0)
         map_insert(entries, gpa, gpa + u64(0x10000), host, u64(0))
         give_exclusive(vm)

@@ -22,6 +22,7 @@ __all__ = [
     "RUN_IMMEDIATE_EXIT",
     "RUN_LENGTH",
     "RUN_PHYS_ADDR",
+    "RUN_SYNC",
     "RUN_UNION",
     "ExitReason",
     "Ioctl",
@@ -99,4 +100,5 @@ RUN_FLAGS = const(14)  # u16; bit 0: the vCPU is in SMM, and its accesses are to
 RUN_UNION = const(32)
 RUN_PHYS_ADDR = const(32)
 RUN_DATA = const(40)
+RUN_SYNC = const(0x140)  # in kvm_sync_regs (2 KiB from 0x130), of no meaning while kvm_valid_regs is 0: room for us
 RUN_LENGTH = const(48)  # u32; the byte after it: is_write

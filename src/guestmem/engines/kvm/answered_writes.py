@@ -34,9 +34,12 @@ def mark_answered(entries: Words, entry: U64, place: U64) -> None:
 class AnsweredWrites:
     """The bitmaps of one VM, by slot | as_id << 16."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rings: bool = False) -> None:
         self._logs: dict[int, DirtyBitmap] = {}
         self._manual = False
+        self._rings = rings
+        self._ended: list[tuple[int, int]] = []
+        """With rings: what was written before its log ended, for the next harvest."""
 
     def begin(self, key: int, npages: int) -> bool:
         """The slot is going to log; False if it does already. ``end`` if it comes to nothing."""
@@ -56,8 +59,13 @@ class AnsweredWrites:
             log.merge(bits)
 
     def end(self, key: int) -> None:
-        """The slot is gone, or logs no more. No entry of the map has its bits."""
-        self._logs.pop(key, None)
+        """The slot is gone, or logs no more. No entry of the map has its bits.
+
+        As KVM's own: a bitmap goes with its slot, what is in a ring stays there.
+        """
+        log = self._logs.pop(key, None)
+        if log is not None and self._rings:
+            self._ended += _entries(key, log)
 
     def after(self, request: int, argument: bytes | int) -> None:
         """An ioctl on the VM has succeeded: merge what it gave, forget what it cleared. O(words of the log)."""
@@ -92,9 +100,17 @@ class AnsweredWrites:
 
     def harvest(self) -> list[tuple[int, int]]:
         """All pages, as entries of a dirty ring: (slot | as_id << 16, page of the slot). None is left."""
-        found = []
-        for key, log in list(self._logs.items()):  # slots may come meanwhile
-            bits = log.take()
-            if bits.strip(b"\0"):
-                found += [(key, page) for page in as_array(bits, log.npages).nonzero()[0].tolist()]
+        ended = len(self._ended)  # more may come meanwhile
+        found = self._ended[:ended]
+        del self._ended[:ended]
+        for key, log in list(self._logs.items()):
+            found += _entries(key, log)
         return found
+
+
+def _entries(key: int, log: DirtyBitmap) -> list[tuple[int, int]]:
+    """What is set in a log, as entries of a ring; it is empty then."""
+    bits = log.take()
+    if not bits.strip(b"\0"):
+        return []
+    return [(key, page) for page in as_array(bits, log.npages).nonzero()[0].tolist()]

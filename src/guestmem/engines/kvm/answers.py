@@ -14,19 +14,16 @@ from ...compiled import U64, Own, Words, compiled, const, u64
 from ...system import (
     SYS_IOCTL,
     failed,
-    host_load8,
     host_load16,
     host_load32,
     host_may_access,
-    host_store8,
-    host_store16,
-    host_store32,
     system_call,
 )
 from . import layout as at
-from .abi import RUN_DATA, RUN_EXIT_REASON, RUN_FLAGS, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
+from .abi import RUN_EXIT_REASON, RUN_FLAGS, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
 from .address_map import MAP_HOST, SPACE_SHIFT, map_find, map_readonly, was_readonly
-from .answered_writes import mark_answered
+from .fragments import land, load_fragment, store_fragment
+from .instructions import is_refused
 from .kicks import leave
 from .stalls import begin_stall, end_stall
 from .update_lock import give_shared, take_shared, updates_since, wait_out_update
@@ -36,10 +33,9 @@ __all__ = [
     "KVM_RUN",
     "MMIO",
     "NEXT_FRAGMENT",
-    "answer_fragment",
     "complete",
     "complete_device",
-    "copy_fragment",
+    "finish_pending",
     "retry_fetch",
     "retry_mmio",
 ]
@@ -47,6 +43,7 @@ __all__ = [
 KVM_RUN = const(0xAE80)
 EINTR = const(4)
 _EFAULT = const(14)
+_EOPNOTSUPP = const(95)
 MMIO = const(6)
 _ONE = const(1)
 _PAGE = const(0xFFF)
@@ -54,32 +51,6 @@ _BYTE = const(0xFF)
 _SIZE = const(0xFFFFFFFF)
 NEXT_FRAGMENT = const(5)
 """Beside what vcpu_run returns: an MMIO exit of the same instruction."""
-
-
-@compiled
-def copy_fragment(target: U64, source: U64, size: U64) -> None:
-    """Copy at most 8 bytes: as one access if size and both addresses allow, as the guest's own would be."""
-    unaligned = (target | source) & (size - _ONE)
-    if size == 8 and unaligned == 0:
-        host_store(target, host_load(source))
-    elif size == 4 and unaligned == 0:
-        host_store32(target, host_load32(source))
-    elif size == 2 and unaligned == 0:
-        host_store16(target, host_load16(source))
-    else:
-        byte = u64(0)
-        while byte < size:
-            host_store8(target + byte, host_load8(source + byte))
-            byte += _ONE
-
-
-@compiled
-def answer_fragment(run: U64, host: U64, size: U64, writes: bool) -> None:
-    """Carry out the MMIO exit in ``run`` on host memory."""
-    if writes:
-        copy_fragment(host, run + RUN_DATA, size)
-    else:
-        copy_fragment(run + RUN_DATA, host, size)
 
 
 @compiled
@@ -107,24 +78,43 @@ def take_turn(vm: Words, own: Own, vcpu: U64) -> bool:
 
 
 @compiled
-def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
+def keep_turn(vm: Words, own: Own) -> bool:
+    """Straight from KVM_RUN (HOLDING): take the update lock shared; a pause waits until we are done.
+
+    False, and nothing taken, if the VM stops while an update is under way.
+    """
+    begin_stall(own)
+    taken = take_shared(vm)
+    if taken > 1:
+        own[at.HELD] += _ONE
+    return taken != 0
+
+
+@compiled
+def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -> U64:
     """Answer an MMIO exit from the slots that are there now and complete its instruction.
 
-    GO_ON; EXIT for a fragment that no slot serves (a device, a write to read-only memory) and for any other exit;
-    FAILED, with EFAULT where host memory is not there; STOPPED. In these two the exit is kept for the next run. The
-    lock is given back in each case, so a device may change memory itself.
+    ``straight``: the vCPU comes from KVM_RUN, and is HOLDING. GO_ON; EXIT for a fragment that no slot serves (a device,
+    a write to read-only memory) and for any other exit; FAILED, with EFAULT where host memory is not there, or because
+    the instruction cannot be answered (REFUSED); STOPPED. In these two the exit is kept for the next run. The lock is
+    given back in each case, so a device may change memory itself.
     """
     run = own[at.RUN]
     held = own[at.HELD]
-    if not take_turn(vm, own, vcpu):
+    has_turn = keep_turn(vm, own) if straight else take_turn(vm, own, vcpu)
+    if not has_turn:
         own[at.STALL_BEGUN] = u64(0)
         own[at.PENDING] = _ONE
+        leave(vm, vcpu, at.OUTSIDE)
         return at.STOPPED
     if own[at.HELD] != held:
         end_stall(own)
     own[at.STALL_BEGUN] = u64(0)
+    own[at.STAGED] = u64(0)
+    own[at.AHEAD] = u64(0)
     status = at.GO_ON
     expected = u64(0)  # where a fragment would go on that the last one left at the end of a page
+    first = own[at.DEVICE] == 0
     while True:
         gpa = host_load(run + RUN_PHYS_ADDR)
         what = host_load(run + RUN_LENGTH)
@@ -139,14 +129,22 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
             status = at.EXIT
             break
         host = load_relaxed(entries, entry + MAP_HOST) + (place - load_relaxed(entries, entry))
+        if first and is_refused(entries, own, gpa, size, writes):
+            own[at.REFUSED] += _ONE
+            own[at.PENDING] = _ONE
+            own[at.ERRNO] = _EOPNOTSUPP
+            status = at.FAILED
+            break
+        first = False
         if not host_may_access(host, writes):  # KVM_RUN says the same where it meets such memory itself
             own[at.PENDING] = _ONE
             own[at.ERRNO] = _EFAULT
             status = at.FAILED
             break
-        answer_fragment(run, host, size, writes)
         if writes:
-            mark_answered(entries, entry, place)
+            store_fragment(entries, own, entry, place, host, size)
+        else:
+            load_fragment(entries, own, place, host, size)
         own[at.RETRIED_ANSWERS] += _ONE
         expected = u64(0)
         if (gpa + size) & _PAGE == 0:
@@ -154,9 +152,26 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
         status = complete(own)
         if status != NEXT_FRAGMENT:
             break
+    land(entries, own)
     host_store(run, u64(0))
     leave(vm, vcpu, at.OUTSIDE)
     give_shared(vm)
+    return status
+
+
+@compiled(nogil=True)
+def finish_pending(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
+    """Carry out the exit that a stop kept, in place of the vCPU's thread, which does not run: see ``retry_mmio``.
+
+    An exit that is a device's is kept on.
+    """
+    if own[at.PENDING] == 0 or host_load32(own[at.RUN] + RUN_EXIT_REASON) != MMIO:
+        return at.GO_ON
+    own[at.PENDING] = u64(0)
+    store_release(vm, at.VCPUS + at.VCPU * vcpu + at.STATE, at.HOLDING)
+    status = retry_mmio(vm, entries, own, vcpu, True)
+    if status == at.EXIT:
+        own[at.PENDING] = _ONE
     return status
 
 
@@ -199,7 +214,7 @@ def is_writable(entries: Words, own: Own, entry: U64, place: U64) -> bool:
     """Whether the instruction may write to the slot that is there now: not if it has read what was there before."""
     if map_readonly(entries, entry) or was_read_from_device(own, place):
         return False
-    return not was_readonly(entries, place, own[at.BEGAN])
+    return not was_readonly(entries, place)
 
 
 @compiled
@@ -223,7 +238,7 @@ def complete_device(vm: Words, own: Own, vcpu: U64) -> U64:
     own[at.STALL_BEGUN] = u64(0)
     status = complete(own)
     host_store(own[at.RUN], u64(0))
-    leave(vm, vcpu, at.OUTSIDE)
+    leave(vm, vcpu, at.HOLDING if status == NEXT_FRAGMENT else at.OUTSIDE)
     give_shared(vm)
     return status
 

@@ -17,9 +17,15 @@ from ...errors import CapabilityError
 from .abi import API_VERSION, Ioctl
 from .capabilities import Cap
 
-__all__ = ["DEVICE", "Device", "Host", "host", "left_alone", "unusable"]
+__all__ = ["DEVICE", "REDELIVERING", "Device", "Host", "host", "left_alone", "unusable"]
 
 DEVICE = "/dev/kvm"
+REDELIVERING = frozenset({"kvm_intel", "kvm_amd"})
+"""Backends that deliver an event again after its delivery failed (KVM_INTERNAL_ERROR_DELIVERY_EV), by their source.
+
+They take what was being delivered from the IDT-vectoring information, and inject it at the next entry (Linux 6.18,
+``vmx_complete_interrupts()``, ``svm_complete_interrupts()``). Not run.
+"""
 _MODULES = Path("/sys/module")
 _TDP = (("kvm_intel", "ept"), ("kvm_amd", "npt"))
 

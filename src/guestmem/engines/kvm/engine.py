@@ -103,7 +103,7 @@ class KvmEngine:
             self.vm.map_insert(change.guest_phys_addr | space, change.memory_size, change.userspace_addr, change.flags)
         if kind is ChangeKind.DELETE:
             self.vm.answered.end(log)
-        elif logs or kind is ChangeKind.FLAGS_ONLY:
+        elif logs or (old is not None and old.logs_dirty_pages):
             self.vm.map_log(change.guest_phys_addr | space, change.npages, log, logs=logs)
         if change.deletes:
             del self._slots[key]

@@ -13,6 +13,7 @@ from .abi import RUN_IMMEDIATE_EXIT
 from .layout import (
     ACKS,
     DONE,
+    HOLDING,
     IN_KVM_RUN,
     LOOKS,
     PAUSED,
@@ -27,7 +28,7 @@ from .layout import (
     WAITING,
 )
 
-__all__ = ["acknowledge", "kick_all", "leave", "pause_all", "resume_all"]
+__all__ = ["acknowledge", "kick_all", "leave", "pause_all", "resume_all", "settle_all"]
 
 _ONE = const(1)
 _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
@@ -61,14 +62,17 @@ def _kick(vm: Words, vcpu: U64) -> None:
 
 
 @compiled
-def _holds_up(vm: Words, vcpu: U64, target: U64) -> bool:
-    """Whether the vCPU is inside and has not seen request ``target`` yet."""
+def _holds_up(vm: Words, vcpu: U64, target: U64, whole: bool) -> bool:
+    """Whether the vCPU is inside and has not seen request ``target`` yet; ``whole``: or has an exit to answer."""
     base = VCPUS + VCPU * vcpu
-    return load_acquire(vm, base + STATE) == IN_KVM_RUN and load_acquire(vm, base + DONE) < target
+    state = load_acquire(vm, base + STATE)
+    if state == HOLDING:
+        return whole
+    return state == IN_KVM_RUN and load_acquire(vm, base + DONE) < target
 
 
 @compiled
-def _wait_for(vm: Words, vcpus: U64, targets: Own) -> U64:
+def _wait_for(vm: Words, vcpus: U64, targets: Own, whole: bool) -> U64:
     """Wait until each vCPU is outside, or has seen request ``targets[k]``; returns how often it slept."""
     slept = u64(0)
     fetch_add(vm, WAITING, _ONE)
@@ -76,11 +80,11 @@ def _wait_for(vm: Words, vcpus: U64, targets: Own) -> U64:
     vcpu = u64(0)
     while vcpu < vcpus:
         looks = u64(0)
-        while looks < LOOKS and _holds_up(vm, vcpu, targets[vcpu]):
+        while looks < LOOKS and _holds_up(vm, vcpu, targets[vcpu], whole):
             looks += _ONE
         while True:
             acks = load_acquire(vm, ACKS)
-            if not _holds_up(vm, vcpu, targets[vcpu]):
+            if not _holds_up(vm, vcpu, targets[vcpu], whole):
                 break
             slept += _ONE
             wait_for(vm, ACKS, acks, _AGAIN_NS)
@@ -103,12 +107,26 @@ def kick_all(vm: Words, vcpus: U64, targets: Own) -> U64:
     while vcpu < vcpus:
         _kick(vm, vcpu)
         vcpu += _ONE
-    return _wait_for(vm, vcpus, targets)
+    return _wait_for(vm, vcpus, targets, False)
 
 
 @compiled(nogil=True)
-def pause_all(vm: Words, vcpus: U64, targets: Own) -> U64:
-    """Put a pause in force (they nest) and wait until every vCPU is outside KVM_RUN; returns how often it slept."""
+def settle_all(vm: Words, vcpus: U64, targets: Own) -> U64:
+    """In a pause: wait until no vCPU has an exit that is still to be answered; returns how often it slept."""
+    vcpu = u64(0)
+    while vcpu < vcpus:
+        targets[vcpu] = _MINUS_ONE
+        vcpu += _ONE
+    return _wait_for(vm, vcpus, targets, True)
+
+
+@compiled(nogil=True)
+def pause_all(vm: Words, vcpus: U64, targets: Own, whole: bool) -> U64:
+    """Put a pause in force (they nest) and wait until every vCPU is outside KVM_RUN; returns how often it slept.
+
+    ``whole``: and until what they had to answer is answered. Not from within an update, whose end answers wait for:
+    ``settle_all`` after it.
+    """
     fetch_add(vm, PAUSED, _ONE)
     fence()
     vcpu = u64(0)
@@ -116,7 +134,7 @@ def pause_all(vm: Words, vcpus: U64, targets: Own) -> U64:
         targets[vcpu] = _MINUS_ONE  # no request is that far: only outside counts
         _kick(vm, vcpu)
         vcpu += _ONE
-    return _wait_for(vm, vcpus, targets)
+    return _wait_for(vm, vcpus, targets, whole)
 
 
 @compiled

@@ -24,6 +24,7 @@ ANSWERING = const(5 * 8)  # vCPUs that answer an exit and must not meet an updat
 HOLES = const(6 * 8)  # what becomes of MMIO and failed fetches: below
 PID = const(7 * 8)  # of this process, read-only; for tgkill
 SIGNAL = const(7 * 8 + 1)
+REDELIVERS = const(7 * 8 + 2)  # non-zero: an event whose delivery failed is delivered again by the next KVM_RUN
 
 REPORT, ANSWER, RETRY = const(0), const(1), const(2)
 """HOLES: give exits to whoever runs the vCPU; answer data from the memory behind it, at once, as QEMU does; retry."""
@@ -36,8 +37,8 @@ STATE = const(2)
 REQUESTED = const(8)  # kicks asked for so far
 DONE = const(16)  # the last of them that it has seen
 
-OUTSIDE, IN_KVM_RUN = const(0), const(1)
-"""STATE."""
+OUTSIDE, IN_KVM_RUN, HOLDING = const(0), const(1), const(2)
+"""STATE. HOLDING: out of KVM_RUN, with an exit that is still to be answered; a pause waits for that."""
 
 
 def vm_words(vcpus: int) -> int:
@@ -78,11 +79,20 @@ STRANGE = COUNTERS + const(10)  # exits that the load guest cannot have caused
 PAUSES = COUNTERS + const(11)
 STALL_WORST = COUNTERS + const(12)  # ns
 STALL_TOTAL = COUNTERS + const(13)  # ns
+WIDE = COUNTERS + const(14)  # pairs of fragments answered as one access of 16 bytes
+REFUSED = COUNTERS + const(15)  # instructions that cannot be answered rightly: the vCPU stopped
 COUNTER_NAMES = (
     *("exits", "interrupted", "mmio_exits", "retried_answers", "retried_fetches", "held", "crossings"),
     *("killed_fetches", "internal_errors", "shutdowns", "strange", "pauses", "stall_worst", "stall_total"),
+    *("wide", "refused"),
 )
 """The counters above, in order, in lower case."""
+
+STAGED = const(40)  # bytes of a store that waits for its second fragment, 0 for none; they are in kvm_run
+STAGED_HOST = const(41)
+STAGED_ENTRY = const(42)  # of the map
+STAGED_PLACE = const(43)  # guest address and space
+AHEAD = const(44)  # guest address and space of the 8 bytes that were read together with those before; 0 for none
 
 HISTOGRAM = const(64)  # stalls by duration
 HISTOGRAM_SIZE = const(64 * 8)

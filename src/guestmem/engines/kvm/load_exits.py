@@ -21,7 +21,8 @@ from ..load_words import (
 )
 from . import layout as at
 from .abi import RUN_DATA, RUN_LENGTH, RUN_PHYS_ADDR
-from .answers import MMIO, NEXT_FRAGMENT, answer_fragment, complete
+from .answers import MMIO, NEXT_FRAGMENT, complete
+from .fragments import answer_fragment
 from .load_layout import (
     ANSWERED,
     BLOCK_KIND,

@@ -21,7 +21,7 @@ __all__ = ["vcpu_run"]
 
 _ONE = const(1)
 _INTERNAL_ERROR = const(17)
-_EMULATION_FAILED = const(1)
+_EMULATION_FAILED, _DELIVERY = const(1), const(3)
 
 
 @compiled
@@ -56,11 +56,16 @@ def enter(vm: Words, own: Own, vcpu: U64) -> U64:
 
 
 @compiled
-def handle_mmio(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
-    """An MMIO exit: retried, if that is what HOLES says, else left to others: GO_ON, EXIT, FAILED or STOPPED."""
+def handle_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -> U64:
+    """An MMIO exit: retried, if that is what HOLES says, else left to others: GO_ON, EXIT, FAILED or STOPPED.
+
+    ``straight``: the vCPU is HOLDING it.
+    """
     own[at.MMIO_EXITS] += _ONE
     if load_relaxed(vm, at.HOLES) == at.RETRY:
-        return retry_mmio(vm, entries, own, vcpu)
+        return retry_mmio(vm, entries, own, vcpu, straight)
+    if straight:
+        leave(vm, vcpu, at.OUTSIDE)
     return at.EXIT
 
 
@@ -69,18 +74,24 @@ def run_once(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     """Enter the guest once, or go on with an instruction that an exit has cut short."""
     if own[at.PENDING] != 0:
         own[at.PENDING] = u64(0)
-        return handle_mmio(vm, entries, own, vcpu)
+        if host_load32(own[at.RUN] + RUN_EXIT_REASON) != MMIO:
+            return at.EXIT
+        return handle_mmio(vm, entries, own, vcpu, False)
     if own[at.DEVICE] != 0:
         status = complete_device(vm, own, vcpu)
         if status == NEXT_FRAGMENT:
-            return handle_mmio(vm, entries, own, vcpu)
+            return handle_mmio(vm, entries, own, vcpu, True)
         return status
     status = enter(vm, own, vcpu)
     if status != at.GO_ON:
         return status
     error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
-    leave(vm, vcpu, at.OUTSIDE)
     own[at.EXITS] += _ONE
+    if error == 0 and host_load32(own[at.RUN] + RUN_EXIT_REASON) == MMIO:
+        # A store that exits is behind rip already: a pause may not take this vCPU for one that is between instructions.
+        leave(vm, vcpu, at.HOLDING)
+        return handle_mmio(vm, entries, own, vcpu, True)
+    leave(vm, vcpu, at.OUTSIDE)
     if error == EINTR:
         own[at.INTERRUPTED] += _ONE
         if own[at.GUEST] == 0:
@@ -89,9 +100,6 @@ def run_once(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     if error != 0:
         own[at.ERRNO] = error
         return at.FAILED
-    reason = u64(host_load32(own[at.RUN] + RUN_EXIT_REASON))
-    if reason == MMIO:
-        return handle_mmio(vm, entries, own, vcpu)
     return at.EXIT
 
 
@@ -99,14 +107,15 @@ def run_once(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
 def is_due_to_update(vm: Words, own: Own) -> bool:
     """Whether the exit is a failed emulation that an update can have caused: then that is over, and the guest runs on.
 
-    What failed is a fetch, or an instruction that the emulator does not know (cmpxchg16b), which runs natively now.
+    What failed is a fetch, or an instruction that the emulator does not know (cmpxchg16b), which runs natively now; or
+    the delivery of an event, on hosts that deliver it again (REDELIVERS).
     """
-    return (
-        load_relaxed(vm, at.HOLES) == at.RETRY
-        and host_load32(own[at.RUN] + RUN_EXIT_REASON) == _INTERNAL_ERROR
-        and host_load32(own[at.RUN] + RUN_UNION) == _EMULATION_FAILED
-        and retry_fetch(vm, own)
-    )
+    if load_relaxed(vm, at.HOLES) != at.RETRY or host_load32(own[at.RUN] + RUN_EXIT_REASON) != _INTERNAL_ERROR:
+        return False
+    suberror = u64(host_load32(own[at.RUN] + RUN_UNION))
+    if suberror != _EMULATION_FAILED and (suberror != _DELIVERY or load_relaxed(vm, at.REDELIVERS) == 0):
+        return False
+    return retry_fetch(vm, own)
 
 
 @compiled(nogil=True)

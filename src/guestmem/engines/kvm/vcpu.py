@@ -27,6 +27,7 @@ from .abi import (
     DIRTY_LOG_PAGE_OFFSET,
     Ioctl,
 )
+from .answers import finish_pending
 from .exits import Exit, Io, Mmio, decode
 from .run_loop import vcpu_run
 from .x86.registers import EVENTS_BYTES, REG_NAMES, REGS, SREGS_BYTES, XCRS, X86Ioctl
@@ -40,6 +41,7 @@ STARTING = 1
 """No thread of ours has this number."""
 _RUN_DATA = 40
 _IMMEDIATE_EXIT = 1
+_SETS = (X86Ioctl.SET_REGS, X86Ioctl.SET_SREGS)
 _FRAGMENTS = 4096
 """More than any instruction has."""
 
@@ -80,10 +82,38 @@ class KvmVcpu:
                 raise GuestmemError(f"vCPU {self.index} is in KVM_RUN: pause or stop the VM before KVM_{request.name}")
             if self.fd < 0:
                 raise self._closed()
+            self._see_that_nothing_is_held(request)
             try:
                 fcntl.ioctl(self.fd, request, argument)
             except OSError as error:
                 raise MemslotError(error.errno or 0, f"vCPU {self.index}: KVM_{request.name}") from None
+
+    def _see_that_nothing_is_held(self, request: X86Ioctl) -> None:
+        """A store that an exit holds is behind rip, and not in memory; registers that are set now would be lost."""
+        waits = peek(self._vm.words, self._base + int(at.STATE)) == at.HOLDING
+        kept = bool(self.words[int(at.PENDING)])
+        in_update = peek(self._vm.words, int(at.UPDATES)) & 1
+        if waits or (kept and (in_update or request in _SETS)):
+            raise GuestmemError(
+                f"vCPU {self.index}: it has met what an update changes, and the exit is not answered yet: "
+                f"KVM_{request.name} after the update{'' if in_update else ', or after end_instruction()'}"
+            )
+
+    @property
+    def held_exit(self) -> Exit | None:
+        """The exit that a stop or an error kept from being answered; the next run goes on with it."""
+        return decode(memoryview(self._run)) if self.fd >= 0 and self.words[int(at.PENDING)] else None
+
+    def finish(self) -> None:
+        """Carry out what a stop kept from being answered, if no thread runs the vCPU. Waits for an update's end."""
+        with self._lock:
+            if self.fd < 0 or not self.words[int(at.PENDING)] or peek(self._vm.words, self._base + int(at.TID)):
+                return
+            poke(self._vm.words, self._base + int(at.TID), threading.get_native_id())
+        try:
+            finish_pending(self._vm.words, self._vm.map, self.words, self.index)
+        finally:
+            self.enlist(0)
 
     def _closed(self) -> MemslotError:
         return MemslotError(errno.EBADF, f"vCPU {self.index}: the VM is closed")
@@ -197,6 +227,13 @@ class KvmVcpu:
     def failure(self) -> GuestmemError:
         """What to raise after FAILED."""
         number = int(self.words[int(at.ERRNO)])
+        if number == errno.EOPNOTSUPP and self.words[int(at.PENDING)]:
+            error = GuestmemError(
+                f"vCPU {self.index}: a far call, lzcnt or tzcnt has met what an update changes: KVM emulates these "
+                "otherwise than the processor carries them out, so the guest cannot go on (docs/exit-retry.md)"
+            )
+            error.errno = number
+            return error
         error = GuestmemError(f"vCPU {self.index}: KVM_RUN: {os.strerror(number)}")
         error.errno = number
         return error

@@ -32,12 +32,12 @@ from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from ...interrupts import held
 from . import layout as at
 from .abi import Ioctl
-from .address_map import map_insert, map_log, map_remove, map_words
+from .address_map import forget_readonly, map_begin, map_insert, map_log, map_remove, map_words, readonly_gone
 from .answered_writes import AnsweredWrites
 from .capabilities import Cap
-from .device import DEVICE, Device, Host, host, left_alone
+from .device import DEVICE, REDELIVERING, Device, Host, host, left_alone
 from .exits import Exit
-from .kicks import kick_all, pause_all, resume_all
+from .kicks import kick_all, pause_all, resume_all, settle_all
 from .signals import block_all_but, kick_signal
 from .update_lock import give_exclusive, take_exclusive
 from .vcpu import STARTING, KvmVcpu
@@ -71,11 +71,13 @@ class KvmVm:
         self._guest_memfds: list[int] = []
         self.owner: object = None
         """Keeps the host memory that slots name; let go when the kernel has no slot any more."""
-        self.answered = AnsweredWrites()
+        self.answered = AnsweredWrites(rings=bool(ring_bytes))
         """Dirty pages that KVM does not know of; whoever calls ioctls on ``fd`` says so here."""
         self.zones = Zones()
         """Where KVM takes stores itself: what was registered by ``ioctl``."""
         self.file_was_taken = False
+        self._updater = 0
+        """The thread that holds exits."""
         try:
             with held:
                 self._open(vcpus, ring_bytes)
@@ -104,9 +106,11 @@ class KvmVm:
             self.enable_cap(MemoryCap.DIRTY_LOG_RING_ACQ_REL, ring_bytes)
         self.words = words(at.vm_words(vcpus))
         self.map = words(map_words(self.max_slots))
+        map_begin(self.map, self.max_slots)
         self._targets = own(vcpus)
         poke(self.words, int(at.PID), os.getpid())
         poke(self.words, int(at.SIGNAL), kick_signal())
+        poke(self.words, int(at.REDELIVERS), int(self.host.module in REDELIVERING))
         self.cpuid = supported_cpuid(device.fd)
         """``struct kvm_cpuid2``: all that this kernel can give its guests."""
         run_bytes = fcntl.ioctl(device.fd, Ioctl.GET_VCPU_MMAP_SIZE, 0)
@@ -221,7 +225,7 @@ class KvmVm:
 
     def map_remove(self, gpa: int) -> None:
         """The slot that begins at ``gpa`` answers nothing any more."""
-        map_remove(self.map, gpa, peek(self.words, int(at.UPDATES)))
+        map_remove(self.map, gpa)
 
     def map_log(self, gpa: int, npages: int, key: int, *, logs: bool) -> None:
         """Whether the slot at ``gpa``, whose ``key`` is id | as_id << 16, logs. Only when ``map_insert`` may be."""
@@ -307,22 +311,37 @@ class KvmVm:
         self._threads = []
         poke(self.words, int(at.STOP), 0)
         atexit.unregister(self.stop)
+        if not self._updates_here:
+            self._settle()
 
     def pause(self) -> int:
         """Stop all vCPUs; they nest. Returns, when none is in KVM_RUN, how often it slept.
 
-        Ctrl-C meanwhile is raised afterwards, and there is no pause then.
+        What exits still have to do is done first, so that registers and memory belong together; in the thread that
+        holds exits, when they are no longer held. Ctrl-C meanwhile is raised afterwards, and there is no pause then.
         """
+        count = len(self.vcpus)
         paused = False
         try:
             with held:
-                slept = int(pause_all(self.words, len(self.vcpus), own(len(self.vcpus))))
+                slept = int(pause_all(self.words, count, own(count), not self._updates_here))
                 paused = True
         except BaseException:
             if paused:
                 self.resume()
             raise
         return slept
+
+    @property
+    def _updates_here(self) -> bool:
+        return self._updater == threading.get_ident()
+
+    def _settle(self) -> None:
+        """Have done what exits still have to do of vCPUs that a stop or a pause keeps from it."""
+        for vcpu in self.vcpus:
+            vcpu.finish()
+        if peek(self.words, int(at.PAUSED)):
+            settle_all(self.words, len(self.vcpus), own(len(self.vcpus)))
 
     def resume(self) -> None:
         """End one pause."""
@@ -337,10 +356,18 @@ class KvmVm:
         """Exits that fall into it are answered when it ends (HOLES: RETRY). One thread at a time; no signals."""
         with held:
             take_exclusive(self.words)
+            self._updater = threading.get_ident()
             try:
                 yield
             finally:
                 give_exclusive(self.words)
+                self._updater = 0
+                self._settle()
+                if readonly_gone(self.map):
+                    # What was a write to one of these has left the guest by now; see that it is done, too.
+                    self.pause()
+                    forget_readonly(self.map)
+                    self.resume()
 
     def set_holes(self, holes: int) -> None:
         """What becomes of exits in holes: ``layout.REPORT``, ``ANSWER`` or ``RETRY``."""

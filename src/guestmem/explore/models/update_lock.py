@@ -24,6 +24,7 @@ class _Vm:
     def __init__(self, scene: Scene, vcpus: int) -> None:
         self.at, self.lock = scene.room("engines.kvm.layout"), scene.room("engines.kvm.update_lock")
         self.answers, self.kicks = scene.room("engines.kvm.answers"), scene.room("engines.kvm.kicks")
+        self.fragments = scene.room("engines.kvm.fragments")
         self.map, self.atomics = scene.room("engines.kvm.address_map"), scene.room("atomics")
         self.run_data = int(scene.room("engines.kvm.abi").RUN_DATA)
         at = self.at
@@ -44,7 +45,7 @@ class _Vm:
         atomics.fence()
         atomics.store_relaxed(there, 0, 0)
         atomics.fence()
-        assert self.map.map_remove(entries, _GPA, atomics.load_relaxed(vm, self.at.UPDATES)), "the slot was there"
+        assert self.map.map_remove(entries, _GPA), "the slot was there"
         atomics.host_store(old, _FREED)
         atomics.fence()
         atomics.store_relaxed(there, 0, new)
@@ -62,7 +63,7 @@ def answer(scene: Scene, vcpus: int) -> None:
         entry = kvm.map.map_find(entries, _GPA)
         assert entry, "an exit was answered in the hole"
         host = kvm.atomics.load_relaxed(entries, entry + kvm.map.MAP_HOST)
-        kvm.answers.answer_fragment(run, host, 8, False)
+        kvm.fragments.answer_fragment(run, host, 8, False)
         kvm.kicks.leave(vm, me, kvm.at.OUTSIDE)
         kvm.lock.give_shared(vm)
         read: int = kvm.atomics.host_load(run + kvm.run_data)

@@ -1,0 +1,144 @@
+"""In a pause, or after a stop, a store is behind rip and in memory, or neither: what exits hold is carried out first.
+
+KVM puts rip past a store before it hands the store out, so a snapshot in between would lose it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from guestmem.engines.kvm import Mmio
+from guestmem.engines.kvm import layout as at
+from guestmem.errors import GuestmemError
+from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
+from kvm_window import AFTER, CODE, REGISTERS, RESTLESS, Window, died
+
+pytestmark = pytest.mark.compiled_only
+STORE = bytes.fromhex("488903")  # mov [rbx], rax
+INC = bytes.fromhex("48ff03")  # inc qword ptr [rbx]
+FAR_STORE = bytes.fromhex("498907")  # mov [r15], rax: a device
+COUNT = bytes.fromhex("48ffc0 488903 ebf8")  # l: inc rax; mov [rbx], rax; jmp l
+
+
+@pytest.fixture
+def guest() -> Iterator[Window]:
+    with Window() as made:
+        made.engine.retry_exits(True)
+        made.slot1 = made.change(1, RESTLESS, AFTER, KVM_MEM_LOG_DIRTY_PAGES)
+        made.engine.set_memory_region(Change(1))
+        made.engine.set_memory_region(made.slot1)
+        yield made
+
+
+def is_whole(guest: Window) -> bool:
+    """The store has not begun, or is in memory and in the log."""
+    begun = guest.vcpu.registers()["rip"] != CODE
+    logged = bool(guest.vm.get_dirty_log(1, 16)[0] & 1)
+    return begun == logged == (guest.word(RESTLESS) == REGISTERS["rax"])
+
+
+def test_a_pause_within_the_update(guest: Window) -> None:
+    """By the updater itself: done when both have returned. Until then nobody looks at registers."""
+    guest.prepare(STORE)
+    with guest.engine.exits_held():
+        guest.engine.set_memory_region(Change(1))
+        guest.start()
+        guest.until_it_waits()
+        guest.engine.set_memory_region(guest.slot1)
+        guest.engine.pause()
+        with pytest.raises(GuestmemError, match="vCPU 0: it has met what an update changes"):
+            guest.vcpu.registers()
+        with pytest.raises(GuestmemError, match="vCPU 0: it has met what an update changes"):
+            guest.vcpu.set_registers(rip=CODE)
+    assert is_whole(guest)
+    assert guest.vcpu.registers()["rip"] == CODE + len(STORE)
+    guest.vcpu.set_registers(rip=CODE)  # is not ignored
+    guest.engine.resume()
+    assert died(guest.join())
+
+
+@pytest.mark.parametrize("code", [STORE, INC])
+def test_a_pause_of_another_thread_waits_for_the_updates_end(guest: Window, code: bytes) -> None:
+    guest.prepare(code)
+    guest.run()
+    after = guest.word(RESTLESS)
+    guest.prepare(code)
+    returned = threading.Event()
+
+    def pause() -> None:
+        guest.engine.pause()
+        returned.set()
+
+    thread = threading.Thread(target=pause)
+    with guest.engine.exits_held():
+        guest.engine.set_memory_region(Change(1))
+        guest.start()
+        guest.until_it_waits()
+        thread.start()
+        assert not returned.wait(0.05)
+        guest.engine.set_memory_region(guest.slot1)
+    assert returned.wait(20)
+    assert guest.word(RESTLESS) == after
+    assert guest.vcpu.registers()["rip"] == CODE + len(code)
+    thread.join()
+    guest.engine.resume()
+    assert died(guest.join())
+
+
+def test_a_stop_within_the_update(guest: Window) -> None:
+    guest.prepare(STORE)
+    with guest.engine.exits_held():
+        guest.engine.set_memory_region(Change(1))
+        guest.start()
+        guest.until_it_waits()
+        guest.vm.stop()
+        guest.thread.join(20)
+        with pytest.raises(GuestmemError, match="exit is not answered yet"):
+            guest.vcpu.registers()
+        guest.engine.set_memory_region(guest.slot1)
+    assert is_whole(guest)
+    assert guest.vcpu.registers()["rip"] == CODE + len(STORE)
+
+
+def test_a_devices_exit_is_handed_out_with_the_registers(guest: Window) -> None:
+    guest.prepare(FAR_STORE)
+    with guest.engine.exits_held():
+        guest.start()
+        guest.until_it_waits()
+        guest.vm.stop()
+        guest.thread.join(20)
+    held = guest.vcpu.held_exit
+    assert isinstance(held, Mmio)
+    assert held.data == REGISTERS["rax"].to_bytes(8, "little")
+    assert guest.vcpu.registers()["rip"] == CODE + len(FAR_STORE)
+    with pytest.raises(GuestmemError, match=r"or after end_instruction\(\)"):
+        guest.vcpu.set_registers(rip=CODE)
+    assert guest.vcpu.run() == held
+
+
+def test_looks_at_a_guest_that_stores_all_the_time(guest: Window) -> None:
+    """It counts in rax and stores: memory has what rax had at the last store that is behind rip."""
+    guest.prepare(COUNT, rax=0)
+    guest.start()
+    end = time.monotonic() + 20
+    looks, beyond = 0, int(at.RETRIED_ANSWERS)
+    while (looks < 100 or not guest.own[beyond]) and time.monotonic() < end:
+        with guest.engine.exits_held():
+            guest.engine.set_memory_region(Change(1))
+            if looks % 2:
+                guest.engine.pause()
+            guest.engine.set_memory_region(guest.slot1)
+        if not looks % 2:
+            guest.engine.pause()
+        registers, stored = guest.vcpu.registers(), guest.word(RESTLESS)
+        stored_already = registers["rip"] != CODE + 3
+        looks += 1
+        if registers["rax"]:
+            assert stored == registers["rax"] - (not stored_already), looks
+        guest.engine.resume()
+    guest.vm.stop()
+    assert guest.own[beyond], "no exit fell inside"
