@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import struct
-import time
 from collections.abc import Callable
 
 import pytest
 
-from guestmem.designs import find
 from guestmem.engines.kvm import Host, Shutdown, identity_tables, real_mode, safe_for_exit_retry, user_mode
 from guestmem.engines.kvm.safety import MEASURED_MODULES
 from guestmem.engines.kvm.x86.registers import SEGMENT, X86Ioctl
@@ -27,7 +25,6 @@ SPIN_AND_READ = bytes.fromhex("41803c2400 74f9 488b03")  # l: cmp byte ptr [r12]
 INT3 = bytes.fromhex("cc")
 NOP = bytes.fromhex("90")
 HANDLER_CODE = bytes.fromhex("48cf")  # iretq
-TRIES = 20
 CS, SS, TR, LDT = 0, 5, 6, 7
 CR0, CR4, EFER = 224, 248, 264
 
@@ -40,16 +37,6 @@ def segment(sregs: bytearray, place: int, **fields: int) -> None:
 
 def verdict_of(guest: Window) -> str:
     return str(safe_for_exit_retry(guest.engine, [Change(1), guest.slot1]))
-
-
-def retry(guest: Guest, seconds: float) -> None:
-    apply = find("exit_retry").prepare(guest.engine)
-    guest.engine.vm.start()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not guest.engine.vm.ended:
-        apply(guest.engine, [Change(1), guest.slot1])
-        time.sleep(0.0002)
-    guest.engine.vm.stop()
 
 
 def test_a_user_mode_guest_with_its_tables_elsewhere_is_let_through() -> None:
@@ -66,12 +53,11 @@ def test_a_user_mode_guest_with_its_tables_elsewhere_is_let_through() -> None:
 
 def test_locked_operations_that_cross_a_page_are_counted() -> None:
     """What becomes of them: test_what_an_emulation_has_read_it_finds_again.py. A counter tells of them."""
-    with Guest("page crossing") as guest:
-        for _ in range(TRIES):
-            retry(guest, 0.3)
-            if any(each["crossings"] for each in guest.engine.vm.counts()):
-                return
-        pytest.fail(f"none met a hole: {guest.engine.vm.counts()}")
+    with Window() as guest:
+        guest.engine.retry_exits(True)
+        guest.prepare(bytes.fromhex("f049ff02"))  # lock inc qword ptr [r10]
+        assert died(guest.run_in_a_hole().exit)
+        assert guest.counts()["crossings"] == 1
 
 
 # -- modes: what is not 64-bit user code -------------------------------------------------------------------------------

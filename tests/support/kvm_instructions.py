@@ -2,7 +2,8 @@
 
 Registers are those of ``kvm_window``: slot 1, which goes, is at rbx, r9 and rdi (zeroes); [r10] crosses a page in it,
 [rbp] and [r8] cross into slots that stay. Slot 0, which stays, is at r12, at r14, and at r11, where the bytes are those
-at rbx.
+at rbx. Locked ones that cross a page are not among them: Linux slows them down natively (split_lock_mitigate), on a busy
+machine without end.
 """
 
 # ruff: noqa: E501 - one instruction is one line
@@ -105,8 +106,6 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
         "mov rax, [r10]": "498b02",
         "mov [r10], rax": "498902",
         "add [r10], rax": "490102",
-        "lock inc qword ptr [r10]": "f049ff02",
-        "lock xadd [r10], rax": "f0490fc102",
         "movdqu xmm0, [r10]; movdqu [r12], xmm0": "f3410f6f02f3410f7f0424",
         "movdqu xmm0, [r14]; movdqu [r10], xmm0": "f3410f6f06f3410f7f02",
         "mov rax, [rbp]": "488b4500",
@@ -116,7 +115,6 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
         "mov [r8], rax": "498900",
         "add [r8], rax": "490100",
         "mov [r10], ax; mov [r10+1], ax": "664189026641894201",
-        "xchg [r10], rax": "498702",
     },
     "stack": {
         "push rax": "50",
