@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Judgement", "Window", "judge", "window_of"]
 
+SERVED_WITHIN = 20e-6
+"""Seconds. What is taken for granted of KVM_RUN, whose entries and exits nobody recorded: KVM serves an exit, or comes
+back to user space from it, within that. It is used where a call began before the memory was missing."""
+
 
 class Window(NamedTuple):
     """When memory was missing, in seconds.
@@ -147,7 +151,9 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
                 return _Finding("in-guest", vcpu, f"{vcpu} in the guest")
         if piece.where is Where.RUN and run_state.irqchip is Irqchip.USER:
             returned = run_state.returns(vcpu, piece.end, piece.end)
-            if piece.start + off <= start and end <= piece.end - off and returned and returned[0].name != "EAGAIN":
+            whole = piece.start + off <= start and end <= piece.end - off
+            long = core_end - core_start > SERVED_WITHIN + off
+            if whole and long and returned and returned[0].name != "EAGAIN":
                 return _Finding("run-no-irqchip", vcpu, f"{vcpu} in KVM_RUN, with no irqchip in the kernel")
     if not window.has_core:
         return None
@@ -155,7 +161,9 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
         if core_start + off < time <= core_end - off:
             return _Finding("guest-exit", vcpu, f"{vcpu} left the guest inside the hole, at {time:.6f}")
     for each in run_state.returns(vcpu, core_start, core_end):
-        if each.ran and core_start + off < each.time <= core_end - off:
+        inside = each.began is not None and each.began > core_start + off
+        earliest = core_start + off + (0.0 if inside else SERVED_WITHIN)
+        if each.ran and earliest < each.time <= core_end - off:
             return _Finding("guest-return", vcpu, f"{vcpu} left KVM_RUN inside the hole with {each.name}")
     return None
 

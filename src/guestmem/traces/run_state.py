@@ -162,7 +162,10 @@ class RunState:
         return () if track is None else tuple(track.guest_exits(start, end))
 
     def last_return_before(self, thread: int, time: float) -> float | None:
-        """When ``thread``, if it is a vCPU's, was last seen outside KVM at or before ``time``."""
+        """When ``thread``, if it is a vCPU's, was last seen to come to user space before ``time``, and stay there.
+
+        Strictly before: what it did at ``time`` itself may be seen by the end of it.
+        """
         for vcpu, track in self._tracks.items():
             if vcpu.thread == thread:
                 return track.last_outside(time)

@@ -217,8 +217,8 @@ class Track:
             i += 1
 
     def last_outside(self, time: float) -> float | None:
-        """The last event at or before ``time`` after which the vCPU was in user space, or None. O(log n)."""
-        i = bisect_right(self.times, time) - 1
+        """The last event before ``time``, if the vCPU was in user space after it, or None. O(log n)."""
+        i = bisect_left(self.times, time) - 1
         if i >= 0 and self.words[i] & KIND in (USER_EXIT, RUN_END, ELSEWHERE):
             return self.times[i]
         return None

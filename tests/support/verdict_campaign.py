@@ -1,0 +1,102 @@
+"""Random true histories, rendered and damaged at random: is a verdict of ``check`` ever wrong?
+
+    python tests/support/verdict_campaign.py COUNT [SEED]
+
+prints how many holes were said to be open, closed and unknown, and each wrong one with the seed that makes it again.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import renderings
+from guestmem import traces
+from guestmem.check import check
+from guestmem.errors import TraceError
+from true_histories import simulate
+
+if TYPE_CHECKING:
+    from guestmem.check import Report
+    from true_histories import History
+
+FORMATS = ("qemu and tracepoints", "qemu in ftrace", "qemu's kvm_*", "strace", "bpftrace")
+ONE_FILE = {"strace": renderings.strace, "qemu's kvm_*": renderings.qemu_kvm_log, "bpftrace": renderings.bpftrace}
+
+
+@dataclass(slots=True)
+class Tally:
+    """Verdicts by word and by rule, the seeds of wrong ones, and how many histories there were."""
+
+    histories: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    rules: Counter[tuple[str, str]] = field(default_factory=Counter)
+    no_hole: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+def report_of(history: History, form: str, rng: random.Random, folder: Path) -> Report:
+    """Render ``history`` as ``form`` into ``folder``, and check what was written."""
+    changes = folder / "changes"
+    if form in ONE_FILE:
+        changes.write_text(ONE_FILE[form](history, rng))
+        return check(traces.read(changes, gap=1.0))
+    if form == "qemu in ftrace":
+        changes.write_text(renderings.tracepoints(history, rng, history.calls))
+        return check(traces.read(changes, gap=1.0))
+    changes.write_text(renderings.qemu_log(history, rng))
+    run_state = folder / "run"
+    run_state.write_text(renderings.tracepoints(history, rng))
+    return check(traces.read(changes, gap=1.0, run_state=run_state))
+
+
+def one(seed: int, folder: Path, tally: Tally) -> None:
+    """One history of one seed."""
+    rng = random.Random(seed)
+    history = simulate(rng)
+    form = rng.choice(FORMATS)
+    tally.histories += 1
+    try:
+        report = report_of(history, form, rng, folder)
+    except TraceError as error:
+        tally.no_hole[str(error).rsplit(": ", maxsplit=1)[-1][:60]] += 1
+        return
+    if not report.holes:
+        tally.no_hole["no hole"] += 1
+        return
+    (hole,) = report.holes
+    verdict = hole.verdict.value
+    tally.verdicts[verdict] += 1
+    tally.rules[form, hole.rule.name] += 1
+    if (verdict == "open" and not history.ran_inside()) or (verdict == "closed" and history.touched_inside()):
+        tally.wrong.append(f"seed {seed}: {form}: {verdict}: {hole.reason}")
+
+
+def campaign(count: int, first_seed: int = 0) -> Tally:
+    """``count`` histories of consecutive seeds."""
+    tally = Tally()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        for seed in range(first_seed, first_seed + count):
+            one(seed, Path(name), tally)
+    return tally
+
+
+def told(tally: Tally) -> str:
+    """The tally in words."""
+    total = sum(tally.verdicts.values())
+    shares = ", ".join(f"{number} {word} ({number / total:.1%})" for word, number in sorted(tally.verdicts.items()))
+    lines = [f"{tally.histories} histories: {shares}; {len(tally.wrong)} wrong"]
+    lines += [f"  {form:22} {rule:16} {number}" for (form, rule), number in sorted(tally.rules.items())]
+    lines += [f"  nothing to judge: {why}: {number}" for why, number in tally.no_hole.most_common(8)]
+    return "\n".join([*lines, *tally.wrong[:20]])
+
+
+if __name__ == "__main__":
+    done = campaign(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    sys.stdout.write(told(done) + "\n")
+    sys.exit(bool(done.wrong))
