@@ -36,7 +36,7 @@ FLOORS = [
     ["rcu"],
     ["patience"],
     ["system", "process_memory"],
-    ["atomics", "clock"],
+    ["atomics", "clock", "structure"],
     ["compiled"],
     ["_intrinsics", "_numba", "low_memory"],
     ["futex", "units", "errors", "interrupts"],

@@ -10,7 +10,7 @@ import pytest
 from guestmem.compiled import own
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.stalls import record_stall
-from guestmem.engines.stalls import percentile, stall_bucket
+from guestmem.engines.stalls import HISTOGRAM_SIZE, percentile, stall_bucket
 
 
 def naive(durations: list[int], share: float) -> int:
@@ -25,7 +25,7 @@ def test_percentiles_of_random_stalls(largest: int, rng: random.Random, sized: C
     durations = [int(largest ** rng.random()) for _ in range(sized(2_000, 500))]
     for duration in durations:
         record_stall(mine, duration)
-    histogram = [int(mine[int(at.HISTOGRAM) + bucket]) for bucket in range(int(at.HISTOGRAM_SIZE))]
+    histogram = [int(mine[int(at.HISTOGRAM) + bucket]) for bucket in range(int(HISTOGRAM_SIZE))]
     assert sum(histogram) == len(durations)
     assert int(mine[int(at.STALL_WORST)]) == max(durations)
     assert int(mine[int(at.STALL_TOTAL)]) == sum(durations)
@@ -39,9 +39,9 @@ def test_buckets_ascend_without_a_gap_and_end_in_the_histogram() -> None:
     buckets = [int(stall_bucket(edge)) for edge in edges if edge < 1 << 64]
     assert buckets == sorted(buckets)
     assert [int(stall_bucket(each)) for each in range(17)] == list(range(17))
-    assert int(stall_bucket(2**64 - 1)) < int(at.HISTOGRAM_SIZE)
-    assert int(at.HISTOGRAM) + int(at.HISTOGRAM_SIZE) <= int(at.TLB)
+    assert int(stall_bucket(2**64 - 1)) < int(HISTOGRAM_SIZE)
+    assert int(at.HISTOGRAM) + int(HISTOGRAM_SIZE) <= int(at.TLB)
 
 
 def test_no_stall_is_zero() -> None:
-    assert percentile([0] * int(at.HISTOGRAM_SIZE), 0.5) == 0
+    assert percentile([0] * int(HISTOGRAM_SIZE), 0.5) == 0

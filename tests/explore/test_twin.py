@@ -98,13 +98,13 @@ def test_a_mutant_differs_and_the_original_stays() -> None:
 
 def test_several_mutations_of_one_file_and_of_several() -> None:
     mutations = [
-        ("rcu/srcu.py", "_LINE = const(8)", "_LINE = const(1)"),
-        ("rcu/srcu.py", "_WAITERS = const(16)", "_WAITERS = const(17)"),
+        ("rcu/srcu.py", "_EVERYBODY = const(0x7FFFFFFF)", "_EVERYBODY = const(1)"),
+        ("rcu/srcu.py", "_NEVER = const((1 << 64) - 1)", "_NEVER = const(17)"),
         ("rcu/deferred.py", "_PLACES = const(8)", "_PLACES = const(16)"),
     ]
     with explore.load(mutations) as mutant:
         changed = mutant.room("rcu.srcu")
-        assert (changed._LINE, changed._WAITERS, mutant.room("rcu.deferred")._PLACES) == (1, 17, 16)
+        assert (changed._EVERYBODY, changed._NEVER, mutant.room("rcu.deferred")._PLACES) == (1, 17, 16)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_several_mutations_of_one_file_and_of_several() -> None:
         (("rcu/srcu.py", "no such text", "x"), "text found 0 times, not once: 'no such text'"),
         (("rcu/srcu.py", "fence()", "pass"), r"text found \d+ times, not once: 'fence\(\)'"),
         (("rcu/srcu.py", "", "x"), r"text found \d+ times, not once: ''"),
-        (("rcu/srcu.py", "_LINE = const(8)", "_LINE = const(8)"), "changes nothing"),
+        (("rcu/srcu.py", "_EVERYBODY = const(0x7FFFFFFF)", "_EVERYBODY = const(0x7FFFFFFF)"), "changes nothing"),
         (("rcu/nothing.py", "a", "b"), "mutation of rcu/nothing.py: no such file in the package"),
         (("rcu", "a", "b"), "no such file"),
-        (("./rcu/srcu.py", "_LINE = const(8)", ""), "no such file"),
-        (("rcu//srcu.py", "_LINE = const(8)", ""), "no such file"),
-        (("../guestmem/rcu/srcu.py", "_LINE = const(8)", ""), "no such file"),
+        (("./rcu/srcu.py", "_EVERYBODY = const(0x7FFFFFFF)", ""), "no such file"),
+        (("rcu//srcu.py", "_EVERYBODY = const(0x7FFFFFFF)", ""), "no such file"),
+        (("../guestmem/rcu/srcu.py", "_EVERYBODY = const(0x7FFFFFFF)", ""), "no such file"),
         (("/etc/passwd", "root", ""), "no such file"),
         (("py.typed", "a", "b"), "no such file"),
         (("errors.py", "class", ""), "this module is shared with the compiled form"),
@@ -136,4 +136,9 @@ def test_a_mutation_that_cannot_be_meant_is_refused(mutation: tuple[str, str, st
 
 def test_a_mutation_that_another_one_removed_is_refused() -> None:
     with pytest.raises(errors.UsageError, match="text found 0 times"):
-        explore.load([("rcu/srcu.py", "_LINE = const(8)", "_LINE = const(1)"), ("rcu/srcu.py", "const(8)\n_ONE", "x")])
+        explore.load(
+            [
+                ("rcu/srcu.py", "_EVERYBODY = const(0x7FFFFFFF)", "_EVERYBODY = const(1)"),
+                ("rcu/srcu.py", "const(0x7FFFFFFF)\n_NEVER", "x"),
+            ]
+        )

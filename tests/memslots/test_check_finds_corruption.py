@@ -32,7 +32,7 @@ def _leaf(cells: memoryview, tree: int) -> int:
 
 
 def _first_record(cells: memoryview, set_: int) -> int:
-    return 8 * cells[_leaf(cells, set_) + 1 + cells[set_ + 2]]
+    return layout.RECORD_WORDS * cells[_leaf(cells, set_) + 1 + cells[set_ + 2]]
 
 
 def _add(index: Callable[[memoryview, int], int], value: int) -> Plant:
@@ -58,12 +58,12 @@ def _lose_a_node(memslots: Memslots, cells: memoryview, _set: int) -> None:
 def _free_twice(memslots: Memslots, cells: memoryview, _set: int) -> None:
     head = int(memslots.desk[int(layout.RECORD_FREE)])
     assert head
-    cells[8 * head + 6] = head
+    cells[layout.RECORD_WORDS * head + int(layout.ORIGIN)] = head
 
 
 def _free_a_used_record(memslots: Memslots, cells: memoryview, set_: int) -> None:
     used = _first_record(cells, set_) // 8
-    cells[8 * used + 6] = int(memslots.desk[int(layout.RECORD_FREE)])
+    cells[layout.RECORD_WORDS * used + int(layout.ORIGIN)] = int(memslots.desk[int(layout.RECORD_FREE)])
     memslots.desk[int(layout.RECORD_FREE)] = used
 
 

@@ -11,7 +11,7 @@ import pytest
 from guestmem import BatchError, Change, MemslotError, Memslots
 from guestmem.compiled import own
 from guestmem.memslots import Slot
-from guestmem.memslots.layout import active_set
+from guestmem.memslots.layout import RECORD_WORDS, active_set
 from guestmem.memslots.lookup import CURSOR_WORDS, gfn_next, gfn_seek, hva_next, hva_seek
 
 LARGEST = (1 << 64) - 1
@@ -27,7 +27,7 @@ def contents(memslots: Memslots) -> list[object]:
         for set_ in (space + 8, space + 24):
             table = cells[cells[set_ + 6] : cells[set_ + 6] + memslots.ids].tolist()
             found += [table, cells[set_ + 4], cells[set_ + 5]]
-            found.append([cells[8 * record : 8 * record + 8].tolist() for record in table if record])
+            found.append([cells[RECORD_WORDS * record :][:RECORD_WORDS].tolist() for record in table if record])
             gfn_seek(memslots.words, cursor, set_, 0, 1 << 52)
             found.append(list(iter(lambda: gfn_next(memslots.words, cursor), 0)))
             hva_seek(memslots.words, cursor, set_, 0, LARGEST)

@@ -47,7 +47,7 @@ from guestmem.stage2.rwlock import read_lock, read_unlock, write_lock, write_unl
 from guestmem.stage2.split import split_range
 from guestmem.stage2.table import DISCIPLINES, PageTable
 from guestmem.stage2.tlb import Tlb
-from guestmem.stage2.tlb_layout import ADDRESS as TLB_ADDRESS
+from guestmem.stage2.tlb_layout import HOST_ADDRESS as TLB_ADDRESS
 from guestmem.stage2.tlb_layout import READ
 from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
 from guestmem.stage2.unmap import unmap_range

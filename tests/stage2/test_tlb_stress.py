@@ -16,7 +16,7 @@ from guestmem.stage2.geometry import Geometry
 from guestmem.stage2.locked import map_shared
 from guestmem.stage2.table import DISCIPLINES, PageTable
 from guestmem.stage2.tlb import Tlb
-from guestmem.stage2.tlb_layout import ADDRESS, CONFLICT, OK, WRITE
+from guestmem.stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, WRITE
 from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_prefetch, tlb_speculate, tlb_translate
 
 HOST = 0x40_0000_0000
@@ -60,7 +60,7 @@ def touch(
         if status == OK:
             seen[0] += one
             done += one
-            if tlb[ADDRESS] != offset + ipa:
+            if tlb[HOST_ADDRESS] != offset + ipa:
                 seen[2] += one
         elif status != CONFLICT:
             seen[1] += one

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..compiled import Own
+from ..rcu.srcu import SRCU
 from .scene import Scene
 from .twin import Mutation
 
@@ -32,41 +33,25 @@ SMALL = (
 
 def vm_label(scene: Scene) -> Callable[[int], str]:
     """Names of the words of the software engine's VM."""
-    at = scene.room("engines.soft.layout")
-    words = (
-        *("STOP", "NEXT_TICKET", "SERVING", "PAUSED", "ACKS", "WAITING", "FLUX", "SWAPS", "WINDOW", "FLUSHES", "LOAD"),
-        *("CORES", "UPDATES", "ANSWERS"),
-    )
-    names = {int(getattr(at, name)): name for name in words}
-    fields = {int(getattr(at, name)): name for name in ("REQUESTED", "DONE", "MODE")}
-
-    def label(index: int) -> str:
-        if index >= at.VCPUS:
-            vcpu, offset = divmod(index - int(at.VCPUS), int(at.VCPU))
-            return f"{fields[offset]} of vCPU {vcpu}" if offset in fields else ""
-        return names.get(index, "")
-
+    label: Callable[[int], str] = scene.room("engines.soft.layout").VM.label
     return label
 
 
 def srcu_label(index: int) -> str:
     """A word of SRCU's layout."""
-    if index >= 24 and index % 8 == 0:
-        return f"reader {(index - 24) // 8}"
-    return {0: "epoch", 8: "exits", 16: "waiters"}.get(index, "")
+    return SRCU.label(index).lower()
 
 
 def memslots_label(scene: Scene, first_record: int, first_node: int) -> Callable[[int], str]:
-    """Names of the words of a VM's slots: the active set, and the fields of records."""
-    fields = ("as_id", "id", "base_gfn", "npages", "userspace_addr", "flags", "origin")
-    spaces = int(scene.room("memslots.layout").SPACES)
+    """Names of the words of a VM's slots: header, sets, and the fields of records."""
+    layout = scene.room("memslots.layout")
 
     def label(index: int) -> str:
-        if index == spaces:
-            return "active set"
-        if 8 * first_record <= index < first_node and index % 8 < 7:
-            return f"record {index // 8} {fields[index % 8]}"
-        return ""
+        record, word = divmod(index, layout.RECORD_WORDS)
+        if first_record <= record and index < first_node:
+            field = layout.RECORD.label(word).lower()
+            return f"record {record} {field}" if field else ""
+        return str(layout.MEMSLOTS.label(index)).lower().replace("_", " ") if index < layout.MEMSLOTS.size else ""
 
     return label
 

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvariantError
+from ..rcu.srcu import SRCU
 from ..stage2.descriptor import Rights
 from ..stage2.geometry import Geometry
+from ..stage2.rwlock import LOCK
+from ..stage2.tlb_layout import HUB, LINE, LINES
 from .monitors.descriptors import Monitor
 
 if TYPE_CHECKING:
@@ -144,31 +147,20 @@ class SmallTable:
             self.table.desks = before
 
     def _page_label(self, index: int) -> str:
-        layout = self.layout
-        at = index - int(layout.PAGES)
-        if not 0 <= at < 8 * self.pool.limit:
+        past = index - int(self.layout.PAGES)
+        if not 0 <= past < self.layout.PAGE.size * self.pool.limit:
             return ""
-        names = {int(getattr(layout, name)): name.lower() for name in ("COUNT", "HELD", "NEXT", "STATE", "ENTRY_LEVEL")}
-        return f"{at >> 3} {names.get(at & 7, '')}"
+        return f"{past // self.layout.PAGE.size} {self.layout.PAGE.label(past % self.layout.PAGE.size).lower()}"
 
     def _mmu_label(self, index: int) -> str:
-        layout = self.layout
-        lock, srcu = int(layout.MMU_FIXED), int(self.table.mmu.cells[int(layout.SRCU_BASE)])
-        walkers = self.table.walkers
-        fixed = {
-            lock: "lock: writer",
-            lock + 8: "lock: exits",
-            srcu: "epoch",
-            srcu + 8: "section exits",
-            srcu + 16: "section waiters",
-            int(layout.UNSOUND): "unsound",
-            int(layout.RETRIES): "retries",
-            int(layout.RETRY_WAITERS): "retry waiters",
-        }
-        fixed |= {lock + 16 + 8 * walker: f"lock: reader {walker}" for walker in range(walkers)}
-        fixed |= {srcu + 24 + 8 * walker: f"section {walker}" for walker in range(walkers)}
-        hub = self.table.tlb_hub
-        fixed |= {hub: "log: records", hub + 8: "log: lock", hub + 16: "log: waiting", hub + 24: "log: acks"}
-        for walker in range(walkers):
-            fixed |= {hub + 40 + 8 * walker: f"vcpu {walker} in guest", hub + 41 + 8 * walker: f"vcpu {walker} applied"}
-        return fixed.get(index, "")
+        srcu, hub = int(self.table.mmu.cells[int(self.layout.SRCU_BASE)]), self.table.tlb_hub
+        queues = int(self.table.mmu.cells[int(self.layout.QUEUE_BASE)])
+        for name, structure, start, end in (
+            ("", self.layout.MMU, 0, self.layout.MMU_FIXED),
+            ("lock: ", LOCK, self.layout.MMU_FIXED, srcu),
+            ("section: ", SRCU, srcu, queues),
+            ("log: ", HUB, hub, hub + int(LINES) + int(LINE) * self.table.walkers),
+        ):
+            if start <= index < end and (label := structure.label(index - start)):
+                return name + label.lower().replace("_", " ")
+        return ""

@@ -14,7 +14,19 @@ from ..atomics import load_relaxed
 from ..compiled import U64, Own, Words, compiled, const, own, u64, wrapping
 from .changes import Action, Effect
 from .edit import origin
-from .layout import BASE_GFN, CHAIN, EDITED, FLAGS, NPAGES, OTHER, TABLE, TOUCHED, TOUCHED_COUNT, USERSPACE_ADDR
+from .layout import (
+    BASE_GFN,
+    CHAIN,
+    EDITED,
+    FLAGS,
+    NPAGES,
+    OTHER,
+    RECORD_SHIFT,
+    TABLE,
+    TOUCHED,
+    TOUCHED_COUNT,
+    USERSPACE_ADDR,
+)
 from .lookup import CURSOR_WORDS, gfn_next, gfn_seek
 
 if TYPE_CHECKING:
@@ -70,7 +82,7 @@ def _sort(pairs: Own, count: U64) -> None:
 @compiled
 def _host(memslots: Words, record: U64, gfn: U64) -> U64:
     """Host address of a frame; the record holds it, or ends where it begins."""
-    words = record << 3
+    words = record << RECORD_SHIFT
     return wrapping(
         load_relaxed(memslots, words + USERSPACE_ADDR) + ((gfn - load_relaxed(memslots, words + BASE_GFN)) << 12)
     )
@@ -78,7 +90,7 @@ def _host(memslots: Words, record: U64, gfn: U64) -> U64:
 
 @compiled
 def _rights(memslots: Words, record: U64) -> U64:
-    return load_relaxed(memslots, (record << 3) + FLAGS) & _RIGHTS
+    return load_relaxed(memslots, (record << RECORD_SHIFT) + FLAGS) & _RIGHTS
 
 
 @compiled
@@ -108,7 +120,8 @@ def _goes_on(memslots: Words, first: U64, start_gfn: U64, record: U64, gfn: U64)
 
 @compiled
 def _end_gfn(memslots: Words, record: U64) -> U64:
-    return load_relaxed(memslots, (record << 3) + BASE_GFN) + load_relaxed(memslots, (record << 3) + NPAGES)
+    words = record << RECORD_SHIFT
+    return load_relaxed(memslots, words + BASE_GFN) + load_relaxed(memslots, words + NPAGES)
 
 
 @compiled
@@ -116,7 +129,7 @@ def _note(memslots: Words, pairs: Own, count: U64, record: U64) -> U64:
     """Append the frames of a record (0: none); returns how many ranges there are."""
     if record == 0:
         return count
-    pairs[count + count] = load_relaxed(memslots, (record << 3) + BASE_GFN)
+    pairs[count + count] = load_relaxed(memslots, (record << RECORD_SHIFT) + BASE_GFN)
     pairs[count + count + _ONE] = _end_gfn(memslots, record)
     return count + _ONE
 
@@ -170,13 +183,13 @@ def compare_sets(memslots: Words, desk: Own, pairs: Own, was: Own, now: Own, out
             before = u64(0)
             after = u64(0)
             if old != 0:
-                start = load_relaxed(memslots, (old << 3) + BASE_GFN)
+                start = load_relaxed(memslots, (old << RECORD_SHIFT) + BASE_GFN)
                 if start <= gfn:
                     before = origin(memslots, old)
                     start = _end_gfn(memslots, old)
                 stop = min(stop, start)
             if new != 0:
-                start = load_relaxed(memslots, (new << 3) + BASE_GFN)
+                start = load_relaxed(memslots, (new << RECORD_SHIFT) + BASE_GFN)
                 if start <= gfn:
                     after = new
                     start = _end_gfn(memslots, new)

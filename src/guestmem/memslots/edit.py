@@ -10,12 +10,15 @@ from ..atomics import load_relaxed, store_relaxed
 from ..compiled import U64, Own, Words, compiled, const, u64
 from .layout import (
     AS_ID,
+    ATTRIBUTES,
     BASE_GFN,
     CHAIN,
     COUNT,
     DIRTY_BITMAP,
     EDITED,
     FLAGS,
+    GUEST_MEMFD,
+    GUEST_MEMFD_OFFSET,
     HVA_TREE,
     ID,
     KVM_MEMSLOT_INVALID,
@@ -24,6 +27,7 @@ from .layout import (
     OTHER,
     RECORD_FREE,
     RECORD_NEXT,
+    RECORD_SHIFT,
     RECORDS_USED,
     TABLE,
     TOUCHED,
@@ -60,7 +64,7 @@ def _take_record(memslots: Words, desk: Own) -> U64:
         record = desk[RECORD_NEXT]
         desk[RECORD_NEXT] = record + _ONE
     else:
-        desk[RECORD_FREE] = load_relaxed(memslots, (record << 3) + ORIGIN)
+        desk[RECORD_FREE] = load_relaxed(memslots, (record << RECORD_SHIFT) + ORIGIN)
     desk[RECORDS_USED] += _ONE
     return record
 
@@ -68,7 +72,7 @@ def _take_record(memslots: Words, desk: Own) -> U64:
 @compiled
 def give_record(memslots: Words, desk: Own, record: U64) -> None:
     """Back to the free list: a record that was never published, or that left both sets a grace period ago."""
-    store_relaxed(memslots, (record << 3) + ORIGIN, desk[RECORD_FREE])
+    store_relaxed(memslots, (record << RECORD_SHIFT) + ORIGIN, desk[RECORD_FREE])
     desk[RECORD_FREE] = record
     desk[RECORDS_USED] -= _ONE
 
@@ -76,15 +80,15 @@ def give_record(memslots: Words, desk: Own, record: U64) -> None:
 @compiled
 def origin(memslots: Words, record: U64) -> U64:
     """The record that an INVALID copy stands for; any other record (or 0) itself."""
-    if record != 0 and load_relaxed(memslots, (record << 3) + FLAGS) & KVM_MEMSLOT_INVALID != 0:
-        return load_relaxed(memslots, (record << 3) + ORIGIN)
+    if record != 0 and load_relaxed(memslots, (record << RECORD_SHIFT) + FLAGS) & KVM_MEMSLOT_INVALID != 0:
+        return load_relaxed(memslots, (record << RECORD_SHIFT) + ORIGIN)
     return record
 
 
 @compiled
 def add(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
     """Put a record into a set. O(log n)."""
-    words = record << 3
+    words = record << RECORD_SHIFT
     id_ = load_relaxed(memslots, words + ID)
     hva = load_relaxed(memslots, words + USERSPACE_ADDR)
     gfn = load_relaxed(memslots, words + BASE_GFN)
@@ -98,7 +102,7 @@ def add(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
 @compiled
 def drop(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
     """Take a record out of a set. O(log n)."""
-    words = record << 3
+    words = record << RECORD_SHIFT
     id_ = load_relaxed(memslots, words + ID)
     tree_remove(memslots, desk, set_, load_relaxed(memslots, words + BASE_GFN), u64(0))
     tree_remove(memslots, desk, set_ + HVA_TREE, load_relaxed(memslots, words + USERSPACE_ADDR), id_)
@@ -109,8 +113,8 @@ def drop(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
 @compiled
 def exchange_in_place(memslots: Words, desk: Own, set_: U64, old: U64, new: U64) -> bool:
     """Put ``new`` where ``old`` is if both are the same ranges; returns whether it was done. O(log n)."""
-    was = old << 3
-    now = new << 3
+    was = old << RECORD_SHIFT
+    now = new << RECORD_SHIFT
     gfn = load_relaxed(memslots, now + BASE_GFN)
     hva = load_relaxed(memslots, now + USERSPACE_ADDR)
     if (
@@ -145,7 +149,7 @@ def edit(
     new = u64(0)
     if kind != DELETE:
         new = _take_record(memslots, desk)
-        words = new << 3
+        words = new << RECORD_SHIFT
         store_relaxed(memslots, words + AS_ID, as_id)
         store_relaxed(memslots, words + ID, id_)
         store_relaxed(memslots, words + BASE_GFN, gfn)
@@ -154,6 +158,9 @@ def edit(
         store_relaxed(memslots, words + FLAGS, flags)
         store_relaxed(memslots, words + ORIGIN, u64(0))
         store_relaxed(memslots, words + DIRTY_BITMAP, u64(0))
+        store_relaxed(memslots, words + GUEST_MEMFD, u64(0))
+        store_relaxed(memslots, words + GUEST_MEMFD_OFFSET, u64(0))
+        store_relaxed(memslots, words + ATTRIBUTES, u64(0))
     if kind != FLAGS_ONLY or not exchange_in_place(memslots, desk, set_, old, new):
         if old != 0:
             drop(memslots, desk, set_, old)
@@ -170,11 +177,13 @@ def mark(memslots: Words, desk: Own, id_: U64) -> None:
     set_ = desk[EDITED]
     old = load_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_)
     copy = _take_record(memslots, desk)
+    was = old << RECORD_SHIFT
+    now = copy << RECORD_SHIFT
     field = u64(0)
-    while field < 5:
-        store_relaxed(memslots, (copy << 3) + field, load_relaxed(memslots, (old << 3) + field))
+    while field <= ATTRIBUTES:
+        store_relaxed(memslots, now + field, load_relaxed(memslots, was + field))
         field += _ONE
-    store_relaxed(memslots, (copy << 3) + FLAGS, load_relaxed(memslots, (old << 3) + FLAGS) | KVM_MEMSLOT_INVALID)
-    store_relaxed(memslots, (copy << 3) + ORIGIN, old)
+    store_relaxed(memslots, now + FLAGS, load_relaxed(memslots, was + FLAGS) | KVM_MEMSLOT_INVALID)
+    store_relaxed(memslots, now + ORIGIN, old)
     exchange_in_place(memslots, desk, set_, old, copy)
     _touch(desk, id_)

@@ -19,11 +19,10 @@ __all__ = ["check_memslots"]
 
 _INVALID = int(layout.KVM_MEMSLOT_INVALID)
 _BIT63 = int(layout.KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)
-_ROOT, _HEIGHT, _FANOUT, _COLUMNS, _GENERATION, _COUNT, _TABLE = range(7)
-_PHASE, _EDITED, _OTHER, _TOUCHED, _TOUCHED_COUNT, _SPACE = range(6)
-_RECORD_FREE, _RECORD_NEXT, _RECORD_END, _RECORDS_USED = range(6, 10)
-_NODE_FREE, _NODE_NEXT, _NODE_END, _NODES_USED, _NODE_WORDS = range(10, 15)
-_CHAIN = int(layout.CHAIN)
+_SHIFT, _FLAGS, _ORIGIN = (int(word) for word in (layout.RECORD_SHIFT, layout.FLAGS, layout.ORIGIN))
+_GENERATION, _COUNT, _TABLE = (int(word) for word in (layout.GENERATION, layout.COUNT, layout.TABLE))
+_PHASE, _EDITED, _OTHER, _SPACE = (int(word) for word in (layout.PHASE, layout.EDITED, layout.OTHER, layout.SPACE))
+_TOUCHED, _TOUCHED_COUNT, _CHAIN = (int(word) for word in (layout.TOUCHED, layout.TOUCHED_COUNT, layout.CHAIN))
 
 
 class _Entry(NamedTuple):
@@ -36,6 +35,12 @@ class _Entry(NamedTuple):
 def _require(holds: bool, broken: str) -> None:
     if not holds:
         raise InvariantError("memslots: " + broken)
+
+
+def _slot(cells: memoryview, record: int) -> list[int]:
+    """A record's words that are Slot's fields."""
+    words = record << _SHIFT
+    return cells[words : words + layout.SLOT_WORDS].tolist()
 
 
 def _entries(cells: memoryview, node: int, fanout: int, columns: int) -> list[_Entry]:
@@ -51,7 +56,7 @@ def _entries(cells: memoryview, node: int, fanout: int, columns: int) -> list[_E
 
 def _tree(shape: Geometry, cells: memoryview, tree: int, name: str, nodes: list[int]) -> list[_Entry]:
     """Check a tree and return its leaves' entries in order; its nodes are added to ``nodes``."""
-    root, height, fanout, columns = cells[tree : tree + 4].tolist()
+    root, height, fanout, columns = cells[tree : tree + layout.TREE.size].tolist()
     last = shape.first_node + shape.nodes * shape.node_words
     _require(fanout == (shape.node_words - 1) // columns, f"{name}: fan-out {fanout} is not what its nodes hold")
     level = [(root, None)]
@@ -97,7 +102,7 @@ def _set(shape: Geometry, cells: memoryview, as_id: int, set_: int, nodes: list[
         _require(
             shape.first_record <= record < shape.first_record + shape.records, f"{name}: {record} is no slot record"
         )
-        space, id_, base, npages, _, flags = cells[8 * record : 8 * record + 6].tolist()
+        space, id_, base, npages, _, flags = _slot(cells, record)
         _require(space == as_id, f"{name}: slot {id_} is of address space {space}")
         _require(id_ < shape.ids, f"{name}: slot id {id_} is not below {shape.ids}")
         _require(table[id_] == record, f"{name}: the table says record {table[id_]} for slot {id_}, the tree {record}")
@@ -109,7 +114,7 @@ def _set(shape: Geometry, cells: memoryview, as_id: int, set_: int, nodes: list[
         _require(entry.end == stop, f"{name}: slot {id_} ends at {stop:#x}, by gfn at {entry.end:#x}")
     for entry in by_hva:
         record = entry.value
-        _, id_, _, npages, hva, _ = cells[8 * record : 8 * record + 6].tolist()
+        _, id_, _, npages, hva, _ = _slot(cells, record)
         _require(
             entry == (hva, id_, record, hva + (npages << 12)), f"{name}: slot {id_} is at {hva:#x}, by hva {entry}"
         )
@@ -163,7 +168,7 @@ def _update(
         differ <= (touched if mine else set()), f"{name}: the sets differ in slots {sorted(differ)[:5]}, phase {phase}"
     )
     for set_, table in tables.items():
-        marked = [id_ for id_, record in enumerate(table) if record and cells[8 * record + 5] & _INVALID]
+        marked = [id_ for id_, record in enumerate(table) if record and cells[(record << _SHIFT) + _FLAGS] & _INVALID]
         if mine and phase in (phases.MARKING, phases.MARKS_SWAPPED, phases.EDITING_AFTER_MARKS):
             allowed = set_ == int(desk[_EDITED]) if phase == phases.MARKING else set_ == active
         else:
@@ -207,19 +212,20 @@ def check_memslots(shape: Geometry, cells: memoryview, desk: Own) -> None:
         _update(cells, desk, as_id, space, tables, touched)
         for table in tables.values():
             records.update(record for record in table if record)
-    records |= {cells[8 * record + 6] for record in records if cells[8 * record + 5] & _INVALID}
+    copies = [record << _SHIFT for record in records if cells[(record << _SHIFT) + _FLAGS] & _INVALID]
+    records.update(cells[copy + _ORIGIN] for copy in copies)
     step = shape.node_words
     _reclaim(
         "nodes",
         nodes,
-        _free(cells, int(desk[_NODE_FREE]), lambda node: node + 1, shape.nodes),
-        int(desk[_NODES_USED]),
-        range(shape.first_node, int(desk[_NODE_NEXT]), step),
+        _free(cells, int(desk[int(layout.NODE_FREE)]), lambda node: node + 1, shape.nodes),
+        int(desk[int(layout.NODES_USED)]),
+        range(shape.first_node, int(desk[int(layout.NODE_NEXT)]), step),
     )
     _reclaim(
         "records",
         records,
-        _free(cells, int(desk[_RECORD_FREE]), lambda record: 8 * record + 6, shape.records),
-        int(desk[_RECORDS_USED]),
-        range(shape.first_record, int(desk[_RECORD_NEXT])),
+        _free(cells, int(desk[int(layout.RECORD_FREE)]), lambda record: (record << _SHIFT) + _ORIGIN, shape.records),
+        int(desk[int(layout.RECORDS_USED)]),
+        range(shape.first_record, int(desk[int(layout.RECORD_NEXT)])),
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..atomics import load_acquire, load_relaxed, store_relaxed
 from ..compiled import U64, Own, Words, compiled, const, own, u64, words
 from ..errors import UsageError
+from ..structure import Structure, name_fields
 
 __all__ = [
     "KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS",
@@ -45,40 +46,72 @@ KVM_MEM_MAX_NR_PAGES = const((1 << 31) - 1)
 MAX_ADDRESS_SPACES = 2
 """As x86 with SMM."""
 
-# A record: the first six words are Slot's fields in their order. Record r starts at word 8 r.
-RECORD_WORDS = 8
-AS_ID, ID, BASE_GFN, NPAGES, USERSPACE_ADDR, FLAGS, ORIGIN, DIRTY_BITMAP = (const(word) for word in range(8))
-"""ORIGIN: of an INVALID copy, the record it stands for; of a free record, the next free one. DIRTY_BITMAP: host address
-of the bitmap that vCPUs mark, or 0; whoever owns it writes it before the record is published."""
+# A record's first six words are Slot's fields in their order; a vCPU's lookup reads no more than its first cache line.
+RECORD_SHIFT = const(4)
+RECORD = Structure("record", "a slot; record r starts at word r << RECORD_SHIFT", size=1 << int(RECORD_SHIFT))
+AS_ID = RECORD.word("address space")
+ID = RECORD.word("slot id")
+BASE_GFN = RECORD.word("first frame")
+NPAGES = RECORD.word("number of frames")
+USERSPACE_ADDR = RECORD.word("host address of its first byte")
+FLAGS = RECORD.word("KVM_MEM_…, KVM_MEMSLOT_INVALID")
+ORIGIN = RECORD.word("of an INVALID copy, the record it stands for; of a free record, the next free one")
+DIRTY_BITMAP = RECORD.word("host address of the bitmap that vCPUs mark, or 0; written before the record is published")
+GUEST_MEMFD = RECORD.word("the guest_memfd that is bound to it: its number + 1, or 0")
+GUEST_MEMFD_OFFSET = RECORD.word("of the first frame in the guest_memfd, in bytes")
+ATTRIBUTES = RECORD.word("where the slot's memory attributes are kept, or 0")
+RECORD_WORDS = RECORD.size
+SLOT_WORDS = int(FLAGS) + 1
+"""Words that are Slot's fields."""
 
-# Header.
-IDS = const(0)
-"""Word that holds the number of slot ids, internal ones included."""
-ADDRESS_SPACES = const(1)
-"""Word that holds the number of address spaces."""
-SPACES = const(8)
-SPACE_WORDS = const(40)
-"""A space: the word index of its active set (a cache line of its own), then its two sets."""
-SETS = const(8)
-SET_WORDS = const(16)
-FIRST_RECORD = 11
+TREE = Structure("tree", "slots by gfn or by hva", size=4)
+ROOT = TREE.word("word index of the root node")
+HEIGHT = TREE.word("0: the root is a leaf")
+FANOUT = TREE.word("entries of a node")
+COLUMNS = TREE.word("3: key, value, largest end below; 4: also the slot id that orders equal keys")
 
-# A set. It starts with its tree by gfn; a tree is root (word index of a node), height (0: the root is a leaf),
-# fan-out, and columns (3: key, value, largest end below; 4: also the slot id that orders equal keys).
-GFN_TREE, HVA_TREE = const(0), const(8)
-ROOT, HEIGHT, FANOUT, COLUMNS = (const(word) for word in range(4))
-GENERATION, COUNT, TABLE = (const(word) for word in range(4, 7))
+SET = Structure("set", "a set of slots", size=16)
+GFN_TREE = SET.words(TREE.size, "its tree by gfn")
+GENERATION = SET.word("see ``generation``")
+COUNT = SET.word("number of slots")
+TABLE = SET.word("where the record of each id stands")
+SET.new_line()
+HVA_TREE = SET.words(TREE.size, "its tree by hva")
+SET_WORDS = const(SET.size)
 
-# The desk: what only the updater uses, under slots_lock.
-PHASE, EDITED, OTHER, TOUCHED, TOUCHED_COUNT, SPACE = (const(word) for word in range(6))
-"""State of the update; set it edits; the other set; head and length of the chain of touched ids; its space's word."""
-RECORD_FREE, RECORD_NEXT, RECORD_END, RECORDS_USED = (const(word) for word in range(6, 10))
-NODE_FREE, NODE_NEXT, NODE_END, NODES_USED, NODE_WORDS = (const(word) for word in range(10, 15))
-DETAIL = const(15)
-"""Record that an error names."""
-PATH = const(16)
-CHAIN = const(64)
-"""Chain of touched ids: word CHAIN + id is 0 (untouched), 1 (last) or the next id + 2."""
+A_SPACE = Structure("space", "an address space", size=8 + 2 * SET.size)
+ACTIVE_SET = A_SPACE.line("word index of the active set")
+SETS = A_SPACE.array(SET, "its two sets", count=2)
+SPACE_WORDS = const(A_SPACE.size)
+
+MEMSLOTS = Structure("memslots", "all slots of a VM; then records, tree nodes, and tables", size=8 + 2 * A_SPACE.size)
+IDS = MEMSLOTS.word("number of slot ids, internal ones included")
+ADDRESS_SPACES = MEMSLOTS.word("number of address spaces")
+SPACES = MEMSLOTS.array(A_SPACE, "its address spaces", count=MAX_ADDRESS_SPACES)
+FIRST_RECORD = -(-MEMSLOTS.size // RECORD_WORDS)
+
+DESK = Structure("desk", "what only the updater uses, under slots_lock")
+PHASE = DESK.word("state of the update")
+EDITED = DESK.word("the set it edits")
+OTHER = DESK.word("the other set")
+TOUCHED = DESK.word("head of the chain of touched ids")
+TOUCHED_COUNT = DESK.word("length of the chain")
+SPACE = DESK.word("where its address space is")
+RECORD_FREE = DESK.word("first free record")
+RECORD_NEXT = DESK.word("first record that was never used")
+RECORD_END = DESK.word("end of the records")
+RECORDS_USED = DESK.word("records in use")
+NODE_FREE = DESK.word("first free node")
+NODE_NEXT = DESK.word("first node that was never used")
+NODE_END = DESK.word("end of the nodes")
+NODES_USED = DESK.word("nodes in use")
+NODE_WORDS = DESK.word("words of a node")
+DETAIL = DESK.word("record that an error names")
+PATH = DESK.words(48, "the way from a root to a leaf")
+CHAIN = DESK.words(0, "word CHAIN + id is 0 (untouched), 1 (last of the chain) or the next id + 2")
+
+
+name_fields(globals())
 
 
 @compiled
@@ -104,37 +137,37 @@ def generation(memslots: Words, set_: U64) -> U64:
 @compiled
 def slot_as_id(memslots: Words, record: U64) -> U64:
     """Address space of a record."""
-    return load_relaxed(memslots, (record << 3) + AS_ID)
+    return load_relaxed(memslots, (record << RECORD_SHIFT) + AS_ID)
 
 
 @compiled
 def slot_id(memslots: Words, record: U64) -> U64:
     """Slot id of a record."""
-    return load_relaxed(memslots, (record << 3) + ID)
+    return load_relaxed(memslots, (record << RECORD_SHIFT) + ID)
 
 
 @compiled
 def slot_base_gfn(memslots: Words, record: U64) -> U64:
     """First frame of a record."""
-    return load_relaxed(memslots, (record << 3) + BASE_GFN)
+    return load_relaxed(memslots, (record << RECORD_SHIFT) + BASE_GFN)
 
 
 @compiled
 def slot_npages(memslots: Words, record: U64) -> U64:
     """Number of frames of a record."""
-    return load_relaxed(memslots, (record << 3) + NPAGES)
+    return load_relaxed(memslots, (record << RECORD_SHIFT) + NPAGES)
 
 
 @compiled
 def slot_userspace_addr(memslots: Words, record: U64) -> U64:
     """Host address of the first byte of a record."""
-    return load_relaxed(memslots, (record << 3) + USERSPACE_ADDR)
+    return load_relaxed(memslots, (record << RECORD_SHIFT) + USERSPACE_ADDR)
 
 
 @compiled
 def slot_flags(memslots: Words, record: U64) -> U64:
     """Flags of a record: KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID."""
-    return load_relaxed(memslots, (record << 3) + FLAGS)
+    return load_relaxed(memslots, (record << RECORD_SHIFT) + FLAGS)
 
 
 class Geometry(NamedTuple):
@@ -158,7 +191,7 @@ def geometry(address_spaces: int, ids: int, node_words: int = 64) -> Geometry:
     ``node_words`` at least 17 (fan-out 5 by gfn, 4 by hva). A tiny instance takes a few hundred words.
 
     >>> geometry(1, 4, node_words=17).words
-    608
+    720
     """
     if not 1 <= address_spaces <= MAX_ADDRESS_SPACES:
         raise UsageError(f"address_spaces: {address_spaces} is not in 1..{MAX_ADDRESS_SPACES}")
@@ -179,7 +212,7 @@ def geometry(address_spaces: int, ids: int, node_words: int = 64) -> Geometry:
                 break
         nodes += 1
     nodes *= 2 * address_spaces
-    first_node = -(-(FIRST_RECORD + records) * RECORD_WORDS // 8) * 8
+    first_node = (FIRST_RECORD + records) * RECORD_WORDS
     first_table = first_node + nodes * node_words
     total = first_table + 2 * address_spaces * ids
     first = FIRST_RECORD

@@ -20,6 +20,7 @@ from .layout import (
     HVA_TREE,
     IDS,
     NPAGES,
+    RECORD_SHIFT,
     ROOT,
     TABLE,
     active_set,
@@ -126,7 +127,7 @@ def find_with_hint(memslots: Words, as_id: U64, gfn: U64, record: U64, seen: U64
     """
     set_ = active_set(memslots, as_id)
     if record != 0 and load_relaxed(memslots, set_ + GENERATION) == seen:
-        words = record << 3
+        words = record << RECORD_SHIFT
         if wrapping(gfn - load_relaxed(memslots, words + BASE_GFN)) < load_relaxed(memslots, words + NPAGES):
             return record
     return find_in(memslots, set_, gfn)
@@ -139,7 +140,7 @@ def find_hinted(memslots: Words, as_id: U64, gfn: U64, hint: Own, at: U64) -> U6
     seen = load_relaxed(memslots, set_ + GENERATION)
     record = hint[at]
     if record != 0 and hint[at + _ONE] == seen:
-        words = record << 3
+        words = record << RECORD_SHIFT
         if wrapping(gfn - load_relaxed(memslots, words + BASE_GFN)) < load_relaxed(memslots, words + NPAGES):
             return record
     record = find_in(memslots, set_, gfn)
@@ -176,7 +177,7 @@ def gfn_seek(memslots: Words, cursor: Own, set_: U64, start_gfn: U64, end_gfn: U
         node = load_relaxed(memslots, node + _ONE + fanout + index)
         level -= _ONE
     if count != 0:
-        words = load_relaxed(memslots, node + _ONE + fanout + index) << 3
+        words = load_relaxed(memslots, node + _ONE + fanout + index) << RECORD_SHIFT
         if load_relaxed(memslots, words + BASE_GFN) + load_relaxed(memslots, words + NPAGES) <= start_gfn:
             cursor[_PATH + _ONE] = index + _ONE
 
@@ -202,7 +203,7 @@ def gfn_next(memslots: Words, cursor: Own) -> U64:
         cursor[_PATH + level + level] = node
         index = u64(0)
     record = load_relaxed(memslots, node + _ONE + fanout + index)
-    if load_relaxed(memslots, (record << 3) + BASE_GFN) >= cursor[u64(3)]:
+    if load_relaxed(memslots, (record << RECORD_SHIFT) + BASE_GFN) >= cursor[u64(3)]:
         return u64(0)
     cursor[_PATH + _ONE] = index + _ONE
     return record
@@ -260,7 +261,7 @@ def hva_next(memslots: Words, cursor: Own) -> U64:
 @compiled
 def copy_record(memslots: Words, record: U64, out: Own, at: U64) -> None:
     """Copy a record's six fields, in the order of ``Slot``'s."""
-    words = record << 3
+    words = record << RECORD_SHIFT
     field = u64(0)
     while field < 6:
         out[at + field] = load_relaxed(memslots, words + field)

@@ -40,6 +40,7 @@ from .layout import (
     NPAGES,
     OTHER,
     PHASE,
+    RECORD_SHIFT,
     SET_WORDS,
     SETS,
     SPACE,
@@ -154,7 +155,7 @@ def _judge(
         return HVA_WRAPS
     kind = CREATE
     if old != 0:
-        words = old << 3
+        words = old << RECORD_SHIFT
         if load_relaxed(memslots, words + USERSPACE_ADDR) != hva:
             return HVA_DIFFERS
         if load_relaxed(memslots, words + NPAGES) != npages:
@@ -167,11 +168,11 @@ def _judge(
         kind = MOVE
     near = last_before(memslots, set_, gfn + npages - _ONE)
     if near != 0 and near == old:  # what overlaps, if anything, is the slot before it
-        base = load_relaxed(memslots, (old << 3) + BASE_GFN)
+        base = load_relaxed(memslots, (old << RECORD_SHIFT) + BASE_GFN)
         near = last_before(memslots, set_, base - _ONE) if base > gfn else u64(0)
     if near != 0 and near != old:
-        base = load_relaxed(memslots, (near << 3) + BASE_GFN)
-        if base < gfn + npages and base + load_relaxed(memslots, (near << 3) + NPAGES) > gfn:
+        base = load_relaxed(memslots, (near << RECORD_SHIFT) + BASE_GFN)
+        if base < gfn + npages and base + load_relaxed(memslots, (near << RECORD_SHIFT) + NPAGES) > gfn:
             desk[DETAIL] = near
             return OVERLAPS
     return kind

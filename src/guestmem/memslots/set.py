@@ -19,7 +19,17 @@ from ..units import U64_MAX
 from .batch import EffectRoom
 from .changes import Change, ChangeKind
 from .invariants import check_memslots
-from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, PHASE, active_set, generation, geometry, new_memslots
+from .layout import (
+    COUNT,
+    KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
+    PHASE,
+    RECORD_WORDS,
+    SLOT_WORDS,
+    active_set,
+    generation,
+    geometry,
+    new_memslots,
+)
 from .lookup import CURSOR_WORDS, copy_by_id, copy_find, copy_slots
 from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, NOTHING, SWAPPED, bring, settle, stage
 from .refusal import refusal
@@ -91,7 +101,7 @@ class Memslots:
 
     @staticmethod
     def _room(slots: int = _COPIED) -> tuple[Own, memoryview]:
-        made = own(CURSOR_WORDS + 6 * slots)
+        made = own(CURSOR_WORDS + SLOT_WORDS * slots)
         return made, memoryview(made)  # type: ignore[arg-type] # an ndarray or a memoryview
 
     def _space(self, as_id: int) -> int:
@@ -101,7 +111,7 @@ class Memslots:
 
     def slot_of(self, record: int) -> Slot:
         """The slot of a record that cannot be reused meanwhile (inside an SRCU section, or under ``slots_lock``)."""
-        return Slot._make(self._cells[8 * record : 8 * record + 6].tolist())
+        return Slot._make(self._cells[record * RECORD_WORDS : record * RECORD_WORDS + SLOT_WORDS].tolist())
 
     # Lookups: from any thread, without a lock. What a compiled call copies comes from one set.
 
@@ -160,7 +170,7 @@ class Memslots:
 
     def __len__(self) -> int:
         """Number of slots of all address spaces."""
-        return sum(self._cells[active_set(self.words, as_id) + 5] for as_id in range(self.address_spaces))
+        return sum(self._cells[int(active_set(self.words, as_id) + COUNT)] for as_id in range(self.address_spaces))
 
     def generation(self, as_id: int = 0) -> int:
         """Generation of the active set; bit 63 is set while an update's grace period runs."""
@@ -183,13 +193,13 @@ class Memslots:
             room = self._room()
         while True:
             count = self._copy_slots(self.words, self.srcu.words, as_id, start, end, by_hva, room[0])
-            if CURSOR_WORDS + 6 * count <= len(room[1]):
+            if CURSOR_WORDS + SLOT_WORDS * count <= len(room[1]):
                 break
             room = self._room(count + _COPIED)
-        numbers = room[1][CURSOR_WORDS : CURSOR_WORDS + 6 * count].tolist()
-        if len(room[1]) <= CURSOR_WORDS + 6 * _COPIED:
+        numbers = room[1][CURSOR_WORDS : CURSOR_WORDS + SLOT_WORDS * count].tolist()
+        if len(room[1]) <= CURSOR_WORDS + SLOT_WORDS * _COPIED:
             self._spare.append(room)
-        return [Slot._make(numbers[at : at + 6]) for at in range(0, 6 * count, 6)]
+        return [Slot._make(numbers[at : at + SLOT_WORDS]) for at in range(0, SLOT_WORDS * count, SLOT_WORDS)]
 
     def _no_word(self, name: str, value: int, as_id: int) -> MemslotError:
         if value >> 64:

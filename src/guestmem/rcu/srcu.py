@@ -5,9 +5,8 @@ it entered; ``synchronize`` starts a new epoch and waits for every reader that i
 may sleep inside. Idea: Linux ``kernel/rcu/srcutree.c``, there with counters per CPU and two indices; here the
 readers (vCPUs) are few and known, so a word each is enough and shows who is late.
 
-Layout, in words from ``base``: +0 epoch, +8 number of exits that woke a waiter (futex), +16 newest grace
-period that an updater waits for (its cookie), +24 + 8 r: reader r. An exit wakes only if its section is older than
-that: else every exit of a busy reader would wake the updater, which takes the core from the very reader it waits for.
+An exit wakes only if its section is older than the newest grace period that an updater waits for: else every exit of
+a busy reader would wake the updater, which takes the core from the very reader it waits for.
 """
 
 from __future__ import annotations
@@ -29,8 +28,10 @@ from ..atomics import (
 from ..compiled import U64, Words, compiled, const, u64, words, wrapping
 from ..errors import InvariantError, UsageError
 from ..patience import GAVE_UP, LOOKS, deadline, patiently, time_left
+from ..structure import Structure, name_fields
 
 __all__ = [
+    "SRCU",
     "Srcu",
     "srcu_enter",
     "srcu_exit",
@@ -43,10 +44,16 @@ __all__ = [
     "srcu_words",
 ]
 
-_EXITS = const(8)
-_WAITERS = const(16)
-_READERS = const(24)
-_LINE = const(8)
+READER = Structure("reader", "a reader", size=8)
+_INSIDE = READER.word("0 outside a section, else the epoch in which it entered")
+_LINE = const(READER.size)
+SRCU = Structure("srcu", "the state of SRCU")
+_EPOCH = SRCU.line("the epoch; it is read at ``base`` itself")
+_EXITS = SRCU.line("exits that woke a waiter; futex")
+_WAITERS = SRCU.line("newest grace period that an updater waits for (its cookie)")
+_READERS = SRCU.array(READER, "a line a reader")
+name_fields(globals())
+
 _ONE = const(1)
 _EVERYBODY = const(0x7FFFFFFF)
 _NEVER = const((1 << 64) - 1)

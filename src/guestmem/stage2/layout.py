@@ -21,6 +21,7 @@ Idea: ``struct kvm_pgtable``, ``kvm_pgtable_walk_data`` and ``kvm_mmu_memory_cac
 from __future__ import annotations
 
 from ..compiled import const
+from ..structure import Structure, name_fields
 
 __all__ = [
     "ACCESSED",
@@ -149,151 +150,129 @@ __all__ = [
     "WRITE_MASK",
 ]
 
-# --- shape: geometry -------------------------------------------------------------------------------------------------
-PAGE_SHIFT = const(0)
-"""log2 of a page in bytes: of a level-3 leaf, and of a table's place in the pool."""
-STRIDE = const(1)
-"""Bits of address a level resolves: tables have 1 << STRIDE entries. PAGE_SHIFT - 3, or fewer to explore."""
-START_LEVEL = const(2)
-"""Level of the root's entries."""
-LAST_LEVEL = const(3)
-"""Level of pages: 3."""
-ROOT_ENTRIES = const(4)
-"""Entries of the root, all concatenated tables together; indexed by the whole address above the start level's shift."""
-IPA_END = const(5)
-"""First input address that the table does not cover: 1 << IPA bits."""
-OUTPUT_END = const(6)
-"""First output address that a descriptor cannot hold."""
-MIN_BLOCK_LEVEL = const(7)
-"""Lowest level number (largest size) at which a block may stand: 1 for 4K and NPT, 2 otherwise."""
-POOL_BASE = const(8)
-"""Address of the pool's word 0."""
+# --- shape ------------------------------------------------------------------------------------------------------------
+SHAPE = Structure("shape", "the format and geometry of a table", size=48)
+PAGE_SHIFT = SHAPE.word("log2 of a page in bytes: of a level-3 leaf, and of a table's place in the pool")
+STRIDE = SHAPE.word("bits of address a level resolves, so that tables have 1 << STRIDE entries; fewer to explore")
+START_LEVEL = SHAPE.word("level of the root's entries")
+LAST_LEVEL = SHAPE.word("level of pages: 3")
+ROOT_ENTRIES = SHAPE.word(
+    "entries of the root, all concatenated tables together, by the address from the start level on"
+)
+IPA_END = SHAPE.word("first input address that the table does not cover: 1 << IPA bits")
+OUTPUT_END = SHAPE.word("first output address that a descriptor cannot hold")
+MIN_BLOCK_LEVEL = SHAPE.word("lowest level number (largest size) of a block: 1 for 4K and NPT, 2 otherwise")
+POOL_BASE = SHAPE.word("address of the pool's word 0")
 
-# --- shape: format ---------------------------------------------------------------------------------------------------
-VALID = const(9)
-"""The valid bit. A descriptor without it is empty (0), LOCKED, or an owner's mark."""
-TABLE_MASK, TABLE_KIND, BLOCK_KIND = const(10), const(11), const(12)
-"""Above the last level, a descriptor d is a table if ``d & TABLE_MASK == TABLE_KIND``, a block if BLOCK_KIND."""
-PAGE_MASK, PAGE_KIND = const(13), const(14)
-"""At the last level, a descriptor d is a page if ``d & PAGE_MASK == PAGE_KIND``; any other valid one is reserved."""
-TABLE_BITS = const(15)
-"""All bits of a new table descriptor but its address (TABLE_KIND, on NPT also writable, user, accessed)."""
-ADDRESS_MASK = const(16)
-"""Bits of a descriptor that are the same bits of the output address, whole pages; of a table descriptor, too."""
-ADDRESS_HIGH_MASK, ADDRESS_HIGH_SHIFT = const(17), const(18)
-"""Bits that lie elsewhere: address |= (d & ADDRESS_HIGH_MASK) << ADDRESS_HIGH_SHIFT. Mask 0: none (then shift 0)."""
-ATTRIBUTES_MASK = const(19)
-"""Bits of a leaf that are neither address nor kind: what a block hands on to its pages when it is split."""
-READ_MASK, READ_GRANTED, READ_DENIED = const(20), const(21), const(22)
-"""A leaf is readable if ``d & READ_MASK == READ_GRANTED``; NPT: mask 0, always."""
-WRITE_MASK, WRITE_GRANTED, WRITE_DENIED = const(23), const(24), const(25)
-"""The same for writes (Arm S2AP[1], NPT bit 1)."""
-EXECUTE_MASK, EXECUTE_GRANTED, EXECUTE_DENIED = const(26), const(27), const(28)
-"""The same for fetches (Arm XN: 00 against 10, NPT bit 63: 0 against 1); GRANTED: for all exception levels."""
-PERMISSION_MASK = const(29)
-"""READ_MASK | WRITE_MASK | EXECUTE_MASK: bits that may change from valid to valid without break-before-make."""
-ACCESSED = const(30)
-"""The access flag (Arm bit 10, NPT bit 5)."""
-DIRTY = const(31)
-"""What hardware sets when it writes: NPT bit 6; Arm S2AP[1] where DBM is used, else 0."""
-SOFTWARE_MASK = const(32)
-"""Bits that hardware ignores in leaves (58:55 in both formats)."""
-LOCKED = const(33)
-"""The invalid descriptor that says: one walker is between break and make. Holds no reference."""
-TYPE_MASK = const(34)
-"""Bits that tell the type of an invalid descriptor (Arm, as KVM 7.1: 63:60). Owner marks have a type that is not 0 and
-not LOCKED's."""
-OWNER_SHIFT, OWNER_MASK = const(35), const(36)
-"""Owner of an owner's mark: ``d >> OWNER_SHIFT & OWNER_MASK``; the mark's own type is in OWNER_TYPE."""
-BLOCK_LEVELS = const(38)
-"""Bit L: hardware takes a block at level L. A valid leaf at any other level above the last does not translate."""
-OWNER_TYPE = const(37)
-"""Type bits of an owner's mark: ``d & TYPE_MASK == OWNER_TYPE``."""
-MODIFIER = const(39)
-"""The dirty-bit-modifier (Arm bit 51) where the format uses it: hardware sets S2AP[1] of a leaf that has it. Else 0."""
-NT = const(40)
-"""The bit of a block that keeps hardware from caching it (Arm, FEAT_BBM level 1 or 2: bit 16); 0: there is none."""
-SHAPE_WORDS = 48
+VALID = SHAPE.word("the valid bit; a descriptor without it is empty (0), LOCKED, or an owner's mark")
+TABLE_MASK = SHAPE.word("above the last level, a descriptor d is a table if d & TABLE_MASK == TABLE_KIND")
+TABLE_KIND = SHAPE.word("see TABLE_MASK")
+BLOCK_KIND = SHAPE.word("above the last level, a descriptor d is a block if d & TABLE_MASK == BLOCK_KIND")
+PAGE_MASK = SHAPE.word("at the last level, d is a page if d & PAGE_MASK == PAGE_KIND; any other valid one is reserved")
+PAGE_KIND = SHAPE.word("see PAGE_MASK")
+TABLE_BITS = SHAPE.word("a new table descriptor but its address (TABLE_KIND; on NPT also writable, user, accessed)")
+ADDRESS_MASK = SHAPE.word("bits that are the same bits of the output address, whole pages; of a table descriptor, too")
+ADDRESS_HIGH_MASK = SHAPE.word("bits that lie elsewhere: address |= (d & this) << ADDRESS_HIGH_SHIFT; 0: none")
+ADDRESS_HIGH_SHIFT = SHAPE.word("see ADDRESS_HIGH_MASK; 0 if there are none")
+ATTRIBUTES_MASK = SHAPE.word("bits of a leaf that are neither address nor kind: what a block hands on when it is split")
+READ_MASK = SHAPE.word("a leaf is readable if d & READ_MASK == READ_GRANTED; NPT: mask 0, always")
+READ_GRANTED = SHAPE.word("see READ_MASK")
+READ_DENIED = SHAPE.word("see READ_MASK")
+WRITE_MASK = SHAPE.word("the same for writes (Arm S2AP[1], NPT bit 1)")
+WRITE_GRANTED = SHAPE.word("see WRITE_MASK")
+WRITE_DENIED = SHAPE.word("see WRITE_MASK")
+EXECUTE_MASK = SHAPE.word("the same for fetches (Arm XN: 00 against 10, NPT bit 63: 0 against 1)")
+EXECUTE_GRANTED = SHAPE.word("see EXECUTE_MASK; for all exception levels")
+EXECUTE_DENIED = SHAPE.word("see EXECUTE_MASK")
+PERMISSION_MASK = SHAPE.word("bits that may change from valid to valid without break-before-make: those three masks")
+ACCESSED = SHAPE.word("the access flag (Arm bit 10, NPT bit 5)")
+DIRTY = SHAPE.word("what hardware sets when it writes: NPT bit 6; Arm S2AP[1] where DBM is used, else 0")
+SOFTWARE_MASK = SHAPE.word("bits that hardware ignores in leaves (58:55 in both formats)")
+LOCKED = SHAPE.word("the invalid descriptor that says: one walker is between break and make; holds no reference")
+TYPE_MASK = SHAPE.word("type of an invalid descriptor (Arm, as KVM 7.1: 63:60); an owner's mark has one, not LOCKED's")
+OWNER_SHIFT = SHAPE.word("owner of an owner's mark: d >> OWNER_SHIFT & OWNER_MASK")
+OWNER_MASK = SHAPE.word("see OWNER_SHIFT")
+OWNER_TYPE = SHAPE.word("type bits of an owner's mark: d & TYPE_MASK == OWNER_TYPE")
+BLOCK_LEVELS = SHAPE.word(
+    "bit L: hardware takes a block at level L; any other valid leaf above the last is no translation"
+)
+MODIFIER = SHAPE.word("the dirty-bit-modifier (Arm bit 51), where used: hardware sets S2AP[1] of a leaf that has it")
+NT = SHAPE.word("the bit of a block that keeps hardware from caching it (Arm, FEAT_BBM 1 or 2: bit 16); 0: none")
+SHAPE_WORDS = SHAPE.size
 
-# --- pages: header, then a line of eight words per page ---------------------------------------------------------------
-LIMIT = const(9)
-"""Number of pages."""
-TAKEN, GIVEN = const(16), const(24)
-"""How many pages were taken from the pool and given back, ever; on lines of their own."""
-PAGES = const(32)
-"""Line of page n: word PAGES + 8 n."""
-COUNT = const(0)
-"""References to the page: one for its allocation and one for each entry that is not 0 and not LOCKED."""
-HELD = const(1)
-"""Discipline walk_refs: one for the link from the parent's entry, and one for each walker inside. 0: to be freed."""
-NEXT = const(2)
-"""Of a page being freed: page number + 1 of the next one of its chain."""
-STATE = const(3)
-"""FREE, CACHED (in a vCPU's cache), LINKED (reachable, or part of an unlinked tree being built), DEAD (unlinked)."""
-ENTRY_LEVEL = const(4)
-"""Level of the entry that points, or pointed, here; for a root, start level - 1 modulo 2**64."""
+# --- pages: header, then a line per page ------------------------------------------------------------------------------
+PAGE = Structure("page", "what is known of a page of the pool", size=8)
+COUNT = PAGE.word("references: one for its allocation and one for each entry that is not 0 and not LOCKED")
+HELD = PAGE.word("walk_refs: one for the link from the parent's entry, one for each walker inside; 0: to be freed")
+NEXT = PAGE.word("of a page being freed: page number + 1 of the next one of its chain")
+STATE = PAGE.word("FREE, CACHED, LINKED or DEAD")
+ENTRY_LEVEL = PAGE.word("level of the entry that points, or pointed, here; of a root, start level - 1 modulo 2**64")
+PAGE_WORDS = const(PAGE.size)
 FREE, CACHED, LINKED, DEAD = const(0), const(1), const(2), const(3)
-PAGE_WORDS = const(8)
+"""STATE. CACHED: in a vCPU's cache; LINKED: reachable, or part of an unlinked tree being built; DEAD: unlinked."""
+
+HEADER = Structure("pages", "the pool's side array")
+LIMIT = HEADER.word("number of pages", at=9)
+TAKEN = HEADER.line("how many pages were taken from the pool, ever")
+GIVEN = HEADER.line("how many pages were given back, ever")
+PAGES = HEADER.array(PAGE, "line of page n: word PAGES + 8 n")
 
 # --- mmu: one table ---------------------------------------------------------------------------------------------------
-ROOT = const(0)
-"""Page number of the root + 1; 0 once destroyed."""
-DISCIPLINE = const(1)
-"""Who frees what, when: RCU, LOCK_SUBTREE, RWLOCK or WALK_REFS."""
-VCPUS = const(2)
-"""Number of walkers (vCPUs and, by habit walker 0, the Python thread): readers of lock and SRCU, owners of desks."""
-QUEUE_CAPACITY = const(3)
-"""Places of each walker's queue of deferred pages, a power of two."""
-SRCU_BASE, QUEUE_BASE, QUEUE_WORDS = const(4), const(5), const(6)
-"""Where the SRCU state and walker 0's queue start, and how long a queue is."""
-LOCK_BASE = const(7)
-"""Where the reader-writer lock starts: see ``rwlock``."""
-UNSOUND = const(8)
-"""How often a freed page's count was wrong (KVM would warn); check() reports it."""
-TLB_BASE, TLB_RING = const(9), const(10)
-"""Where the hub of the TLBs starts, 0 while none is attached; records in its log, a power of two: ``tlb_layout``."""
-RETRIES, RETRY_WAITERS = const(16), const(24)
-"""Discipline lock_subtree: a makes' count to wait on, and how many wait."""
-TLB = const(32)
-"""Counters of invalidations: see ``invalidate``."""
-CLEANS, CLEANED = const(40), const(41)
-"""How often data caches were cleaned for a leaf, and how many bytes: see ``flush``."""
-INVALIDATE_SEQ, INVALIDATING, INVALIDATE_START, INVALIDATE_END = (const(word) for word in range(48, 52))
-"""Invalidations that have ended; how many are under way, and the range of all of them, in bytes: see ``retry``."""
-REPLACED_BY_BREAK, REPLACED_BY_NT, REPLACED_DIRECTLY = const(56), const(57), const(58)
-"""How often a split or a collapse replaced an entry by break-before-make, by way of nT, or at once: see ``bbm``."""
-MMU_FIXED = 64
+MMU = Structure("mmu", "state of one table; then the lock, SRCU, queues and the TLBs' hub", size=64)
+ROOT = MMU.word("page number of the root + 1; 0 once destroyed")
+DISCIPLINE = MMU.word("who frees what, when: RCU, LOCK_SUBTREE, RWLOCK or WALK_REFS")
+VCPUS = MMU.word("number of walkers (vCPUs and, by habit walker 0, the Python thread): readers, owners of desks")
+QUEUE_CAPACITY = MMU.word("places of each walker's queue of deferred pages, a power of two")
+SRCU_BASE = MMU.word("where the SRCU state starts")
+QUEUE_BASE = MMU.word("where walker 0's queue starts")
+QUEUE_WORDS = MMU.word("how long a queue is")
+LOCK_BASE = MMU.word("where the reader-writer lock starts: see ``rwlock``")
+UNSOUND = MMU.word("how often a freed page's count was wrong (KVM would warn); check() reports it")
+TLB_BASE = MMU.word("where the hub of the TLBs starts, 0 while none is attached: ``tlb_layout``")
+TLB_RING = MMU.word("records in the hub's log, a power of two")
+RETRIES = MMU.line("lock_subtree: a makes' count to wait on")
+RETRY_WAITERS = MMU.line("lock_subtree: how many wait")
+TLB = MMU.words(8, "counters of invalidations: see ``invalidate``")
+CLEANS = MMU.word("how often data caches were cleaned for a leaf: see ``flush``")
+CLEANED = MMU.word("how many bytes were cleaned")
+MMU.new_line()
+INVALIDATE_SEQ = MMU.word("invalidations that have ended: see ``retry``")
+INVALIDATING = MMU.word("how many are under way")
+INVALIDATE_START = MMU.word("the range of all that are under way, in bytes")
+INVALIDATE_END = MMU.word("and its end")
+MMU.new_line()
+REPLACED_BY_BREAK = MMU.word("how often a split or a collapse replaced an entry by break-before-make: see ``bbm``")
+REPLACED_BY_NT = MMU.word("how often by way of nT")
+REPLACED_DIRECTLY = MMU.word("how often at once")
+MMU_FIXED = MMU.size
 """Words before the lock."""
 RCU, LOCK_SUBTREE, RWLOCK, WALK_REFS = const(0), const(1), const(2), const(3)
 """Those below RWLOCK put pages aside for a grace period, and shared walks are SRCU sections."""
 
 # --- desk: one vCPU ---------------------------------------------------------------------------------------------------
-RECLAIMED = const(0)
-"""Where ``rcu.reclaim`` puts the page whose grace period is over."""
-WALKER = const(30)
-"""Number of this vCPU."""
-ADDRESS, END = const(1), const(2)
-"""The walk: where it is, and where it ends."""
-LEVEL, ENTRY, OLD = const(3), const(4), const(5)
-"""The visit: level, word index in the pool and observed value of the entry."""
-FLAGS, NEXT_STEP = const(6), const(7)
-"""Flags of the walk; what the next step starts with."""
-PROGRESS = const(8)
-"""First address that an operation did not finish; END of its range if it did."""
-RESULT = const(9)
-"""A count or value that an operation returns beside its status."""
-HELD_CHILD, HOLDS = const(10), const(11)
-"""Discipline walk_refs: page number + 1 of the table that the walk comes up from; 1 if the walk holds pages."""
-PATH = const(12)
-"""Of each level above the visit's: word index of the entry on the way (walk_refs: the tables they lie in are held)."""
-TREE = const(16)
-"""Of each level 0 to 3: page number of the table that ``create_unlinked`` fills."""
-FIND = const(20)
-"""Words for a lookup: descriptor, level, address, see ``walk.lookup``."""
-CACHE_COUNT, CACHE_CAPACITY = const(28), const(29)
-"""Table pages in this vCPU's cache, and how many there may be."""
-CACHE = const(32)
-"""The cached pages' numbers; zeroed."""
+DESK = Structure("desk", "what one vCPU needs: its walk, its cache of table pages, results")
+RECLAIMED = DESK.word("where ``rcu.reclaim`` puts the page whose grace period is over")
+ADDRESS = DESK.word("the walk: where it is")
+END = DESK.word("the walk: where it ends")
+LEVEL = DESK.word("the visit: level")
+ENTRY = DESK.word("the visit: word index of the entry in the pool")
+OLD = DESK.word("the visit: observed value of the entry")
+FLAGS = DESK.word("flags of the walk")
+NEXT_STEP = DESK.word("what the next step starts with")
+PROGRESS = DESK.word("first address that an operation did not finish; END of its range if it did")
+RESULT = DESK.word("a count or value that an operation returns beside its status")
+HELD_CHILD = DESK.word("walk_refs: page number + 1 of the table that the walk comes up from")
+HOLDS = DESK.word("walk_refs: 1 if the walk holds pages")
+PATH = DESK.words(4, "of each level above the visit's: word index of the entry on the way (walk_refs: held)")
+TREE = DESK.words(4, "of each level 0 to 3: page number of the table that ``create_unlinked`` fills")
+FIND = DESK.words(8, "for a lookup: descriptor, level, address: see ``walk.lookup``")
+CACHE_COUNT = DESK.word("table pages in this vCPU's cache")
+CACHE_CAPACITY = DESK.word("how many there may be")
+WALKER = DESK.word("number of this vCPU")
+DESK.new_line()
+CACHE = DESK.words(0, "the cached pages' numbers; zeroed")
+
+name_fields(globals())
 
 # --- walks ------------------------------------------------------------------------------------------------------------
 SHARED = const(1)

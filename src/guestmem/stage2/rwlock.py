@@ -3,9 +3,6 @@
 A reader has a word of its own, a cache line apart, so that readers on two cores do not share a line; the writer
 raises a flag and waits for each reader's word. KVM's lock spins; who waits here looks some times, then sleeps. Idea:
 ``include/linux/percpu-rwsem.h``, without its RCU part. A writer that waits holds new readers off.
-
-Layout, from ``base``: +0 writer (0 none, 1 one, 2 and somebody waits for it), +8 number of exits that a writer may
-wait on, +16 + 8 r: reader r.
 """
 
 from __future__ import annotations
@@ -13,11 +10,18 @@ from __future__ import annotations
 from ..atomics import compare_exchange, exchange, fence, fetch_add, load_acquire, store_release, wait, wake
 from ..compiled import U64, Words, compiled, const, u64
 from ..patience import LOOKS
+from ..structure import Structure, name_fields
 
-__all__ = ["read_lock", "read_unlock", "rwlock_words", "write_lock", "write_unlock"]
+__all__ = ["LOCK", "read_lock", "read_unlock", "rwlock_words", "write_lock", "write_unlock"]
 
-_EXITS = const(8)
-_READERS = const(16)
+READER = Structure("reader", "a reader", size=8)
+_INSIDE = READER.word("1: it holds the lock, or is about to")
+LOCK = Structure("lock", "a reader-writer lock")
+_WRITER = LOCK.line("0 none, 1 one, 2 and somebody waits for it; it is at ``base`` itself")
+_EXITS = LOCK.line("exits that a writer may wait on; futex")
+_READERS = LOCK.array(READER, "a line a reader")
+name_fields(globals())
+
 _ONE = const(1)
 _TWO = const(2)
 _EVERYBODY = const(0x7FFFFFFF)
@@ -25,7 +29,7 @@ _EVERYBODY = const(0x7FFFFFFF)
 
 def rwlock_words(readers: int) -> int:
     """Words that a lock of ``readers`` readers takes."""
-    return 16 + 8 * readers
+    return int(_READERS) + READER.size * readers
 
 
 @compiled(nogil=True)

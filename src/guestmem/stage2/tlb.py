@@ -88,7 +88,7 @@ class Tlb:
             (tlb_layout.SETS_ACCESSED, int(sets_flags is not False)),
             (tlb_layout.SETS_DIRTY, _DIRTY if x86 and sets_flags is not False else 0),
             (tlb_layout.DBM, _DBM if not x86 and sets_flags else 0),
-            (tlb_layout.NT, _NT if not x86 and bbm and 1 << table.format.geometry.shift(2) > _NT else 0),
+            (tlb_layout.TLB_NT, _NT if not x86 and bbm and 1 << table.format.geometry.shift(2) > _NT else 0),
             (tlb_layout.FORGETS, int(x86)),
             (tlb_layout.IDENTITY, int(identity)),
             (tlb_layout.SEEN, peek(table.mmu, table.tlb_hub + int(tlb_layout.SEQUENCE))),
@@ -106,8 +106,8 @@ class Tlb:
             (tlb_layout.WALK_MASK, tlb_layout.WALK_BASE, walks),
         ):
             made[int(mask)], made[int(where)] = entries - 1, base
-            base += int(tlb_layout.ENTRY) * entries
-        made[int(tlb_layout.WALKER)] = self.walker
+            base += int(tlb_layout.ENTRY_WORDS) * entries
+        made[int(tlb_layout.TLB_WALKER)] = self.walker
         return made
 
     @property
@@ -132,8 +132,8 @@ class Tlb:
         """One access to ``ipa`` by way of virtual address ``va`` (the same unless given): fault, address, level."""
         need = int(tlb_layout.WRITE if write else tlb_layout.FETCH if fetch else tlb_layout.READ)
         status = int(tlb_miss(*self._hardware, ipa if va is None else va, ipa, need))
-        address = int(self.words[int(tlb_layout.ADDRESS)]) if not status else 0
-        return FAULTS[status], address, int(self.words[int(tlb_layout.LEVEL)])
+        address = int(self.words[int(tlb_layout.HOST_ADDRESS)]) if not status else 0
+        return FAULTS[status], address, int(self.words[int(tlb_layout.FOUND_LEVEL)])
 
     def speculate(self, ipa: int, *, between: bool = False, walk: bool = False) -> None:
         """Fill what hardware might at any time; ``between``: from now on also after each record that is applied.
@@ -171,7 +171,7 @@ class Tlb:
     def _entries(self, mask: object, base: object) -> list[tuple[int, int, int]]:
         first = int(self.words[int(base)])  # type: ignore[call-overload]
         count = int(self.words[int(mask)]) + 1  # type: ignore[call-overload]
-        places = range(first, first + int(tlb_layout.ENTRY) * count, int(tlb_layout.ENTRY))
+        places = range(first, first + int(tlb_layout.ENTRY_WORDS) * count, int(tlb_layout.ENTRY_WORDS))
         return [
             (int(self.words[at]) - 1, int(self.words[at + 1]), int(self.words[at + 2]))
             for at in places

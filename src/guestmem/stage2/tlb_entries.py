@@ -15,7 +15,10 @@ from .tlb_layout import (
     COMBINED_MASK,
     COMBINED_SEEN,
     DROPPED,
-    ENTRY,
+    ENTRY_ABOUT,
+    ENTRY_SEEN,
+    ENTRY_TARGET,
+    ENTRY_WORDS,
     EVERYTHING_SEEN,
     KIND,
     LEAF_BASE,
@@ -42,34 +45,34 @@ def tag_of(shape: Own, ipa: U64, level: U64) -> U64:
 @compiled(inline=True)
 def leaf_place(shape: Own, tlb: Own, ipa: U64, level: U64) -> U64:
     """Word of the only entry in which a leaf at ``level`` can be."""
-    return tlb[LEAF_BASE] + ENTRY * (((ipa >> level_shift(shape, level)) + level) & tlb[LEAF_MASK])
+    return tlb[LEAF_BASE] + ENTRY_WORDS * (((ipa >> level_shift(shape, level)) + level) & tlb[LEAF_MASK])
 
 
 @compiled(inline=True)
 def walk_place(shape: Own, tlb: Own, ipa: U64, level: U64) -> U64:
     """Word of the only entry in which the table below an entry at ``level`` can be."""
-    return tlb[WALK_BASE] + ENTRY * (((ipa >> level_shift(shape, level)) + level) & tlb[WALK_MASK])
+    return tlb[WALK_BASE] + ENTRY_WORDS * (((ipa >> level_shift(shape, level)) + level) & tlb[WALK_MASK])
 
 
 @compiled(inline=True)
 def fill(tlb: Own, place: U64, tag: U64, target: U64, about: U64) -> None:
     """Fill an entry; it is as old as the log that this vCPU has applied."""
     tlb[place] = tag
-    tlb[place + _ONE] = target
-    tlb[place + _TWO] = about
-    tlb[place + _THREE] = tlb[SEEN]
+    tlb[place + ENTRY_TARGET] = target
+    tlb[place + ENTRY_ABOUT] = about
+    tlb[place + ENTRY_SEEN] = tlb[SEEN]
 
 
 @compiled
 def _clear(tlb: Own, first: U64, mask: U64) -> None:
     """Forget all of one cache."""
     place = first
-    end = first + ENTRY * (mask + _ONE)
+    end = first + ENTRY_WORDS * (mask + _ONE)
     while place < end:
         if tlb[place] != 0:
             tlb[place] = u64(0)
             tlb[DROPPED] += _ONE
-        place += ENTRY
+        place += ENTRY_WORDS
 
 
 @compiled
@@ -110,7 +113,7 @@ def _forget_address(shape: Own, tlb: Own, ipa: U64, hint: U64) -> None:
 def _forget_bytes(shape: Own, tlb: Own, first: U64, mask: U64, start: U64, end: U64) -> None:
     """Forget the leaves, or tables, of one cache that lie partly in ``[start, end)``. O(entries)."""
     place = first
-    stop = first + ENTRY * (mask + _ONE)
+    stop = first + ENTRY_WORDS * (mask + _ONE)
     while place < stop:
         if tlb[place] != 0:
             tag = tlb[place] - _ONE
@@ -119,7 +122,7 @@ def _forget_bytes(shape: Own, tlb: Own, first: U64, mask: U64, start: U64, end: 
             if low < end and low + (_ONE << shift) > start:
                 tlb[place] = u64(0)
                 tlb[DROPPED] += _ONE
-        place += ENTRY
+        place += ENTRY_WORDS
 
 
 @compiled

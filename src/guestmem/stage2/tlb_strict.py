@@ -26,6 +26,8 @@ from .layout import (
 from .tlb_layout import (
     BY_ADDRESS,
     BY_BYTES,
+    ENTRY_SEEN,
+    ENTRY_TARGET,
     EVERYTHING,
     FINDINGS,
     FIRST_IPA,
@@ -34,6 +36,9 @@ from .tlb_layout import (
     FIRST_RECORD,
     KIND,
     NO_HINT,
+    RECORD_DONE,
+    RECORD_END,
+    RECORD_START,
     SEEN,
     SEQUENCE,
     STALE_COMBINED,
@@ -121,7 +126,7 @@ def _look(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, 
     hub = load_relaxed(mmu, TLB_BASE)
     head = load_acquire(mmu, hub + SEQUENCE)
     ring = load_relaxed(mmu, TLB_RING)
-    number = tlb[place + _THREE]
+    number = tlb[place + ENTRY_SEEN]
     shift = level_shift(shape, level)
     low = ipa >> shift << shift
     high = low + (_ONE << shift)
@@ -131,14 +136,14 @@ def _look(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, 
         number = head - ring + _ONE
     while number < head:
         record = record_at(mmu, hub, number)
-        if load_acquire(mmu, record + _THREE) == number + _ONE:
+        if load_acquire(mmu, record + RECORD_DONE) == number + _ONE:
             what = load_acquire(mmu, record)
-            start = load_acquire(mmu, record + _ONE)
-            end = load_acquire(mmu, record + _TWO)
+            start = load_acquire(mmu, record + RECORD_START)
+            end = load_acquire(mmu, record + RECORD_END)
             known = load_relaxed(mmu, hub + SEQUENCE) - number < ring
             covered = known and _covers(shape, what, start, end, kind, low, high)
             if covered and what & KIND == BY_ADDRESS and what >> 8 < NO_HINT and what >> 8 != level:
-                page = tlb[place + _ONE]  # of a leaf, its first one
+                page = tlb[place + ENTRY_TARGET]  # of a leaf, its first one
                 if kind == STALE_LEAF:
                     page |= ipa & (high - low - _ONE)
                 covered = not _may_stand(shape, pool, mmu, tlb, ipa, page >> shape[PAGE_SHIFT])
@@ -150,7 +155,7 @@ def _look(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, 
             passed = False
         number += _ONE
         if passed:
-            tlb[place + _THREE] = number
+            tlb[place + ENTRY_SEEN] = number
     return True
 
 
@@ -160,6 +165,6 @@ def look_at_use(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind:
     if tlb[STRICT] == 0:
         return True
     hub = load_relaxed(mmu, TLB_BASE)
-    if hub == 0 or load_acquire(mmu, hub + SEQUENCE) == tlb[place + _THREE]:
+    if hub == 0 or load_acquire(mmu, hub + SEQUENCE) == tlb[place + ENTRY_SEEN]:
         return True
     return _look(shape, pool, mmu, tlb, place, kind, ipa, level)

@@ -38,7 +38,6 @@ from .layout import (
 from .tlb_entries import fill, forget, forget_all, leaf_place, tag_of, walk_place
 from .tlb_layout import (
     ACCESS_FLAG,
-    ADDRESS,
     APPLIED,
     BBM,
     BY_ADDRESS,
@@ -47,18 +46,21 @@ from .tlb_layout import (
     CONFLICT,
     CONFLICTS,
     DBM,
-    ENTRY,
+    ENTRY_ABOUT,
     ENTRY_FLUSHES,
+    ENTRY_TARGET,
+    ENTRY_WORDS,
     FETCH,
     FILLS,
     FLAGS_SET,
     FORGETS,
     FOUND,
+    FOUND_LEVEL,
     HITS,
+    HOST_ADDRESS,
     IDENTITY,
     IN_GUEST,
     LEAF_HITS,
-    LEVEL,
     LINE,
     LINES,
     LOCAL_IPA,
@@ -66,11 +68,12 @@ from .tlb_layout import (
     LOCAL_SEEN,
     LOCALS,
     LOCALS_SEEN,
-    NT,
     OK,
     OVERRUNS,
     PERMISSION,
     READ,
+    RECORD_END,
+    RECORD_START,
     SEEN,
     SEQUENCE,
     SETS_ACCESSED,
@@ -80,10 +83,11 @@ from .tlb_layout import (
     STALE_COMBINED,
     STALE_LEAF,
     STALE_WALK,
+    TLB_NT,
+    TLB_WALKER,
     TRANSLATION,
     TWO_SIZES,
     WALK_HITS,
-    WALKER,
     WALKS,
     WRITE,
 )
@@ -146,7 +150,7 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
     to_words = shape[PAGE_SHIFT] - _THREE
     in_table = (_ONE << shape[STRIDE]) - _ONE
     root = load_relaxed(mmu, ROOT)
-    tlb[LEVEL] = start
+    tlb[FOUND_LEVEL] = start
     tlb[WALKS] += _ONE
     if root == 0 or ipa >= shape[IPA_END]:
         return TRANSLATION
@@ -160,7 +164,7 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
             shape, pool, mmu, tlb, place, STALE_WALK, ipa, above
         ):
             level = above + _ONE
-            entry = tlb[place + _ONE] + ((ipa >> level_shift(shape, level)) & in_table)
+            entry = tlb[place + ENTRY_TARGET] + ((ipa >> level_shift(shape, level)) & in_table)
             tlb[WALK_HITS] += _ONE
             break
     while True:
@@ -171,7 +175,7 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
             level += _ONE
             entry = table + ((ipa >> level_shift(shape, level)) & in_table)
             continue
-        tlb[LEVEL] = level
+        tlb[FOUND_LEVEL] = level
         tlb[FOUND] = descriptor
         if descriptor & shape[VALID] == 0:
             return TRANSLATION
@@ -198,7 +202,7 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
             descriptor = flagged
             break
         # Somebody changed it: look at it again.
-    if descriptor & tlb[NT] == 0 or level == last:
+    if descriptor & tlb[TLB_NT] == 0 or level == last:
         shift = level_shift(shape, level)
         target = output_address(shape, descriptor) >> shift << shift  # nT of a block lies among the address bits
         fill(
@@ -236,15 +240,15 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
             if place != 0:
                 return _conflict(tlb, ipa, level)
             place = here
-            tlb[LEVEL] = level
+            tlb[FOUND_LEVEL] = level
         level += _ONE
     rights = u64(0)
     target = u64(0)
     cached = True
-    level = tlb[LEVEL]
+    level = tlb[FOUND_LEVEL]
     if place != 0 and look_at_use(shape, pool, mmu, tlb, place, STALE_LEAF, ipa, level):
-        target = tlb[place + _ONE]
-        rights = tlb[place + _TWO]
+        target = tlb[place + ENTRY_TARGET]
+        rights = tlb[place + ENTRY_ABOUT]
         if rights & need == need:
             tlb[LEAF_HITS] += _ONE
         elif tlb[FORGETS] != 0 or (need & WRITE != 0 and rights & _LIFTS != 0):
@@ -256,19 +260,19 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
         status = _walk(shape, pool, mmu, tlb, ipa, need)
         if status != OK:
             return status
-        level = tlb[LEVEL]
+        level = tlb[FOUND_LEVEL]
         shift = level_shift(shape, level)
         target = output_address(shape, tlb[FOUND]) >> shift << shift
         rights = _rights(shape, tlb, tlb[FOUND])
-        cached = tlb[FOUND] & tlb[NT] == 0 or level == shape[LAST_LEVEL]
-    tlb[LEVEL] = level
+        cached = tlb[FOUND] & tlb[TLB_NT] == 0 or level == shape[LAST_LEVEL]
+    tlb[FOUND_LEVEL] = level
     if rights & need != need:
         return PERMISSION
     page_shift = shape[PAGE_SHIFT]
     page = (ipa & ((_ONE << level_shift(shape, level)) - _ONE)) >> page_shift << page_shift
-    tlb[ADDRESS] = (target | page) | (ipa & ((_ONE << page_shift) - _ONE))
+    tlb[HOST_ADDRESS] = (target | page) | (ipa & ((_ONE << page_shift) - _ONE))
     if cached:
-        where = tlb[COMBINED_BASE] + ENTRY * ((va >> page_shift) & tlb[COMBINED_MASK])
+        where = tlb[COMBINED_BASE] + ENTRY_WORDS * ((va >> page_shift) & tlb[COMBINED_MASK])
         fill(tlb, where, (va >> page_shift) + _ONE, target | page | level, (ipa >> page_shift << page_shift) | rights)
     return OK
 
@@ -276,13 +280,13 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
 @compiled
 def tlb_miss(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U64, need: U64) -> U64:
     """``tlb_translate`` beyond the first look. O(levels)."""
-    where = tlb[COMBINED_BASE] + ENTRY * ((va >> shape[PAGE_SHIFT]) & tlb[COMBINED_MASK])
+    where = tlb[COMBINED_BASE] + ENTRY_WORDS * ((va >> shape[PAGE_SHIFT]) & tlb[COMBINED_MASK])
     if tlb[where] == (va >> shape[PAGE_SHIFT]) + _ONE:
-        rights = tlb[where + _TWO]
-        level = tlb[where + _ONE] & _THREE
+        rights = tlb[where + ENTRY_ABOUT]
+        level = tlb[where + ENTRY_TARGET] & _THREE
         if look_at_use(shape, pool, mmu, tlb, where, STALE_COMBINED, ipa, level) and rights & need != need:
             if tlb[FORGETS] == 0 and (need & WRITE == 0 or rights & _LIFTS == 0):
-                tlb[LEVEL] = level
+                tlb[FOUND_LEVEL] = level
                 return PERMISSION
             tlb[where] = u64(0)
     return _fill_from_leaf(shape, pool, mmu, tlb, va, ipa, need)
@@ -290,17 +294,17 @@ def tlb_miss(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U64, n
 
 @compiled(inline=True)
 def tlb_translate(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U64, need: U64) -> U64:
-    """Translate one access in the guest: OK and tlb[ADDRESS], or the fault that it takes.
+    """Translate one access in the guest: OK and tlb[HOST_ADDRESS], or the fault that it takes.
 
     ``va`` is the virtual address that stage 1 maps to ``ipa``. ``need``: READ, WRITE or FETCH. TRANSLATION,
-    ACCESS_FLAG, PERMISSION: tlb[LEVEL] is the level of the fault. CONFLICT: everything was forgotten, try again.
+    ACCESS_FLAG, PERMISSION: tlb[FOUND_LEVEL] is the level of the fault. CONFLICT: everything was forgotten, try again.
     """
     page_shift = shape[PAGE_SHIFT]
-    where = tlb[COMBINED_BASE] + ENTRY * ((va >> page_shift) & tlb[COMBINED_MASK])
-    if tlb[where] == (va >> page_shift) + _ONE and tlb[where + _TWO] & need == need:
-        target = tlb[where + _ONE]
-        if look_at_use(shape, pool, mmu, tlb, where, STALE_COMBINED, tlb[where + _TWO], target & _THREE):
-            tlb[ADDRESS] = (target >> page_shift << page_shift) | (va & ((_ONE << page_shift) - _ONE))
+    where = tlb[COMBINED_BASE] + ENTRY_WORDS * ((va >> page_shift) & tlb[COMBINED_MASK])
+    if tlb[where] == (va >> page_shift) + _ONE and tlb[where + ENTRY_ABOUT] & need == need:
+        target = tlb[where + ENTRY_TARGET]
+        if look_at_use(shape, pool, mmu, tlb, where, STALE_COMBINED, tlb[where + ENTRY_ABOUT], target & _THREE):
+            tlb[HOST_ADDRESS] = (target >> page_shift << page_shift) | (va & ((_ONE << page_shift) - _ONE))
             tlb[HITS] += _ONE
             return OK
     return tlb_miss(shape, pool, mmu, tlb, va, ipa, need)
@@ -314,15 +318,15 @@ def tlb_apply(shape: Own, pool: Words, mmu: Words, tlb: Own, most: U64) -> None:
     """
     hub = load_relaxed(mmu, TLB_BASE)
     ring = load_relaxed(mmu, TLB_RING)
-    line = hub + LINES + LINE * tlb[WALKER]
+    line = hub + LINES + LINE * tlb[TLB_WALKER]
     head = load_acquire(mmu, hub + SEQUENCE)
     seen = tlb[SEEN]
     lost = head - seen > most
     while seen < head and not lost:
         record = record_at(mmu, hub, seen)
         what = load_acquire(mmu, record)
-        start = load_acquire(mmu, record + _ONE)
-        end = load_acquire(mmu, record + _TWO)
+        start = load_acquire(mmu, record + RECORD_START)
+        end = load_acquire(mmu, record + RECORD_END)
         # If the place of this record is being written again, the log has gone on so far that this look sees it.
         lost = load_relaxed(mmu, hub + SEQUENCE) - seen >= ring
         if not lost:
@@ -354,7 +358,7 @@ def tlb_enter(shape: Own, pool: Words, mmu: Words, tlb: Own) -> None:
     The fence pairs with the one in ``wait_for_vcpus``: this vCPU sees the record, or the invalidator sees it inside.
     """
     hub = load_relaxed(mmu, TLB_BASE)
-    line = hub + LINES + LINE * tlb[WALKER]
+    line = hub + LINES + LINE * tlb[TLB_WALKER]
     store_release(mmu, line + IN_GUEST, _ONE)
     fence()
     locals_ = load_relaxed(mmu, line + LOCALS)
@@ -380,20 +384,20 @@ def tlb_enter(shape: Own, pool: Words, mmu: Words, tlb: Own) -> None:
 def _forget_page(shape: Own, tlb: Own, ipa: U64) -> None:
     """Forget the combined entries that lead to the page of ``ipa``, or to a block around it. O(entries)."""
     if tlb[IDENTITY] != 0:  # other pages of a block fault once more each
-        tlb[tlb[COMBINED_BASE] + ENTRY * ((ipa >> shape[PAGE_SHIFT]) & tlb[COMBINED_MASK])] = u64(0)
+        tlb[tlb[COMBINED_BASE] + ENTRY_WORDS * ((ipa >> shape[PAGE_SHIFT]) & tlb[COMBINED_MASK])] = u64(0)
         return
     place = tlb[COMBINED_BASE]
-    end = place + ENTRY * (tlb[COMBINED_MASK] + _ONE)
+    end = place + ENTRY_WORDS * (tlb[COMBINED_MASK] + _ONE)
     while place < end:
-        shift = level_shift(shape, tlb[place + _ONE] & _THREE)
-        if tlb[place] != 0 and tlb[place + _TWO] >> shift == ipa >> shift:
+        shift = level_shift(shape, tlb[place + ENTRY_TARGET] & _THREE)
+        if tlb[place] != 0 and tlb[place + ENTRY_ABOUT] >> shift == ipa >> shift:
             tlb[place] = u64(0)
-        place += ENTRY
+        place += ENTRY_WORDS
 
 
 @compiled
 def tlb_leave(mmu: Words, tlb: Own) -> None:
     """Leave the guest. Release: accesses through the TLB are over before an invalidator sees it outside."""
     hub = load_relaxed(mmu, TLB_BASE)
-    store_release(mmu, hub + LINES + LINE * tlb[WALKER] + IN_GUEST, u64(0))
+    store_release(mmu, hub + LINES + LINE * tlb[TLB_WALKER] + IN_GUEST, u64(0))
     acknowledge(mmu, hub)

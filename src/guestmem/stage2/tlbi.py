@@ -41,6 +41,9 @@ from .tlb_layout import (
     LOCALS,
     LOG_LOCK,
     RECORD,
+    RECORD_DONE,
+    RECORD_END,
+    RECORD_START,
     SEQUENCE,
     SLEPT,
     WAITING,
@@ -72,8 +75,8 @@ def _log(mmu: Words, hub: U64, what: U64, start: U64, end: U64) -> None:
     number = load_relaxed(mmu, hub + SEQUENCE)
     record = record_at(mmu, hub, number)
     store_release(mmu, record, what)
-    store_release(mmu, record + _ONE, start)
-    store_release(mmu, record + _TWO, end)
+    store_release(mmu, record + RECORD_START, start)
+    store_release(mmu, record + RECORD_END, end)
     store_release(mmu, hub + SEQUENCE, number + _ONE)
 
 
@@ -127,7 +130,7 @@ def wait_for_vcpus(mmu: Words, hub: U64, last: U64, count: U64) -> None:
     number = last - count
     while number < last:
         if load_relaxed(mmu, hub + SEQUENCE) - number < load_relaxed(mmu, TLB_RING):
-            store_release(mmu, record_at(mmu, hub, number) + _THREE, number + _ONE)
+            store_release(mmu, record_at(mmu, hub, number) + RECORD_DONE, number + _ONE)
         number += _ONE
 
 

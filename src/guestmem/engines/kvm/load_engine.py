@@ -16,6 +16,7 @@ from ...memslots import KVM_MEM_READONLY
 from ...units import PAGE_SIZE
 from ..load import PATTERNS, Access, Load
 from ..report import LoadReport, VcpuCounts
+from ..stalls import HISTOGRAM_SIZE
 from . import layout as at
 from . import load_layout as area
 from .engine import KvmEngine
@@ -252,7 +253,7 @@ class KvmLoadEngine(KvmEngine):
                 }
             )
             first = int(at.HISTOGRAM)
-            counts.histogram = [int(vcpu.words[first + place]) for place in range(int(at.HISTOGRAM_SIZE))]
+            counts.histogram = [int(vcpu.words[first + place]) for place in range(int(HISTOGRAM_SIZE))]
             result.append(counts)
         return result
 

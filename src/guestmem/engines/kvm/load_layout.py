@@ -8,6 +8,7 @@ is read-only for it, and what the host reads from its block is checked (``load_e
 from __future__ import annotations
 
 from ...compiled import const
+from ...structure import Structure, name_fields
 from ..load_words import LOAD_HEADER, TARGET
 
 __all__ = [
@@ -56,20 +57,26 @@ BLOCKS, BLOCK_BYTES = TABLES + TABLE_PAGES * 0x1000, 0x2000
 VCPUS_MAX = 256
 AREA_BYTES = BLOCKS + VCPUS_MAX * BLOCK_BYTES
 
-# A vCPU's block. The first two are written by one side and read by the other, in turn, by one thread.
-BLOCK_OUTCOME = const(0x00)
-BLOCK_TARGET = const(0x08)
-BLOCK_KIND = const(0x10)
-"""Of the access: 0 read, 1 write, 2 fetch."""
-BLOCK_SEED = 0x18
-BLOCK_LOADED = 0x20
-BLOCK_SHARES = 0x30
-"""Shares of writes, fetches and changed targets, of 2**16; the pattern."""
-BLOCK_INSIDE, BLOCK_INSIDE_CHANGED = 0x58, 0x60
-BLOCK_COUNTS = 0x80
-"""Accesses by kind (read, write, fetch) and outcome: KINDS x OUTCOMES words."""
-BLOCK_STACK = 0x2000
 KINDS, OUTCOMES = 3, 8
+"""Kinds of access: read, write, fetch; outcomes: below."""
+BLOCK = Structure("block", "what the load guest and the host share of a vCPU, in words of a page", size=512)
+_OUTCOME = BLOCK.word("what the access met; written by one side and read by the other, in turn, by one thread")
+_TARGET = BLOCK.word("address of the access's target in the load; the same")
+_KIND = BLOCK.word("of the access: 0 read, 1 write, 2 fetch")
+_SEED = BLOCK.word("state of the random numbers")
+_LOADED = BLOCK.word("number of the load that the guest works on")
+_SHARES = BLOCK.words(4, "shares of writes, fetches and changed targets, of 2**16; the pattern", at=6)
+_POSITION = BLOCK.word("next target of the sequential pattern")
+_INSIDE = BLOCK.word("accesses to memory that should be there, in or across a window")
+_INSIDE_CHANGED = BLOCK.word("of these, to ranges that the update changes")
+_COUNTS = BLOCK.words(KINDS * OUTCOMES, "accesses by kind and outcome", at=16)
+name_fields(globals())
+
+BLOCK_OUTCOME, BLOCK_TARGET, BLOCK_KIND = (const(8 * int(word)) for word in (_OUTCOME, _TARGET, _KIND))
+BLOCK_SEED, BLOCK_LOADED, BLOCK_SHARES = (8 * int(word) for word in (_SEED, _LOADED, _SHARES))
+BLOCK_INSIDE, BLOCK_INSIDE_CHANGED, BLOCK_COUNTS = (8 * int(word) for word in (_INSIDE, _INSIDE_CHANGED, _COUNTS))
+"""Places in the block, in bytes."""
+BLOCK_STACK = 0x2000
 
 # What an access met.
 MEMORY = const(0)

@@ -15,7 +15,7 @@ from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind
 from ...memslots.edit import FLAGS_ONLY
-from ...memslots.layout import BASE_GFN, DIRTY_BITMAP, EDITED, NPAGES, OTHER, PHASE, TABLE, active_set
+from ...memslots.layout import BASE_GFN, DIRTY_BITMAP, EDITED, NPAGES, OTHER, PHASE, RECORD_SHIFT, TABLE, active_set
 from ...memslots.phases import (
     DELETE,
     FIRST_REASON,
@@ -52,7 +52,7 @@ def attach(memslots: Words, desk: Own, id_: U64, bitmap: U64) -> None:
     """Write a dirty bitmap's address into a slot's record in the set being edited, which nobody reads yet."""
     record = load_relaxed(memslots, load_relaxed(memslots, desk[EDITED] + TABLE) + id_)
     if record != 0:
-        store_relaxed(memslots, (record << 3) + DIRTY_BITMAP, bitmap)
+        store_relaxed(memslots, (record << RECORD_SHIFT) + DIRTY_BITMAP, bitmap)
 
 
 @compiled
@@ -60,7 +60,7 @@ def attach_now(memslots: Words, as_id: U64, id_: U64, bitmap: U64) -> None:
     """Write a dirty bitmap's address into a slot's record, which both sets have, while no vCPU runs."""
     record = load_relaxed(memslots, load_relaxed(memslots, active_set(memslots, as_id) + TABLE) + id_)
     if record != 0:
-        store_relaxed(memslots, (record << 3) + DIRTY_BITMAP, bitmap)
+        store_relaxed(memslots, (record << RECORD_SHIFT) + DIRTY_BITMAP, bitmap)
 
 
 @compiled
@@ -126,7 +126,7 @@ def begin_region(
     if kind >= NOTHING:
         return kind
     if DELETE <= kind <= MOVE:
-        record = load_relaxed(memslots, load_relaxed(memslots, desk[OTHER] + TABLE) + id_) << 3
+        record = load_relaxed(memslots, load_relaxed(memslots, desk[OTHER] + TABLE) + id_) << RECORD_SHIFT
         took[START_GFN] = load_relaxed(memslots, record + BASE_GFN)
         took[END_GFN] = took[START_GFN] + load_relaxed(memslots, record + NPAGES)
     elif bitmap != 0:

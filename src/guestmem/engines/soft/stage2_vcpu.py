@@ -11,7 +11,7 @@ from __future__ import annotations
 from ...atomics import load_acquire, load_relaxed, store_release
 from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64
-from ...stage2.tlb_layout import ADDRESS, CONFLICT, OK, PERMISSION
+from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
 from .. import load_words
 from . import layout as at
@@ -169,7 +169,7 @@ def stage2_access(
     while True:
         status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << kind)
         if status == OK:
-            saw = tlb[ADDRESS]
+            saw = tlb[HOST_ADDRESS]
             perform(own, saw, kind)
             break
         if status == CONFLICT:

@@ -14,6 +14,7 @@ from ...dirty.bitmap import bitmap_mark
 from ...memslots.layout import (
     DIRTY_BITMAP,
     KVM_MEMSLOT_INVALID,
+    RECORD_SHIFT,
     slot_base_gfn,
     slot_flags,
     slot_npages,
@@ -40,7 +41,7 @@ from ...stage2.map import map_range
 from ...stage2.protect import relax_permissions
 from ...stage2.retry import invalidate_seq, must_retry
 from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
-from ...stage2.tlb_layout import LEVEL
+from ...stage2.tlb_layout import FOUND_LEVEL
 from ...stage2.walk import lookup_shared
 from ...stage2.zap import zap
 from . import layout as at
@@ -73,9 +74,9 @@ def stage2_fault(
 ) -> U64:
     """Handle a fault at ``gfn``, outside the guest; returns what it came to. FILLED: enter again and try again.
 
-    ``protected``: a leaf was there and did not let the access write. tlb[LEVEL] is the level of the fault. FLUX is
-    looked at after the sequence and before the slots: what was marked after that is zapped after that, which ends this
-    attempt when it is about to map.
+    ``protected``: a leaf was there and did not let the access write. tlb[FOUND_LEVEL] is the level of the fault. FLUX
+    is looked at after the sequence and before the slots: what was marked after that is zapped after that, which ends
+    this attempt when it is about to map.
     """
     own[at.STAGE2_FAULTS] += _ONE
     if gfn << 12 >= shape[IPA_END]:
@@ -183,7 +184,12 @@ def _make(
     if logged and writable:
         # mark_page_dirty_in_slot(): under the lock, before the entry; see _mark. No slot that logs gets to EBUSY below.
         _mark(memslots, own, record, gfn - base)
-    if protected and writable and tlb[LEVEL] == level and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn)):
+    if (
+        protected
+        and writable
+        and tlb[FOUND_LEVEL] == level
+        and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn))
+    ):
         status = relax_permissions(shape, pool, pages, mmu, desk, gfn << 12, _TWO, SHARED)
         own[at.RELAXED] += _ONE
     else:
@@ -213,7 +219,7 @@ def _mark(memslots: Words, own: Own, record: U64, page: U64) -> None:
     lock, and after the entry, which is late, but never too late: whoever takes the log later finds the page writable
     with its bit set. A map that then loses its race has marked a page that nobody wrote, which costs a copy.
     """
-    bitmap = load_relaxed(memslots, (record << 3) + DIRTY_BITMAP)
+    bitmap = load_relaxed(memslots, (record << RECORD_SHIFT) + DIRTY_BITMAP)
     if bitmap != 0 and bitmap_mark(bitmap, page):
         own[at.DIRTY_MARKS] += _ONE
 

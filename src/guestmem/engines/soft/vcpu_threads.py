@@ -19,6 +19,7 @@ from ...memslots.set import Memslots
 from ...patience import patiently
 from ..load import PATTERNS, Access, Load, write_load
 from ..report import LoadReport, VcpuCounts
+from ..stalls import HISTOGRAM_SIZE
 from . import layout as at
 from .requests import request_all, wait_for_acknowledgements
 from .stage2 import Stage2
@@ -183,9 +184,11 @@ class VcpuThreads:
         result = []
         first, histogram = int(at.COUNTERS), int(at.HISTOGRAM)
         for vcpu, mine in enumerate(self._own):
-            counts = VcpuCounts(zip(at.COUNTER_NAMES, (int(mine[first + i]) for i in range(64)), strict=False))
+            counts = VcpuCounts(
+                zip(at.COUNTER_NAMES, (int(mine[first + i]) for i in range(len(at.COUNTER_NAMES))), strict=True)
+            )
             if self.stage2 is not None:
                 counts["tlb_misses"] = self.stage2.tlb_misses(vcpu)
-            counts.histogram = [int(mine[histogram + i]) for i in range(int(at.HISTOGRAM_SIZE))]
+            counts.histogram = [int(mine[histogram + i]) for i in range(int(HISTOGRAM_SIZE))]
             result.append(counts)
         return result

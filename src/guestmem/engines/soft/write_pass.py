@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ...atomics import poke
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...errors import GuestmemError, UsageError
-from ...stage2.tlb_layout import ADDRESS, CONFLICT, OK, PERMISSION
+from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
 from . import layout as at
 from .accesses import WRITE, perform
@@ -78,7 +78,7 @@ def _pass(
                         tlb_leave(mmu, tlb)
                         leave_core(vm, own, vcpu, False)
                     return gfn
-        perform(own, tlb[ADDRESS], WRITE)
+        perform(own, tlb[HOST_ADDRESS], WRITE)
         gfn += step
         until_look -= _ONE
         if until_look == 0:

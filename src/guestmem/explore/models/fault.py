@@ -99,7 +99,7 @@ def build(scene: Scene, faults: int, update: _Update) -> None:
     host = _Host(scene)
     small, at = host.small, host.at
     walk, fault = scene.room("stage2.tlb_walk"), scene.room("engines.soft.user_mem_abort")
-    code, address = scene.room("engines.soft.vcpu"), int(scene.room("stage2.tlb_layout").ADDRESS)
+    code, address = scene.room("engines.soft.vcpu"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
     shape, pool, _, mmu = small.words
     own: Any = scene.own(int(at.OWN_WORDS))
     own[int(at.READ_ATTRIBUTES)] = own[int(at.WRITE_ATTRIBUTES)] = small.attributes

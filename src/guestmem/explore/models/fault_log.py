@@ -35,7 +35,7 @@ def build(scene: Scene, *, dirty: bool) -> None:
     layout, phases, lookup = scene.room("memslots.layout"), scene.room("memslots.phases"), scene.room("memslots.lookup")
     walk, fault = scene.room("stage2.tlb_walk"), scene.room("engines.soft.user_mem_abort")
     code, log = scene.room("engines.soft.vcpu"), scene.room("engines.soft.dirty_log")
-    address = int(scene.room("stage2.tlb_layout").ADDRESS)
+    address = int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
     shape, pool, _, mmu = small.words
 
     page = scene.words("memory", [0])
@@ -46,7 +46,7 @@ def build(scene: Scene, *, dirty: bool) -> None:
     assert phases.stage(memslots, slots, 0, 0, _GFN, 1, host, _LOGGED, _IDS) < phases.FIRST_REASON
     assert phases.publish(memslots, slots)
     record = lookup.find(memslots, 0, _GFN)
-    memslots.cells[(record << 3) + int(layout.DIRTY_BITMAP)] = scene.address(bitmap)
+    memslots.cells[(record << int(layout.RECORD_SHIFT)) + int(layout.DIRTY_BITMAP)] = scene.address(bitmap)
     domain = scene.room("rcu.srcu").Srcu(1)
     vm = scene.words("vm", at.vm_words(1), vm_label(scene))
     scene.words("memslots", memslots, memslots_label(scene, geometry.first_record, geometry.first_node))

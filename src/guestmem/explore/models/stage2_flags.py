@@ -30,7 +30,7 @@ def build(scene: Scene, change: str, bbm: int = 0) -> None:
     small = SmallTable(scene, watched=bbm == 0, levels=3 if bbm == 1 else 2)
     large, below = (1, 2) if bbm == 1 else (2, 3)
     walk, layout = scene.room("stage2.tlb_walk"), scene.room("stage2.tlb_layout")
-    address, findings = int(layout.ADDRESS), int(layout.FINDINGS)
+    address, findings = int(layout.HOST_ADDRESS), int(layout.FINDINGS)
     shape, pool, _, mmu = small.words
     accessed = int(small.table.shape[int(small.layout.ACCESSED)])
     size = PAGE if change == "protect" else 8 * BLOCK if bbm == 1 else BLOCK
@@ -38,7 +38,7 @@ def build(scene: Scene, change: str, bbm: int = 0) -> None:
     small.table.young(0, size, clear=True)
     tlb = small.tlb(0, bbm=bbm, strict=True)
     if bbm == 1:
-        tlb.words[int(layout.NT)] = 1 << 16
+        tlb.words[int(layout.TLB_NT)] = 1 << 16
 
     def vcpu(_desk: Own, tlb: Own) -> tuple[int, Own]:
         walk.tlb_enter(shape, pool, mmu, tlb)

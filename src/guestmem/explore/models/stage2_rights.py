@@ -27,7 +27,7 @@ class _Hardware:
         self.walk, self.rwlock = scene.room("stage2.tlb_walk"), scene.room("stage2.rwlock")
         self.protect, self.young = scene.room("stage2.protect"), scene.room("stage2.young")
         layout = scene.room("stage2.tlb_layout")
-        self.address, self.findings = int(layout.ADDRESS), int(layout.FINDINGS)
+        self.address, self.findings = int(layout.HOST_ADDRESS), int(layout.FINDINGS)
         self.lock = int(small.layout.MMU_FIXED)
         self.shape, self.pool, _, self.mmu = small.words
 

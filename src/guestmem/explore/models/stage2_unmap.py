@@ -28,7 +28,7 @@ def hardware(scene: Scene, flags: int = 0, *, between: bool = False, whole: bool
     small = SmallTable(scene, discipline="rcu")
     rwlock, unmap, atomics = scene.room("stage2.rwlock"), scene.room("stage2.unmap"), scene.room("atomics")
     walk, lock = scene.room("stage2.tlb_walk"), int(small.layout.MMU_FIXED)
-    at = int(scene.room("stage2.tlb_layout").ADDRESS)
+    at = int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
     memory = scene.words("memory", [1])
     small.table.map(PAGE, PAGE, OFFSET + PAGE, 3)
     if not whole:

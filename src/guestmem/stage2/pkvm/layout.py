@@ -12,6 +12,7 @@ other party of a page that the host has not in the host's invalid entry.
 from __future__ import annotations
 
 from ...compiled import const
+from ...structure import Structure, name_fields
 
 __all__ = [
     "AWAY_BASE",
@@ -60,32 +61,40 @@ __all__ = [
 ]
 
 # --- header -----------------------------------------------------------------------------------------------------------
-FIRST_PAGE, LAST_PAGE = const(0), const(1)
-"""Page numbers, of the first page of the first region and after the last page of the last one."""
-REGIONS, REGION_BASE = const(2), const(3)
-"""How many regions of memory there are, and where they stand: start and end address each, ascending, apart."""
-VMS, VM_BASE = const(4), const(5)
-"""Greatest handle, and where the VM with handle 0 would stand."""
-PAGE_BASE = const(6)
-"""Where the word of page number FIRST_PAGE stands."""
-AWAY_BASE = const(8)
-"""AWAY_BASE + level (1, 2): where the counter of the block that FIRST_PAGE lies in stands."""
-MAX_SHARES = const(12)
-"""How often the host may share one page with guests."""
-JOIN = const(13)
-"""1: blocks are joined as soon as all their pages are back; 0: only by ``join_range`` (mainline: never)."""
-HOST_MEMORY, HOST_MMIO, HOST_BORROWED = const(16), const(17), const(18)
-"""Attributes of the host's leaves: default ones, and of a page that a guest lends it."""
-GUEST_OWNED, GUEST_SHARED, GUEST_BORROWED = const(19), const(20), const(21)
-"""Attributes of a guest's leaves, by state (in software bits)."""
-FAULTS, BLOCKS_BROKEN, BLOCKS_JOINED = const(24), const(32), const(33)
-"""Statistics: host faults that mapped something, blocks split for a page, tables joined to a block."""
-WIPED, MMIO_UNMAPPED = const(34), const(35)
-"""Statistics: pages cleared before the host got them back; times that the host's other mappings made room."""
-EL2_FIXED = 40
+EL2 = Structure("el2", "what EL2 keeps of a machine; then regions, VMs, pages and blocks", size=40)
+FIRST_PAGE = EL2.word("page number of the first page of the first region")
+LAST_PAGE = EL2.word("page number after the last page of the last region")
+REGIONS = EL2.word("how many regions of memory there are")
+REGION_BASE = EL2.word("where they stand: start and end address each, ascending, apart")
+VMS = EL2.word("greatest handle")
+VM_BASE = EL2.word("where the VM with handle 0 would stand")
+PAGE_BASE = EL2.word("where the word of page number FIRST_PAGE stands")
+EL2.new_line()
+AWAY_BASE = EL2.words(4, "of level 1, 2: where the counter of the block that FIRST_PAGE lies in stands")
+MAX_SHARES = EL2.word("how often the host may share one page with guests")
+JOIN = EL2.word("1: blocks are joined as soon as all pages are back; 0: only by ``join_range`` (mainline: never)")
+EL2.new_line()
+HOST_MEMORY = EL2.word("attributes of the host's leaves: memory")
+HOST_MMIO = EL2.word("attributes of the host's leaves: anything else")
+HOST_BORROWED = EL2.word("attributes of the host's leaves: a page that a guest lends it")
+GUEST_OWNED = EL2.word("attributes of a guest's leaves, with the state in software bits: its own pages")
+GUEST_SHARED = EL2.word("attributes of a guest's leaves: what it lends the host")
+GUEST_BORROWED = EL2.word("attributes of a guest's leaves: what the host lends it")
+EL2.new_line()
+FAULTS = EL2.line("host faults that mapped something")
+BLOCKS_BROKEN = EL2.word("blocks split for a page")
+BLOCKS_JOINED = EL2.word("tables joined to a block")
+WIPED = EL2.word("pages cleared before the host got them back")
+MMIO_UNMAPPED = EL2.word("times that the host's other mappings made room")
+EL2_FIXED = EL2.size
 
 # --- a VM -------------------------------------------------------------------------------------------------------------
-VM_STATE, OWNED_PAGES, BORROWED_PAGES = const(0), const(1), const(2)
+A_VM = Structure("VM", "a protected VM", size=8)
+VM_STATE = A_VM.word("VM_NONE, VM_LIVE or VM_DYING")
+OWNED_PAGES = A_VM.word("pages that it owns")
+BORROWED_PAGES = A_VM.word("pages that the host lends it")
+name_fields(globals())
+
 VM_NONE, VM_LIVE, VM_DYING = const(0), const(1), const(2)
 
 # --- a page -----------------------------------------------------------------------------------------------------------
