@@ -16,13 +16,13 @@ import pytest
 import renderings
 import verdict_campaign
 from guestmem.check import verdict
-from guestmem.traces import Where, whereabouts
+from guestmem.traces import RunState, Where, whereabouts
 from true_histories import simulate
 
 if TYPE_CHECKING:
     import random
 
-    from guestmem.traces import RunState, Stretch, Vcpu
+    from guestmem.traces import Stretch, Vcpu
     from true_histories import History
 
 SLICE = 1500
@@ -82,14 +82,14 @@ WRONG_RULES = {
 
 @pytest.mark.parametrize("wrong", WRONG_RULES)
 def test_a_wrong_rule_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stretches = verdict_campaign.traces.RunState.stretches
+    stretches = RunState.stretches
 
     def renamed(before: Where, after: Where) -> None:
         def changed(self: RunState, vcpu: Vcpu, start: float = -1e18, end: float = 1e18) -> tuple[Stretch, ...]:
             found = stretches(self, vcpu, start, end)
             return tuple(each._replace(where=after) if each.where is before else each for each in found)
 
-        monkeypatch.setattr(verdict_campaign.traces.RunState, "stretches", changed)
+        monkeypatch.setattr(RunState, "stretches", changed)
 
     if wrong == "KVM_RUN is the guest":
         renamed(Where.RUN, Where.GUEST)

@@ -239,18 +239,18 @@ def strace(history: History, rng: random.Random) -> str:
                     result += f" ({EXIT_NAMES[event.number]})"
                 calls.append((begun, event.time, vcpu.thread, f"ioctl({5 + vcpu.index}, KVM_RUN, 0", result))
     moments = sorted(
-        [(call[0], 0, call) for call in calls] + [(call[1], 1, call) for call in calls], key=lambda each: each[:2]
+        [(each[0], 0, each) for each in calls] + [(each[1], 1, each) for each in calls], key=lambda each: each[:2]
     )
     lines = []
-    for i, (time, is_end, call) in enumerate(moments):
-        began, ended, thread, text, result = call
+    for i, (time, is_end, one) in enumerate(moments):
+        began, ended, thread, text, result = one
         took = f" <{(ended - began) // 10**9}.{(ended - began) % 10**9 // 1000:06d}>" if durations else ""
-        whole = i + 1 < len(moments) and moments[i + 1][2] is call and not is_end
+        whole = i + 1 < len(moments) and moments[i + 1][2] is one and not is_end
         if whole:
             lines.append(f"{thread} {stamp(time, places)} {text}) = {result}{took}")
         elif not is_end:
             lines.append(f"{thread} {stamp(time, places)} {text} <unfinished ...>")
-        elif moments[i - 1][2] is not call:
+        elif moments[i - 1][2] is not one:
             lines.append(f"{thread} {stamp(time, places)} <... ioctl resumed>) = {result}{took}")
     if rng.random() < 0.08:
         del lines[rng.randrange(len(lines) // 2, len(lines)) :]
