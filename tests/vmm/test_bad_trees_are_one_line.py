@@ -177,7 +177,7 @@ def test_a_listener_that_refuses_undoes_the_transaction() -> None:
     space, view = memory.spaces[0], memory.spaces[0].view
 
     class Refuses(Listener):
-        def prepare(self, space: AddressSpace, slices: object) -> None:
+        def prepare(self, space: AddressSpace, view: object, slices: object) -> None:
             raise UsageError("no")
 
         def begin(self, space: AddressSpace) -> None:

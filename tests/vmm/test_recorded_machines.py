@@ -125,3 +125,22 @@ def test_a_migration_switches_logs_as_qemu_did() -> None:
     ]
     described.map.log_global_stop()
     assert [slot.flags & LOG for slot in sorted(listener.slots.values(), key=lambda each: each.base_gfn)].count(1) == 1
+
+
+def test_a_root_that_is_in_a_container_is_seen_at_its_address() -> None:
+    """As QEMU's: "virtio-pci-cfg-mem-as" of the recording with hot-plug is such a one."""
+    memory = MemoryMap()
+    bar, outer = memory.container("bar", 0x4000), memory.container("outer")
+    for at in (0, 0x2000):
+        bar.add_subregion(at, memory.ram(f"ram {at}", 0x1000))
+    space = memory.address_space("device", bar)
+    starts = [[each.start for each in space.view]]
+    for step in (
+        lambda: outer.add_subregion(0x10000, bar),
+        lambda: bar.set_address(0x20000),
+        lambda: outer.del_subregion(bar),
+    ):
+        step()
+        memory.check()
+        starts.append([each.start for each in space.view])
+    assert starts == [[0, 0x2000], [0x10000, 0x12000], [0x20000, 0x22000], [0, 0x2000]]

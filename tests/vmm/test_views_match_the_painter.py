@@ -1,6 +1,6 @@
 """A view is what a painter sees, cell by cell and border by border; brought up to date it is what rendering anew gives.
 
-``python tests/map_painter.py 100000`` does the same on as many trees as one likes.
+``python tests/support/map_painter.py 100000`` does the same on as many trees as one likes.
 """
 
 from __future__ import annotations

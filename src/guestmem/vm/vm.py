@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from .memory import Memory
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from .map import Map
 
 __all__ = ["Vm"]
 
@@ -99,6 +102,13 @@ class Vm:
         self._closed = False
         self._now = self._backend
         """What answers calls: the backend until it is closed."""
+
+    @functools.cached_property
+    def map(self) -> Map:
+        """A memory map of this VM: say what memory looks like, and slots follow (docs/vmm.md). Made on first use."""
+        from .map import Map
+
+        return Map(self)
 
     @property
     def engine(self) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .flatview import FlatRange, same_range
+from .flatview import FlatRange, FlatView, same_range
 
 if TYPE_CHECKING:
     from .incremental import Slice
@@ -33,8 +33,11 @@ class Listener:
 
     priority = PRIORITY_MIN
 
-    def prepare(self, space: AddressSpace, slices: Sequence[Slice]) -> None:
-        """``space`` is about to change in ``slices`` (ranges that go, and those that come)."""
+    def prepare(self, space: AddressSpace, view: FlatView, slices: Sequence[Slice]) -> None:
+        """``space`` is about to show ``view``, which differs in ``slices`` (ranges that go, and those that come)."""
+
+    def undone(self, space: AddressSpace) -> None:
+        """After ``prepare`` somebody else refused: ``space`` stays as it is."""
 
     def begin(self, space: AddressSpace) -> None:
         """A transaction ends."""

@@ -264,13 +264,17 @@ class MemoryMap:
         if not self._pending:
             self._clear()
             return
+        prepared: list[tuple[Listener, AddressSpace]] = []
         try:
             views, changes = self._rendered()
             self._busy = "it is prepared"
-            for space, _, slices in changes:
+            for space, view, slices in changes:
                 for listener in space.listeners:
-                    listener.prepare(space, slices)
+                    listener.prepare(space, view, slices)
+                    prepared.append((listener, space))
         except BaseException:
+            for listener, space in reversed(prepared):
+                listener.undone(space)
             self._undo(0)
             self._clear()
             raise

@@ -7,7 +7,7 @@ kernel, where a slot can only be deleted whole, and all that it had is missing u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from ..errors import UsageError
@@ -26,23 +26,33 @@ class _Part(NamedTuple):
 
 
 def fewest(
-    slots: Iterable[Slot], pieces: Sequence[Piece], *, as_id: int = 0, max_slots: int = KVM_USER_MEM_SLOTS
+    slots: Iterable[Slot],
+    pieces: Sequence[Piece],
+    *,
+    as_id: int = 0,
+    max_slots: int = KVM_USER_MEM_SLOTS,
+    taken: Collection[int] = (),
 ) -> list[Change]:
     """Changes after which there is one slot for each of ``pieces``, which are ascending and disjoint. O(n log n).
 
     A slot stays if a piece is the same; if only logging differs its flags change. Deletes, flags, creates, in this
-    order; a create takes the lowest free id. UsageError if there are too few.
+    order; a create takes the lowest free id, none of ``taken`` (other slots'). UsageError if there are too few.
     """
     there = {(slot.base_gfn, slot.npages, slot.userspace_addr, _fixed(slot.flags)): slot for slot in slots}
     wanted = {(piece.base_gfn, piece.npages, piece.userspace_addr, _fixed(piece.flags)): piece for piece in pieces}
     kept = {slot: wanted[key].flags for key, slot in there.items() if key in wanted}
     gone = [slot for key, slot in there.items() if key not in wanted]
     new = [piece for key, piece in wanted.items() if key not in there]
-    return _ordered(gone, kept, new, as_id, max_slots, moves=False)
+    return _ordered(gone, kept, new, as_id, max_slots, taken, moves=False)
 
 
 def least(
-    slots: Iterable[Slot], pieces: Sequence[Piece], *, as_id: int = 0, max_slots: int = KVM_USER_MEM_SLOTS
+    slots: Iterable[Slot],
+    pieces: Sequence[Piece],
+    *,
+    as_id: int = 0,
+    max_slots: int = KVM_USER_MEM_SLOTS,
+    taken: Collection[int] = (),
 ) -> list[Change]:
     """Changes that take no frame away that could stay, and then make as few new slots as that leaves room for.
 
@@ -61,9 +71,9 @@ def least(
         else:
             kept[slot] = flags
     new = list(_rest(pieces, list(kept)))
-    if len(kept) + len(new) > max_slots:
-        return fewest([*kept, *gone], pieces, as_id=as_id, max_slots=max_slots)
-    return _ordered(gone, kept, new, as_id, max_slots, moves=True)
+    if len(kept) + len(new) + len(taken) > max_slots:
+        return fewest([*kept, *gone], pieces, as_id=as_id, max_slots=max_slots, taken=taken)
+    return _ordered(gone, kept, new, as_id, max_slots, taken, moves=True)
 
 
 WAYS = {"fewest": fewest, "least": least}
@@ -106,7 +116,14 @@ def _rest(pieces: Sequence[Piece], kept: list[Slot]) -> Iterable[Piece]:
 
 
 def _ordered(
-    gone: list[Slot], kept: dict[Slot, int], new: list[Piece], as_id: int, max_slots: int, *, moves: bool
+    gone: list[Slot],
+    kept: dict[Slot, int],
+    new: list[Piece],
+    as_id: int,
+    max_slots: int,
+    others: Collection[int],
+    *,
+    moves: bool,
 ) -> list[Change]:
     """Deletes, moves, flags, creates."""
     moved = _moves(gone, new) if moves else {}
@@ -117,7 +134,7 @@ def _ordered(
         for slot, flags in kept.items()
         if flags != slot.flags
     ]
-    used = {slot.id for slot in [*kept, *moved]}
+    used = {*others, *(slot.id for slot in [*kept, *moved])}
     free = (slot for slot in range(max_slots) if slot not in used)
     taken = set(moved.values())
     for piece in new:

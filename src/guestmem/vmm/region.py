@@ -194,6 +194,8 @@ class MemoryRegion:
             self._unlink(subregion)
 
     def _link(self, child: MemoryRegion, addr: int, priority: int, serial: int) -> None:
+        if child in self.map.touched.roots:  # a root is seen at its address: where it was changes, too
+            self.map.touched.add(child)
         child.addr, child.priority, child.serial, child.container = addr, priority, serial, self
         self.subregions.add(child)
         self.map.touched.add(child)
@@ -204,6 +206,8 @@ class MemoryRegion:
         addr, priority, serial = child.addr, child.priority, child.serial
         self.subregions.remove(child)
         child.container, child.addr = None, 0
+        if child in self.map.touched.roots:
+            self.map.touched.add(child)
         self.map.undo(lambda: self._link(child, addr, priority, serial))
 
     # -- setters -----------------------------------------------------------------------------------------------------

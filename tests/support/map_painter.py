@@ -1,6 +1,6 @@
 """Random trees of regions, and what they look like by a painter who colours cells, the nearest region last.
 
-``python tests/map_painter.py COUNT [SEED]`` holds the renderer, and its incremental form, against the painter on COUNT
+``python tests/support/map_painter.py COUNT [SEED]`` holds both forms of the renderer against the painter, on COUNT
 trees, each edited some times.
 """
 
