@@ -13,6 +13,7 @@ __all__ = ["Commands", "cli", "main"]
 
 COMMANDS = {
     "check": "Where can a vCPU of my VMM see memory vanish?",
+    "record": "Record a VMM with the tracer that is installed, and check it.",
     "compare": "Which way of updating memory is right, and what does it cost?",
     "explore": "Is this concurrent page-table algorithm correct?",
     "replay": "Follow the schedule of a counterexample that explore found.",

@@ -10,6 +10,7 @@ import heapq
 import re
 from typing import TYPE_CHECKING
 
+from .evidence import Irqchip
 from .recipe import HEADER
 from .requests import request_name
 
@@ -21,7 +22,8 @@ __all__ = ["BpfReader"]
 BUFFER = 1 << 16
 LINE = re.compile(
     r"(\d{1,19}) (\d{1,10})/(\d{1,10}) \[(\d{1,5})\] "
-    r"(memslot|memslot_end|run|run_end|kvm_entry|kvm_exit|kvm_userspace_exit)((?: \w+=-?\w+)*)\s*$"
+    r"(memslot|memslot_end|create_vcpu|create_irqchip|run|run_end|kvm_entry|kvm_exit|kvm_userspace_exit)"
+    r"((?: \w{1,20}=-?\w{1,20}){0,12})\s*$"
 )
 FIELD = re.compile(r"(\w+)=(-?\w{1,20})")
 LOST = re.compile(r"\s*(?:WARNING: )?Lost \d+ events")
@@ -49,7 +51,7 @@ class BpfReader:
     name = "bpftrace"
     events = "the lines of guestmem's bpftrace program (guestmem record --with bpftrace)"
 
-    __slots__ = ("_heap", "_latest", "_open", "_recording", "_runs")
+    __slots__ = ("_creators", "_heap", "_latest", "_open", "_recording", "_runs")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -57,6 +59,8 @@ class BpfReader:
         self._latest = 0
         self._open: dict[int, tuple[Record, dict[str, str]]] = {}
         self._runs: set[int] = set()
+        self._creators: dict[int, int] = {}
+        """Number of the last vCPU that each thread made."""
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of the program's."""
@@ -110,8 +114,17 @@ class BpfReader:
         if not self._recording.machines.is_chosen(process, thread):
             return
         index = _int(fields.get("vcpu"), number, self._recording, text)
-        if event == "run":
-            self._runs.add(thread)
+        if event == "create_vcpu":
+            if index is not None:
+                run.created(index, time)
+                self._creators[thread] = index
+        elif event == "create_irqchip":
+            run.irqchip = Irqchip.KERNEL
+        elif event == "run":
+            if thread not in self._runs:
+                self._runs.add(thread)
+                if thread in self._creators:  # as QEMU does
+                    run.number(thread, self._creators[thread])
             run.run_begin(thread, time)
         elif event == "run_end":
             ret = _int(fields.get("ret"), number, self._recording, text) or 0

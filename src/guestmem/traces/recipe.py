@@ -58,6 +58,16 @@ MEMSLOT_END = """\
   delete(@memslot[tid]);
 }
 """
+CREATE_VCPU = """\
+{
+  printf("%llu %d/%d [%d] create_vcpu vcpu=%d\\n", nsecs, pid, tid, cpu, ARG);
+}
+"""
+CREATE_IRQCHIP = """\
+{
+  printf("%llu %d/%d [%d] create_irqchip\\n", nsecs, pid, tid, cpu);
+}
+"""
 RUN = """\
 {
   printf("%llu %d/%d [%d] run\\n", nsecs, pid, tid, cpu);
@@ -132,8 +142,12 @@ PROBES = {
 }
 
 
-def recipe(form: str = "syscalls", *, pid: int | None = None, entries: bool = True, fentry_name: str = "kfunc") -> str:
-    """The program, of ``form``: syscalls, fentry or kprobe; of one process if ``pid`` is given.
+def recipe(
+    form: str = "syscalls", *, pid: int | str | None = None, entries: bool = True, fentry_name: str = "kfunc"
+) -> str:
+    """The program, of ``form`` syscalls, fentry or kprobe, for process ``pid``, or for all.
+
+    ``pid`` may be ``cpid``, bpftrace's word for the command that it runs.
 
     ``entries`` is False for kernels without kvm_entry and kvm_exit on this architecture's fields. ``fentry_name`` is
     what the installed bpftrace calls fentry: ``kfunc`` to version 0.20, ``fentry`` later.
@@ -156,6 +170,8 @@ def recipe(form: str = "syscalls", *, pid: int | None = None, entries: bool = Tr
     request = words["REQUEST"]
     probe("memslot", f"({request} == 0x4020ae46 || {request} == 0x40a0ae49)", MEMSLOT)
     probe("memslot_end", "@memslot[tid]", MEMSLOT_END)
+    probe("memslot", f"{request} == 0xae41", CREATE_VCPU)
+    probe("memslot", f"{request} == 0xae60", CREATE_IRQCHIP)
     probe("run", f"{request} == 0xae80", RUN)
     probe("run_end", "@run[tid]", RUN_END)
     tracepoints = TRACEPOINTS if entries else TRACEPOINTS[TRACEPOINTS.index("tracepoint:kvm:kvm_userspace_exit") :]
