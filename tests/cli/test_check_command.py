@@ -194,7 +194,17 @@ def test_json_has_the_documented_form(files: Path, capsys: pytest.CaptureFixture
     assert main(["check", "hole", "--gap", "0.5", "--json"]) == 0
     late = json.loads(capsys.readouterr().out)
     assert late["late"][0]["why"] == "pause"
-    used = (keys(report) | keys(opened) | keys(late)) - set(report["changes"]) - set(report["verdicts"])
+    assert main(["check", str(EXAMPLES / "pc-migration.log"), "--json"]) == 0
+    migration = json.loads(capsys.readouterr().out)
+    (files / "logged").write_text(QUIET.replace("flags=0x0", "flags=0x1") + HOLE.splitlines(keepends=True)[1])
+    assert main(["check", "logged", "--json"]) == 0
+    logged = json.loads(capsys.readouterr().out)
+    assert logged["remarks"][0]["lint"] == "dirty-log-lost"
+    used = (
+        (keys(report) | keys(opened) | keys(late) | keys(migration) | keys(logged))
+        - set(report["changes"])
+        - set(report["verdicts"])
+    )
     documented = set(re.findall(r"^\s*\| `(\w+)` \|", (ROOT / "docs" / "traces.md").read_text(), re.MULTILINE))
     assert used == documented, "docs/traces.md names the keys that are there"
 

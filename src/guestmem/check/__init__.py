@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from .holes import Hole, HoleRange
 from .late import LateReturn
+from .lint import LINTS, Lint, Remark
 from .primitives import AtomicSet, Primitive
 from .report import Report, check
 from .rules import NOT_SEEN, RULES, Rule, Verdict
 
 __all__ = [
+    "LINTS",
     "NOT_SEEN",
     "RULES",
     "AtomicSet",
     "Hole",
     "HoleRange",
     "LateReturn",
+    "Lint",
     "Primitive",
+    "Remark",
     "Report",
     "Rule",
     "Verdict",

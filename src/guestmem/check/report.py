@@ -9,6 +9,7 @@ from ..memslots.changes import ChangeKind
 from ..traces.collector import without_collector
 from .holes import Hole, hole_of, walk_of
 from .late import LateReturn, LateReturns
+from .lint import Remark, lint
 from .rules import Verdict
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Report:
     ``changes`` counts the applied changes by kind, ``refused`` those that KVM refused, ``gap`` is the longest pause in
     seconds inside a transaction. ``run_state`` says in a line what was known of the vCPUs, or is None. ``late`` are
     frames that come back in a later transaction, where nothing shows that there were two. ``slow`` says what made the
-    recorder slow, if it was. ``notes`` are sentences about the recording.
+    recorder slow, if it was. ``notes`` are sentences about the recording, ``remarks`` what ``lint``
+    found.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Report:
     late: tuple[LateReturn, ...] = ()
     slow: str = ""
     notes: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def verdicts(self) -> dict[Verdict, int]:
@@ -83,11 +86,14 @@ class Report:
             "holes": [hole.as_dict() for hole in self.holes],
             "late": [each.as_dict() for each in self.late],
             "notes": list(self.notes),
+            "remarks": [each.as_dict() for each in self.remarks],
         }
 
 
-def check(timeline: Timeline) -> Report:
-    """Find every hole of ``timeline``, in order. O(n log n) in its changes.
+def check(timeline: Timeline, *, with_lint: bool = True) -> Report:
+    """Find every hole of ``timeline``, in order, and, unless ``with_lint`` is False, what else has hurt others.
+
+    O(n log n) in its changes.
 
     >>> from guestmem import traces
     >>> report = check(traces.read("examples/traces/pc-seabios-smp2.log"))
@@ -127,4 +133,5 @@ def check(timeline: Timeline) -> Report:
         late=later.result(),
         slow=timeline.slow,
         notes=timeline.notes,
+        remarks=lint(timeline, holes) if with_lint else (),
     )

@@ -45,6 +45,7 @@ PROGRESS_BYTES = 16 << 20
     type=click.Path(),
     help="Slots from before the trace began: info mtree -f, or JSON (docs/traces.md).",
 )
+@click.option("--lint/--no-lint", "with_lint", default=True, help="Also say what else in the trace has hurt others.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (form: docs/traces.md).")
 @click.option(
     "--html",
@@ -65,6 +66,7 @@ def command(
     gap: float | None,
     vm: str | None,
     assume_slots: str | None,
+    with_lint: bool,
     as_json: bool,
     html_file: str | None,
     limit: int,
@@ -94,7 +96,7 @@ def command(
             run_state_offset=run_state_offset,
             progress=progress,
         )
-    report = check(timeline)
+    report = check(timeline, with_lint=with_lint)
     if html_file is not None:
         from ..report.page import page
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from ..check import Hole, LateReturn, Report
+    from ..check import Hole, LateReturn, Remark, Report
 
 __all__ = ["HoleCells", "hole_cells", "print_report", "summary"]
 
@@ -103,6 +103,9 @@ def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0
         stream.writelines(f"  {_late(each)}\n" for each in late)
         if len(late) < len(report.late):
             stream.write(f"… and {len(report.late) - len(late)} more\n")
+    if report.remarks:
+        stream.write("\nMore than holes (--no-lint leaves it out)\n")
+        stream.writelines(f"{line}\n" for line in _remarks(report.remarks))
 
 
 class HoleCells(NamedTuple):
@@ -130,6 +133,19 @@ def hole_cells(hole: Hole) -> HoleCells:
         verdict=_verdict(hole),
         kind=hole.verdict.value,
     )
+
+
+def _remarks(remarks: tuple[Remark, ...]) -> list[str]:
+    """Each kind once, with why it matters and who was bitten, and below it what was found."""
+    lines: list[str] = []
+    kind = ""
+    for each in remarks:
+        if each.lint.name != kind:
+            kind = each.lint.name
+            lines += [f"  {each.lint.what}: {each.lint.why}", f"    bitten: {each.lint.bitten}"]
+        which = f"line{'s' * (len(each.lines) != 1)} {', '.join(map(str, each.lines))}"
+        lines.append(f"    {which}: {each.text}")
+    return lines
 
 
 def _late(late: LateReturn) -> str:

@@ -72,6 +72,13 @@ BEGINS_ANEW = re.compile(
 FAILED = "kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION"
 
 
+GUEST_MEMFD_FLAGS = {"4", "5", "6", "7"}
+"""Flags, in hex, that have KVM_MEM_GUEST_MEMFD."""
+GUEST_MEMFD = re.compile(
+    r"\b(?:guest_memfd|restricted_fd|fd)=(\d{1,10}|0x[0-9a-f]{1,8})\b.*?_offset=(0x[0-9a-f]{1,16})"
+)
+
+
 class QemuEvents:
     """What QEMU's events mean, whichever backend printed them."""
 
@@ -115,6 +122,10 @@ class QemuEvents:
         )
         if time is not None and self._saw_number:
             self._elsewhere(thread, time)
+        if flags in GUEST_MEMFD_FLAGS and (bound := GUEST_MEMFD.search(text)) is not None:
+            fd = int(bound[1], 0)
+            if fd < 1 << 31:  # -1 as the simple backend prints it
+                recording.guest_memfds[number] = fd, int(bound[2], 16)
 
     def vcpu_ioctl(self, index: int, request: int, prefix: Prefix) -> None:
         """A kvm_vcpu_ioctl, which is about to be made."""

@@ -91,6 +91,7 @@ def read(
             dirty_log_clears=recording.dirty_log_clears,
             global_dirty_changes=recording.global_dirty_changes,
             dma_changes=recording.dma_changes,
+            guest_memfds=recording.guest_memfds,
             assumed=replay.assumed,
             notes=(*recording.notes, *_about_assumed(replay)),
             slow=recording.slow,

@@ -36,6 +36,7 @@ class Recording:
         "dma_changes",
         "format",
         "global_dirty_changes",
+        "guest_memfds",
         "lost",
         "machines",
         "path",
@@ -61,6 +62,8 @@ class Recording:
         self.dirty_log_clears: list[DirtyLogClear] = []
         self.global_dirty_changes: list[GlobalDirtyChange] = []
         self.dma_changes: list[DmaChange] = []
+        self.guest_memfds: dict[int, tuple[int, int]] = {}
+        """By line, file descriptor and offset in bytes of the guest_memfd that a change binds."""
         self.lost: list[tuple[int, str]] = []
         self._notes: dict[str, tuple[int, int]] = {}
 

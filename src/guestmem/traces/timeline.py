@@ -175,7 +175,8 @@ class Timeline:
     said nothing about memslots or run state, ``lines`` all of them. ``run_state`` is None if nothing is known.
     ``slow`` says what made the recorder slow, if it was; ``resolution`` by how much the stamps of changes may be off,
     in seconds. ``assumed`` are slots that were there before the trace began, by the index in ``changes`` of the change
-    that told of them; ``notes`` says what else the reader found out about the recording, a sentence each.
+    that told of them; ``guest_memfds`` has, by line, file descriptor and offset in bytes of what a change binds;
+    ``notes`` says what else the reader found out about the recording, a sentence each.
     """
 
     __slots__ = (
@@ -186,6 +187,7 @@ class Timeline:
         "format",
         "gap",
         "global_dirty_changes",
+        "guest_memfds",
         "lines",
         "notes",
         "path",
@@ -209,6 +211,7 @@ class Timeline:
         global_dirty_changes: Sequence[GlobalDirtyChange] = (),
         dma_changes: Sequence[DmaChange] = (),
         assumed: Mapping[int, Slot] | None = None,
+        guest_memfds: Mapping[int, tuple[int, int]] | None = None,
         notes: Sequence[str] = (),
         slow: str = "",
         lines: int = 0,
@@ -220,6 +223,7 @@ class Timeline:
         self.dirty_log_clears, self.global_dirty_changes = dirty_log_clears, global_dirty_changes
         self.lines, self.skipped, self.resolution = lines, skipped, resolution
         self.slow = slow
+        self.guest_memfds = guest_memfds or {}
         self.dma_changes, self.assumed, self.notes = dma_changes, assumed or {}, tuple(notes)
 
     @property

@@ -1,0 +1,387 @@
+"""More than holes: what in a recorded boot has hurt other VMMs, each with its lines.
+
+A remark is no verdict: it says what is there, why it matters, and who was bitten by it. ``LINTS`` lists them all, and
+docs/traces.md has the same table. None is counted by ``--fail-on``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..memslots.changes import ChangeKind
+from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM
+from ..units import PAGE_SHIFT, format_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ..memslots.slot import Slot
+    from ..traces.timeline import RecordedChange, Timeline
+    from .holes import Hole
+
+__all__ = ["LINTS", "Lint", "Remark", "lint"]
+
+KVM_MEM_GUEST_MEMFD = 4
+EEXIST = -17
+LEGACY_END = 1 << (20 - PAGE_SHIFT)
+"""Frames below belong to firmware and option ROMs; no driver puts a buffer across their slots."""
+MANY_CHANGES = 200
+MANY_FRESH_IDS = 8
+LEAKING_STEPS = 8
+LINES_SHOWN = 6
+REMARKS_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Lint:
+    """A kind of remark: why it matters, and who was bitten by it."""
+
+    name: str
+    what: str
+    why: str
+    bitten: str
+
+
+LINTS = {
+    each.name: each
+    for each in (
+        Lint(
+            "add-without-delete",
+            "memory is added where memory still is",
+            "KVM refuses the slot with EEXIST, and QEMU aborts; a device that is told twice keeps both mappings",
+            "QEMU with vfio-user devices, at reboot and migration (oracle/qemu#9, nutanix/libvfio-user#439)",
+        ),
+        Lint(
+            "ids-only-grow",
+            "slot numbers are never used again",
+            f"KVM takes numbers below KVM_CAP_NR_MEMSLOTS ({KVM_MEM_SLOTS_NUM} on x86), vhost far fewer slots",
+            "cloud-hypervisor, at the device that went past it (cloud-hypervisor#6842)",
+        ),
+        Lint(
+            "slots-leaked",
+            "each step leaves more slots than it found",
+            "slots that nobody deletes run out, and keep host memory and guest addresses taken",
+            "cloud-hypervisor, with each device that was plugged (cloud-hypervisor#6842)",
+        ),
+        Lint(
+            "split-buffer",
+            "neighbours in guest memory are not neighbours in host memory",
+            "a buffer of the guest's may lie across the border: a device that takes it as one range fails or overruns",
+            "cloud-hypervisor's virtio-blk after memory hot-plug: I/O errors in the guest (cloud-hypervisor#8242)",
+        ),
+        Lint(
+            "guest-memfd-deleted",
+            "a slot with a guest_memfd is deleted",
+            "the pages stay in the file, but KVM removes them from the guest: a TDX guest's private memory is lost",
+            "no public report is known; it follows from how TDX removes pages (arch/x86/kvm/vmx/tdx.c)",
+        ),
+        Lint(
+            "guest-memfd-bound-twice",
+            "one range of a guest_memfd is bound to two slots",
+            "KVM refuses the second binding (EINVAL); in an ordinary file both slots would be the same memory",
+            "cloud-hypervisor, whose boot and hot-plugged memory shared a file (cloud-hypervisor#1031)",
+        ),
+        Lint(
+            "guest-memfd-elsewhere",
+            "a guest_memfd is bound under another userspace_addr than the rest of it",
+            "from Linux 6.18 on a file with mmap serves all faults: under another address the VMM reads other memory",
+            "no public report is known; it follows from virt/kvm/guest_memfd.c (GUEST_MEMFD_FLAG_MMAP)",
+        ),
+        Lint(
+            "dirty-log-lost",
+            "a slot is deleted while its dirty log is on",
+            "what was not read by KVM_GET_DIRTY_LOG just before is lost: pages that a migration does not send",
+            "QEMU, whose kvm_set_phys_mem() reads the log first and admits that writes in between are lost",
+        ),
+        Lint(
+            "toggle-by-delete",
+            "only flags differ, yet the slot was deleted and created",
+            "logging can be switched in place, without a hole; READONLY cannot, so the hole is KVM's doing",
+            "guests of QEMU whose firmware ran from the slot (Red Hat bug 1979276)",
+        ),
+        Lint(
+            "many-updates",
+            "hundreds of updates in one boot",
+            "each waits for a grace period of SRCU, and on x86 a delete drops every shadow page",
+            "a Hyper-V VSM prototype: 100 000 changes a boot, up to 30 minutes (Alexander Graf, kvm list, 24 Oct 2022)",
+        ),
+    )
+}
+"""The kinds of remark, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that ``lint`` found: its kind, in which lines, and what it is in this trace."""
+
+    lint: Lint
+    lines: tuple[int, ...]
+    text: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The remark as JSON takes it."""
+        return {
+            "lint": self.lint.name,
+            "lines": list(self.lines),
+            "text": self.text,
+            "why": self.lint.why,
+            "bitten": self.lint.bitten,
+        }
+
+
+def lint(timeline: Timeline, holes: Sequence[Hole] = ()) -> tuple[Remark, ...]:
+    """All remarks on ``timeline``, in the order of ``LINTS``. ``holes`` are those that ``check`` found. O(n log n)."""
+    found = [
+        *_adds_without_delete(timeline),
+        *_ids(timeline),
+        *_neighbours(timeline),
+        *_guest_memfds(timeline),
+        *_dirty_logs(timeline),
+        *_toggles(holes),
+        *_many(timeline),
+    ]
+    by_name: dict[str, list[Remark]] = {name: [] for name in LINTS}
+    for each in found:
+        by_name[each.lint.name].append(each)
+    return tuple(remark for same in by_name.values() for remark in _few(same))
+
+
+def _few(same: list[Remark]) -> list[Remark]:
+    """At most REMARKS_SHOWN of a kind; the last says how many more there are."""
+    if len(same) <= REMARKS_SHOWN:
+        return same
+    more = len(same) - REMARKS_SHOWN + 1
+    rest = Remark(same[0].lint, same[REMARKS_SHOWN - 1].lines, f"and {more} more of the kind, from this one on")
+    return [*same[: REMARKS_SHOWN - 1], rest]
+
+
+def _remark(name: str, lines: Sequence[int], text: str) -> Remark:
+    return Remark(LINTS[name], tuple(dict.fromkeys(lines)), text)
+
+
+def _frames(start: int, end: int) -> str:
+    return f"[{start << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x})"
+
+
+def _adds_without_delete(timeline: Timeline) -> Iterator[Remark]:
+    """What KVM refused with EEXIST, and what VFIO's listener was told twice."""
+    for each in timeline.changes:
+        if each.ret == EEXIST:
+            frames = _frames(each.change.base_gfn, each.change.base_gfn + each.change.npages)
+            yield _remark("add-without-delete", [each.line], f"slot {each.change.slot}: {frames}: KVM said EEXIST")
+    starts: list[int] = []
+    mapped: dict[int, tuple[int, int]] = {}
+    for dma in timeline.dma_changes:
+        if not dma.size:
+            continue
+        end = dma.start + dma.size
+        i = bisect_right(starts, dma.start)
+        near = [starts[k] for k in range(max(i - 1, 0), bisect_left(starts, end))]
+        met = [start for start in near if mapped[start][0] > dma.start]
+        if dma.userspace_addr is None:
+            for start in met:
+                starts.remove(start)
+                del mapped[start]
+            continue
+        if met:
+            line = mapped[met[0]][1]
+            text = f"[{dma.start:#x}, {end:#x}) is mapped for devices already (line {line}), and was not unmapped"
+            yield _remark("add-without-delete", [line, dma.line], text)
+        if dma.start not in mapped:
+            insort(starts, dma.start)
+        mapped[dma.start] = end, dma.line
+
+
+def _ids(timeline: Timeline) -> Iterator[Remark]:
+    """Whether freed numbers are used again, and whether slots pile up."""
+    free: dict[int, set[int]] = defaultdict(set)
+    used: dict[int, set[int]] = defaultdict(set)
+    fresh: dict[int, list[RecordedChange]] = defaultdict(list)
+    reused: set[int] = set()
+    live, most = 0, 0
+    counts: list[tuple[int, int]] = []
+    for transaction in timeline.transactions:
+        before, took = live, False
+        for each in transaction.changes:
+            as_id, slot = transaction.as_id, each.change.slot
+            if each.kind is ChangeKind.DELETE:
+                live, took = live - 1, True
+                free[as_id].add(slot)
+            elif each.kind is ChangeKind.CREATE:
+                live += 1
+                if slot in free[as_id]:
+                    reused.add(as_id)
+                    free[as_id].discard(slot)
+                elif free[as_id] and slot not in used[as_id]:
+                    fresh[as_id].append(each)
+                used[as_id].add(slot)
+        most = max(most, live)
+        if took:
+            counts.append((live - before, transaction.first_line))
+    for as_id, creates in fresh.items():
+        if as_id not in reused and len(creates) >= MANY_FRESH_IDS:
+            count, idle = len(used[as_id]), len(free[as_id])
+            text = f"{count} numbers for at most {most} slots at a time; {idle} were free and not taken"
+            yield _remark("ids-only-grow", [each.line for each in creates[:LINES_SHOWN]], text)
+    growing = 0
+    while growing < len(counts) and counts[-1 - growing][0] > 0:
+        growing += 1
+    if growing >= LEAKING_STEPS:
+        tail = counts[-growing:]
+        text = (
+            f"the last {growing} steps that delete left {sum(step for step, _ in tail)} slots more; {live} at the end"
+        )
+        yield _remark("slots-leaked", [line for _, line in tail[:LINES_SHOWN]], text)
+
+
+def _final_slots(timeline: Timeline) -> dict[int, list[tuple[Slot, int]]]:
+    """The slots at the end and the lines that made them, by address space and frame."""
+    live: dict[tuple[int, int], tuple[Slot, int]] = {}
+    for each in timeline.changes:
+        key = each.change.as_id, each.change.slot
+        if not each.applied or each.kind is ChangeKind.NOTHING:
+            continue
+        if each.kind is ChangeKind.DELETE:
+            live.pop(key, None)
+        else:
+            live[key] = each.change.as_slot(), each.line
+    spaces: dict[int, list[tuple[Slot, int]]] = defaultdict(list)
+    for (as_id, _), pair in live.items():
+        spaces[as_id].append(pair)
+    for pairs in spaces.values():
+        pairs.sort(key=lambda pair: pair[0].base_gfn)
+    return spaces
+
+
+def _neighbours(timeline: Timeline) -> Iterator[Remark]:
+    """Slots at the end of the trace that meet in guest memory and not in host memory."""
+    for as_id, pairs in _final_slots(timeline).items():
+        for (low, low_line), (high, high_line) in itertools.pairwise(pairs):
+            meets = low.end_gfn == high.base_gfn and low.base_gfn >= LEGACY_END
+            rom = (low.flags | high.flags) & KVM_MEM_READONLY
+            if meets and not rom and low.userspace_addr + (low.npages << PAGE_SHIFT) != high.userspace_addr:
+                at = f"{'as 1: ' if as_id else ''}{high.base_gfn << PAGE_SHIFT:#x}"
+                text = f"slots {low.id} and {high.id} meet at {at}, and their host memory does not"
+                yield _remark("split-buffer", [low_line, high_line], text)
+
+
+def _guest_memfds(timeline: Timeline) -> Iterator[Remark]:
+    """What is deleted of, bound twice to, or bound elsewhere from a guest_memfd."""
+    deleted = [
+        each
+        for each in timeline.changes
+        if each.applied
+        and each.kind in (ChangeKind.DELETE, ChangeKind.MOVE)
+        and each.old is not None
+        and each.old.flags & KVM_MEM_GUEST_MEMFD
+    ]
+    if deleted:
+        npages = sum(each.old.npages for each in deleted if each.old is not None)
+        text = f"{len(deleted)} deletes of slots with a guest_memfd, {npages} pages in all"
+        yield _remark("guest-memfd-deleted", [each.line for each in deleted[:LINES_SHOWN]], text)
+    if not timeline.guest_memfds:
+        return
+    bound: dict[int, _Bound] = defaultdict(_Bound)
+    where: dict[tuple[int, int], int] = {}
+    base: dict[int, tuple[int, int]] = {}
+    for each in timeline.changes:
+        key = each.change.as_id, each.change.slot
+        if each.applied and each.kind is ChangeKind.DELETE and key in where:
+            bound[where.pop(key)].drop(key)
+        binding = timeline.guest_memfds.get(each.line)
+        if binding is None or each.change.npages == 0:
+            continue
+        fd, offset = binding
+        end = offset + (each.change.npages << PAGE_SHIFT)
+        for start, stop, other, line in bound[fd].meeting(offset, end):
+            if other != key:
+                span = f"[{max(start, offset):#x}, {min(stop, end):#x})"
+                text = f"guest_memfd {fd}, {span} is slot {other[1]}'s and slot {key[1]}'s"
+                yield _remark("guest-memfd-bound-twice", [line, each.line], text)
+        if not each.applied:
+            continue
+        if key not in where:
+            where[key] = fd
+            bound[fd].add(offset, end, key, each.line)
+        at, line = base.setdefault(fd, (each.change.userspace_addr - offset, each.line))
+        if at != each.change.userspace_addr - offset:
+            text = (
+                f"guest_memfd {fd} at offset {offset:#x} has userspace_addr {each.change.userspace_addr:#x}; by line "
+                f"{line} it would be {at + offset:#x}"
+            )
+            yield _remark("guest-memfd-elsewhere", [line, each.line], text)
+
+
+class _Bound:
+    """Ranges of one file that are bound to slots now, by offset."""
+
+    __slots__ = ("_ranges",)
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int, tuple[int, int], int]] = []
+
+    def add(self, start: int, end: int, key: tuple[int, int], line: int) -> None:
+        """Bind ``[start, end)``."""
+        insort(self._ranges, (start, end, key, line))
+
+    def drop(self, key: tuple[int, int]) -> None:
+        """The slot ``key`` is gone. O(ranges)."""
+        self._ranges = [each for each in self._ranges if each[2] != key]
+
+    def meeting(self, start: int, end: int) -> list[tuple[int, int, tuple[int, int], int]]:
+        """Those that meet ``[start, end)``, as far as the ones before do not overlap each other."""
+        i = bisect_right(self._ranges, start, key=lambda each: each[0])
+        last = bisect_left(self._ranges, end, key=lambda each: each[0])
+        return [each for each in self._ranges[max(i - 1, 0) : last] if each[1] > start][:LINES_SHOWN]
+
+
+def _dirty_logs(timeline: Timeline) -> Iterator[Remark]:
+    """Slots that went with their log on."""
+    lost = [
+        each for each in timeline.changes if each.removed is not None and each.removed.flags & KVM_MEM_LOG_DIRTY_PAGES
+    ]
+    if lost:
+        npages = sum(each.removed.npages for each in lost if each.removed is not None)
+        text = f"{len(lost)} deletes of slots that were logged, {npages} pages in all"
+        yield _remark("dirty-log-lost", [each.line for each in lost[:LINES_SHOWN]], text)
+
+
+def _toggles(holes: Sequence[Hole]) -> Iterator[Remark]:
+    """Holes of which only a flag was the reason."""
+    for hole in holes:
+        for each in hole.atomic_sets:
+            removed = [one.removed for one in each.changes if one.removed is not None]
+            added = [one.added for one in each.changes if one.added is not None]
+            if len(removed) != 1 or len(added) != 1:
+                continue
+            old, new = removed[0], added[0]
+            same = (old.base_gfn, old.npages, old.userspace_addr) == (new.base_gfn, new.npages, new.userspace_addr)
+            changed = old.flags ^ new.flags
+            if same and changed:
+                names = {KVM_MEM_LOG_DIRTY_PAGES: "KVM_MEM_LOG_DIRTY_PAGES", KVM_MEM_READONLY: "KVM_MEM_READONLY"}
+                flags = ", ".join(name for bit, name in names.items() if changed & bit) or f"flags {changed:#x}"
+                frames = _frames(old.base_gfn, old.end_gfn)
+                yield _remark("toggle-by-delete", each.lines, f"{frames}: only {flags} differs")
+
+
+def _many(timeline: Timeline) -> Iterator[Remark]:
+    """Hundreds of updates, and what they took by the trace's own times."""
+    applied = [each for each in timeline.changes if each.applied]
+    if len(applied) < MANY_CHANGES:
+        return
+    text = f"{len(applied)} changes in {len(timeline.transactions)} transactions"
+    if timeline.format != "qemu" and (
+        timed := [each.ended - each.began for each in applied if each.began is not None and each.ended is not None]
+    ):
+        text += f"; the calls took {format_ns(sum(timed) * 1e9)}, {format_ns(sum(timed) / len(timed) * 1e9)} each"
+    elif spans := [
+        one.end - one.start for one in timeline.transactions if one.start is not None and one.end is not None
+    ]:
+        text += f"; from the first to the last of each transaction {format_ns(sum(spans) * 1e9)} in all"
+    if timeline.span is not None:
+        text += f", within {timeline.span[1] - timeline.span[0]:.3g} s"
+    yield _remark("many-updates", [applied[0].line, applied[-1].line], text)
