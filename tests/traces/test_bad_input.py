@@ -176,7 +176,7 @@ def test_changes_of_a_slot_that_kvm_does_not_allow(tmp_path: Path, second: str, 
         (line(0, 0x1800, 0x1000), "guest_phys_addr 0x1800 is not a multiple of the page size 0x1000"),
         (line(0, 0x1000, 0x1800), "memory_size 0x1800 is not a multiple of the page size 0x1000"),
         (line(0, 0x1000, 0x1000, 0x7F0000000800), "userspace_addr 0x7f0000000800 is not a multiple"),
-        (line(0, 0, 1 << 43), "memory_size 0x80000000000 is more than 0x7fffffff000"),
+        (line(0, 0, 1 << 47), "memory_size 0x800000000000 is more than 0x7fffffff0000"),
         (line(32767, 0, 0x1000), "slot 32767: below 32767 is allowed"),
     ],
 )

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from ..errors import UsageError
 from ._interrupts import interruptible
+from ._progress import Progress, about
+
+if TYPE_CHECKING:
+    from ..compare import Workload
 
 __all__ = ["command"]
 
 WEAK = 3
 """Exit status of a run that did not catch the design that is broken on purpose."""
 
-_OF_TRACES = ("trace", "engine", "interval", "slow_vcpu", "pattern", "writes", "fetches", "gap", "vm")
+SHORT_S = 60
+"""Seconds that nobody needs advice for."""
+PAGE_SIZES = {"auto": 0, "4K": 4 << 10, "16K": 16 << 10, "64K": 64 << 10}
+
+_OF_TRACES = ("trace", "engine", "interval", "slow_vcpu", "pattern", "writes", "fetches", "gap", "vm", "page_size")
 _OF_SCENARIOS = ("memory", "iterations")
 
 
@@ -105,6 +112,13 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
     "--gap", metavar="MS", type=float, help="Longest pause inside a transaction.  [default: 5; 100 under strace -k]"
 )
 @click.option("--vm", metavar="VM", help="The VM to replay, if there are several: the refusal names them.")
+@click.option(
+    "--page-size",
+    type=click.Choice(list(PAGE_SIZES)),
+    default="auto",
+    show_default=True,
+    help="Of the recorded host; auto: 4K, or more if a slot is larger than that allows.",
+)
 @click.option("--memory", metavar="SIZE", callback=_size, show_default="256M", help="dirty-log: of the guest.")
 @click.option(
     "--iterations",
@@ -139,6 +153,7 @@ def command(
     fetches: float,
     gap: float | None,
     vm: str | None,
+    page_size: str,
     memory: int | None,
     iterations: int | None,
     json_file: str | None,
@@ -167,7 +182,7 @@ def command(
         raise click.MissingParameter(ctx=context, param_hint="'TRACE'", param_type="argument")
     repeat = repeat or 20
     from .. import traces
-    from ..designs import DESIGNS, find
+    from ..designs import find
 
     for name in designs:
         find(name)
@@ -177,8 +192,7 @@ def command(
     from ..compare import compare
     from ..engines import Access
 
-    rows = len(vcpus) * (len(set(designs)) + 1 if designs else len(DESIGNS))
-    with interruptible() as stopped, _progress(rows * repeat) as advanced:
+    with interruptible() as stopped, Progress() as progress:
         comparison = compare(
             timeline,
             vcpus=vcpus,
@@ -190,8 +204,10 @@ def command(
             arch=arch,
             slow_vcpu_ms=slow_vcpu,
             access=Access(pattern=pattern, writes=writes, fetches=fetches),
+            page_size=PAGE_SIZES[page_size],
             stopped=stopped,
-            advanced=advanced,
+            begins=partial(_foretell, progress),
+            stepped=progress.at,
         )
     if json_file:
         _write_json(json_file, comparison.as_dict())
@@ -203,6 +219,21 @@ def command(
     if comparison.interrupted:
         return 130
     return 0 if comparison.strong_enough else WEAK
+
+
+def _foretell(progress: Progress, work: Workload) -> None:
+    """Say how long it will take: before anything is compiled, and more exactly once it is."""
+    progress.expected = work.seconds
+    if not work.measured:
+        rows = work.designs * work.vcpus
+        progress.say(
+            f"{rows} rows of {work.repeat} replays of {work.transactions} transactions: {about(work.seconds)}, after "
+            "compiling what is not yet compiled (up to minutes, once)"
+        )
+    elif work.seconds > SHORT_S:
+        progress.say(
+            f"measuring: {about(work.seconds)}; fewer --repeat, --vcpus, --design or a shorter --interval help"
+        )
 
 
 def _refuse(context: click.Context, names: tuple[str, ...], why: str) -> None:
@@ -228,7 +259,15 @@ def _compare_dirty_log(
     from ..compare.dirty_log import DEFAULT_MEMORY, compare_dirty_log, find_ways
 
     rows = len(vcpus) * len({way.name for way in find_ways(designs)} | {"unflushed"})
-    with interruptible() as stopped, _progress(rows * repeat) as advanced:
+    done = 0
+
+    def advanced(row: str) -> None:
+        nonlocal done
+        done += 1
+        progress.at(row, done / (rows * repeat))
+
+    with interruptible() as stopped, Progress() as progress:
+        progress.say(f"{rows} rows of {repeat} runs; what is not yet compiled is compiled first")
         comparison = compare_dirty_log(
             vcpus=vcpus,
             memory=DEFAULT_MEMORY if memory is None else memory,
@@ -260,18 +299,3 @@ def _write_json(file: str, values: dict[str, Any]) -> None:
         sys.stdout.write(text)
     else:
         Path(file).write_text(text)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], object]]:
-    """A bar on standard error if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _row: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("compiling", total=total)
-        yield lambda row: bar.update(task, advance=1, description=row)

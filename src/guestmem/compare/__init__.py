@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .dirty_log_result import DirtyLogComparison, DirtyLogRow
 from .result import ELSEWHERE, Comparison, Row, Spread
-from .run import DEFAULT_INTERVAL_MS, DEFAULT_REPEAT, DEFAULT_VCPUS, compare
+from .run import DEFAULT_INTERVAL_MS, DEFAULT_REPEAT, DEFAULT_VCPUS, Workload, compare
 
 __all__ = [
     "DEFAULT_INTERVAL_MS",
@@ -16,5 +16,6 @@ __all__ = [
     "DirtyLogRow",
     "Row",
     "Spread",
+    "Workload",
     "compare",
 ]

@@ -28,18 +28,24 @@ class Counters:
         return self._word(word) & _COUNTER
 
     def step_begins(self, step: Step) -> None:
-        """Look for writes where none may go any more; what the step gives back may be written again."""
-        self.look()
+        """What the step gives back may be written again. O(words of the step)."""
         for word in step.words_that_begin:
-            self._ended.pop(word, None)
+            self._settle(word)
 
     def step_ended(self, step: Step) -> None:
-        """From now on nobody may write where the step has taken memory away."""
+        """From now on nobody may write where the step has taken memory away. O(words of the step)."""
         for word in step.words_that_end:
+            self._settle(word)
             self._ended[word] = self._read(word)
 
+    def _settle(self, word: int) -> None:
+        """Count writes to a word since it may not be written any more, if so; it is looked at no longer."""
+        ended = self._ended.pop(word, None)
+        if ended is not None:
+            self.wrong += self._read(word) - ended
+
     def look(self) -> None:
-        """Count writes to memory that was taken away."""
+        """Count writes to memory that was taken away. O(words that are)."""
         for word, value in self._ended.items():
             now = self._read(word)
             self.wrong += now - value

@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..abi.structures import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES
 from ..engines import HostMemory, Load, Target
-from ..errors import GuestmemError
+from ..errors import GuestmemError, UsageError
 from ..memslots import Change, ChangeKind, Slot
-from ..traces import Timeline
-from ..units import PAGE_SHIFT, PAGE_SIZE
+from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from ..traces import RecordedChange, Timeline
+from ..units import PAGE_SHIFT, PAGE_SIZE, format_size
 
 __all__ = ["Plan", "Step", "plan"]
 
 PAGES_A_RANGE = 16
 PAGES_ELSEWHERE = 64
+PAGE_SIZES = (4 << 10, 16 << 10, 64 << 10)
+"""Page sizes of hosts: x86 has the first, arm64 all (Linux ``arch/arm64/Kconfig``)."""
+_KNOWN_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 _RET = b"\xc3"
 """Last byte of each word: a ``ret``, so that real vCPUs can fetch there. The counter is the seven bytes before it."""
 MOST_RANGES = 256
@@ -65,6 +70,12 @@ class Plan:
     steps: tuple[Step, ...]
     memory: HostMemory
     address_spaces: int
+    page_size: int
+    """Of the recorded guest, in bytes."""
+    notes: list[str]
+    """What is replayed in another way than it was recorded, in words."""
+    kinds_until: int
+    """After so many steps each kind of change that there is was there."""
 
     @property
     def words(self) -> tuple[int, ...]:
@@ -148,7 +159,7 @@ def _target(gfn: int, old: Slot | None, new: Slot | None, *, changed: bool) -> T
     )
 
 
-def _load(as_id: int, changed: list[Range], before: Sequence[Slot], owners: dict[int, int]) -> Load:
+def _load(as_id: int, changed: list[Range], untouched: Sequence[Slot], owners: dict[int, int]) -> Load:
     """Targets for one step; a word that another frame has already is left out."""
     if len(changed) > MOST_RANGES:
         changed = [changed[k * len(changed) // MOST_RANGES] for k in range(MOST_RANGES)]
@@ -157,15 +168,7 @@ def _load(as_id: int, changed: list[Range], before: Sequence[Slot], owners: dict
         for start, end, old, new in changed
         for gfn in _spread(start, end, PAGES_A_RANGE)
     ]
-    elsewhere = [
-        (start, end, old)
-        for start, end, old, piece in _cut(
-            [(slot.base_gfn, slot.end_gfn) for slot in before],
-            before,
-            [Slot(as_id, 0, start, end - start, 0) for start, end, _, _ in changed],
-        )
-        if piece is None
-    ]
+    elsewhere = sorted((slot.base_gfn, slot.end_gfn, slot) for slot in untouched)
     for start, end, old in elsewhere[:: max(1, len(elsewhere) // 16)]:
         count = max(1, PAGES_ELSEWHERE // min(16, len(elsewhere)))
         targets += [_target(gfn, old, old, changed=False) for gfn in _spread(start, end, count)]
@@ -185,14 +188,21 @@ def _memory(ranges: Sequence[tuple[int, int]]) -> HostMemory:
         return HostMemory(ranges)
 
 
-def plan(timeline: Timeline) -> Plan:
-    """Make a timeline replayable. O(changes x slots of a step) time; memory is committed only where it is touched."""
+def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
+    """Make a timeline replayable. O(changes + transactions x slots) time; memory is committed only where touched.
+
+    ``page_size`` is that of the recorded guest, in bytes, one of PAGE_SIZES; 0: 4 KiB, or more if a slot is so large
+    that KVM takes it with larger pages only. A page is replayed as one page of the engine's, of 4 KiB, so all addresses
+    shrink; what else differs from the recording is in the plan's ``notes``. Raises UsageError for a page size that
+    the trace cannot have.
+    """
     recorded = [change for transaction in timeline.transactions for change in transaction.changes]
+    shrink = _shrinking(recorded, page_size)
     memory = _memory(
         [
-            (each.change.userspace_addr, each.change.userspace_addr + each.change.memory_size)
-            for each in recorded
-            if not each.change.deletes
+            (change.userspace_addr, change.userspace_addr + change.memory_size)
+            for change in (_shrunk(each.change, shrink) for each in recorded)
+            if not change.deletes
         ]
     )
     spaces: dict[int, dict[int, Slot]] = {}
@@ -200,11 +210,13 @@ def plan(timeline: Timeline) -> Plan:
     steps = []
     for transaction in timeline.transactions:
         slots = spaces.setdefault(transaction.as_id, {})
-        before = list(slots.values())
+        touched = {each.change.slot for each in transaction.changes}
+        before = [slots[slot] for slot in touched if slot in slots]
+        untouched = [slot for name, slot in slots.items() if name not in touched]
         ranges: list[tuple[int, int]] = []
         changes = []
         for each in transaction.changes:
-            change = each.change
+            change = _shrunk(each.change, shrink)
             if not change.deletes:
                 change = change._replace(userspace_addr=memory.translate(change.userspace_addr))
             if (old := slots.pop(change.slot, None)) is not None:
@@ -214,8 +226,9 @@ def plan(timeline: Timeline) -> Plan:
                 ranges.append((change.base_gfn, change.base_gfn + change.npages))
             if each.kind is not ChangeKind.NOTHING:
                 changes.append(change)
-        changed = _cut(ranges, before, list(slots.values()))
-        load = _load(transaction.as_id, changed, before, owners)
+        # Slots of one set never overlap, so none that is not touched lies in the ranges.
+        changed = _cut(ranges, before, [slots[slot] for slot in touched if slot in slots])
+        load = _load(transaction.as_id, changed, untouched, owners)
         steps.append(
             Step(
                 transaction.index,
@@ -226,7 +239,80 @@ def plan(timeline: Timeline) -> Plan:
                 load,
             )
         )
-    made = Plan(timeline.path, tuple(steps), memory, 1 + max(spaces, default=0))
+    made = Plan(
+        timeline.path,
+        tuple(steps),
+        memory,
+        1 + max(spaces, default=0),
+        PAGE_SIZE << shrink,
+        _notes(timeline, recorded, shrink),
+        _kinds_until(timeline),
+    )
     for word in made.words:
         memory.write(word + 7, _RET)
     return made
+
+
+def _kinds_until(timeline: Timeline) -> int:
+    """After how many transactions each kind of change that occurs has occurred."""
+    seen: set[ChangeKind] = set()
+    until = 0
+    for i, transaction in enumerate(timeline.transactions):
+        kinds = {each.kind for each in transaction.changes}
+        if kinds - seen:
+            seen |= kinds
+            until = i + 1
+    return until
+
+
+def _shrinking(recorded: Sequence[RecordedChange], page_size: int) -> int:
+    """By how many bits all addresses shrink, so that a page of ``page_size`` becomes one of the engine's."""
+    if page_size not in {0, *PAGE_SIZES}:
+        raise UsageError(f"page size: {page_size} is not one of {', '.join(map(str, PAGE_SIZES))}")
+    largest = max(recorded, key=lambda each: each.change.npages, default=None)
+    most = largest.change.memory_size if largest else 0
+    if not page_size:
+        page_size = next(size for size in PAGE_SIZES if most <= size * KVM_MEM_MAX_NR_PAGES or size == PAGE_SIZES[-1])
+    if largest and most > page_size * KVM_MEM_MAX_NR_PAGES:
+        raise UsageError(
+            f"page size: with {format_size(page_size)} a slot has at most {page_size * KVM_MEM_MAX_NR_PAGES:#x} bytes; "
+            f"line {largest.line} has {most:#x}"
+        )
+    for each in recorded:
+        change = each.change
+        for name in ("guest_phys_addr", "memory_size", "userspace_addr"):
+            if getattr(change, name) % page_size and not change.deletes:
+                value = getattr(change, name)
+                raise UsageError(f"page size: line {each.line}: {name} {value:#x} is not a multiple of {page_size:#x}")
+    return page_size.bit_length() - 1 - PAGE_SHIFT
+
+
+def _shrunk(change: Change, shrink: int) -> Change:
+    """The change as the engine replays it: pages of 4 KiB, and the flags that engines know."""
+    return change._replace(
+        base_gfn=change.base_gfn >> shrink,
+        npages=change.npages >> shrink,
+        userspace_addr=change.userspace_addr >> shrink,
+        flags=change.flags & _KNOWN_FLAGS,
+    )
+
+
+def _notes(timeline: Timeline, recorded: Sequence[RecordedChange], shrink: int) -> list[str]:
+    """What is replayed in another way than it was recorded."""
+    notes = []
+    if bound := sum(not each.change.deletes and bool(each.change.flags & KVM_MEM_GUEST_MEMFD) for each in recorded):
+        notes.append(
+            f"{bound} change{'s' * (bound != 1)} with KVM_MEM_GUEST_MEMFD: replayed by userspace_addr, as shared memory"
+        )
+    known = _KNOWN_FLAGS | KVM_MEM_GUEST_MEMFD
+    if other := {each.change.flags & ~known for each in recorded if not each.change.deletes} - {0}:
+        notes.append(
+            f"flags {', '.join(f'{each:#x}' for each in sorted(other))} are left out: engines know none of them"
+        )
+    if refused := len(timeline.refused):
+        notes.append(f"{refused} change{'s' * (refused != 1)} that KVM refused: left out, as they changed nothing")
+    if shrink:
+        notes.append(
+            f"pages of {format_size(PAGE_SIZE << shrink)}: each is replayed as one page of {format_size(PAGE_SIZE)}"
+        )
+    return notes

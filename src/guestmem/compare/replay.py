@@ -30,10 +30,11 @@ def replay(
     interval_s: float,
     stopped: Callable[[], bool] = lambda: False,
     advanced: Callable[[], object] = lambda: None,
+    stepped: Callable[[], object] = lambda: None,
 ) -> Row:
     """Replay ``plan`` ``repeat`` times with ``design`` on a fresh ``engine``, whose vCPUs keep touching memory.
 
-    ``stopped`` is asked between transactions; ``advanced`` is called after each replay.
+    ``stopped`` is asked between transactions; ``stepped`` is called after each, ``advanced`` after each replay.
     """
     apply = design.prepare(engine)
     row = Row(design.name, engine.vcpus, engine.cores, broken=design.broken, unmeasured=sorted(engine.unmeasured))
@@ -70,6 +71,7 @@ def replay(
                 updates.append(took)
                 total += took
                 row.transactions += 1
+                stepped()
             else:
                 totals.append(total)
                 row.replays += 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..check import Hole, LateReturn, Remark, Report
 
-__all__ = ["HoleCells", "hole_cells", "print_report", "summary"]
+__all__ = ["HoleCells", "hole_cells", "late_words", "print_report", "summary"]
 
 STYLES = {Verdict.OPEN: "bold red", Verdict.UNKNOWN: "yellow", Verdict.CLOSED: "green"}
 HOST_MEMORY = {True: "the same", False: "other", None: "partly other"}
@@ -100,7 +100,7 @@ def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0
     if report.late:
         stream.write("\nSlow transactions, or two? (--fail-on hole counts them)\n")
         late = report.late[:limit] if limit else report.late
-        stream.writelines(f"  {_late(each)}\n" for each in late)
+        stream.writelines(f"  {late_words(each)}\n" for each in late)
         if len(late) < len(report.late):
             stream.write(f"… and {len(report.late) - len(late)} more\n")
     if report.remarks:
@@ -148,7 +148,7 @@ def _remarks(remarks: tuple[Remark, ...]) -> list[str]:
     return lines
 
 
-def _late(late: LateReturn) -> str:
+def late_words(late: LateReturn) -> str:
     """What came back late, in a line."""
     thread = "" if late.removed.thread is None else f", thread {late.removed.thread}"
     lines = f"lines {late.removed.line}-{late.restored.line}{thread}"

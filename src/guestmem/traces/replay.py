@@ -27,8 +27,8 @@ __all__ = ["Replay"]
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes; a trace has a million."""
 
-MAX_SIZE = ((1 << 31) - 1) << PAGE_SHIFT
-"""KVM_MEM_MAX_NR_PAGES, in bytes: dirty bitmaps are indexed with an unsigned int."""
+MAX_SIZE = ((1 << 31) - 1) << 16
+"""KVM_MEM_MAX_NR_PAGES in bytes, with the largest pages (arm64, 64 KiB): dirty bitmaps have unsigned int indices."""
 PAGE_MASK = PAGE_SIZE - 1
 U32_MAX = (1 << 32) - 1
 

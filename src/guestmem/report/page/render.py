@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...check.rules import NOT_SEEN
-from ..check import hole_cells, summary
+from ..check import hole_cells, late_words, summary
 from .data import page_data
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ def page(report: Report, timeline: Timeline) -> str:
     holes = report.holes[:HOLES_WITHOUT_SCRIPT]
     html: str = environment.get_template("page.html.j2").render(
         path=report.path,
-        summary=summary(report).splitlines(),
+        summary=[line for line in summary(report).splitlines() if line != NOT_SEEN],
         verdicts={verdict.value: count for verdict, count in report.verdicts.items()},
         holes=[hole_cells(hole) for hole in holes],
+        late=[late_words(each) for each in report.late[:HOLES_WITHOUT_SCRIPT]],
+        more_late=max(0, len(report.late) - HOLES_WITHOUT_SCRIPT),
         not_seen=NOT_SEEN,
         more=len(report.holes) - len(holes),
         style=_raw(style),
