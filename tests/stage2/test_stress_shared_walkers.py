@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from chance import until_met
 from guestmem.atomics import load_relaxed, poke
 from guestmem.compiled import U64, Own, Words, compiled, own, u64, wrapping
 from guestmem.stage2.arm import ArmFormat, arm_stage2
@@ -247,16 +248,17 @@ def test_thirty_seconds(discipline: str, threads: int, rng: random.Random, sized
 def test_a_page_freed_too_early_is_caught(seed: int) -> None:
     """Proof that the stress can fail. In a process of its own: a walk through a page that is gone may end anywhere."""
     tests = Path(__file__).parents[1]
-    for attempt in range(5):
+
+    def crashed(attempt: int) -> bool:
         program = f"""
 import random, sys
 sys.path.insert(0, {str(tests)!r})
 from stage2.test_stress_shared_walkers import stress_without_sections
 stress_without_sections(random.Random({seed + attempt}))
 """
-        if subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode != 0:
-            return
-    pytest.fail("a table that nobody is waited for passed five times")
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode != 0
+
+    until_met(crashed, "no walk met a page that was freed too early")
 
 
 def stress_without_sections(rng: random.Random) -> None:
