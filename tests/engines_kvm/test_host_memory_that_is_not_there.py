@@ -104,8 +104,8 @@ def test_the_access_is_carried_out_when_memory_has_come() -> None:
         with pytest.raises(GuestmemError):
             failure(guest, in_a_hole=True)
         guest.engine.set_memory_region(Change(1))
-        guest.engine.set_memory_region(first)
         before = guest.word(RESTLESS)
+        guest.engine.set_memory_region(first)
         exit_: Exit = guest.run().exit
         assert died(exit_)
         assert before != REGISTERS["rax"]

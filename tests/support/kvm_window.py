@@ -109,6 +109,7 @@ class Window:
     def start(self) -> None:
         """Run it in a thread of its own, until it comes back."""
         self.ended = []
+        self.vcpu.compile()  # else the thread does, and takes its time
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 

@@ -89,22 +89,23 @@ class KvmGuestVcpu:
         self.vcpu.set_registers(given)
 
     def _finish(self) -> None:
-        if self._unfinished:
+        if self._unfinished or self.vcpu.has_untaken:
             self.vcpu.end_instruction()
         self._unfinished, self._asked = False, None
 
     def run(self) -> Exit:
         """Run until an exit. GuestmemError with errno if KVM_RUN fails, or if another thread runs the vCPU.
 
-        UsageError if a read that exited was not answered.
+        UsageError if a read that exited was not answered. Ctrl-C ends it, and no exit is lost: the next call gives it.
         """
-        if self._asked is not None and not self._answered:
+        if self._asked is not None and not self._answered and not self.vcpu.has_untaken:
             raise UsageError(f"vCPU {self.index}: the read of {_size(self._asked)} bytes was not answered")
-        exit_ = self.vcpu.run()
-        self._asked, self._answered = None, False
+        exit_ = self.vcpu.next_exit()
+        self._answered, self._asked = False, None
         self._unfinished = isinstance(exit_, Mmio | Io)
         if isinstance(exit_, Mmio | Io) and not exit_.is_write:
             self._asked = exit_
+        self.vcpu.taken()
         return exit_
 
     def answer(self, exit_: Exit, content: Any) -> None:

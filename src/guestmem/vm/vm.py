@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
 import operator
+import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
@@ -15,6 +18,7 @@ from ..abi.versions import KernelVersion, version_of
 from ..dirty.bitmap import as_array
 from ..dirty.ring import ENTRY_BYTES, DirtyEntry, ring_size
 from ..errors import MemslotError, UsageError
+from ..interrupts import held
 from .backends import Backend, ClosedBackend, SoftBackend, enable
 from .memory import Memory
 
@@ -102,6 +106,7 @@ class Vm:
         self._closed = False
         self._now = self._backend
         """What answers calls: the backend until it is closed."""
+        _all.add(self)
 
     @functools.cached_property
     def map(self) -> Map:
@@ -207,10 +212,15 @@ class Vm:
         """Stop vCPUs and free what the VM has; a second time, nothing. Views of its memory stay."""
         if self._closed:
             return
-        self._closed = True
-        self._backend.close()
-        self._now = _CLOSED
-        self.memory.end(_CLOSED)
+        self._backend.close()  # Ctrl-C while vCPUs are stopped: it is not closed, and can be
+        self.forget()
+
+    def forget(self) -> None:
+        """Be closed, without a word to engine or vCPUs: they are closed already, or a parent's (after fork)."""
+        with held:
+            self._closed = True
+            self._now = _CLOSED
+            self.memory.end(_CLOSED)
 
     @property
     def closed(self) -> bool:
@@ -241,6 +251,17 @@ class Vm:
 
 
 _CLOSED: Any = ClosedBackend()
+_all: weakref.WeakSet[Vm] = weakref.WeakSet()
+
+
+def _close_in_a_child() -> None:
+    """After fork: a VM's vCPUs, and who runs them, are the parent's. Here it is closed, and nobody is told."""
+    for vm in list(_all):
+        with contextlib.suppress(Exception):
+            vm.forget()
+
+
+os.register_at_fork(after_in_child=_close_in_a_child)
 
 
 def _several(count: int, what: str) -> str:

@@ -9,7 +9,7 @@ Failed fetches carry no address: the run is repeated if an update was in flight 
 
 from __future__ import annotations
 
-from ...atomics import fence, host_load, host_store, load_acquire, load_relaxed, store_release, wait
+from ...atomics import fence, host_load, host_store, load_acquire, load_relaxed, store_release, wait_for
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...system import (
     SYS_IOCTL,
@@ -26,13 +26,14 @@ from .fragments import land, load_fragment, store_fragment
 from .instructions import is_refused
 from .kicks import leave
 from .stalls import begin_stall, end_stall
-from .update_lock import give_shared, take_shared, updates_since, wait_out_update
+from .update_lock import give_shared, try_shared, updates_since, wait_out_update
 
 __all__ = [
     "EINTR",
     "KVM_RUN",
     "MMIO",
     "NEXT_FRAGMENT",
+    "after_fetch",
     "complete",
     "complete_device",
     "finish_pending",
@@ -54,65 +55,71 @@ NEXT_FRAGMENT = const(5)
 
 
 @compiled
-def take_turn(vm: Words, own: Own, vcpu: U64) -> bool:
-    """Take the update lock shared, and be inside KVM_RUN in the eyes of a pause, none of which is in force.
+def take_turn(vm: Words, own: Own, vcpu: U64) -> U64:
+    """Take the update lock shared, and be inside KVM_RUN in the eyes of a pause, none of which is in force: GO_ON.
 
-    False, and nothing taken, if the VM stops.
+    STOPPED, and nothing taken, if the VM stops; SIGNALLED after a while for a caller that looks for signals.
     """
     while load_relaxed(vm, at.STOP) == 0:
-        begin_stall(own)
-        taken = take_shared(vm)
-        if taken == 0:
-            return False
-        if taken > 1:
-            own[at.HELD] += _ONE
-        store_release(vm, at.VCPUS + at.VCPU * vcpu + at.STATE, at.IN_KVM_RUN)
-        fence()  # inside before we look for pauses: see kicks.py
-        paused = load_acquire(vm, at.PAUSED)
-        if paused == 0:
-            return True
-        leave(vm, vcpu, at.OUTSIDE)
-        give_shared(vm)
-        wait(vm, at.PAUSED, paused)
-    return False
+        if try_shared(vm):
+            store_release(vm, at.VCPUS + at.VCPU * vcpu + at.STATE, at.IN_KVM_RUN)
+            fence()  # inside before we look for pauses: see kicks.py
+            paused = load_acquire(vm, at.PAUSED)
+            if paused == 0:
+                end_stall(own)
+                return at.GO_ON
+            leave(vm, vcpu, at.OUTSIDE)
+            give_shared(vm)
+            begin_stall(own)
+            wait_for(vm, at.PAUSED, paused, at.LOOK_NS)
+        else:
+            if own[at.STALL_BEGUN] == 0:
+                own[at.HELD] += _ONE
+                begin_stall(own)
+            wait_out_update(vm)
+        if own[at.GUEST] == 0:
+            return at.SIGNALLED
+    own[at.STALL_BEGUN] = u64(0)
+    return at.STOPPED
 
 
 @compiled
-def keep_turn(vm: Words, own: Own) -> bool:
-    """Straight from KVM_RUN (HOLDING): take the update lock shared; a pause waits until we are done.
+def keep_turn(vm: Words, own: Own) -> U64:
+    """HOLDING: take the update lock shared; a pause waits until we are done: GO_ON.
 
-    False, and nothing taken, if the VM stops while an update is under way.
+    STOPPED, and nothing taken, if the VM stops while an update is under way; SIGNALLED as ``take_turn``.
     """
-    begin_stall(own)
-    taken = take_shared(vm)
-    if taken > 1:
-        own[at.HELD] += _ONE
-    return taken != 0
+    while not try_shared(vm):
+        if own[at.STALL_BEGUN] == 0:
+            own[at.HELD] += _ONE
+            begin_stall(own)
+        if load_relaxed(vm, at.STOP) != 0:
+            own[at.STALL_BEGUN] = u64(0)
+            return at.STOPPED
+        if not wait_out_update(vm) and own[at.GUEST] == 0:
+            return at.SIGNALLED
+    end_stall(own)
+    return at.GO_ON
 
 
 @compiled
 def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -> U64:
     """Answer an MMIO exit from the slots that are there now and complete its instruction.
 
-    ``straight``: the vCPU comes from KVM_RUN, and is HOLDING. GO_ON; EXIT for a fragment that no slot serves (a device,
-    a write to read-only memory) and for any other exit; FAILED, with EFAULT where host memory is not there, or because
-    the instruction cannot be answered (REFUSED); STOPPED. In these two the exit is kept for the next run. The lock is
-    given back in each case, so a device may change memory itself.
+    ``straight``: the vCPU is HOLDING. GO_ON; EXIT for a fragment that no slot serves (a device, a write to read-only
+    memory) and for any other exit; FAILED, with EFAULT where host memory is not there, or because the instruction
+    cannot be answered (REFUSED); STOPPED, SIGNALLED. In these three the exit is kept for the next run, and signalled it
+    goes on HOLDING. The lock is given back in each case, so a device may change memory itself.
     """
     run = own[at.RUN]
-    held = own[at.HELD]
-    has_turn = keep_turn(vm, own) if straight else take_turn(vm, own, vcpu)
-    if not has_turn:
-        own[at.STALL_BEGUN] = u64(0)
+    status = keep_turn(vm, own) if straight else take_turn(vm, own, vcpu)
+    if status != at.GO_ON:
         own[at.PENDING] = _ONE
-        leave(vm, vcpu, at.OUTSIDE)
-        return at.STOPPED
-    if own[at.HELD] != held:
-        end_stall(own)
-    own[at.STALL_BEGUN] = u64(0)
+        if status == at.STOPPED:
+            leave(vm, vcpu, at.OUTSIDE)
+        return status
     own[at.STAGED] = u64(0)
     own[at.AHEAD] = u64(0)
-    status = at.GO_ON
     expected = u64(0)  # where a fragment would go on that the last one left at the end of a page
     first = own[at.DEVICE] == 0
     while True:
@@ -167,9 +174,11 @@ def finish_pending(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     """
     if own[at.PENDING] == 0 or host_load32(own[at.RUN] + RUN_EXIT_REASON) != MMIO:
         return at.GO_ON
-    own[at.PENDING] = u64(0)
     store_release(vm, at.VCPUS + at.VCPU * vcpu + at.STATE, at.HOLDING)
-    status = retry_mmio(vm, entries, own, vcpu, True)
+    status = at.SIGNALLED
+    while status == at.SIGNALLED:
+        own[at.PENDING] = u64(0)
+        status = retry_mmio(vm, entries, own, vcpu, True)
     if status == at.EXIT:
         own[at.PENDING] = _ONE
     return status
@@ -230,12 +239,11 @@ def was_read_from_device(own: Own, place: U64) -> bool:
 def complete_device(vm: Words, own: Own, vcpu: U64) -> U64:
     """A device has answered: go on with the instruction while no update can begin.
 
-    GO_ON at its end; NEXT_FRAGMENT; EXIT with another exit; FAILED; STOPPED, to be called again.
+    GO_ON at its end; NEXT_FRAGMENT; EXIT with another exit; FAILED; STOPPED or SIGNALLED, to be called again.
     """
-    if not take_turn(vm, own, vcpu):
-        own[at.STALL_BEGUN] = u64(0)
-        return at.STOPPED
-    own[at.STALL_BEGUN] = u64(0)
+    status = take_turn(vm, own, vcpu)
+    if status != at.GO_ON:
+        return status
     status = complete(own)
     host_store(own[at.RUN], u64(0))
     leave(vm, vcpu, at.HOLDING if status == NEXT_FRAGMENT else at.OUTSIDE)
@@ -245,13 +253,22 @@ def complete_device(vm: Words, own: Own, vcpu: U64) -> U64:
 
 @compiled
 def retry_fetch(vm: Words, own: Own) -> bool:
-    """After a failed emulation: whether it may be due to an update, which is then over; else it is genuine."""
+    """After a failed emulation: whether it may be due to an update, which is to be waited for; else it is genuine."""
     if not updates_since(vm, own[at.BEGAN]):
         return False
     own[at.RETRIED_FETCHES] += _ONE
-    begin_stall(own)
-    if wait_out_update(vm) != 0:
+    own[at.AFTER_FETCH] = _ONE
+    if load_acquire(vm, at.UPDATES) & _ONE != 0:
         own[at.HELD] += _ONE
-        end_stall(own)
-    own[at.STALL_BEGUN] = u64(0)
+        begin_stall(own)
+    return True
+
+
+@compiled
+def after_fetch(vm: Words, own: Own) -> bool:
+    """Whether the update that a failed fetch waits for is over, or the VM stops; a moment is waited, if not."""
+    if not wait_out_update(vm) and load_relaxed(vm, at.STOP) == 0:
+        return False
+    own[at.AFTER_FETCH] = u64(0)
+    end_stall(own)
     return True

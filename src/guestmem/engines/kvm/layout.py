@@ -17,7 +17,7 @@ update under exit_retry took 1.8 ms then, and 0.11 to 0.27 ms so, in most runs (
 """
 
 VCPU_BLOCK = Structure("vCPU", "what a vCPU's thread and those who want it to leave share", size=3 * 8)
-TID = VCPU_BLOCK.word("its thread, 0 for none")
+TID = VCPU_BLOCK.word("its thread, 0 for none, or STARTING and the like; who changes it from 0 has the vCPU")
 RUN_PAGE = VCPU_BLOCK.word("host address of its kvm_run")
 STATE = VCPU_BLOCK.word("OUTSIDE, IN_KVM_RUN or HOLDING")
 REQUESTED = VCPU_BLOCK.line("kicks asked for so far")
@@ -29,6 +29,7 @@ OUTSIDE, IN_KVM_RUN, HOLDING = const(0), const(1), const(2)
 
 VM = Structure("VM", "what vCPU threads and updaters of a VM of /dev/kvm share")
 STOP = VM.line("non-zero: vCPU threads leave for good")
+STOPS = VM.word("how often it was stopped: a call of run() that began before ends")
 PAUSED = VM.line("how many pauses are in force; futex")
 ACKS = VM.line("acknowledgements that somebody waited for; futex")
 WAITING = VM.line("updaters that wait for acknowledgements")
@@ -39,6 +40,9 @@ PID = VM.word("of this process, read-only; for tgkill")
 SIGNAL = VM.word("the signal of a kick, read-only")
 REDELIVERS = VM.word("non-zero: an event whose delivery failed is delivered again by the next KVM_RUN")
 VCPUS = VM.array(VCPU_BLOCK, "a block a vCPU")
+
+STARTING, AT_REGISTERS, CLOSED = const(1), const(2), const(3)
+"""TID where no thread runs it: one is about to; registers are read or set; never again. No thread's is that low."""
 
 REPORT, ANSWER, RETRY = const(0), const(1), const(2)
 """HOLES: give exits to whoever runs the vCPU; answer data from the memory behind it, at once, as QEMU does; retry."""
@@ -62,7 +66,7 @@ GUEST_GPA = OWN.word("guest address of the load guest's area")
 RESET_SREGS = OWN.word("host address of the sregs that a killed load guest starts again with")
 RESET_REGS = OWN.word("of its registers")
 RESET_EVENTS = OWN.word("of its events")
-PENDING = OWN.word("non-zero: kvm_run holds an exit that a stop kept from being answered")
+PENDING = OWN.word("non-zero: kvm_run holds an exit that a stop, a signal or a fault kept from being answered")
 DEVICE = OWN.word("non-zero: an MMIO exit was left to a device, and its instruction is not complete yet")
 DEVICE_START = OWN.word("guest addresses that this instruction has read from devices")
 DEVICE_END = OWN.word("and their end")
@@ -89,6 +93,8 @@ STAGED_HOST = OWN.word("where the store goes: host address")
 STAGED_ENTRY = OWN.word("where the store goes: entry of the map")
 STAGED_PLACE = OWN.word("where the store goes: guest address and space")
 AHEAD = OWN.word("guest address and space of the 8 bytes that were read together with those before; 0 for none")
+UNTAKEN = OWN.word("non-zero: kvm_run holds an exit that nobody was given yet")
+AFTER_FETCH = OWN.word("non-zero: a failed fetch waits for the end of an update")
 OWN.new_line()
 HISTOGRAM = OWN.words(int(HISTOGRAM_SIZE), "waits by duration: see ``stall_bucket``")
 OWN_WORDS = OWN.words_taken
@@ -99,6 +105,10 @@ STOPPED = const(1)
 EXIT = const(2)  # kvm_run says why
 SIGNALLED = const(3)  # nothing happened: the caller may look for signals, and runs it again
 FAILED = const(4)  # KVM_RUN failed: ERRNO
+TAKEN = const(5)  # another thread has the vCPU
+
+LOOK_NS = const(50_000_000)
+"""How long a vCPU waits before it looks whether a signal came just before it began to."""
 
 name_fields(globals())
 COUNTER_NAMES = OWN.counter_names

@@ -7,17 +7,17 @@ guest's accesses met, and starts a killed guest again.
 
 from __future__ import annotations
 
-from ...atomics import fence, host_store, load_acquire, load_relaxed, store_release, wait
+from ...atomics import compare_exchange, fence, host_store, load_acquire, load_relaxed, store_release, wait_for
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...system import SYS_IOCTL, failed, host_load32, system_call
 from . import layout as at
 from .abi import RUN_EXIT_REASON, RUN_UNION
-from .answers import EINTR, KVM_RUN, MMIO, NEXT_FRAGMENT, complete_device, retry_fetch, retry_mmio
+from .answers import EINTR, KVM_RUN, MMIO, NEXT_FRAGMENT, after_fetch, complete_device, retry_fetch, retry_mmio
 from .kicks import acknowledge, leave
 from .load_exits import count_kill, count_mmio
 from .stalls import begin_stall, end_stall
 
-__all__ = ["vcpu_run"]
+__all__ = ["claim", "vcpu_run", "vcpu_run_for"]
 
 _ONE = const(1)
 _INTERNAL_ERROR = const(17)
@@ -50,7 +50,7 @@ def enter(vm: Words, own: Own, vcpu: U64) -> U64:
         begin_stall(own)
         own[at.PAUSES] += _ONE
         leave(vm, vcpu, at.OUTSIDE)
-        wait(vm, at.PAUSED, paused)
+        wait_for(vm, at.PAUSED, paused, at.LOOK_NS)
         if own[at.GUEST] == 0:
             return at.SIGNALLED
 
@@ -76,12 +76,14 @@ def run_once(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
         own[at.PENDING] = u64(0)
         if host_load32(own[at.RUN] + RUN_EXIT_REASON) != MMIO:
             return at.EXIT
-        return handle_mmio(vm, entries, own, vcpu, False)
+        return handle_mmio(vm, entries, own, vcpu, load_relaxed(vm, at.VCPUS + at.VCPU * vcpu + at.STATE) == at.HOLDING)
     if own[at.DEVICE] != 0:
         status = complete_device(vm, own, vcpu)
         if status == NEXT_FRAGMENT:
             return handle_mmio(vm, entries, own, vcpu, True)
         return status
+    if own[at.AFTER_FETCH] != 0 and not after_fetch(vm, own):
+        return at.SIGNALLED if own[at.GUEST] == 0 else at.GO_ON
     status = enter(vm, own, vcpu)
     if status != at.GO_ON:
         return status
@@ -130,3 +132,37 @@ def vcpu_run(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
             status = count_mmio(vm, own) if reason == MMIO else count_kill(own, reason)
         if status != at.GO_ON:
             return status
+
+
+@compiled(nogil=True)
+def claim(vm: Words, vcpu: U64, tid: U64) -> U64:
+    """Have the vCPU to oneself until TID is 0 again: 0, or whoever has it already.
+
+    Whoever is at its registers is waited for: that takes microseconds.
+    """
+    place = at.VCPUS + at.VCPU * vcpu + at.TID
+    while True:
+        holder = compare_exchange(vm, place, u64(0), tid)
+        if holder != at.AT_REGISTERS:
+            return holder
+        wait_for(vm, place, holder, u64(100_000))
+
+
+@compiled(nogil=True)
+def vcpu_run_for(vm: Words, entries: Words, own: Own, vcpu: U64, tid: U64, stops: U64) -> U64:
+    """``vcpu_run`` for thread ``tid``, which has the vCPU for as long as this call: TAKEN if another one has it.
+
+    No Python in between, so no exception can leave it taken, or lose an exit: that is given again until UNTAKEN is 0.
+    STOPPED also if STOPS is not ``stops`` any more.
+    """
+    if claim(vm, vcpu, tid) != 0:
+        return at.TAKEN
+    status = at.EXIT
+    if own[at.UNTAKEN] == 0:
+        status = vcpu_run(vm, entries, own, vcpu)
+    if status == at.EXIT:
+        own[at.UNTAKEN] = u64(1)
+    if status == at.SIGNALLED and load_acquire(vm, at.STOPS) != stops:
+        status = at.STOPPED
+    store_release(vm, at.VCPUS + at.VCPU * vcpu + at.TID, u64(0))
+    return status

@@ -7,11 +7,19 @@ update under way step back, so a stream of exits cannot keep an update out. Upda
 
 from __future__ import annotations
 
-from ...atomics import fence, fetch_add, load_acquire, load_relaxed, wait, wake
+from ...atomics import fence, fetch_add, load_acquire, load_relaxed, wait, wait_for, wake
 from ...compiled import U64, Words, compiled, const, u64
-from .layout import ANSWERING, LOOKS, STOP, UPDATES
+from .layout import ANSWERING, LOOK_NS, LOOKS, STOP, UPDATES
 
-__all__ = ["give_exclusive", "give_shared", "take_exclusive", "take_shared", "updates_since", "wait_out_update"]
+__all__ = [
+    "give_exclusive",
+    "give_shared",
+    "take_exclusive",
+    "take_shared",
+    "try_shared",
+    "updates_since",
+    "wait_out_update",
+]
 
 _ONE = const(1)
 _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
@@ -28,23 +36,29 @@ def give_shared(vm: Words) -> None:
 
 
 @compiled
+def try_shared(vm: Words) -> bool:
+    """No update begins until ``give_shared``; False, and nothing taken, if one is under way."""
+    fetch_add(vm, ANSWERING, _ONE)
+    fence()  # we are counted before we look for an update; pairs with take_exclusive
+    if load_acquire(vm, UPDATES) & _ONE == 0:
+        return True
+    give_shared(vm)
+    return False
+
+
+@compiled
 def take_shared(vm: Words) -> U64:
     """No update begins until ``give_shared``; one under way is waited for. Returns 1 + how often it slept.
 
     0, and nothing taken, if the VM stops meanwhile: the update may be the stopping thread's own.
     """
     slept = u64(0)
-    while True:
-        fetch_add(vm, ANSWERING, _ONE)
-        fence()  # we are counted before we look for an update; pairs with take_exclusive
-        updates = load_acquire(vm, UPDATES)
-        if updates & _ONE == 0:
-            return slept + _ONE
-        give_shared(vm)
+    while not try_shared(vm):
         if load_relaxed(vm, STOP) != 0:
             return u64(0)
         slept += _ONE
-        wait(vm, UPDATES, updates)
+        wait_out_update(vm)
+    return slept + _ONE
 
 
 @compiled
@@ -54,15 +68,12 @@ def updates_since(vm: Words, began: U64) -> bool:
 
 
 @compiled
-def wait_out_update(vm: Words) -> U64:
-    """Wait until no update is under way, or the VM stops; returns how often it slept."""
-    slept = u64(0)
+def wait_out_update(vm: Words) -> bool:
+    """Wait for the end of an update, a moment at most, and less if a signal comes; whether none is under way."""
     updates = load_acquire(vm, UPDATES)
-    while updates & _ONE != 0 and load_relaxed(vm, STOP) == 0:
-        slept += _ONE
-        wait(vm, UPDATES, updates)
-        updates = load_acquire(vm, UPDATES)
-    return slept
+    if updates & _ONE != 0:
+        wait_for(vm, UPDATES, updates, LOOK_NS)
+    return load_acquire(vm, UPDATES) & _ONE == 0
 
 
 @compiled(nogil=True)

@@ -19,6 +19,7 @@ from ...abi.structures import MemoryIoctl
 from ...atomics import peek, poke
 from ...compiled import own, words
 from ...errors import GuestmemError, MemslotError, UsageError
+from ...interrupts import held
 from . import layout as at
 from .abi import (
     DIRTY_GFN,
@@ -29,16 +30,15 @@ from .abi import (
 )
 from .answers import finish_pending
 from .exits import Exit, Io, Mmio, decode
-from .run_loop import vcpu_run
+from .run_loop import claim, vcpu_run, vcpu_run_for
 from .x86.registers import EVENTS_BYTES, REG_NAMES, REGS, SREGS_BYTES, XCRS, X86Ioctl
 
 if TYPE_CHECKING:
     from .vm import KvmVm
 
-__all__ = ["STARTING", "KvmVcpu"]
+__all__ = ["KvmVcpu"]
 
-STARTING = 1
-"""No thread of ours has this number."""
+_UNTAKEN = int(at.UNTAKEN)
 _RUN_DATA = 40
 _IMMEDIATE_EXIT = 1
 _SETS = (X86Ioctl.SET_REGS, X86Ioctl.SET_SREGS)
@@ -59,8 +59,6 @@ class KvmVcpu:
             os.close(self.fd)
             raise
         self._view = ctypes.c_char.from_buffer(self._run)
-        self._lock = threading.Lock()
-        """Nobody begins to run the vCPU while its registers are read or set."""
         self.words = own(at.OWN_WORDS)
         self.words[int(at.FD)] = self.fd
         self.words[int(at.RUN)] = ctypes.addressof(self._view)
@@ -76,17 +74,23 @@ class KvmVcpu:
             self._ring = mmap.mmap(self.fd, ring_bytes, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
 
     def _ioctl(self, request: X86Ioctl, argument: bytearray) -> None:
-        with self._lock:
+        with held:
             # In KVM_RUN, or on its way in: the kernel would wait for it, for ever. In a pause it is out, or soon.
-            if self.is_run_elsewhere and not peek(self._vm.words, int(at.PAUSED)):
-                raise GuestmemError(f"vCPU {self.index} is in KVM_RUN: pause or stop the VM before KVM_{request.name}")
-            if self.fd < 0:
-                raise self._closed()
-            self._see_that_nothing_is_held(request)
+            holder = claim(self._vm.words, self.index, at.AT_REGISTERS)
             try:
+                if self.fd < 0 or holder == at.CLOSED:
+                    raise self._closed()
+                if holder not in (0, threading.get_native_id()) and not peek(self._vm.words, int(at.PAUSED)):
+                    raise GuestmemError(
+                        f"vCPU {self.index} is in KVM_RUN: pause or stop the VM before KVM_{request.name}"
+                    )
+                self._see_that_nothing_is_held(request)
                 fcntl.ioctl(self.fd, request, argument)
             except OSError as error:
                 raise MemslotError(error.errno or 0, f"vCPU {self.index}: KVM_{request.name}") from None
+            finally:
+                if not holder:
+                    self.release()
 
     def _see_that_nothing_is_held(self, request: X86Ioctl) -> None:
         """A store that an exit holds is behind rip, and not in memory; registers that are set now would be lost."""
@@ -106,14 +110,13 @@ class KvmVcpu:
 
     def finish(self) -> None:
         """Carry out what a stop kept from being answered, if no thread runs the vCPU. Waits for an update's end."""
-        with self._lock:
-            if self.fd < 0 or not self.words[int(at.PENDING)] or peek(self._vm.words, self._base + int(at.TID)):
-                return
-            poke(self._vm.words, self._base + int(at.TID), threading.get_native_id())
-        try:
-            finish_pending(self._vm.words, self._vm.map, self.words, self.index)
-        finally:
-            self.enlist(0)
+        with held:
+            if self.fd < 0 or not self.words[int(at.PENDING)] or self.claim(at.AT_REGISTERS):
+                return  # its thread, which is between two looks for signals, waits for us
+            try:
+                finish_pending(self._vm.words, self._vm.map, self.words, self.index)
+            finally:
+                self.release()
 
     def _closed(self) -> MemslotError:
         return MemslotError(errno.EBADF, f"vCPU {self.index}: the VM is closed")
@@ -166,29 +169,63 @@ class KvmVcpu:
         """Run until an exit that is none of the engine's business, and decode it. Ctrl-C ends it.
 
         GuestmemError with errno if KVM_RUN fails, or if the VM was told to stop, or if another thread runs the vCPU.
-        Inside a pause, waits for its end.
+        Inside a pause, waits for its end. An exit that an exception kept from being returned is the next call's.
         """
-        self._claim()
-        try:
-            while True:
-                if self.fd < 0:
-                    raise self._closed()
-                status = self.run_compiled()
-                if status == at.EXIT:
-                    return decode(memoryview(self._run))
-                if status == at.STOPPED:
-                    raise GuestmemError(f"vCPU {self.index}: the VM has been stopped")
-                if status == at.FAILED:
-                    raise self.failure()
-        finally:
-            self.enlist(0)
+        exit_ = self.next_exit()
+        self.words[_UNTAKEN] = 0
+        return exit_
 
-    def _claim(self) -> None:
-        """Have the vCPU to ourselves until ``enlist(0)``; GuestmemError if another thread runs it, or is about to."""
-        with self._lock:
-            if peek(self._vm.words, self._base + int(at.TID)):
+    def next_exit(self) -> Exit:
+        """As ``run``, but until ``taken()`` it is the same exit again."""
+        try:
+            return self._next_exit()
+        except GuestmemError:
+            raise
+        except BaseException:
+            self._let_hold()
+            raise
+
+    def _let_hold(self) -> None:
+        """Left while an exit waits for an update's end: it is carried out then, without this thread."""
+        state = self._base + int(at.STATE)
+        with held:
+            if peek(self._vm.words, state) == at.HOLDING:
+                poke(self._vm.words, state, int(at.OUTSIDE))
+            if not peek(self._vm.words, int(at.UPDATES)) & 1:  # who ends one that is under way looks after us
+                self.finish()
+
+    def _next_exit(self) -> Exit:
+        words, tid = self._vm.words, threading.get_native_id()
+        stops = peek(words, int(at.STOPS))
+        while True:
+            status = vcpu_run_for(words, self._vm.map, self.words, self.index, tid, stops)
+            if status == at.EXIT:
+                return decode(memoryview(self._run))
+            if status == at.TAKEN:
+                if self.fd < 0 or peek(words, self._base + int(at.TID)) == at.CLOSED:
+                    raise self._closed()
                 raise GuestmemError(f"vCPU {self.index}: another thread runs it; stop the VM first")
-            poke(self._vm.words, self._base + int(at.TID), threading.get_native_id())
+            if status == at.STOPPED:
+                raise GuestmemError(f"vCPU {self.index}: the VM has been stopped")
+            if status == at.FAILED:
+                raise self.failure()
+
+    def taken(self) -> None:
+        """Whoever runs the vCPU has the exit that ``next_exit`` gave."""
+        self.words[_UNTAKEN] = 0
+
+    @property
+    def has_untaken(self) -> bool:
+        """Whether there is an exit that nobody was given yet."""
+        return bool(self.words[_UNTAKEN])
+
+    def claim(self, tid: int) -> int:
+        """Have the vCPU until ``release()``: 0, or whoever has it (``layout.TID``)."""
+        return int(claim(self._vm.words, self.index, tid))
+
+    def release(self) -> None:
+        """Nobody has it."""
+        poke(self._vm.words, self._base + int(at.TID), 0)
 
     def end_instruction(self) -> None:
         """End an instruction that an MMIO or port exit has cut short, entering no guest; further exits are dropped.
@@ -196,29 +233,32 @@ class KvmVcpu:
         What nobody answered reads whatever is in ``struct kvm_run``. So new registers can be set: KVM keeps the old
         ones until then, and would go on with them.
         """
-        self._claim()
-        try:
-            if self.fd < 0:
+        with held:
+            holder = self.claim(at.AT_REGISTERS)
+            if self.fd < 0 or holder == at.CLOSED:
                 raise self._closed()
-            self._run[_IMMEDIATE_EXIT] = 1
-            for _ in range(_FRAGMENTS):
-                fcntl.ioctl(self.fd, Ioctl.RUN, 0)
-        except OSError as error:
-            if error.errno != errno.EINTR:
-                raise MemslotError(error.errno or 0, f"vCPU {self.index}: KVM_RUN") from None
-        finally:
-            if self.fd >= 0:
+            if holder:
+                raise GuestmemError(f"vCPU {self.index}: another thread runs it; stop the VM first")
+            try:
+                self._run[_IMMEDIATE_EXIT] = 1
+                for _ in range(_FRAGMENTS):
+                    fcntl.ioctl(self.fd, Ioctl.RUN, 0)
+            except OSError as error:
+                if error.errno != errno.EINTR:
+                    raise MemslotError(error.errno or 0, f"vCPU {self.index}: KVM_RUN") from None
+            finally:
                 self._run[_IMMEDIATE_EXIT] = 0
-                for word in (at.DEVICE, at.PENDING):
+                for word in (at.DEVICE, at.PENDING, at.UNTAKEN):
                     self.words[int(word)] = 0
-            self.enlist(0)
+                self.release()
 
     def compile(self) -> None:
-        """Have the loop compiled, on words of its own that say to stop."""
+        """Have the loop compiled, on words of its own that say to stop: else the first run does it."""
         vm, mine, page = words(at.vm_words(1)), own(at.OWN_WORDS), ctypes.create_string_buffer(64)
         poke(vm, int(at.STOP), 1)
         mine[int(at.RUN)] = ctypes.addressof(page)
         vcpu_run(vm, words(8), mine, 0)
+        vcpu_run_for(vm, words(8), mine, 0, 1, 0)
 
     def run_compiled(self) -> int:
         """One call of the compiled loop; see ``run_loop.vcpu_run`` for what it returns."""
@@ -238,25 +278,21 @@ class KvmVcpu:
         error.errno = number
         return error
 
-    def enlist(self, tid: int) -> None:
-        """Say which thread runs the vCPU, so that it can be kicked; 0: none. STARTING: one that will say so itself."""
-        with self._lock:
-            poke(self._vm.words, self._base + int(at.TID), tid)
-
     @property
     def is_run_elsewhere(self) -> bool:
         """Whether another thread runs it, or is about to."""
-        return peek(self._vm.words, self._base + int(at.TID)) not in (0, threading.get_native_id())
+        holder = peek(self._vm.words, self._base + int(at.TID))
+        return holder not in (0, at.AT_REGISTERS, at.CLOSED, threading.get_native_id())
 
     def thread(self) -> Exit | None:
         """Body of a vCPU thread: run until the VM stops (None) or until an exit that the loop leaves to others."""
-        self.enlist(threading.get_native_id())
+        poke(self._vm.words, self._base + int(at.TID), threading.get_native_id())
         try:
             status = self.run_compiled()
             while status == at.SIGNALLED:
                 status = self.run_compiled()
         finally:
-            self.enlist(0)
+            self.release()
         return decode(memoryview(self._run)) if status == at.EXIT else None
 
     def answer(self, exit_: Mmio | Io, data: bytes) -> None:
@@ -292,8 +328,12 @@ class KvmVcpu:
             struct.pack_into("<I", self._ring, place, DIRTY_GFN_RESET)
             self._ring_next += 1
 
+    def retire(self) -> bool:
+        """Nobody will run it any more; False if somebody does."""
+        return self.claim(at.CLOSED) in (0, at.CLOSED)
+
     def close(self) -> None:
-        """Unmap and close; the vCPU does not run."""
+        """Unmap and close; the vCPU has retired, or this is a child of fork, which has copies."""
         if self.fd >= 0:
             poke(self._vm.words, self._base + int(at.RUN_PAGE), 0)
             del self._view

@@ -14,6 +14,7 @@ import fcntl
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -40,7 +41,7 @@ from .exits import Exit
 from .kicks import kick_all, pause_all, resume_all, settle_all
 from .signals import block_all_but, kick_signal
 from .update_lock import give_exclusive, take_exclusive
-from .vcpu import STARTING, KvmVcpu
+from .vcpu import KvmVcpu
 from .x86 import physical_bits, supported_cpuid
 from .zones import Zone, Zones
 
@@ -63,6 +64,7 @@ class KvmVm:
         if why := left_alone():
             raise CapabilityError(why)
         self.device = Device(path)
+        _all.add(self)
         self.file = -1
         self.vcpus: list[KvmVcpu] = []
         self._threads: list[threading.Thread] = []
@@ -279,11 +281,12 @@ class KvmVm:
             atexit.register(self.stop)
             for vcpu in self.vcpus:
                 thread = threading.Thread(target=self._run, args=(vcpu,), name=f"kvm-vcpu{vcpu.index}", daemon=True)
-                vcpu.enlist(STARTING)
+                if vcpu.claim(at.STARTING):
+                    raise GuestmemError(f"start: vCPU {vcpu.index} is run by another thread already")
                 try:
                     thread.start()
                 except BaseException:  # no more threads, say
-                    vcpu.enlist(0)
+                    vcpu.release()
                     raise
                 self._threads.append(thread)
 
@@ -301,16 +304,23 @@ class KvmVm:
         return sum(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """Stop the vCPU threads, paused or waiting ones too, and wait for them; calls of ``KvmVcpu.run``, too."""
-        poke(self.words, int(at.STOP), 1)
+        """Stop the vCPU threads, paused or waiting ones too, and wait for them; calls of ``KvmVcpu.run``, too.
+
+        Interrupted by Ctrl-C, it is still being stopped: call it again.
+        """
+        stops = int(at.STOPS)
+        with held:
+            poke(self.words, stops, peek(self.words, stops) + 1)
+            poke(self.words, int(at.STOP), 1)
         while self.running or any(vcpu.is_run_elsewhere for vcpu in self.vcpus):
             kick_all(self.words, len(self.vcpus), self._targets)
             for word in (at.PAUSED, at.UPDATES):  # what a vCPU may sleep on
                 wake_all(self.words, int(word))
             time.sleep(_AGAIN_S)
-        self._threads = []
-        poke(self.words, int(at.STOP), 0)
-        atexit.unregister(self.stop)
+        with held:
+            self._threads = []
+            poke(self.words, int(at.STOP), 0)
+            atexit.unregister(self.stop)
         if not self._updates_here:
             self._settle()
 
@@ -382,24 +392,38 @@ class KvmVm:
 
     def close(self) -> None:
         """Stop the vCPUs and close everything. Host memory is let go last, when nothing can reach it any more."""
-        if self.vcpus:
+        while self.vcpus:
             self.stop()
-            poke(self.words, int(at.STOP), 1)  # a thread of the caller's that comes back finds this, not freed memory
+            with held:
+                if sum(vcpu.retire() for vcpu in self.vcpus) == len(self.vcpus):  # else a caller's thread was faster
+                    break
         with held:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.vcpus = []
+        for fd in (*self._guest_memfds, self.file):
+            with contextlib.suppress(OSError):
+                if fd >= 0:
+                    os.close(fd)
+        self.file = -1
+        self._guest_memfds = []
+        self.device.close()
+        self.owner = None
+
+    def leave_to_parent(self) -> None:
+        """After fork: files and memory are copies, the vCPUs are the parent's. The VM is closed here."""
+        self._threads = []
+        if hasattr(self, "words"):
+            self.words = words(at.vm_words(len(self.vcpus)))
             for vcpu in self.vcpus:
-                vcpu.close()
-            self.vcpus = []
-            for fd in (*self._guest_memfds, self.file):
-                with contextlib.suppress(OSError):
-                    if fd >= 0:
-                        os.close(fd)
-            self.file = -1
-            self._guest_memfds = []
-            self.device.close()
-            self.owner = None
+                vcpu.claim(at.CLOSED)
+        self._let_go()
 
     def __del__(self) -> None:
-        # Files are numbers here: nobody else closes them. A child of fork() has copies, and leaves the threads alone.
+        # Files are numbers here: nobody else closes them.
         with contextlib.suppress(Exception):
             if peek(self.words, int(at.PID)) == os.getpid():
                 self.close()
@@ -409,3 +433,15 @@ class KvmVm:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+_all: weakref.WeakSet[KvmVm] = weakref.WeakSet()
+
+
+def _close_in_a_child() -> None:
+    for vm in list(_all):
+        with contextlib.suppress(Exception):  # one that was being made, or closed, when the process was copied
+            vm.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_close_in_a_child)
