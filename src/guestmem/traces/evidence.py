@@ -36,7 +36,8 @@ class Event(enum.IntEnum):
     ENTRY: KVM is about to enter the guest (kvm_entry). EXIT: the guest was left (kvm_exit); what follows is KVM's work
     for the vCPU. USER_EXIT: KVM returned to user space (kvm_userspace_exit). RUN_BEGIN: the KVM_RUN call had not begun
     yet at this stamp. RUN_END: KVM_RUN had returned at this stamp. ELSEWHERE: the thread did something in user space
-    (another system call, say), so it was not in KVM_RUN.
+    (another system call, say), so it was not in KVM_RUN. FORGOTTEN: events around this stamp were not kept, since no
+    change is near.
     """
 
     ENTRY = 1
@@ -45,6 +46,7 @@ class Event(enum.IntEnum):
     RUN_BEGIN = 4
     RUN_END = 5
     ELSEWHERE = 6
+    FORGOTTEN = 7
 
 
 class Where(enum.Enum):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import prefix as columns
 from .qemu_prefix import TICKS
-from .requests import request_name
+from .requests import integer, request_name
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -182,6 +182,6 @@ SEEN = re.compile(r" *[^\[\n]{1,48}?\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12
 
 def _reason_number(text: str) -> int | None:
     try:
-        return int(text, 0)
+        return integer(text)
     except ValueError:
         return None

@@ -16,6 +16,7 @@ from ..errors import TraceError
 from .replay import Replay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from .late_start import AssumedSlot
@@ -42,11 +43,24 @@ class Machine:
 class Machines:
     """The VMs of one trace. ``selector`` is what ``--vm`` said, or None."""
 
-    __slots__ = ("_assumed", "_births", "_chosen", "_current", "_machines", "_restarted", "_what", "path", "selector")
+    __slots__ = (
+        "_assumed",
+        "_births",
+        "_chosen",
+        "_current",
+        "_machines",
+        "_restarted",
+        "_what",
+        "on_change",
+        "path",
+        "selector",
+    )
 
     def __init__(self, path: str, selector: str | None, assumed: tuple[AssumedSlot, ...] = ()) -> None:
         self.path, self.selector = path, selector
         self._assumed = assumed
+        self.on_change: Callable[[float | None], None] = _nothing
+        """Told the time of each change of the VM that is read."""
         self._machines: list[Machine] = []
         self._current: Machine | None = None
         self._chosen: Machine | None = None
@@ -74,6 +88,7 @@ class Machines:
         if machine is None or machine.key != key or call["thread"] not in machine.threads or self._restarted:
             machine = self._find(number, text, key, call)
         if machine.chosen:
+            self.on_change(call["time"])
             machine.replay.change(number, text, **call)
         else:
             try:
@@ -216,3 +231,7 @@ def _named(key: int | str, name: int | str | None) -> bool:
         return True
     text = str(name)
     return str(key) in (text, text.partition(":")[0], text.partition(".")[0])
+
+
+def _nothing(time: float | None) -> None:
+    del time

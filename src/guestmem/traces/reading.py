@@ -21,7 +21,7 @@ from .timeline import RunState, Timeline
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .late_start import AssumedSlot
     from .replay import Replay
@@ -70,7 +70,9 @@ def read(
         raise UsageError("run_state: standard input is the trace already")
     with without_collector():
         assumed = () if assume_slots is None else read_assumed_slots(assume_slots)
-        recording, lines, skipped = _record(path, vm=vm, assumed=assumed, wants_changes=True, progress=progress)
+        recording, lines, skipped = _record(
+            path, vm=vm, assumed=assumed, wants_changes=True, horizon=gap or 0.0, progress=progress
+        )
         if not recording.format:
             hint = _because(recording)
             if not hint and recording.run.source:
@@ -101,7 +103,14 @@ def read(
         )
     if run_state is not None:
         if not isinstance(run_state, RunState):
-            run_state = read_run_state(run_state, vm=vm)
+            recording, lines, _ = _record(
+                run_state,
+                vm=vm,
+                wants_changes=False,
+                horizon=gap,
+                changes_at=[each.time - run_state_offset for each in changes if each.time is not None],
+            )
+            run_state = _state_of(recording, lines)
         timeline.run_state = _on_clock_of(timeline, run_state.shifted(run_state_offset))
     return timeline
 
@@ -112,6 +121,11 @@ def read_run_state(path: str | os.PathLike[str], *, vm: int | str | None = None)
     Raises TraceError if the file cannot be read or does not tell.
     """
     recording, lines, _ = _record(path, vm=vm, wants_changes=False)
+    return _state_of(recording, lines)
+
+
+def _state_of(recording: Recording, lines: int) -> RunState:
+    """What a recording tells of vCPUs. Raises TraceError if it tells nothing."""
     state = recording.run.finish(recording.path)
     if state is None:
         message = (
@@ -129,11 +143,16 @@ def _record(
     vm: int | str | None,
     wants_changes: bool,
     assumed: tuple[AssumedSlot, ...] = (),
+    horizon: float = 0.0,
+    changes_at: Sequence[float] = (),
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Recording, int, int]:
     """Go through one file; the recording, the number of lines, and how many of them said nothing."""
     with _open(path) as (name, stream):
         recording = Recording(name, wants_changes=wants_changes, vm=None if vm is None else str(vm), assumed=assumed)
+        recording.run.horizon = max(recording.run.horizon, horizon)
+        if changes_at:
+            recording.run.changes_are_at(changes_at)
         readers: list[Reader] = [reader(recording) for reader in READERS]
         skipped = number = done = 0
         text = ""

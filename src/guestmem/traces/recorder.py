@@ -9,14 +9,20 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 from ..errors import TraceError
 from .evidence import Event, Irqchip, Loss, Where, exit_meaning, userspace_exit_meaning
 from .run_state import RunState, Vcpu
 from .whereabouts import Kinds, Track, word
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = ["RunStateRecorder"]
 
+MOST_VCPUS = 1 << 14
+"""More than any KVM_MAX_VCPUS; a number above is damage, not a vCPU."""
 _RUN_BEGIN, _ELSEWHERE = word(Event.RUN_BEGIN), word(Event.ELSEWHERE)
 
 
@@ -46,6 +52,8 @@ class RunStateRecorder:
     - ``irqchip``: whether interrupt controllers are in the kernel;
     - ``overwritten``: whether the recorder overwrote its oldest events, by its own header: then nothing is known before
       the first event that each CPU has left, so ``saw`` is to be told of every line that has a CPU;
+    - ``forgets``: whether events far from any change are dropped, so that memory grows with changes, not with lines;
+      then ``change_at`` is to be told of each change, and ``horizon`` seconds after it are kept;
     - ``expected``: how many vCPUs the VM has, if the recording tells, or None.
     """
 
@@ -56,10 +64,14 @@ class RunStateRecorder:
         "_kinds",
         "_last_on",
         "_losses",
+        "_marks",
+        "_next_mark",
         "_open_losses",
         "_tracks",
         "expected",
         "first",
+        "forgets",
+        "horizon",
         "irqchip",
         "last",
         "overwritten",
@@ -77,6 +89,10 @@ class RunStateRecorder:
         self._open_losses: dict[int | None, Loss] = {}
         """Markers after which no event of their CPU was seen yet."""
         self._kinds = 0
+        self._marks: list[float] = []
+        self._next_mark = math.inf
+        self.forgets = False
+        self.horizon = 0.05
         self.expected: int | None = None
         self.first: float | None = None
         self.last: float | None = None
@@ -105,18 +121,45 @@ class RunStateRecorder:
         names = (("kvm_entry", Event.ENTRY), ("kvm_exit", Event.EXIT), ("kvm_userspace_exit", Event.USER_EXIT))
         return tuple(name for name, kind in names if self._kinds >> kind & 1)
 
+    def change_at(self, time: float | None) -> None:
+        """A memslot changes here, at ``time`` if that is known: what happens around it is kept."""
+        if self.forgets:
+            until = (self.last or 0.0 if time is None else time) + self.horizon
+            for track in self._tracks.values():
+                track.keep(until)
+
+    def changes_are_at(self, times: Iterable[float]) -> None:
+        """The changes are in another recording, at these times of this one's clock: forget what is far from them."""
+        self._marks = sorted(times, reverse=True)
+        self._next_mark = self._marks.pop() if self._marks else math.inf
+        self.forgets = True
+
+    def _pass_marks(self, time: float) -> None:
+        mark = self._next_mark
+        while self._marks and mark < time:
+            mark = self._marks.pop()
+        self._next_mark = mark if mark >= time else math.inf
+        self.change_at(time)
+
     def number(self, thread: int, index: int) -> None:
         """``thread`` runs vCPU number ``index``."""
-        self._index[thread] = index
+        if 0 <= index < MOST_VCPUS:
+            self._index[thread] = index
 
     def vcpu(self, thread: int) -> None:
         """``thread`` is a vCPU's, though it may never have been inside."""
         if thread not in self._tracks:
-            self._tracks[thread] = Track()
+            self._new_track(thread)
+
+    def _new_track(self, thread: int) -> None:
+        self._tracks[thread] = track = Track()
+        if self.forgets:
+            track.keep(-math.inf)
 
     def created(self, index: int, time: float) -> None:
         """VCPU number ``index`` was made, and cannot have run before ``time`` (KVM_CREATE_VCPU)."""
-        self._created[index] = time
+        if 0 <= index < MOST_VCPUS:
+            self._created[index] = time
 
     def entry(
         self, thread: int, time: float, cpu: int | None = None, *, index: int | None = None, immediate: bool = False
@@ -178,10 +221,12 @@ class RunStateRecorder:
 
     def _note(self, thread: int, time: float, cpu: int | None, index: int | None, event: int) -> None:
         self.saw(time, cpu)
+        if time > self._next_mark:
+            self._pass_marks(time)
         if thread not in self._tracks:
-            self._tracks[thread] = Track()
+            self._new_track(thread)
         self._tracks[thread].add(time, event)
-        if index is not None:
+        if index is not None and 0 <= index < MOST_VCPUS:
             self._index[thread] = index
 
     def finish(self, path: str) -> RunState | None:

@@ -59,6 +59,9 @@ class Recording:
         """What made the recorder slow, if it was (``strace -k``), so that its own pauses end no transaction."""
         self.machines = Machines(path, vm, assumed)
         self.run = RunStateRecorder()
+        if wants_changes:
+            self.run.forgets = True
+            self.machines.on_change = self.run.change_at
         self.dirty_log_clears: list[DirtyLogClear] = []
         self.global_dirty_changes: list[GlobalDirtyChange] = []
         self.dma_changes: list[DmaChange] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-__all__ = ["NAMES", "request_name"]
+__all__ = ["NAMES", "integer", "request_name"]
 
 KVMIO = 0xAE
 NAMES = {
@@ -39,3 +39,8 @@ def request_name(request: int) -> str:
     if number in SIZES and (request >> 16) & 0x1FFF != SIZES[number]:
         return ""
     return NAMES.get(number, "")
+
+
+def integer(text: str) -> int:
+    """A number as tracers print it: hexadecimal after 0x, else decimal, also after zeros. Raises ValueError."""
+    return int(text, 16) if "x" in text else int(text)

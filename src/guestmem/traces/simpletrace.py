@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .qemu import FIELDS_BY_NAME, KEY_VALUE, QemuEvents
 from .qemu_prefix import Prefix
+from .requests import integer
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -47,7 +48,7 @@ class SimpletraceReader:
             return True
         if event not in FIELDS_BY_NAME:
             return False
-        values = {name: int(value, 0) for name, value in KEY_VALUE.findall(rest)}
+        values = {name: integer(value) for name, value in KEY_VALUE.findall(rest)}
         number_of = None if process is None else int(process)
         # A process stands for the thread that issued a change; a vCPU's thread is not known.
         changes = event in ("kvm_set_user_memory", "kvm_clear_dirty_log", "global_dirty_changed")

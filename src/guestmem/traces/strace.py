@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from .evidence import Irqchip
 from .prefix import resolution_of
-from .requests import request_name
+from .requests import integer, request_name
 from .strace_line import ARGUMENTS, LEADER, REGION, RESULT, Clock, request_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Result:
     __slots__ = ("comment", "duration", "errno", "ret")
 
     def __init__(self, match: re.Match[str]) -> None:
-        self.ret = None if match["ret"] == "?" else int(match["ret"], 0)
+        self.ret = None if match["ret"] == "?" else integer(match["ret"])
         self.errno = match["errno"] or ""
         self.comment = match["comment"] or ""
         duration = match["duration"]
@@ -271,8 +271,10 @@ class StraceReader:
             if not name:
                 return False
             detached = "<detached" in call[-24:]
+            if name.startswith(NAME):
+                self._recording.run.change_at(time)
             self._open[thread] = _Call(number, UNFINISHED.sub("", call), time, name, detached=detached)
-            if name == "KVM_RUN" and self._is_ours(thread, int(match["fd"], 0), call):
+            if name == "KVM_RUN" and self._is_ours(thread, integer(match["fd"]), call):
                 if time is not None:
                     self._recording.run.run_begin(thread, time)
                 return True
@@ -316,7 +318,7 @@ class StraceReader:
     ) -> bool:
         """Take one whole ioctl."""
         if name == "KVM_RUN":
-            self._whole_run(thread, call, int(match["fd"], 0), began)
+            self._whole_run(thread, call, integer(match["fd"]), began)
             return True
         if name.startswith(NAME):
             return self._change(number, text, match, request, name, thread, began, ended)
@@ -325,14 +327,14 @@ class StraceReader:
         result = _result(call)
         if result is None or result.ret is None or result.ret < 0:
             return False
-        fd = int(match["fd"], 0)
+        fd = integer(match["fd"])
         if name == "KVM_CREATE_VM":
             self._created(result.ret, thread, number)
         elif name == "KVM_CREATE_VCPU":
             if index := INDEX.match(match["request"], request.end):
-                self._vcpu_fds[result.ret] = fd, int(index[1], 0)
+                self._vcpu_fds[result.ret] = fd, integer(index[1])
                 if began is not None and self._is_our_vm(fd):
-                    self._recording.run.created(int(index[1], 0), began)
+                    self._recording.run.created(integer(index[1]), began)
         elif name == "KVM_CREATE_IRQCHIP":
             self._irqchips[fd] = Irqchip.KERNEL
         elif self._irqchips.get(fd) is Irqchip.USER:  # KVM_ENABLE_CAP, KVM_CREATE_DEVICE: of which kind is not shown
@@ -396,7 +398,7 @@ class StraceReader:
         recording.machines.change(
             number,
             text.strip(),
-            key=int(match["fd"], 0),
+            key=integer(match["fd"]),
             slot=slot,
             flags=flags,
             gpa=gpa,
@@ -509,7 +511,7 @@ def _reason(result: _Result) -> str | None:
 
 def _number(text: str) -> int:
     """Decimal or hex, or NULL. Raises ValueError."""
-    return 0 if text == "NULL" else int(text, 0)
+    return 0 if text == "NULL" else integer(text)
 
 
 @functools.lru_cache(maxsize=64)
@@ -519,7 +521,7 @@ def _flags(text: str) -> int | None:
     for word in re.sub(r"/\*.*?\*/", "", text).split("|"):
         name = word.strip()
         try:
-            flags |= FLAGS[name] if name in FLAGS else int(name, 0)
+            flags |= FLAGS[name] if name in FLAGS else integer(name)
         except ValueError:
             return None
     return flags

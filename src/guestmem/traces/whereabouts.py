@@ -8,6 +8,7 @@ out before somebody asks, and then only for the time that was asked for.
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Kinds", "Losses", "Return", "Track", "word"]
 
-ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE = (int(each) for each in Event)
+ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) for each in Event)
+TAIL, MANY, FEW = 1024, 8192, 1 << 16
+"""Events of a vCPU that are kept before a change, after one, and in any case."""
 KIND, GUEST_CAUSED, LOOKS, FATAL, IMMEDIATE = 7, 8, 16, 32, 64
 NUMBER_SHIFT, NUMBER_MASK = 8, 0xFF
 CPU_SHIFT, CPU_MAX = 16, 0xFFFE
@@ -125,11 +128,35 @@ class Track:
     words: array[int] = field(default_factory=lambda: array("I"))
     known_from: float = math.inf
     calls: bool = False
+    settled: int = 0
+    until: float = -math.inf
+    full: int = sys.maxsize
 
     def add(self, time: float, event: int) -> None:
         """Append an event; stamps of one thread that step back are put in order later."""
         self.times.append(time)
         self.words.append(event)
+        if len(self.times) > self.full:
+            self._forget()
+
+    def keep(self, until: float) -> None:
+        """A change is here: what is known now stays, and so do the events up to ``until``, if they are not too many."""
+        self.settled = len(self.times)
+        self.until = until
+        self.full = max(FEW, self.settled + MANY)
+
+    def _forget(self) -> None:
+        """Drop the events since the last change, but for those soon after it and the last TAIL."""
+        times, words = self.times, self.words
+        start, end = self.settled, len(times) - TAIL
+        while start < end and times[start] <= self.until and start - self.settled < MANY // 2:
+            start += 1
+        self.settled = start
+        if end - start > 2:
+            low, high = min(times[start:end]), max(times[start:end])
+            times[start:end] = array("d", (low, high))
+            words[start:end] = array("I", (FORGOTTEN, FORGOTTEN))
+        self.full = max(FEW, len(times) + MANY)
 
     def sort(self) -> None:
         """Put the events in order of time, those of one stamp as they came. O(n log n) if they were not."""
@@ -168,6 +195,8 @@ class Track:
     def _between(self, before: int, after: int, kinds: Kinds) -> Where:
         """Where the vCPU is between an event and the next one."""
         kind, following = before & KIND, after & KIND
+        if kind == FORGOTTEN or following == FORGOTTEN:
+            return Where.UNKNOWN
         where = self._after(before, kinds)
         if where is Where.GUEST:
             same_cpu = before >> CPU_SHIFT == after >> CPU_SHIFT
@@ -199,13 +228,16 @@ class Track:
         return Where.USER if self.calls or kinds.entries else Where.UNKNOWN
 
     def _after_last(self, event: int, kinds: Kinds) -> Where:
+        if event & KIND == FORGOTTEN:
+            return Where.UNKNOWN
         where = self._after(event, kinds)
         return Where.RUN if where is Where.GUEST else where  # no exit was seen: in the guest, or no longer
 
     def returns(self, start: float, end: float) -> Iterator[Return]:
         """The returns to user space stamped in ``[start, end]``. O(log n + events in between)."""
         i = bisect_left(self.times, start)
-        before = next((self.words[k] for k in range(i - 1, -1, -1) if self.words[k] & KIND in (USER_EXIT, RUN_END)), 0)
+        ends = (USER_EXIT, RUN_END, FORGOTTEN)
+        before = next((self.words[k] for k in range(i - 1, -1, -1) if self.words[k] & KIND in ends), 0)
         while i < len(self.times) and self.times[i] <= end:
             event = self.words[i]
             if event & KIND in (USER_EXIT, RUN_END):
