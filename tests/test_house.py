@@ -32,7 +32,7 @@ FLOORS = [
     ["abi"],
     ["stage2", "gmem"],
     ["memslots"],
-    ["dirty", "ranges"],
+    ["dirty", "ranges", "history"],
     ["rcu"],
     ["patience"],
     ["system", "process_memory"],
@@ -44,7 +44,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LAZY = {("__init__", "check")}  # check_trace, found when it is first asked for
 
-PURE = ["vmm", "traces", "check", "report", "cli", "errors", "units"]
+PURE = ["vmm", "history", "traces", "check", "report", "cli", "errors", "units"]
 """Rooms that work without NumPy and Numba."""
 
 

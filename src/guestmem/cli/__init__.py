@@ -18,6 +18,7 @@ COMMANDS = {
     "explore": "Is this concurrent page-table algorithm correct?",
     "replay": "Follow the schedule of a counterexample that explore found.",
     "map": "What does memory look like, and what does a change of it cost?",
+    "history": "Does one instant explain what everybody saw of an update?",
     "conform": "Does this kernel behave as KVM documents?",
     "demo": "Watch the failure, and what prevents it.",
     "bench": "What does it cost, beside its peers in the same run?",
