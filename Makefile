@@ -19,7 +19,7 @@ BESIDE := tests/explore tests/stage2 tests/abi tests/conform
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --root-user-action=ignore
 
-.PHONY: help demo test test-compiled test-beside test-interpreted testkvm check check-tests check-beside lint bench lock clean
+.PHONY: help demo test night test-compiled test-beside test-interpreted testkvm check check-tests check-beside lint bench lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -62,6 +62,10 @@ check-tests: .venv/stamp
 
 check-beside: .venv/stamp
 	$(call quietly,$(quick) $(HALF))
+
+# NIGHT: options, such as NIGHT="--hours 1 --seed 7 results.json".
+night: .venv/stamp ## the full campaigns of which `make test` runs slices, at most two hours; results go to night.json
+	$(BIN)/python benchmarks/night.py $(NIGHT)
 
 lint: .venv/stamp ## ruff, its formatter, mypy --strict
 	@$(BIN)/ruff check
