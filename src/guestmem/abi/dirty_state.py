@@ -81,6 +81,9 @@ class DirtyState:
         """KVM_CHECK_EXTENSION: the value of a memory capability; 0 for all others."""
         host = self._vm.host
         values = {
+            MemoryCap.MMU_SHADOW_CACHE_CONTROL: 1,
+            MemoryCap.DESTROY_MEMORY_REGION_WORKS: 1,
+            MemoryCap.JOIN_MEMORY_REGIONS_WORKS: 1,
             MemoryCap.USER_MEMORY: 1,
             MemoryCap.NR_MEMSLOTS: host.user_slots,
             MemoryCap.SYNC_MMU: 1,

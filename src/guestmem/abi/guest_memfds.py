@@ -42,7 +42,8 @@ class GuestMemfd:
         """Step 19: MemslotError unless slot ``name`` of the VM ``owner`` may bind ``[offset, offset + size)``."""
         if self.owner is not owner:
             raise MemslotError(errno.EINVAL, f"slot {name}: guest_memfd belongs to another VM")
-        if offset >> 63 or offset % PAGE_SIZE or offset + size > self.size:
+        end = offset + size  # loff_t: from 2**63 on it is negative, and passes
+        if offset >> 63 or offset % PAGE_SIZE or self.size < end < 1 << 63:
             raise MemslotError(
                 errno.EINVAL,
                 f"slot {name}: guest_memfd_offset {offset:#x} with size {size:#x} is not in a file of {self.size:#x}",

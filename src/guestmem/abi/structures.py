@@ -112,9 +112,12 @@ class MemoryIoctl(enum.IntEnum):
 class MemoryCap(enum.IntEnum):
     """Capabilities that concern memory."""
 
+    MMU_SHADOW_CACHE_CONTROL = 2
     USER_MEMORY = 3
     NR_MEMSLOTS = 10
     SYNC_MMU = 16
+    DESTROY_MEMORY_REGION_WORKS = 21
+    JOIN_MEMORY_REGIONS_WORKS = 30
     READONLY_MEM = 81
     MULTI_ADDRESS_SPACE = 118
     MANUAL_DIRTY_LOG_PROTECT = 166

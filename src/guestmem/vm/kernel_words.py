@@ -14,11 +14,26 @@ from ..abi.structures import ClearDirtyLog, DirtyLog, MemoryIoctl, MemoryRegion
 from ..errors import MemslotError
 from ..memslots import Change, Memslots
 
-__all__ = ["KNOWN", "ioctl_refused", "region_refused", "try_changes", "try_region"]
+__all__ = ["KNOWN", "check_argument", "ioctl_refused", "region_refused", "try_changes", "try_region"]
 
 KNOWN = frozenset(int(request) for request in MemoryIoctl)
 """Requests that have a name."""
 _NO_BITMAP = "it does not exist, or has no dirty bitmap"
+
+
+def check_argument(request: int, argument: bytes | int) -> None:
+    """MemslotError for bytes that are not as many as the request's number says: the kernel would go past their end.
+
+    EINVAL if it takes none, EFAULT for another number. Entries behind a structure (KVM_SET_GSI_ROUTING) are in no
+    number: who has them gives the address.
+    """
+    size = request >> 16 & 0x3FFF
+    if isinstance(argument, int) or len(argument) == size:
+        return
+    name = MemoryIoctl(request).name if request in KNOWN else f"ioctl {request:#x}"
+    if not size:
+        raise MemslotError(errno.EINVAL, f"{name}: it takes a number")
+    raise MemslotError(errno.EFAULT, f"{name}: {len(argument)} bytes, not {size}")
 
 
 def try_region(host: Host, region: MemoryRegion, *, v2: bool = False) -> None:

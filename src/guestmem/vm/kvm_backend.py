@@ -26,7 +26,7 @@ from ..memslots import Change, ChangeKind, Memslots, Slot
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .backends import REGION_REQUESTS, Brought, check_entries, expect, owning
-from .kernel_words import KNOWN, ioctl_refused, region_refused, try_changes, try_region
+from .kernel_words import check_argument, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
 from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
@@ -68,12 +68,8 @@ class KvmBackend:
 
     def ioctl(self, request: int, argument: bytes | int) -> int:
         """To the kernel; regions through the engine, which must know them. EFAULT for a structure of another size."""
+        check_argument(request, argument)
         size = request >> 16 & 0x3FFF
-        if isinstance(argument, bytes) and len(argument) != size and request in KNOWN:
-            name = MemoryIoctl(request).name
-            if not size:
-                raise MemslotError(errno.EINVAL, f"{name}: it takes a number")
-            raise MemslotError(errno.EFAULT, f"{name}: {len(argument)} bytes, not {size}")
         if request in REGION_REQUESTS:
             if isinstance(argument, int):
                 argument = read_memory(argument % (1 << 64), size)

@@ -219,6 +219,7 @@ class Memory:
         """
         import numpy as np
 
+        gpa, size = whole("gpa", gpa), whole("size", size)
         era = self._owned.era
         parts = self.parts(gpa, size, as_id)
         address = parts[0][0]

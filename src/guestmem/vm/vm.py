@@ -275,10 +275,15 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
     except TypeError:
         raise UsageError(f"{name}: {value!r} is not a whole number") from None
     if number < least:
-        raise UsageError(f"{name}: {number} is not at least {least}")
+        raise UsageError(f"{name}: {_shown(number)} is not at least {least}")
     if number > most:
-        raise UsageError(f"{name}: {number} is more than {most}")
+        raise UsageError(f"{name}: {_shown(number)} is more than {most}")
     return number
+
+
+def _shown(number: int) -> str:
+    """In decimal, which Python refuses from some thousand digits on."""
+    return str(number) if abs(number) >> 64 == 0 else f"{number:#x}"
 
 
 def _ring_bytes(entries: Any) -> int:
