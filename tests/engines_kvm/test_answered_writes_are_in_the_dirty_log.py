@@ -78,6 +78,37 @@ def test_with_a_ring_it_is_harvested() -> None:
 
 
 @pytest.mark.compiled_only
+@pytest.mark.parametrize("how", ["replaced", "deleted", "logs no more"])
+def test_what_is_in_a_ring_stays_there_when_its_slot_goes(how: str) -> None:
+    """As natively: a migration that harvests later has the page."""
+    for run in (Window.run, Window.run_in_a_hole):
+        with Window(ring_bytes=4096) as guest:
+            guest.engine.retry_exits(True)
+            guest.slot1 = guest.change(1, RESTLESS, AFTER, KVM_MEM_LOG_DIRTY_PAGES)
+            guest.engine.set_memory_region(Change(1))
+            guest.engine.set_memory_region(guest.slot1)
+            guest.vcpu.harvest()
+            guest.prepare(STORE)
+            run(guest)
+            changes = {"replaced": [Change(1), guest.slot1], "deleted": [Change(1)]}
+            for change in changes.get(how, [guest.slot1._replace(flags=0)]):
+                guest.engine.set_memory_region(change)
+            assert guest.vcpu.harvest() == [(1, 0)], run
+            assert guest.vcpu.harvest() == []
+
+
+@pytest.mark.compiled_only
+def test_a_move_that_ends_its_log_leaves_no_bits(guest: Window) -> None:
+    guest.prepare(STORE)
+    guest.run_in_a_hole()
+    moved = guest.slot1._replace(base_gfn=0x100, flags=0)
+    guest.engine.set_memory_region(moved)
+    guest.engine.set_memory_region(moved._replace(base_gfn=guest.slot1.base_gfn))
+    guest.engine.set_memory_region(guest.slot1)
+    assert log_of(guest) == set()
+
+
+@pytest.mark.compiled_only
 def test_a_slot_that_begins_to_log_later_a_moved_one_and_one_that_logs_no_more(guest: Window) -> None:
     engine, plain = guest.engine, guest.slot1._replace(flags=0)
     guest.prepare(STORE)

@@ -51,23 +51,6 @@ def test_all_that_the_emulator_does_not_know_runs_natively_after_the_update() ->
                 pass
 
 
-@pytest.mark.parametrize("assembly", TAKEN_FOR_OTHERS)
-def test_what_the_emulator_takes_for_another_instruction_is_wrong(assembly: str) -> None:
-    """Not safe, and not to be seen from outside: docs/exit-retry.md. Skipped where KVM has learnt the difference."""
-    with Window() as guest:
-        guest.engine.retry_exits(True)
-        guest.prepare(bytes.fromhex(TAKEN_FOR_OTHERS[assembly]))
-        native = guest.run()
-        guest.prepare(bytes.fromhex(TAKEN_FOR_OTHERS[assembly]))
-        emulated = guest.run_in_a_hole()
-        if emulated == native:
-            pytest.skip(f"{guest.vm.host}: {assembly} is carried out rightly")
-        assert died(emulated.exit)
-        assert emulated.memory == native.memory
-        if assembly.startswith("lzcnt"):
-            assert emulated.registers["rax"] == 63 - native.registers["rax"], "bsr"
-
-
 @pytest.mark.no_kvm
 @pytest.mark.skipif(not shutil.which("as") or not shutil.which("objcopy"), reason="needs GNU as and objcopy")
 def test_bytes_are_what_the_assembly_says(tmp_path: Path) -> None:

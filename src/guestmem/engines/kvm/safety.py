@@ -18,10 +18,11 @@ from ...process_memory import read_memory
 from ...units import PAGE_SHIFT, PAGE_SIZE
 from .guest_tables import GuestFrames, UnknownTables, table_frames
 from .vcpu_state import VcpuState, read_msrs, read_state, translate
-from .zones import Zone, has_ioapic, has_local_apic
+from .zones import Zone, has_ioapic
 
 if TYPE_CHECKING:
     from .engine import KvmEngine
+    from .vcpu import KvmVcpu
 
 __all__ = ["MEASURED_MODULES", "Safety", "judge", "safe_for_exit_retry"]
 
@@ -99,7 +100,7 @@ def judge(engine: KvmEngine, changes: Sequence[Change] = (), *, encrypted: bool 
     frames = GuestFrames(engine.slots())
     roots: set[tuple[int, int]] = set()
     for vcpu in engine.vm.vcpus:
-        found = [*_reasons_of_a_vcpu(vcpu.fd, ranges, frames, roots, engine.vm.host.tdp, remarks)]
+        found = [*_reasons_of_a_vcpu(vcpu, ranges, frames, roots, engine.vm.host.tdp, remarks)]
         reasons += (f"vCPU {vcpu.index} {why}" for why in found)
     return Safety(tuple(reasons), tuple(dict.fromkeys(remarks)))
 
@@ -150,11 +151,12 @@ def _reasons_of_the_vm(engine: KvmEngine, changes: Sequence[Change], encrypted: 
 
 
 def _reasons_of_a_vcpu(
-    fd: int, ranges: _Ranges, frames: GuestFrames, roots: set[tuple[int, int]], tdp: bool, remarks: list[str]
+    vcpu: KvmVcpu, ranges: _Ranges, frames: GuestFrames, roots: set[tuple[int, int]], tdp: bool, remarks: list[str]
 ) -> Iterator[str]:
+    fd = vcpu.fd
     state = read_state(fd)
     yield from state.why_not_native
-    if has_local_apic(fd):
+    if vcpu.has_local_apic:
         if state.interruptible:
             yield "can be interrupted at any time (APIC in the kernel, RFLAGS.IF), and its handlers are kernel code"
         page = state.sregs.apic_base & _APIC_BASE

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import struct
@@ -32,6 +33,7 @@ from .answers import finish_pending
 from .exits import Exit, Io, Mmio, decode
 from .run_loop import claim, vcpu_run, vcpu_run_for
 from .x86.registers import EVENTS_BYTES, REG_NAMES, REGS, SREGS_BYTES, XCRS, X86Ioctl
+from .zones import has_local_apic
 
 if TYPE_CHECKING:
     from .vm import KvmVm
@@ -102,6 +104,11 @@ class KvmVcpu:
                 f"vCPU {self.index}: it has met what an update changes, and the exit is not answered yet: "
                 f"KVM_{request.name} after the update{'' if in_update else ', or after end_instruction()'}"
             )
+
+    @functools.cached_property
+    def has_local_apic(self) -> bool:
+        """Whether the kernel has its local APIC, as decided when the vCPU was made."""
+        return has_local_apic(self.fd)
 
     @property
     def held_exit(self) -> Exit | None:

@@ -138,17 +138,22 @@ def read_state(vcpu_fd: int) -> VcpuState:
     return VcpuState(Sregs(sregs), rip, rflags, bool(events[24]), event, bool(dr7 & _BREAKPOINTS))
 
 
+_unknown: set[int] = set()
+"""MSRs that this kernel does not know."""
+
+
 def read_msrs(vcpu_fd: int, numbers: tuple[int, ...]) -> dict[int, int]:
-    """The values of those MSRs that this KVM knows, one ioctl each."""
-    found = {}
-    for number in numbers:
-        buffer = bytearray(struct.pack("<IIIIQ", 1, 0, number, 0, 0))
+    """The values of those MSRs that this KVM knows: one ioctl, once it is known which."""
+    while True:
+        asked = [number for number in numbers if number not in _unknown]
+        buffer = bytearray(struct.pack("<II", len(asked), 0) + b"".join(struct.pack("<IIQ", n, 0, 0) for n in asked))
         try:
-            if fcntl.ioctl(vcpu_fd, _GET_MSRS, buffer) == 1:
-                found[number] = int(struct.unpack_from("<Q", buffer, 16)[0])
+            known = fcntl.ioctl(vcpu_fd, _GET_MSRS, buffer)
         except OSError:
-            continue
-    return found
+            known = 0
+        if known == len(asked):
+            return {number: struct.unpack_from("<Q", buffer, 16 + 16 * n)[0] for n, number in enumerate(asked)}
+        _unknown.add(asked[known])  # where it stopped
 
 
 def translate(vcpu_fd: int) -> Callable[[int], int | None]:
