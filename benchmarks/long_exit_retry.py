@@ -298,12 +298,12 @@ class Machine:
 def play(name: str, design: str, exits: int, seconds: float) -> Row:
     """Update until so many exits fell inside, or a vCPU has ended."""
     machine = Machine(KINDS[name])
-    begun = time.monotonic()
     updates = 0
     try:
-        machine.update("pause")  # compiles
+        machine.update(design)  # compiles
         machine.keep_open()
         machine.vm.engine.vm.start()
+        begun = time.monotonic()
         while time.monotonic() - begun < seconds and not machine.vm.engine.vm.ended:
             machine.update(design)
             updates += 1
@@ -333,7 +333,7 @@ def without(rule: str, kinds: list[str], exits: int, seconds: float) -> dict[str
         command = [sys.executable, __file__, "--alone", "--json", "--each", str(exits), "--exits", "0"]
         done = subprocess.run(  # noqa: S603 - this file
             [*command, "--seconds", str(seconds), *(word for kind in kinds for word in ("--kind", kind))],
-            env={**os.environ, "PYTHONPATH": folder, "XDG_CACHE_HOME": folder},
+            env={**os.environ, "PYTHONPATH": folder},  # what is compiled is kept by its text
             capture_output=True,
             text=True,
             check=False,
