@@ -29,11 +29,6 @@ def states(its: Machine) -> Outcome:
     return States(its, Outcome("", "states", its.name)).run(Budget(go_on=True))
 
 
-def plainly(its: Machine, bound: int | None = None) -> Outcome:
-    """The same search in plain Python: the oracle of the compiled one."""
-    return PlainStates(its, Outcome("", "states", its.name), bound=bound).run(Budget(go_on=True))
-
-
 def told(outcome: Outcome) -> tuple[object, ...]:
     """What two searches over states must have in common."""
     findings = {(finding.key, finding.message if finding.kind != "livelock" else "") for finding in outcome.findings}
@@ -69,6 +64,29 @@ def test_the_compiled_search_is_the_plain_one(memory: str, bound: int | None, rn
     assert found > 3
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_merged_threads_lose_no_end_and_no_finding(memory: str, rng: random.Random) -> None:
+    """Against the plain search over histories; a slice of ``benchmarks/merged_programs.py``."""
+    compared = fewer = found = 0
+    for number in range(24):
+        threads = program(rng, longest=3 if memory == "stale" else 5)
+        with World(model(threads, forgetful=number % 4 > 0, spurious=number % 3 % 2)) as world:
+            whole(world)
+            its = machine(world, memory)
+            plain = PlainStates(its, Outcome("", "states", memory)).run(Budget(go_on=True, states=20_000))
+            if plain.complete:
+                compared += 1
+                merged = states(machine(world, memory, merged=True))
+                assert merged.finals == plain.finals, threads
+                assert {f.key for f in merged.findings} == {f.key for f in plain.findings}, threads
+                assert merged.distinct <= plain.distinct, threads
+                fewer += merged.distinct < plain.distinct
+                found += len(plain.findings)
+    assert compared > 12
+    assert fewer > 6
+    assert found > 1
+
+
 def whole(world: World) -> None:
     """Make every word a point: then nothing is searched twice because a word became shared."""
     world.points.update(range(len(world.places)))
@@ -95,6 +113,16 @@ def test_three_searches_find_the_same_ends_and_deadlocks(rng: random.Random) -> 
             deadlocks += any(finding.kind == "deadlock" for finding in by_state.findings)
     assert compared > PROGRAMS // 3
     assert deadlocks > 5
+
+
+def test_a_lock_that_is_looked_at_is_taken_before_and_after_the_look() -> None:
+    """Partial-order reduction once took the look and the lock for independent."""
+    with World(model([[("L", 0, 0)], [("X", 0, 0)]])) as world:
+        whole(world)
+        its = machine(world, "sc")
+        by_order = Dpor(its, Outcome("", "dpor", "sc")).run(Budget(go_on=True))
+        assert len(by_order.finals) == 2
+        assert by_order.finals == states(its).finals
 
 
 @pytest.mark.parametrize("memory", MEMORIES[1:])

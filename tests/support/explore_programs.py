@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from guestmem.explore.judge import Judge
@@ -10,7 +11,7 @@ from guestmem.explore.machine import Machine
 from guestmem.explore.scene import Model, Scene
 
 Step = tuple[str, int, int]
-KINDS = ("lsac", "lsacwk", "lwwkks", "lsXa", "XXls", "XXXal", "wkTa", "wkX", "TTkX", "rfl", "rsfl")
+KINDS = ("lsac", "lsacwk", "lwwkks", "lsXa", "XXls", "XXXal", "wkTa", "wkX", "TTkX", "rfl", "rsfl", "XXLl")
 
 
 def program(rng: random.Random, kinds: str = "", *, threads: int = 0, longest: int = 4) -> list[list[Step]]:
@@ -24,8 +25,12 @@ def program(rng: random.Random, kinds: str = "", *, threads: int = 0, longest: i
     ]
 
 
-def model(threads: list[list[Step]], **options: Any) -> Model:
-    """A model that runs a program. Capital X: a critical section, of two locks if its number is 1."""
+def model(threads: list[list[Step]], *, forgetful: bool = False, **options: Any) -> Model:
+    """A model that runs a program. Capital X: a critical section, of two locks if its number is 1; L: look at a lock.
+
+    Threads return all that they saw, so that ends tell histories apart; ``forgetful`` ones keep the last of it, and go
+    other ways by it.
+    """
 
     def build(scene: Scene) -> None:
         atomics = scene.room("atomics")
@@ -39,7 +44,7 @@ def model(threads: list[list[Step]], **options: Any) -> Model:
             for lock in reversed(held):
                 scene.unlock(locks, lock)
 
-        actions = {
+        actions: dict[str, Callable[[int, int], object]] = {
             "l": lambda i, _v: atomics.load_acquire(words, i),
             "s": lambda i, v: atomics.store_release(words, i, v + 1),
             "r": lambda i, v: atomics.store_relaxed(words, i, v + 1),
@@ -50,14 +55,22 @@ def model(threads: list[list[Step]], **options: Any) -> Model:
             "k": lambda i, v: atomics.wake(words, i, 1 + 100 * v),
             "f": lambda _i, _v: atomics.fence(),
             "X": section,
+            "L": lambda i, _v: atomics.load_relaxed(locks, i % 2),
         }
 
-        def body(steps: list[Step]) -> None:
+        def body(steps: list[Step]) -> object:
+            return tuple([actions[kind](index, number) for kind, index, number in steps])
+
+        def forgets(steps: list[Step]) -> object:
+            last: Any = 0
             for kind, index, number in steps:
-                actions[kind](index, number)
+                if not last or number:
+                    seen: Any = actions[kind](index, number)
+                    last = (last or 0) & 1 | (seen or 0)
+            return last
 
         for number, steps in enumerate(threads):
-            scene.thread(f"thread {number}", body, steps)
+            scene.thread(f"thread {number}", forgets if forgetful else body, steps)
 
     return Model("random", "nothing", "small", build, **options)
 

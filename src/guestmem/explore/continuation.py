@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import dis
 import functools
+import marshal
 import sys
 import types
 from collections import deque
@@ -28,10 +29,10 @@ __all__ = ["Keys", "Unknown", "reads_stacks"]
 _F_FRAME, _LOCALS_PLUS = 24, 72
 """Where a frame object has its interpreter frame, and that its locals and stack; CPython 3.11 to 3.13, 64 bits."""
 
-_PLAIN = (int, str, bytes, bool, float, complex, type(None), type(Ellipsis), type(NotImplemented), range, slice)
+_PLAIN = frozenset({int, str, bytes, bool, float, complex, type(None), type(Ellipsis)})
 _CALLS = {
     *("CALL", "CALL_FUNCTION_EX", "CALL_KW", "BINARY_SUBSCR", "BINARY_OP", "COMPARE_OP", "CONTAINS_OP", "LOAD_ATTR"),
-    *("FOR_ITER", "YIELD_VALUE", "RETURN_GENERATOR"),
+    *("FOR_ITER", "YIELD_VALUE", "RETURN_GENERATOR", "BEFORE_WITH"),
 }
 """Instructions at which a frame can be stopped; each leaves one value on the stack."""
 
@@ -178,9 +179,13 @@ def reads_stacks() -> bool:
 
 
 class Keys:
-    """Makes keys of a world's threads. ``known``: objects of the scene, which stand for themselves."""
+    """Makes keys of a world's threads. ``known``: objects of the scene, which stand for themselves.
 
-    def __init__(self, known: Iterable[object], places: Callable[[object], int | None]) -> None:
+    ``words``: the class of shared words, and ``places`` gives the number of the first of some, None if they have none.
+    """
+
+    def __init__(self, known: Iterable[object], words: type, places: Callable[[object], int | None]) -> None:
+        self._words = words
         self._held: list[object] = list(known)
         self._known = {id(each) for each in self._held}
         self._place = places
@@ -196,17 +201,17 @@ class Keys:
         except Unknown as what:
             self.unknown[str(what)] = self.unknown.get(str(what), 0) + 1
             return None
-        return blake2b(repr(parts).encode(), digest_size=16).digest()
+        return blake2b(marshal.dumps(parts, 2), digest_size=16).digest()
 
     def value(self, value: object, *, stable: bool = False) -> bytes | None:
         """The key of a value; ``stable``: the same in another process."""
-        known, self._stable = self._known, stable
+        self._stable = stable
         try:
-            return blake2b(repr(self._part(value, {}, [])).encode(), digest_size=16).digest()
+            return blake2b(marshal.dumps(self._part(value, {}, []), 2), digest_size=16).digest()
         except Unknown:
             return None
         finally:
-            self._known, self._stable = known, False
+            self._stable = False
 
     _stable = False
 
@@ -236,13 +241,21 @@ class Keys:
     def _part(self, value: Any, seen: dict[int, int], hold: list[object]) -> Any:
         kind = type(value)
         if kind in _PLAIN:
-            return repr(value)
+            return value
+        if kind is range or kind is slice:
+            return ("R", repr(value))
         if kind is tuple:
             return ("t", [self._part(each, seen, hold) for each in value])
-        place = self._place(value)
-        if place is not None:
-            return ("w", place)
-        if id(value) in self._known and kind is not memoryview:
+        if kind is self._words:
+            place = self._place(value)
+            if place is not None:
+                return ("w", place)
+            if self._stable:
+                return ("m", len(value))
+        elif kind is memoryview:
+            if self._stable:
+                return ("m", value.tobytes())
+        elif id(value) in self._known:
             return ("k", kind.__qualname__) if self._stable else ("k", id(value))
         if id(value) in seen:
             return ("s", seen[id(value)])
@@ -311,4 +324,4 @@ class Keys:
             made = value.__reduce_ex__(2)
         except Exception:  # noqa: BLE001 - whatever it says when it cannot
             raise Unknown(what) from None
-        return ("r", what, all_of(made[1:]) if isinstance(made, tuple) else made)
+        return ("r", what, all_of(made[1:]) if isinstance(made, tuple) else str(made))

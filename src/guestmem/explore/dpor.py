@@ -247,12 +247,12 @@ class Dpor:
         if code <= op.LOAD_ACQUIRE:
             self._read(frame, at, clock)
         elif code <= op.OR:
-            self._write(frame, at, clock, races=code != op.UNLOCK)
+            self._write(frame, at, clock, of_lock=code == op.UNLOCK)
         elif code == op.WAIT:
             self._read(frame, at, clock)
             self._read(frame, self._queues + at, clock)
         elif code == op.WAKE:
-            self._write(frame, self._queues + at, clock, races=True)
+            self._write(frame, self._queues + at, clock)
         elif code == op.LOCK:
             self._take(frame, at, clock)
         clock[thread] = len(frames)
@@ -299,14 +299,18 @@ class Dpor:
         frame.reads.append((at, reads))
         self._reads[at] = {**reads, thread: (len(self._frames), clock)}
 
-    def _write(self, frame: _Frame, at: int, clock: list[int], *, races: bool) -> None:
+    def _write(self, frame: _Frame, at: int, clock: list[int], *, of_lock: bool = False) -> None:
+        """A write, its races with what was before it; ``of_lock``: a lock is taken or given back.
+
+        Which thread has a lock first is for ``_take`` to find; but somebody may have looked at its word, or stored.
+        """
         thread = frame.chosen
         past = frame.clocks[thread]
         write = self._writes[at]
         if write is not None:
             step, other, stamp = write
             if other != thread:
-                if races and past[other] < step:
+                if past[other] < step and not (of_lock and self._was_of_lock(step)):
                     frame.races.append(step)
                 for k, value in enumerate(stamp):
                     if value > clock[k]:
@@ -315,7 +319,7 @@ class Dpor:
         if reads:
             for other, (step, stamp) in reads.items():
                 if other != thread:
-                    if races and past[other] < step:
+                    if past[other] < step:
                         frame.races.append(step)
                     for k, value in enumerate(stamp):
                         if value > clock[k]:
@@ -325,12 +329,16 @@ class Dpor:
         frame.writes.append((at, write))
         self._writes[at] = (len(self._frames), thread, clock)
 
+    def _was_of_lock(self, step: int) -> bool:
+        before = self._frames[step - 1]
+        return before.nodes[before.chosen].code in {op.LOCK, op.UNLOCK}
+
     def _take(self, frame: _Frame, at: int, clock: list[int]) -> None:
         """Take a lock: it races with the last one to take it, and comes after the last one to give it back."""
         holder = self._writes[self._locks + at]
         if holder is not None and holder[1] != frame.chosen and frame.clocks[frame.chosen][holder[1]] < holder[0]:
             frame.races.append(holder[0])
-        self._write(frame, at, clock, races=False)
+        self._write(frame, at, clock, of_lock=True)
         frame.writes.append((self._locks + at, holder))
         self._writes[self._locks + at] = (len(self._frames), frame.chosen, clock)
 

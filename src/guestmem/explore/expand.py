@@ -80,8 +80,8 @@ HOLDS, BROKEN, _SAID = _u(1), _u(2), _u(3)
 """What a verdict says."""
 
 COUNTS = 12
-"""Length of ``counts``: states, asked, put off, moves, found, ended, rows, pairs, where it stopped."""
-_N, _ASKED, _OFF, _POINTS, _FOUND, _ENDED, _ROWS, _PAIRS, _STOP = (_u(i) for i in range(9))
+"""Length of ``counts``: states, asked, put off, moves, found, ended, rows, pairs, where it stopped, changed."""
+_N, _ASKED, _OFF, _POINTS, _FOUND, _ENDED, _ROWS, _PAIRS, _STOP, _CHANGED = (_u(i) for i in range(10))
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -174,6 +174,24 @@ def _add(
     return n + _1
 
 
+@_inside
+def _find(states: Halves, table: Halves, row: Halves, width: U64, bounded: U64) -> U64:
+    """The number of a state that is there."""
+    mask = _u(len(table)) - _1
+    compared = width - bounded
+    i = _hash(row, _Z, compared, mask)
+    while True:
+        j = _u(table[i]) - _1
+        same = True
+        for k in range(compared):
+            if states[j * width + k] != row[k]:
+                same = False
+                break
+        if same:
+            return j
+        i = (i + _1) & mask
+
+
 @_kernel
 def add_first(states: Halves, parents: Halves, table: Halves, row: Halves, width: U64, bounded: U64) -> U64:
     """Add the first state."""
@@ -233,6 +251,7 @@ def _reach(
     asked: Own,
     found: Halves,
     row: Halves,
+    can_end: Halves,
     counts: Own,
     options: Own,
     s: U64,
@@ -245,6 +264,7 @@ def _reach(
     ``kept``: 1 if what memory forgets is not to be looked at.
     """
     threads, width, bounded, stale, watched = options[0], options[1], options[2], options[3], options[4]
+    sweeps = options[8]
     base = s * width
     if wakes != _Z:
         left = wakes & _31
@@ -292,6 +312,9 @@ def _reach(
         if bad == _Z and kinds[row[_1 + u]] & FAILED:
             bad = _u(row[_1 + u])
     tell = False
+    if bad != _Z and sweeps != _Z:
+        can_end[s] = _1
+        return True
     if bad != _Z:
         tell = kinds[bad] & TOLD == _Z
         kinds[bad] |= TOLD
@@ -311,6 +334,9 @@ def _reach(
             verdict = _pair(pkeys, pvalues, asked, counts, VERDICT, look, _u(row[0]))
             if verdict == PENDING:
                 return False
+            if verdict != HOLDS and sweeps != _Z:
+                can_end[s] = _1
+                return True
             if verdict != HOLDS:
                 counts[_POINTS] += _1
                 if verdict == _SAID:
@@ -323,6 +349,10 @@ def _reach(
         for k in range(width):
             found[at + _1 + k] = row[k]
         counts[_FOUND] += _1
+        return True
+    if sweeps != _Z:
+        if can_end[_find(states, table, row, width, bounded)] != _Z:
+            can_end[s] = _1
         return True
     if bad == _Z:
         counts[_POINTS] += _1
@@ -355,6 +385,7 @@ def expand(
     found: Halves,
     ended: Halves,
     row: Halves,
+    can_end: Halves,
     slots: Own,
     counts: Own,
     options: Own,
@@ -363,15 +394,22 @@ def expand(
 ) -> None:
     """Expand states number ``lo`` to ``hi``, or of ``work`` if that is not empty; until done or out of room.
 
-    ``options``: threads, width of a state, 1 if bounded, 1 if stale, 1 if watched, the bound, 1 if buffers, 1 if no
-    more than ``points`` moves may be pending at once.
+    ``options``: threads, width of a state, 1 if bounded, 1 if stale, 1 if watched, the bound, 1 if buffers, how many
+    states one may lead to, and 1 to sweep: once all states are known, find out (in ``can_end``) from which an end, or
+    something that is wrong, can be reached; last states first.
     """
     threads, width, bounded, bound, buffers = options[0], options[1], options[2], options[5], options[6]
     from_work = len(work) > 0
     index = lo
     most = options[7]
+    sweeps = options[8]
     while index < hi:
         s = _u(work[index]) if from_work else index
+        if sweeps != _Z:
+            s = hi - _1 - (index - lo)
+            if can_end[s] != _Z:
+                index += _1
+                continue
         n = counts[_N]
         if (
             (n + most) * width > _u(len(states))
@@ -421,6 +459,7 @@ def expand(
                 asked,
                 found,
                 row,
+                can_end,
                 counts,
                 options,
                 s,
@@ -495,6 +534,7 @@ def expand(
                                 asked,
                                 found,
                                 row,
+                                can_end,
                                 counts,
                                 options,
                                 s,
@@ -534,6 +574,7 @@ def expand(
                             asked,
                             found,
                             row,
+                            can_end,
                             counts,
                             options,
                             s,
@@ -543,9 +584,13 @@ def expand(
                         )
                         and whole
                     )
-            if whole and not moved and not timeouts:
+            if sweeps != _Z and not moved and not timeouts:
+                can_end[s] = _1
+            elif whole and not moved and not timeouts:
                 ended[counts[_ENDED]] = s
                 counts[_ENDED] += _1
+        if sweeps != _Z and can_end[s] != _Z:
+            counts[_CHANGED] += _1
         if not whole:
             again[counts[_OFF]] = s
             counts[_OFF] += _1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from . import operations as op
 from .finding import Finding
@@ -28,7 +29,7 @@ class Judge:
         self.world = machine.tree.world
         self.invariants = self.world.scene.invariants
         self._view = View(machine.tree)
-        self._pasts: dict[Node, int] = {}
+        self._faces: dict[Node, int] = {}
 
     def failed(self, node: Node) -> Finding:
         """The finding that a thread's exception is."""
@@ -80,11 +81,25 @@ class Judge:
         return Finding("deadlock", name, "; ".join(waiting), self.machine.name, "", first.where)
 
     def end(self, state: State) -> int:
-        """A final state, for comparison with those of another search: a hash of all values and all histories."""
+        """A final state, for comparison with another search's: a hash of all values, and of what threads came to.
+
+        That is what a thread returned and wrote to words of its own, or where it waits. Nothing of how it came there:
+        a search over merged threads does not know.
+        """
         parts = [hash(self.machine.memory(state).values)]
         for node in self.machine.nodes(state):
-            past = self._pasts.get(node)
-            if past is None:
-                past = self._pasts[node] = hash(tuple(node.history()))
-            parts.append(past)
+            face = self._faces.get(node)
+            if face is None:
+                face = self._faces[node] = self._face(node)
+            parts.append(face)
         return hash(tuple(parts))
+
+    def _face(self, node: Node) -> int:
+        initial = self.world.initial
+        wrote = sorted((place, value) for place, value in node.overlay.items() if value != initial[place])
+        if node.code != op.ENDED:
+            came = f"{node.code} {node.at} {node.where} {wrote}".encode()
+        else:
+            key = self.world.keys.value((node.outcome, wrote), stable=True)
+            came = repr(wrote).encode() if key is None else key
+        return int.from_bytes(blake2b(came, digest_size=7).digest(), "little")

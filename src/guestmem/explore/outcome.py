@@ -23,7 +23,7 @@ class Outcome:
     start to end (dpor, random, pct), ``pruned`` those cut short as equivalent to others. ``points`` counts schedule
     points passed, or transitions (states). ``code_runs``: how often a thread's code ran. ``bytes``: what
     states take, with their parents and their hash slots. ``left``: a guess at how many are still to come. ``finals``:
-    the distinct ends, as hashes of (values of the points, each thread's history).
+    the distinct ends, as hashes (``Judge.end``). ``loops``: whether a thread can come back to where it was.
     """
 
     model: str
@@ -41,6 +41,7 @@ class Outcome:
     shared: int = 0
     bytes: int = 0
     left: int | None = None
+    loops: bool = False
     seconds: float = 0.0
     note: str = ""
     findings: list[Finding] = field(default_factory=list)

@@ -186,7 +186,10 @@ class Scene:
         self.scheduler.note(key, value)
 
     def lock(self, words: Words, index: int) -> None:
-        """From a thread: take a lock of the model's own (a word that is 0 when free), blocking."""
+        """From a thread: take a lock of the model's own (a word that is 0 when free), blocking.
+
+        Others may load the word; only ``lock`` and ``unlock`` write it.
+        """
         assert self.scheduler is not None
         self.scheduler.step("lock", words, index, 0, 0)
 

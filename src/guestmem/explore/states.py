@@ -7,6 +7,7 @@ writes what was added to it. A state keeps its parent; which move led to it is f
 
 from __future__ import annotations
 
+import copy
 import time
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from .judge import Judge
 from .machine import Machine, State
 from .outcome import Budget, Outcome
 from .rows import Rows
+from .tree import Tree
 
 __all__ = ["States"]
 
@@ -27,6 +29,8 @@ _CHUNK, _LARGEST = 1 << 10, 1 << 18
 """States that are expanded before a look at the budget: as many at first, and at most."""
 _LOOK_S = 0.5
 _ASKED = 1 << 15
+_TRIED = 16
+"""States without an end in reach that are looked at for a livelock."""
 _TABLE_FULL = 0.7
 _ROWS_FULL = 0.6
 
@@ -53,7 +57,7 @@ class States:
         moves = n * (2 + machine.tree.world.model.buffer if self.rows.buffers else 66)
         self._most = moves if self.rows.buffers or self.rows.stale else n + 1
         self._options = np.array(
-            [n, self.width, bounded, self.rows.stale, self.rows.watched, bound or 0, self.rows.buffers, self._most],
+            [n, self.width, bounded, self.rows.stale, self.rows.watched, bound or 0, self.rows.buffers, self._most, 0],
             np.uint64,
         )
         self._states, self._parents = Growing(self.width << 12), Growing(1 << 12)
@@ -71,6 +75,7 @@ class States:
         self._found_rows = np.zeros((self.width + 1) * (64 + 2 * self._most), np.uint32)
         self._ended_rows = np.zeros(room, np.uint32)
         self._row, self._slots = np.zeros(self.width, np.uint32), np.zeros(n, np.uint64)
+        self._can_end = np.zeros(1, np.uint32)
         self._counts = np.zeros(ask.COUNTS, np.uint64)
         first = [*self.rows.encode(machine.start()), *[0] * (2 * bounded)]
         self._learn()
@@ -123,7 +128,58 @@ class States:
             if self._expand(budget):
                 return self._ended(begun)
         outcome.complete = True
+        if self.machine.tree.keys is not None and not outcome.findings:
+            self._livelocks(budget)
         return self._ended(begun)
+
+    def _livelocks(self, budget: Budget) -> None:
+        """Whether there is a state from which no end can be reached: only if threads can come back to where they were.
+
+        A finding is told by a schedule in which all threads go on in turn, until one is past ``Model.steps`` points.
+        """
+        outcome, tree = self.outcome, self.machine.tree
+        outcome.loops = tree.cyclic()
+        if not outcome.loops:
+            return
+        self._can_end = np.zeros(self.count, np.uint32)
+        self._options[8] = 1
+        changed = 1
+        while changed:
+            self._counts[9] = 0
+            last = self.count
+            while last:
+                first = max(0, last - _LARGEST)
+                self._call(self._off[:0], first, last)
+                last = first
+            changed = int(self._counts[9])
+        self._options[8] = 0
+        stuck = np.flatnonzero(self._can_end == 0)
+        for index in stuck[:_TRIED].tolist():  # with a bound, an end may be beyond it
+            found = self._in_turn(index)
+            if found is not None:
+                self._keep(found, budget)
+                break
+
+    def _in_turn(self, index: int) -> Finding | None:
+        """The livelock that a state is in, in full; None if there is none once all go on in turn."""
+        tree = Tree(self.machine.tree.world, fences=self.machine.fences, points=self.machine.tree.points)
+        its = copy.copy(self.machine)
+        its.tree = tree
+        judge = Judge(its)
+        moves = self.path(index)
+        state = its.start()
+        for move in moves:
+            state = its.move(state, move)
+        last = 0
+        while (found := judge.arrived(state)) is None:
+            possible = its.moves(state)
+            if not possible:
+                return None
+            move = min(possible, key=lambda move: (move - last - 1) % its.threads)
+            last = move % its.threads
+            moves.append(move)
+            state = its.move(state, move)
+        return found.with_moves(moves, minimal=False)
 
     # For checkpoints. States that were put off are done again.
 
@@ -206,14 +262,7 @@ class States:
             lo, hi = self.done, min(self.level_end, self.done + max(_CHUNK, min(self.done >> 2, _LARGEST)))
         counts = self._counts
         counts[1:3] = counts[4:6] = 0
-        after, own, info = self._moves
-        ask.expand(
-            self._states.data, self._parents.data, self._table.data, work, self._keys.data, self._values.data,
-            after.data, own.data, info.data, self._kinds.data, self._points.data, self._awake.data,
-            self._rise.data, self._alone.data, self._looks.data, self._views.data, self._pair_keys.data,
-            self._pair_values.data, self._asked, self._off, self._found_rows, self._ended_rows, self._row,
-            self._slots, counts, self._options, lo, hi,
-        )  # fmt: skip
+        self._call(work, lo, hi)
         _, asked, off, _, found, ended, _, _, stop = counts.tolist()[:9]
         self.count = int(counts[0])
         if len(work):
@@ -229,6 +278,16 @@ class States:
             if self._arrived(row, budget):
                 return True
         return any(self._end(index, budget) for index in self._ended_rows[:ended].tolist())
+
+    def _call(self, work: Any, lo: int, hi: int) -> None:
+        after, own, info = self._moves
+        ask.expand(
+            self._states.data, self._parents.data, self._table.data, work, self._keys.data, self._values.data,
+            after.data, own.data, info.data, self._kinds.data, self._points.data, self._awake.data,
+            self._rise.data, self._alone.data, self._looks.data, self._views.data, self._pair_keys.data,
+            self._pair_values.data, self._asked, self._off, self._found_rows, self._ended_rows, self._row,
+            self._can_end, self._slots, self._counts, self._options, lo, hi,
+        )  # fmt: skip
 
     def _make_room(self) -> None:
         most = self._most

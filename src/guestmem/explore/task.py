@@ -134,7 +134,7 @@ def _saver(store: Store, task: Task, search: States | Dpor | Sampling, world: Wo
 
 def _search(task: Task, world: World, outcome: Outcome) -> States | Dpor | Sampling:
     if task.search == "states":
-        return States(machine(world, task.memory), outcome, bound=task.bound)
+        return States(machine(world, task.memory, merged=True), outcome, bound=task.bound)
     if task.search == "dpor":
         return Dpor(machine(world, task.memory), outcome, part=task.part or ((), 0))
     if task.search in {"random", "pct"}:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import operations as op
-from .continuation import Keys
 from .world import Failure, Reshaped, Strand, Where, World
 
 __all__ = ["Memory", "Node", "Tree"]
@@ -100,7 +99,7 @@ class Tree:
         self, world: World, *, fences: bool = False, points: Iterable[int] | None = None, merged: bool = False
     ) -> None:
         self.world, self.fences = world, fences
-        self.keys = Keys(world.known, world.base) if merged else None
+        self.keys = world.keys if merged else None
         self._same: dict[bytes, Node] = {}
         self.points = sorted(world.points if points is None else points)
         self.compact = {place: at for at, place in enumerate(self.points)}

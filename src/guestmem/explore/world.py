@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from ..compiled import Words
 from ..errors import UsageError
 from ..units import U64_MAX
 from . import operations as op
+from .continuation import Keys
 from .scene import Model, Region, Scene, SceneThread
 from .twin import Mutation, load
 
@@ -213,9 +214,14 @@ class World:
                 return each.base + index
         raise UsageError(f"{region}[{index}]: model {self.model.name} has no such word")
 
+    @cached_property
+    def keys(self) -> Keys:
+        """Keys of what threads can still do, and of what they returned."""
+        return Keys(self.known, self._words, self.base)
+
     def base(self, words: object) -> int | None:
         """The number of the first of some words that are shared; None of anything else."""
-        return self._bases[words][0] if isinstance(words, self._words) and words in self._bases else None
+        return self._bases[words][0] if words in self._bases else None
 
     def share(self, place: int) -> None:
         """Make a word a point from the next search on."""
