@@ -1,4 +1,4 @@
-"""``guestmem explore``: search the schedules of models of guestmem's own concurrent algorithms."""
+"""``guestmem explore``: search the schedules of models, of guestmem's own concurrent algorithms and of the user's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..explore.scene import Model
     from ..explore.search import Report
     from ..explore.trial import Verdict
+    from ..explore.twin import Mutation
 
 __all__ = ["command"]
 
@@ -47,6 +48,7 @@ __all__ = ["command"]
 @click.option(
     "--mutants", "mutated", is_flag=True, help="Try the mutants named (all unless some are) instead of models."
 )
+@click.option("--mutant", metavar="NAME", help="Search the models with this mutant in them, and tell what it does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
@@ -69,6 +71,7 @@ def command(
     save: str | None,
     perfetto: str | None,
     mutated: bool,
+    mutant: str | None,
     as_json: bool,
 ) -> int:
     """Search the schedules of models: the functions that run, in every order of their atomic operations.
@@ -76,6 +79,9 @@ def command(
     Each model is searched twice, over states and by partial-order reduction, then under store buffers (x86, and with
     relaxed stores that overtake) and, where it asks, with loads that return old values. What is found is shrunk to the
     fewest switches and told. The bounds are part of the answer: docs/explore.md.
+
+    A MODEL is a name of --list, or your own: FILE.py, FILE.py:NAME, a folder of such files, or a module by its dotted
+    name (docs/explore.md, "A model of one's own").
 
     With --mutants, the code is made wrong, one change at a time, and the models must find each.
 
@@ -89,14 +95,17 @@ def command(
     known = models()
     if listed:
         _only({"names", "listed", "as_json"}, "--list")
-        return _list(_named(known, names) or known, as_json=as_json)
+        return _list(_named(names) or known, as_json=as_json)
     if exhaustive + (random is not None) + (pct is not None) > 1:
         raise UsageError("--exhaustive, --random and --pct: one of them")
     if pct is None and _given("runs"):
         raise UsageError("--runs: only of --pct; --random N says how many")
     if bound is not None and (random is not None or pct is not None):
         raise UsageError("--bound: only an exhaustive search has bounds")
-    chosen = _chosen(known, names, every=every, sampled=random is not None or pct is not None)
+    chosen = _mutated(mutant, names) if mutant else None
+    if chosen is None:
+        sampled = random is not None or pct is not None
+        chosen = [(model, ()) for model in _chosen(known, names, every=every, sampled=sampled)]
     if resume and (len(chosen) > 1 or jobs > 1 or dask is not None):
         raise UsageError("--resume: for one model and one job")
     if dask is not None and jobs > 1:
@@ -111,8 +120,9 @@ def command(
     reports: list[Report] = []
     interrupted = False
     with interruptible() as stopped:
-        for model in chosen:
+        for model, mutations in chosen:
             common: dict[str, Any] = {
+                "mutations": mutations,
                 "weak": weak,
                 "random": random,
                 "pct": pct,
@@ -160,23 +170,32 @@ def _only(allowed: set[str], what: str) -> None:
             raise UsageError(f"{parameter.opts[0]}: not with {what}")
 
 
-def _named(known: tuple[Model, ...], names: tuple[str, ...]) -> tuple[Model, ...]:
+def _named(names: tuple[str, ...]) -> tuple[Model, ...]:
     """The models of these names, each once."""
-    by_name = {model.name: model for model in known}
-    for name in names:
-        if name not in by_name:
-            raise UsageError(f"model: {name!r} is not one of {', '.join(by_name)}")
-    return tuple(by_name[name] for name in dict.fromkeys(names))
+    from ..explore.own import all_of
+
+    return tuple(model for name in dict.fromkeys(names) for model in all_of(name))
+
+
+def _mutated(mutant: str, names: tuple[str, ...]) -> list[tuple[Model, tuple[Mutation, ...]]]:
+    """The models, or those that the mutant names, with the mutant in them."""
+    from ..explore.own import mutants_of, with_mutant
+
+    own = [name for name in names if name.partition(":")[0].endswith(".py")]
+    target = f"{own[0].partition(':')[0]}:{mutant}" if own and ":" not in mutant else mutant
+    pairs = mutants_of([target])
+    wanted = {model.name for model in _named(names)} if names else {model.name for _, model in pairs}
+    its = {model.name: model for _, model in pairs} | {model.name: model for model in _named(names)}
+    return [with_mutant(its[name], pairs[0][0]) for name in its if name in wanted]
 
 
 def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sampled: bool) -> list[Model]:
     """The models that were asked for; those too large to be searched whole only if chance is."""
-    chosen = list(_named(known, names))
     if every == bool(names):
         raise UsageError("MODEL: name some, or --all; --list says which there are")
     if every:
         return [model for model in known if (model.exhaustive or sampled) and not model.finds]
-    return chosen
+    return list(_named(names))
 
 
 def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
@@ -197,10 +216,11 @@ def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
 
 def _try_mutants(names: tuple[str, ...], *, seconds: float | None, as_json: bool) -> int:
     """Try mutants and say which models found them, by what, and in how many runs."""
-    from ..explore.mutants import find, mutants
+    from ..explore.mutants import mutants
+    from ..explore.own import mutants_of
     from ..explore.trial import try_mutants
 
-    chosen = tuple(find(name) for name in names) or mutants()
+    chosen = mutants_of(names or [mutant.name for mutant in mutants()])
     verdicts: list[Verdict] = []
     with interruptible() as stopped:
         for verdict in try_mutants(chosen, seconds=seconds or 60.0, stopped=stopped):
@@ -217,7 +237,7 @@ def _try_mutants(names: tuple[str, ...], *, seconds: float | None, as_json: bool
         print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=1))
     else:
         tried = len({verdict.mutant.name for verdict in verdicts})
-        linux = sum(mutant.from_linux for mutant in chosen)
+        linux = sum(mutant.from_linux for mutant in {mutant for mutant, _ in chosen})
         print(f"{tried} mutants ({linux} of Linux's own bugs), {len(verdicts)} trials, {len(survived)} not caught")
     if survived:
         return 1

@@ -28,10 +28,16 @@ def command(*, file: str, perfetto: str | None, as_json: bool) -> int:
         raise UsageError(f"{file}: not JSON: {error}") from None
     if not isinstance(schedule, dict) or "model" not in schedule:
         raise UsageError(f"{file}: not a counterexample: it names no model")
-    from ..explore.models import find
+    from ..explore.own import again, find
     from ..explore.search import replay
 
-    shown = replay(schedule, find(str(schedule["model"])))
+    source = str(schedule.get("source", ""))
+    if source and not Path(source).is_file() and file != "-":
+        source = str(Path(file).parent / Path(source).name)  # it was moved, with the model beside it
+    model = find(str(schedule["model"]), source)
+    if schedule.get("edits"):
+        model = again(model.source, model.name, tuple((str(old), str(new)) for old, new in schedule["edits"]))
+    shown = replay(schedule, model)
     if perfetto:
         Path(perfetto).write_text(json.dumps(shown.trace) + "\n")
     if as_json:

@@ -13,22 +13,26 @@ from .twin import Mutation, Twin, load
 
 if TYPE_CHECKING:
     from .finding import Finding
+    from .mutants import Mutant
     from .outcome import Budget, Outcome
     from .scene import Model, Scene
     from .search import Counterexample, Report, explore, replay, tasks
     from .task import Task, run
+    from .view import View
 
 __all__ = [
     "Budget",
     "Counterexample",
     "Finding",
     "Model",
+    "Mutant",
     "Mutation",
     "Outcome",
     "Report",
     "Scene",
     "Task",
     "Twin",
+    "View",
     "explore",
     "load",
     "replay",
@@ -41,10 +45,12 @@ _HOMES = {
     "Counterexample": "search",
     "Finding": "finding",
     "Model": "scene",
+    "Mutant": "mutants",
     "Outcome": "outcome",
     "Report": "search",
     "Scene": "scene",
     "Task": "task",
+    "View": "view",
     "explore": "search",
     "replay": "search",
     "run": "task",

@@ -23,7 +23,8 @@ class Outcome:
     start to end (dpor, random, pct), ``pruned`` those cut short as equivalent to others. ``points`` counts schedule
     points passed, or transitions (states). ``code_runs``: how often a thread's code ran. ``bytes``: what
     states take, with their parents and their hash slots. ``left``: a guess at how many are still to come. ``finals``:
-    the distinct ends, as hashes (``Judge.end``). ``loops``: whether a thread can come back to where it was.
+    the distinct ends, as hashes (``Judge.end``). ``loops``: whether a thread can come back to where it was;
+    ``cut``: whether one was left in a loop that differs each time, after ``Model.steps`` points.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Outcome:
     bytes: int = 0
     left: int | None = None
     loops: bool = False
+    cut: bool = False
     seconds: float = 0.0
     note: str = ""
     findings: list[Finding] = field(default_factory=list)

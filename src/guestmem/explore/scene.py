@@ -37,7 +37,7 @@ class Model:
     may wait in a store buffer; with 1, none overtakes. ``geometry``: replacements that make constants small enough
     (they are no mutants). ``exhaustive`` is false for a configuration that only random search gets through. ``finds``:
     what is found (the kind of finding), for a model of a design that is known to be wrong; empty for one that is to be
-    clean.
+    clean. ``source``: the file of one that is the user's own; ``edits``: changes to it (old, new) that are made first.
     """
 
     name: str
@@ -51,6 +51,16 @@ class Model:
     geometry: tuple[Mutation, ...] = ()
     exhaustive: bool = True
     finds: str = ""
+    source: str = ""
+    edits: tuple[tuple[str, str], ...] = ()
+
+    def __reduce__(self) -> Any:
+        """One of the user's own is loaded again from its file, in whichever process it is handed to."""
+        if not self.source:
+            return super().__reduce__()
+        from .own import again
+
+        return again, (self.source, self.name, self.edits)
 
     @property
     def bounds(self) -> str:

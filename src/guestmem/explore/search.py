@@ -217,6 +217,8 @@ def _schedule(world: World, its: Machine, finding: Finding, switches: int) -> di
         "format": FORMAT,
         "model": world.model.name,
         "size": world.model.size,
+        "source": world.model.source,
+        "edits": [list(edit) for edit in world.model.edits],
         "mutations": [list(mutation) for mutation in world.mutations],
         "memory": its.name,
         "finding": {

@@ -127,6 +127,9 @@ class States:
                 self.level_end = self.count
             if self._expand(budget):
                 return self._ended(begun)
+        if outcome.cut:
+            outcome.stopped = f"a loop of more than {self.machine.tree.world.model.steps} points"
+            return self._ended(begun)
         outcome.complete = True
         if self.machine.tree.keys is not None and not outcome.findings:
             self._livelocks(budget)
@@ -155,18 +158,17 @@ class States:
         self._options[8] = 0
         stuck = np.flatnonzero(self._can_end == 0)
         for index in stuck[:_TRIED].tolist():  # with a bound, an end may be beyond it
-            found = self._in_turn(index)
+            found = self._in_turn(self.path(index))
             if found is not None:
                 self._keep(found, budget)
                 break
 
-    def _in_turn(self, index: int) -> Finding | None:
-        """The livelock that a state is in, in full; None if there is none once all go on in turn."""
+    def _in_turn(self, moves: list[int]) -> Finding | None:
+        """The livelock that some moves lead into, in full; None if there is none once all go on in turn."""
         tree = Tree(self.machine.tree.world, fences=self.machine.fences, points=self.machine.tree.points)
         its = copy.copy(self.machine)
         its.tree = tree
         judge = Judge(its)
-        moves = self.path(index)
         state = its.start()
         for move in moves:
             state = its.move(state, move)
@@ -360,7 +362,17 @@ class States:
         finding = self.judge.arrived(reached)
         assert finding is not None
         parent = found[0]
+        if finding.kind == "livelock" and self.outcome.cut:
+            return False
         moves = [*self.path(parent), self._move(self.state(parent), reached)]
+        if finding.kind == "livelock" and self.machine.tree.keys is not None:
+            n, last = self.machine.threads, moves[-1]
+            fair = list(moves)
+            while fair and fair[-1] % n == last % n:
+                fair.pop()
+            if self._in_turn(fair) is None:  # only a schedule that keeps the others from going on
+                self.outcome.cut = True
+                return False
         return self._keep(finding.with_moves(moves, minimal=False), budget)
 
     def _end(self, index: int, budget: Budget) -> bool:

@@ -18,7 +18,7 @@ from .states import States
 from .store import Store
 from .tree import Tree
 from .twin import Mutation
-from .world import Reshaped, World
+from .world import Reshaped, Undetermined, World
 
 __all__ = ["MEMORIES", "Task", "machine", "run"]
 
@@ -99,9 +99,13 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
                 outcome.stopped = ""
                 budget.checkpoint = _saver(store, task, search, world)
             search.run(budget)
+            world.check()
+            search.machine.tree.check()
             outcome.shared = len(world.points)
             points = tuple(search.machine.tree.points)
             outcome.findings = [replace(finding, points=points) for finding in outcome.findings]
+        except Undetermined as what:
+            raise UsageError(str(what)) from None
         except Reshaped:
             if task.part is not None:
                 outcome.stopped = "reshaped"

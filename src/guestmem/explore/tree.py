@@ -19,6 +19,9 @@ __all__ = ["Memory", "Node", "Tree"]
 _LIVE = 1 << 14
 """Runs that are kept stopped where they are; of the oldest ones, the code is run again if it must go on."""
 
+_CHECKED = 8
+"""Ends of a thread that are come to once more when a search is over, first and last ones."""
+
 
 class Memory:
     """The values of all points. Two states with the same values have the same object."""
@@ -180,6 +183,26 @@ class Tree:
             return self.keys.of((), (pending, strand.outcome))
         return self.keys.of(self.world.frames(strand), (pending, strand.ticks))
 
+    def _start(self, node: Node) -> Strand:
+        """Run a thread's code to a node once more. Raises Undetermined if it does not come there."""
+        due = [(node.code, node.at, node.first, node.second)]
+        each = node.parent
+        while each is not None:
+            due.append((each.code, each.at, each.first, each.second))
+            each = each.parent
+        return self.world.start(node.thread, self.compact, node.history(), due[::-1], fences=self.fences)
+
+    def check(self) -> None:
+        """Run some threads' code again, to see that they are functions of their answers. Raises Undetermined.
+
+        Of each thread the first and last ends, some tens of runs.
+        """
+        for thread in range(len(self.roots)):
+            ends = [node for node in self.nodes if node.thread == thread and node.code in {op.ENDED, op.FAILED}]
+            for node in (*ends[:_CHECKED], *ends[-_CHECKED:]):
+                if node.code == op.ENDED or node.outcome.error != "Livelock":
+                    self._start(node)
+
     def cyclic(self) -> bool:
         """Whether some thread can come back to a node it was at. O(nodes and edges)."""
         left = dict.fromkeys(self.nodes, 0)
@@ -205,7 +228,7 @@ class Tree:
             node.strand = None
             if strand is None:
                 self.runs += 1
-                strand = self.world.start(node.thread, self.compact, node.history(), fences=self.fences)
+                strand = self._start(node)
             self.world.go_on(strand, value)
             kid = Node(node.thread, node, value, 0)
             kid.spurious += node.code == op.WAIT and value != 0

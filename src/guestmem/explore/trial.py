@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import UsageError
 from .finding import Finding
 from .models import find
 from .mutants import Mutant
 from .outcome import Budget, Outcome
+from .own import with_mutant
+from .scene import Model
 from .search import tasks
 from .task import run
 from .world import World
@@ -63,17 +64,17 @@ class Verdict:
 
 
 def try_mutant(
-    mutant: Mutant, model_name: str, *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
+    mutant: Mutant, named: str | Model, *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
 ) -> Verdict:
     """Search a model with a mutant in it, the mutant's memory model first, until something is found.
 
     Raises UsageError if the mutant's text is not in the sources exactly once.
     """
-    model = find(model_name)
+    model, mutations = with_mutant(find(named) if isinstance(named, str) else named, mutant)
     begun = time.monotonic()
     searches = 0
-    todo = tasks(model, mutations=mutant.mutations, random=None if model.exhaustive else _RUNS)
-    with World(model, mutant.mutations) as world:
+    todo = tasks(model, mutations=mutations, random=None if model.exhaustive else _RUNS)
+    with World(model, mutations) as world:
         if mutant.memory != "sc":  # few begin again for a shared word if some runs have found most of them
             run(replace(todo[0], search="random", last=_RUNS), Budget(go_on=True, stopped=stopped), world=world)
         for task in sorted(todo, key=lambda task: task.memory != mutant.memory):
@@ -85,8 +86,8 @@ def try_mutant(
             if outcome.findings:
                 found = replace(outcome.findings[0], found_by=outcome.search, after_runs=searches)
                 how = f"{outcome.search} {outcome.memory}"
-                return Verdict(mutant, model_name, found, how, searches, time.monotonic() - begun)
-    return Verdict(mutant, model_name, None, "", searches, time.monotonic() - begun)
+                return Verdict(mutant, model.name, found, how, searches, time.monotonic() - begun)
+    return Verdict(mutant, model.name, None, "", searches, time.monotonic() - begun)
 
 
 def _count(outcome: Outcome) -> int:
@@ -94,13 +95,10 @@ def _count(outcome: Outcome) -> int:
 
 
 def try_mutants(
-    chosen: Iterable[Mutant], *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
+    chosen: Iterable[tuple[Mutant, Model]], *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
 ) -> Iterator[Verdict]:
-    """Each mutant against each of its models, as they are done; ends early when ``stopped()``."""
-    for mutant in chosen:
-        if not mutant.models:
-            raise UsageError(f"mutant {mutant.name}: no model has to find it")
-        for name in mutant.models:
-            if stopped is not None and stopped():
-                return
-            yield try_mutant(mutant, name, seconds=seconds, stopped=stopped)
+    """Each mutant against its model, as they are done; ends early when ``stopped()``."""
+    for mutant, model in chosen:
+        if stopped is not None and stopped():
+            return
+        yield try_mutant(mutant, model, seconds=seconds, stopped=stopped)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from .continuation import Keys
 from .scene import Model, Region, Scene, SceneThread
 from .twin import Mutation, load
 
-__all__ = ["Failure", "Livelock", "Place", "Reshaped", "Strand", "Where", "World"]
+__all__ = ["Failure", "Livelock", "Place", "Reshaped", "Strand", "Undetermined", "Where", "World"]
 
 _PACKAGE = Path(__file__).parents[1]
 _ALONE = 200_000
@@ -42,6 +42,10 @@ class Reshaped(BaseException):
 
 class Livelock(Exception):  # noqa: N818 - says what it is, as a finding's kind
     """A thread went on and on."""
+
+
+class Undetermined(BaseException):
+    """A thread that was given the same answers again did something else: it is no function of them."""
 
 
 class Where(NamedTuple):
@@ -75,11 +79,12 @@ class Place:
 
 
 class Strand:
-    """One run of a thread's code, stopped at a point. ``past`` is answered without a stop."""
+    """One run of a thread's code, stopped at a point. ``past`` is answered without a stop, if asked for by ``due``."""
 
     __slots__ = (
         "compact",
         "count",
+        "due",
         "fed",
         "fences",
         "greenlet",
@@ -93,8 +98,16 @@ class Strand:
         "where",
     )
 
-    def __init__(self, thread: int, compact: dict[int, int], past: Sequence[int], *, fences: bool) -> None:
-        self.thread, self.compact, self.fences, self.past = thread, compact, fences, past
+    def __init__(
+        self,
+        thread: int,
+        compact: dict[int, int],
+        past: Sequence[int],
+        due: Sequence[tuple[int, int, int, int]] = (),
+        *,
+        fences: bool,
+    ) -> None:
+        self.thread, self.compact, self.fences, self.past, self.due = thread, compact, fences, past, due
         self.greenlet: Any = None
         self.fed = self.count = self.ticks = 0
         self.overlay: dict[int, int] = {}
@@ -148,6 +161,36 @@ def _failure(error: Exception) -> Failure:
     return Failure(type(error).__name__, " ".join(str(error).split()), seen)
 
 
+def _closed(body: Any) -> dict[str, object]:
+    """What a function takes from outside that is plain data, by name, as it is now."""
+    while isinstance(body, partial):
+        body = body.func
+    code = getattr(body, "__code__", None)
+    if code is None:
+        return {}
+    cells = zip(code.co_freevars, body.__closure__ or (), strict=True)
+    outside = {name: body.__globals__[name] for name in code.co_names if name in body.__globals__}
+    for name, cell in cells:
+        with suppress(ValueError):  # an empty cell
+            outside[name] = cell.cell_contents
+    return {name: _plain(value) for name, value in outside.items()}
+
+
+def _plain(value: Any, depth: int = 4) -> object:
+    """A copy of plain data, to compare with; all else is there or is another one."""
+    if not depth or not isinstance(value, int | str | bytes | bytearray | list | tuple | dict | set):
+        return id(value)
+    if isinstance(value, list | tuple):
+        return [type(value), *(_plain(each, depth - 1) for each in value)]
+    if isinstance(value, dict):
+        return [(_plain(key), _plain(each, depth - 1)) for key, each in value.items()]
+    return (
+        sorted(map(repr, value))
+        if isinstance(value, set)
+        else (type(value), bytes(value) if isinstance(value, bytearray) else value)
+    )
+
+
 class World:
     """A model in a twin of its own, with ``mutations``; a context manager that takes the twin down again.
 
@@ -169,7 +212,7 @@ class World:
             self.scene.scheduler = self
             self.strand: Any = None
             """The Strand that runs; None outside threads."""
-            model.build(self.scene)
+            self._build()
             self._stack.enter_context(self.atomics.schedule(self))
         except BaseException:
             self._stack.close()
@@ -188,10 +231,22 @@ class World:
         self._writers = [0] * len(self.places)
         self.points: set[int] = set()
         self.stale = False
+        self._closed = [_closed(thread.body) for thread in self.threads]
         self.known = gc.get_objects()
         """What was there before threads ran: see ``continuation.Keys``."""
         self.dirty: set[int] = set()
         """Places that a view wrote final values to."""
+
+    def _build(self) -> None:
+        """Set the scene up; a mistake in a model of the user's own is told by its line."""
+        try:
+            self.model.build(self.scene)
+        except Exception as error:
+            if not self.model.source or isinstance(error, UsageError):
+                raise
+            failure = _failure(error)
+            where, what = failure.where, f"{failure.error}: {failure.message}"
+            raise UsageError(f"model {self.model.name}: {where} ({where.function}): {what}") from None
 
     def close(self) -> None:
         """Forget the twin."""
@@ -205,7 +260,8 @@ class World:
 
     def sources(self) -> list[Path]:
         """The files that the model's twin was loaded from so far."""
-        return [Path(file) for file in self.scene.files()]
+        own = [Path(self.model.source)] if self.model.source else []
+        return [Path(file) for file in self.scene.files()] + own
 
     def number(self, region: str, index: int) -> int:
         """The number of word ``index`` of a region."""
@@ -230,9 +286,21 @@ class World:
 
     # Running a thread.
 
-    def start(self, thread: int, compact: dict[int, int], past: Sequence[int], *, fences: bool) -> Strand:
-        """Start a run of a thread and let it come to its first point after ``past``, the answers it gets until then."""
-        strand = Strand(thread, compact, past, fences=fences)
+    def start(
+        self,
+        thread: int,
+        compact: dict[int, int],
+        past: Sequence[int],
+        due: Sequence[tuple[int, int, int, int]] = (),
+        *,
+        fences: bool,
+    ) -> Strand:
+        """Start a run of a thread and let it come to its first point after ``past``, the answers it gets until then.
+
+        ``due``: the operations that it did for these answers before, and the one it stopped at. Raises Undetermined if
+        it does others now.
+        """
+        strand = Strand(thread, compact, past, due, fences=fences)
         _, body, arguments = self.threads[thread]
         fresh = [memoryview(bytearray(a.tobytes())).cast("Q") if isinstance(a, memoryview) else a for a in arguments]
 
@@ -253,6 +321,8 @@ class World:
             strand.greenlet.switch()
         finally:
             self.strand = None
+        if due and (strand.fed < len(past) or strand.pending != due[-1]):
+            raise self._undetermined(strand)
         return strand
 
     def go_on(self, strand: Strand, value: int) -> None:
@@ -297,6 +367,9 @@ class World:
             if at < 0:
                 return self._alone(strand, code, place, first, second)
         if strand.fed < len(strand.past):
+            if strand.due and strand.due[strand.fed] != (code, at, first, second):
+                strand.where = _where(sys._getframe(1))  # noqa: SLF001 - as below
+                raise self._undetermined(strand)
             strand.fed += 1
             answer: int = strand.past[strand.fed - 1]
             return answer
@@ -308,6 +381,24 @@ class World:
             self.strand = _GivenUp(self.strand)
             raise
         return answer
+
+    def _undetermined(self, strand: Strand) -> Undetermined:
+        name = self.threads[strand.thread].name
+        where = f" at {strand.where}" if strand.where else ""
+        return Undetermined(
+            f"model {self.model.name}: thread {name!r} is no function of what its atomics return: given the same "
+            f"answers again, it did something else{where}; what it closes over, or takes from outside, must not change"
+        )
+
+    def check(self) -> None:
+        """See that no thread changed a variable that it closes over, or a global one. Raises Undetermined."""
+        for thread, before in zip(self.threads, self._closed, strict=True):
+            for name, value in _closed(thread.body).items():
+                if before.get(name) != value:
+                    raise Undetermined(
+                        f"model {self.model.name}: thread {thread.name!r} uses {name!r}, which changed while threads "
+                        f"ran: what threads share must be words of the scene, through atomics"
+                    )
 
     @staticmethod
     def frames(strand: Strand) -> list[FrameType]:
