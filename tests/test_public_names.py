@@ -26,7 +26,7 @@ NAMES = [
     "check_trace",
     "read_trace",
 ]
-FACES = ["check", "explore", "memslots", "rcu", "traces"]
+FACES = ["check", "explore", "history", "memslots", "rcu", "traces", "vmm"]
 
 
 def test_the_public_names() -> None:

@@ -110,6 +110,7 @@ def test_on_many_random_trees(seed: int) -> None:
     assert map_painter.run(4000, seed + 1, vmm) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_renderer_is_caught(name: str, seed: int) -> None:
     file, old, new = MUTANTS[name]
