@@ -41,6 +41,7 @@ LOST = re.compile(
 )
 STARTED = re.compile(r"#+ CPU (\d{1,5}) buffer started #+")
 WRITTEN = re.compile(r"#\s*entries-in-buffer/entries-written:\s*(\d{1,20})/(\d{1,20})")
+FAILED = re.compile(r"(-\d{1,4}|0xffff[0-9a-f]{4,12})\s*$")
 ERRNOS = {"-4": "EINTR", "-11": "EAGAIN", "-14": "EFAULT"}
 
 
@@ -147,7 +148,8 @@ class FtraceReader:
             if thread not in self._in_run:
                 return False
             self._in_run.discard(thread)
-            run.run_end(thread, time)
+            failed = FAILED.match(text, call.end())
+            run.run_end(thread, time, errno="" if failed is None else _errno(failed[1]))
             return True
         cmd = CMD.search(text, call.end())
         name = request_name(int(cmd[1], 16)) if cmd else ""
@@ -178,6 +180,12 @@ class FtraceReader:
 
 
 SEEN = re.compile(r" *[^\[\n]{1,48}?\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +")
+
+
+def _errno(text: str) -> str:
+    """The name of a negative result, as a decimal or as 64 bits."""
+    value = int(text) if text.startswith("-") else int(text[-4:], 16) - (1 << 16)
+    return ERRNOS.get(str(value), "an error")
 
 
 def _reason_number(text: str) -> int | None:

@@ -2,9 +2,10 @@
 
 ``MILLISECONDS ( DURATION ms): comm/TID ioctl(fd: 12<anon_inode:kvm-vcpu:0>, cmd: KVM_RUN) = 0``; the time counts from
 the first line, or is the clock's own with ``-T``. A call that another line interrupts ends in ``...``, and goes on in a
-line with ``... [continued]: ioctl()``. Tracepoints (``-e kvm:kvm_entry``) stand as ``kvm:kvm_entry(vcpu_id: 0, …)``, in
-older versions as ``kvm:kvm_entry:vcpu 0, …`` (Linux ``tools/perf/builtin-trace.c``, ``trace/beauty/ioctl.c``). The slot
-of a KVM_SET_USER_MEMORY_REGION is not shown, so this tells run state only.
+line with ``... [continued]: ioctl()``, which has the stamp of the begin and the duration. Tracepoints (``-e
+kvm:kvm_entry``) stand as ``kvm:kvm_entry(vcpu_id: 0, …)``, in older versions as ``kvm:kvm_entry:vcpu 0, …`` (Linux
+``tools/perf/builtin-trace.c``, ``trace/beauty/ioctl.c``). The slot of a KVM_SET_USER_MEMORY_REGION is not shown, so
+this tells run state only.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class PerfTraceReader:
             if thread not in self._in_run:
                 return False
             self._in_run.discard(thread)
-            run.run_end(thread, time, errno=errno)
+            # Such a line has the stamp of the begin.
+            run.run_end(thread, time + float(leader["duration"] or 0) / 1e3, errno=errno)
             return True
         cmd = CMD.search(call["rest"])
         name = _request(cmd[1]) if cmd else ""

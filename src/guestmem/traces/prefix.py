@@ -20,7 +20,7 @@ LONGEST = 400
 """Characters that are looked at: a name has at most 15, and the columns have their widths."""
 
 TIME = re.compile(
-    r"(?:^|[\s\]])(\d{1,20})(?:\.(\d{1,9}))?:\s+(?:\(?\+?\s*\d+(?:\.\d+)?\)?\s+)?(?:\d+\s+)?[\w:./-]*\s*:?\s*$"
+    r"(?:^|[\s\]])(\d{1,20})(?:\.(\d{1,9}))?:\s+(?:\(?\+?\s*\d+(?:\.\d+)?\)?\s+)?(?:\d+\s+)?(?:[\w./-]{1,40}:\s*){0,3}$"
 )
 CPU = re.compile(r"\[(\d{1,5})\]\s*(?:[^\s\d\[\]]\S{2,8})?\s*$")
 LATENCY = re.compile(r"(?:^|\s)(\d{1,4})([.dDbX][.NnpPBbL][.hHsSzZ][\d.#?]{1,3})\s*$")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
 from .collector import without_collector
+from .dma import about_dma
 from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
@@ -95,7 +96,7 @@ def read(
             dma_changes=recording.dma_changes,
             guest_memfds=recording.guest_memfds,
             assumed=replay.assumed,
-            notes=(*recording.notes, *_about_assumed(replay)),
+            notes=(*recording.notes, *_about_assumed(replay), *filter(None, (about_dma(recording.dma_changes),))),
             slow=recording.slow,
             lines=lines,
             skipped=skipped,
