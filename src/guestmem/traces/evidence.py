@@ -135,12 +135,13 @@ _GUEST_USER_EXITS = frozenset(
     KVM_EXIT[name]
     for name in (
         "IO", "HYPERCALL", "MMIO", "HLT", "DCR", "OSI", "PAPR_HCALL", "SYSTEM_EVENT", "HYPERV", "ARM_NISV",
-        "X86_RDMSR", "X86_WRMSR", "XEN", "RISCV_SBI", "RISCV_CSR", "LOONGARCH_IOCSR", "S390_TSCH", "S390_STSI",
+        "X86_RDMSR", "X86_WRMSR", "XEN", "RISCV_SBI", "RISCV_CSR", "LOONGARCH_IOCSR", "INTERNAL_ERROR", "S390_TSCH",
+        "S390_STSI",
     )
 )  # fmt: skip
 """Exits that an instruction of the guest caused. Not DEBUG (single-step is user space's wish), TPR_ACCESS,
-DIRTY_RING_FULL (checked before entry), NOTIFY, EXCEPTION, SHUTDOWN or INTERNAL_ERROR (an event's delivery may fail
-before any instruction ran), nor MEMORY_FAULT (KVM may fault a page in by itself)."""
+DIRTY_RING_FULL (checked before entry), NOTIFY, EXCEPTION, nor SHUTDOWN (user space may make a triple fault pending) or
+MEMORY_FAULT (KVM may fault a page in by itself). INTERNAL_ERROR is there: KVM could not emulate what the guest does."""
 
 _FATAL = frozenset(KVM_EXIT[name] for name in ("SHUTDOWN", "FAIL_ENTRY", "INTERNAL_ERROR"))
 
@@ -224,4 +225,8 @@ def may_continue(before: int | None, after: int | None) -> bool:
     return any(before in group and after in group for group in _CONTINUED)
 
 
-_CONTINUED = (frozenset((KVM_EXIT["IO"], KVM_EXIT["MMIO"])), frozenset((KVM_EXIT["HYPERCALL"],)))
+_CONTINUED = (
+    frozenset((KVM_EXIT["IO"], KVM_EXIT["MMIO"])),
+    frozenset((KVM_EXIT["HYPERCALL"],)),
+    frozenset((KVM_EXIT["INTERNAL_ERROR"],)),
+)
