@@ -58,6 +58,12 @@ def campaigns(seed: int) -> list[Campaign]:
             "200 replays of a boot a design",
             0.1,
         ),
+        Campaign(
+            "verdicts",
+            (sys.executable, "tests/support/verdict_campaign.py", "1000000", number),
+            "1000000 random histories, damaged, and no wrong verdict of check",
+            0.3,
+        ),
         Campaign("demo", (*GUESTMEM, "demo", "bios-relocation", "--updates", "20000"), "20000 updates a design", 0.05),
         Campaign("slow tests", (*PYTEST, "-m", "slow", "tests"), "every slow test", 0.2, seeded),
     ]
