@@ -129,7 +129,7 @@ def main() -> int:
     for place, campaign in enumerate(chosen):
         rest = sum(each.share for each in chosen[place:])
         seconds = (end - time.monotonic()) * campaign.share / rest
-        print(f"{campaign.name}: {campaign.amount}, at most {seconds / 60:.0f} min …", flush=True)
+        print(f"{campaign.name}: {campaign.amount}, at most {max(seconds, 1) / 60:.1f} min …", flush=True)
         results.append(run(campaign, max(seconds, 1)))
         print(f"  {results[-1]['result']} after {results[-1]['seconds']} s", flush=True)
         options.file.write_text(json.dumps(report, indent=1) + "\n")

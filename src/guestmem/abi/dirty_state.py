@@ -22,6 +22,7 @@ from .structures import (
     EnableCap,
     MemoryCap,
 )
+from .trees import capability_name
 
 if TYPE_CHECKING:
     from .model import KvmModel, ModelSlot
@@ -75,6 +76,11 @@ class DirtyState:
         """Whether a new bitmap has all pages."""
         return self.manual == _MANUAL_CAPS
 
+    def _name_of(self, cap: int) -> str:
+        """A capability as a reader of this kernel's headers knows it."""
+        name = capability_name(cap, self._vm.host.version.tree)
+        return f"{cap} ({name})" if name else str(cap)
+
     # -- capabilities, vCPUs, files ------------------------------------------------------------------------------------
 
     def check_extension(self, cap: int) -> int:
@@ -124,7 +130,7 @@ class DirtyState:
             if self._logs is not None:
                 self._logs.enabled = False
             return 0
-        raise MemslotError(errno.EINVAL, f"cap: {cap} with flags {flags:#x} cannot be enabled here")
+        raise MemslotError(errno.EINVAL, f"cap: {self._name_of(cap)} with flags {flags:#x} cannot be enabled here")
 
     def create_vcpu(self, vcpu: int) -> int:
         """KVM_CREATE_VCPU: EINVAL from ``host.max_vcpu_ids`` on, EEXIST for an id that is taken; a made-up file."""

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, fields
 
 from ..errors import UsageError
+from .trees import MAINLINE
 
 __all__ = ["DIFFERENCES", "LINUX_6_12", "LINUX_6_18", "LINUX_7_3", "VERSIONS", "KernelVersion", "version_of"]
 
@@ -20,6 +21,8 @@ class KernelVersion:
     """How one kernel answers where kernels differ."""
 
     name: str
+    tree: str
+    """Where its numbers are from: see ``trees``."""
     gmem_needs_private_vm: bool
     """KVM_MEM_GUEST_MEMFD only for VM types with private memory, not for every VM."""
     gmem_overlap_errno: int
@@ -36,11 +39,12 @@ class KernelVersion:
     """KVM_PRE_FAULT_MEMORY on an INVALID slot retries for ever; later kernels answer EAGAIN."""
 
     def __str__(self) -> str:
-        return f"Linux {self.name}"
+        return f"Linux {self.name}" + ("" if self.tree == MAINLINE else f" ({self.tree})")
 
 
 LINUX_6_12 = KernelVersion(
     name="6.12",
+    tree=MAINLINE,
     gmem_needs_private_vm=True,
     gmem_overlap_errno=errno.EINVAL,
     gmem_flags=0,
@@ -51,6 +55,7 @@ LINUX_6_12 = KernelVersion(
 )
 LINUX_6_18 = KernelVersion(
     name="6.18",
+    tree=MAINLINE,
     gmem_needs_private_vm=False,
     gmem_overlap_errno=errno.EINVAL,
     gmem_flags=3,
@@ -61,6 +66,7 @@ LINUX_6_18 = KernelVersion(
 )
 LINUX_7_3 = KernelVersion(
     name="7.3",
+    tree=MAINLINE,
     gmem_needs_private_vm=False,
     gmem_overlap_errno=errno.EEXIST,
     gmem_flags=3,
@@ -100,4 +106,4 @@ def version_of(release: str) -> KernelVersion:
     raise UsageError(f"release: {release!r} is older than what is known: {', '.join(v.name for v in VERSIONS)}")
 
 
-assert set(DIFFERENCES) == {field.name for field in fields(KernelVersion)} - {"name"}
+assert set(DIFFERENCES) == {field.name for field in fields(KernelVersion)} - {"name", "tree"}
