@@ -2,8 +2,8 @@
 
     python tests/support/verdict_campaign.py COUNT [SEED [JOBS]]
 
-runs COUNT histories of consecutive seeds from SEED (0) on, in JOBS processes (as many as there are cores), and prints how
-many holes were said to be open, closed and unknown, by format and rule, and each wrong one with its seed.
+runs COUNT histories of consecutive seeds from SEED (0) on, in JOBS processes (as many as there are cores), and prints
+how many holes were said to be open, closed and unknown, by format and rule, and each wrong one with its seed.
 """
 
 from __future__ import annotations
