@@ -180,8 +180,8 @@ KINDS = {
 RULES = {
     "an exit waits for the end of the update": (
         "engines/kvm/update_lock.py",
-        "        if updates & _ONE == 0:\n            return slept + _ONE\n",
-        "        return slept + _ONE\n",
+        "    if load_acquire(vm, UPDATES) & _ONE == 0:\n        return True\n    give_shared(vm)\n    return False\n",
+        "    return True\n",
     ),
     "a failed fetch is made again": (
         "engines/kvm/answers.py",
