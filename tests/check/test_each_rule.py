@@ -8,6 +8,7 @@ import pytest
 
 from guestmem import traces
 from guestmem.check import RULES, Verdict, check
+from guestmem.errors import UsageError
 from guestmem.traces import RunState
 
 if TYPE_CHECKING:
@@ -236,3 +237,14 @@ def test_every_rule_is_tried() -> None:
     tried = {name for cases in CASES.values() for name, _ in cases}
     tried |= {"run-no-irqchip", "guest-return", "kvm-run", "missing-vcpu", "died", "end-unknown", "no-run-state"}
     assert set(RULES) - tried == {"no-times"}, "run state cannot be placed in a trace without times: it is refused"
+
+
+def test_a_vcpu_without_any_sign_can_be_told_of(tmp_path: Path) -> None:
+    (tmp_path / "trace").write_text(changes())
+    (tmp_path / "run").write_text(points(*BEFORE, *AFTER))
+    for vcpus, expected in ((None, "outside"), (1, "outside"), (2, "missing-vcpu")):
+        timeline = traces.read(tmp_path / "trace", gap=1.0, run_state=tmp_path / "run", vcpus=vcpus)
+        (hole,) = check(timeline).holes
+        assert hole.rule.name == expected
+    with pytest.raises(UsageError, match="vcpus: 0"):
+        traces.read(tmp_path / "trace", vcpus=0)

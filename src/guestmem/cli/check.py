@@ -30,6 +30,7 @@ PROGRESS_BYTES = 16 << 20
     default=0.0,
     help="Added to the times of --run-state, to bring them to the trace's clock.",
 )
+@click.option("--vcpus", metavar="N", type=int, help="How many vCPUs the VM has, if some may not be recorded.")
 @click.option(
     "--fail-on",
     type=click.Choice(["hole", "open"]),
@@ -62,6 +63,7 @@ def command(
     trace: str,
     run_state: str | None,
     run_state_offset: float,
+    vcpus: int | None,
     fail_on: Literal["hole", "open"] | None,
     gap: float | None,
     vm: str | None,
@@ -94,6 +96,7 @@ def command(
             assume_slots=assume_slots,
             run_state=run_state,
             run_state_offset=run_state_offset,
+            vcpus=vcpus,
             progress=progress,
         )
     report = check(timeline, with_lint=with_lint)

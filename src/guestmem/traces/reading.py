@@ -17,6 +17,7 @@ from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
 from .lines import lines_of
+from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
 from .timeline import RunState, Timeline
 
@@ -48,6 +49,7 @@ def read(
     assume_slots: str | os.PathLike[str] | None = None,
     run_state: str | os.PathLike[str] | RunState | None = None,
     run_state_offset: float = 0.0,
+    vcpus: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Timeline:
     """Read the trace at ``path`` (``-``: standard input); its format is found by looking at its lines.
@@ -59,7 +61,8 @@ def read(
     the slots from before the trace began (see ``late_start``). ``run_state`` is a file, or a RunState, that tells
     when vCPUs were inside the guest, and is used instead of what the trace itself tells;
     ``run_state_offset`` seconds are added to its times to bring it to the trace's clock.
-    ``progress`` is called now and then with the number of bytes read.
+    ``vcpus`` is how many the VM has, if one may be there of which the recording has no sign. ``progress`` is called
+    now and then with the number of bytes read.
 
     Raises TraceError, with file, line and text, for what cannot be read or cannot have happened. O(n log slots).
     """
@@ -67,6 +70,8 @@ def read(
         raise UsageError(f"gap: {gap} seconds; a finite number of seconds, 0 or more, is allowed")
     if not math.isfinite(run_state_offset):
         raise UsageError(f"run_state_offset: {run_state_offset} seconds; a finite number of seconds is allowed")
+    if vcpus is not None and not 1 <= vcpus <= MOST_VCPUS:
+        raise UsageError(f"vcpus: {vcpus}; 1 to {MOST_VCPUS} are allowed")
     if str(path) == "-" and str(run_state) == "-":
         raise UsageError("run_state: standard input is the trace already")
     with without_collector():
@@ -113,6 +118,8 @@ def read(
             )
             run_state = _state_of(recording, lines)
         timeline.run_state = _on_clock_of(timeline, run_state.shifted(run_state_offset))
+    if vcpus is not None and timeline.run_state is not None:
+        timeline.run_state = timeline.run_state.expecting(vcpus)
     return timeline
 
 

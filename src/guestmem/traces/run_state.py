@@ -145,6 +145,14 @@ class RunState:
         inside = (Where.GUEST, Where.RUN)
         return tuple((each.start, each.end) for each in self.stretches(vcpu) if each.where in inside)
 
+    def expecting(self, vcpus: int) -> RunState:
+        """The same of a VM that has so many vCPUs: those of which there is no event are ``missing``."""
+        numbers = {vcpu.index for vcpu in self._tracks}
+        unnumbered = sum(vcpu.index is None for vcpu in self._tracks)
+        possible = sorted((set(range(vcpus)) | set(self.missing)) - numbers)
+        self.missing = tuple(possible[unnumbered:])
+        return self
+
     def known(self, vcpu: Vcpu) -> tuple[float, float]:
         """From when until when anything is known of ``vcpu``."""
         track = self._tracks[vcpu]
