@@ -225,3 +225,29 @@ def test_dirty_pages_of_logs_that_end_are_kept() -> None:
         ram.set_size(0x2000)
         assert [page.gfn for page in vm.map.dirty] == [3]
         assert vm.dirty_log(vm.memory.find(0).id).tolist() == [False, True]  # type: ignore[union-attr]
+
+
+def test_a_refusal_in_one_address_space_undoes_the_other() -> None:
+    with Vm(smm=True) as vm:
+        ram = vm.map.ram("ram", 0x2000)
+        vm.map.system.add_subregion(0, ram)
+        vm.memory.create(9, gpa=0x8000, size=0x1000, as_id=1)  # by hand, where SMM alone will refuse
+        before = list(vm.memory)
+        with pytest.raises(MemslotError, match="EEXIST"):
+            ram.set_address(0x7000)
+        assert list(vm.memory) == before
+        vm.map.check()
+
+
+def test_accesses_of_mmio_are_cut_as_qemu_cuts_them() -> None:
+    with Vm() as vm:
+        calls: list[tuple[int, ...]] = []
+        port = vm.map.mmio("port", 0x1000, write=lambda offset, value, size: calls.append((offset, value, size)))
+        vm.map.system.add_subregion(0x1000, port)
+        vm.map.write(0x1003, bytes(range(1, 9)))
+        assert calls == [(3, 1, 1), (4, 0x05040302, 4), (8, 0x0706, 2), (10, 8, 1)]
+        port.max_access = 8
+        calls.clear()
+        vm.map.write(0x1008, bytes(range(1, 9)))
+        vm.map.write(0x1FFE, b"\1\2\3\4")  # its second half is nobody's
+        assert calls == [(8, 0x0807060504030201, 8), (0xFFE, 0x0201, 2)]
