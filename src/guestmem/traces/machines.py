@@ -82,6 +82,13 @@ class Machines:
         """The format names VMs by ``what``: "fd", say."""
         self._what = {True: what, False: "thread"}
 
+    def current(self, key: int | str | None, thread: int | None) -> Replay | None:
+        """The replay of the VM that is read, if a change of ``thread`` is certainly that VM's: the fast way."""
+        machine = self._current
+        if machine is None or not machine.chosen or machine.key != key or self._restarted:
+            return None
+        return machine.replay if thread in machine.threads else None
+
     def change(self, number: int, text: str, *, key: int | str | None, **call: Any) -> None:
         """A change: to its VM, if it is the one that is read. Raises TraceError if there are several to choose from."""
         machine = self._current

@@ -90,6 +90,11 @@ class QemuEvents:
         """When each thread issued the memslot ioctl of which the change is still to come (``kvm_vm_ioctl``)."""
         self._saw_number: set[int] = set()
 
+    @property
+    def is_told_of_calls(self) -> bool:
+        """Whether the trace has ``kvm_vm_ioctl`` or ``kvm_vcpu_ioctl`` too."""
+        return bool(self._began or self._saw_number)
+
     def change(self, number: int, text: str, fields: Sequence[str], prefix: Prefix) -> None:
         """A kvm_set_user_memory: address space, slot, flags, gpa, size, ua (without 0x), ret."""
         as_id, slot, flags, gpa, size, hva, ret = fields
@@ -243,20 +248,20 @@ class QemuReader:
     name = "qemu"
     events = "QEMU's kvm_set_user_memory, kvm_clear_dirty_log or global_dirty_changed (-trace)"
 
-    __slots__ = ("_events", "_recording")
+    __slots__ = ("_events", "_recording", "_threads")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._events = QemuEvents(recording)
+        self._threads: dict[str | None, int] = {}
+        """Thread numbers that were read, so that a million changes share them."""
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of QEMU's events."""
         match = PLAIN_LINE.match(text)
         if match is not None:
-            thread, time, *fields = match.groups()
-            prefix = Prefix(None, None if thread is None else int(thread), None if time is None else float(time))
             if self._recording.wants_changes:
-                self._events.change(number, text, fields, prefix)
+                self._plain_change(number, text, match)
             return True
         if (match := PLAIN_RUN.match(text)) is not None:
             thread, time, exited, reason, called, request = match.groups()
@@ -274,6 +279,34 @@ class QemuReader:
 
     def finish(self) -> None:
         """Nothing is left open."""
+
+    def _plain_change(self, number: int, text: str, match: re.Match[str]) -> None:
+        """A change as the log backend prints it: what is not the plain case goes the long way."""
+        word, stamp, as_id, slot, flags, gpa, size, hva, ret = match.groups()
+        thread = self._threads.get(word)
+        if thread is None and word is not None:
+            thread = self._threads[word] = int(word)
+        time = None if stamp is None else float(stamp)
+        replay = self._recording.machines.current(None, thread)
+        if replay is None or as_id is None or len(slot) > 4 or self._events.is_told_of_calls:
+            self._events.change(number, text, match.groups()[2:], Prefix(None, thread, time))
+            return
+        self._recording.run.change_at(time)
+        replay.change(
+            number,
+            text,
+            slot=int(slot) | int(as_id) << 16,
+            flags=int(flags, 16),
+            gpa=int(gpa, 16),
+            size=int(size, 16),
+            hva=int(hva, 16),
+            ret=int(ret),
+            time=time,
+            thread=thread,
+            began=None,
+            ended=time,
+            hides_delete=True,
+        )
 
     def _other_line(self, number: int, text: str) -> bool:
         """Take a line that is neither a plain change nor a plain KVM_RUN."""

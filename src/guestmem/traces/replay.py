@@ -176,11 +176,12 @@ class Replay:
             self._look_closely(line, text, slot, flags, gpa, size, hva, ret)
         as_id = slot >> 16
         npages = (size + PAGE_MASK) >> PAGE_SHIFT  # a refused size may be odd: never make a delete of it
-        change = _new(Change, (slot & 0xFFFF, gpa >> PAGE_SHIFT, npages, hva, flags, as_id))
+        base, slot_id = gpa >> PAGE_SHIFT, slot & 0xFFFF  # made once: a trace has a million
+        change = _new(Change, (slot_id, base, npages, hva, flags, as_id))
         old = self._by_id.get(slot)
         if old is None and self._nameless:
             old = self._assumed_slot(slot, change)
-        elif old is not None and slot in self._from_file:
+        elif self._from_file and old is not None and slot in self._from_file:
             self._from_file.discard(slot)
             self.assumed[len(self.changes)] = old
         try:
@@ -198,7 +199,9 @@ class Replay:
                 began, old, kind = None, None, ChangeKind.CREATE
             else:
                 self._refuse(f"KVM would have refused it ({error}), yet ret={ret}", line, text, starts_late=old is None)
-        self._note((change, kind, old, line, self.path, time, thread, ret, False, began, ended))
+        self.changes.append(
+            _new(RecordedChange, (change, kind, old, line, self.path, time, thread, ret, False, began, ended))
+        )
         if ret < 0 or kind is ChangeKind.NOTHING:
             return
         if old is not None:
@@ -212,7 +215,7 @@ class Replay:
         space = self._spaces.get(as_id)
         if space is None:
             space = self._spaces[as_id] = _Space()
-        new = _new(Slot, (as_id, slot & 0xFFFF, gpa >> PAGE_SHIFT, npages, hva, flags))
+        new = _new(Slot, (as_id, slot_id, base, npages, hva, flags))
         other = space.give(new)
         if other is not None:
             message = (
@@ -224,7 +227,7 @@ class Replay:
         if self._pending:
             for each in self._pending:
                 if each.as_id == as_id:
-                    each.take(slot & 0xFFFF, gpa, size, hva)
+                    each.take(slot_id, gpa, size, hva)
 
     def finish(self) -> None:
         """The trace is over: what is still not known of assumed slots is one page."""
