@@ -131,7 +131,8 @@ def write_simpletrace(stream: TextIO, lines: int, seed: int) -> None:
     for time, _, slot, flags, gpa, size, hva in changes(lines // 10, seed):
         stream.write(
             f"kvm_set_user_memory {(time - last) * 1e6:.3f} pid=7 as=0x0 slot={slot:#x} flags={flags:#x} "
-            f"guest_phys_addr={gpa:#x} memory_size={size:#x} userspace_addr={hva:#x} fd=0xffffffff fd_offset=0x0 ret=0x0\n"
+            f"guest_phys_addr={gpa:#x} memory_size={size:#x} userspace_addr={hva:#x} fd=0xffffffff "
+            "fd_offset=0x0 ret=0x0\n"
         )
         last = time
         stream.writelines("qemu_mutex_lock 0.000 pid=7 mutex=0x55d0c0ffee00 file=cpus.c line=0x1f4\n" for _ in range(9))
