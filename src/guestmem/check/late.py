@@ -83,17 +83,27 @@ class LateReturn:
 class _Space:
     """What is missing in one address space, and how its transactions so far were told apart."""
 
-    __slots__ = ("counts", "missing", "number", "pause")
+    __slots__ = ("mark", "missing", "pause")
 
     def __init__(self) -> None:
         self.missing = Missing()
-        self.number = 0
-        self.counts = {Separation.SPACE: 0, Separation.THREAD: 0, Separation.ORDER: 0}
+        self.mark = (0, 0, 0)
+        """How often another address space, another thread, and the order told transactions apart so far."""
         self.pause = 0.0
 
-    def mark(self) -> tuple[int, int, int]:
-        """How often each of the three told transactions apart so far."""
-        return self.counts[Separation.SPACE], self.counts[Separation.THREAD], self.counts[Separation.ORDER]
+    def tell_apart(self, why: Separation, pause: float) -> None:
+        """The next transaction begins, for this reason."""
+        if why is Separation.PAUSE:
+            self.pause = max(self.pause, pause)
+            return
+        self.pause = 0.0
+        space, thread, order = self.mark
+        if why is Separation.ORDER:
+            self.mark = space, thread, order + 1
+        elif why is Separation.THREAD:
+            self.mark = space, thread + 1, order
+        elif why is Separation.SPACE:
+            self.mark = space + 1, thread, order
 
 
 @dataclass(slots=True)
@@ -123,20 +133,18 @@ class LateReturns:
         space = self._spaces.get(transaction.as_id)
         if space is None:
             space = self._spaces[transaction.as_id] = _Space()
-        if transaction.separation in space.counts:
-            space.counts[transaction.separation] += 1
-        space.pause = max(space.pause, transaction.pause) if transaction.separation is Separation.PAUSE else 0.0
+        space.tell_apart(transaction.separation, transaction.pause)
         if len(space.missing):
             self._give(transaction, space)
         if walked is not None and walked.left:
-            mark = space.mark()
+            mark = space.mark
             for start, end, slot, i in walked.left:
                 self._taken.append((transaction.changes[i], mark))
                 space.missing.add(start, end, slot, len(self._taken) - 1)
 
     def _give(self, transaction: Transaction, space: _Space) -> None:
         """Find what ``transaction`` gives back of what is missing."""
-        now = space.mark()
+        now = space.mark
         for each in transaction.changes:
             new = each.added
             if new is None:
