@@ -235,7 +235,7 @@ class Machine:
             memory.write(rip, bytes.fromhex(kind.code[index % len(kind.code)]))
             if kind.decides == "bad":
                 memory.write(area, CONSTANT.to_bytes(8, "little"))
-            vcpu = self.vm.vcpus[index].vcpu
+            vcpu = self.vm.engine.vm.vcpus[index]
             vcpu.set_xcr0(7)
             sregs = bytearray(user_mode(vcpu.sregs(), TABLES, avx=True))
             for place, base, limit in ((192, GDT, 0x7F), (208, IDT, 0xFFF)):
@@ -277,7 +277,7 @@ class Machine:
         """What memory does not have, and vCPUs that have ended; they are stopped."""
         decides = self.kind.decides
         register = "r11" if decides == "pair" else "rcx"
-        rounds = [vcpu.vcpu.registers()[register] for vcpu in self.vm.vcpus]
+        rounds = [vcpu.registers()[register] for vcpu in self.vm.engine.vm.vcpus]
         dead = len(self.vm.engine.vm.ended)
         if decides in {"bad", "halves"}:
             return dead + sum(self.word(COUNTERS + 8 * index) for index in range(VCPUS))
@@ -311,7 +311,7 @@ def play(name: str, design: str, exits: int, seconds: float) -> Row:
                 break
         machine.vm.engine.vm.stop()
         rounds = sum(
-            vcpu.vcpu.registers()["r11" if machine.kind.decides == "pair" else "rcx"] for vcpu in machine.vm.vcpus
+            vcpu.registers()["r11" if machine.kind.decides == "pair" else "rcx"] for vcpu in machine.vm.engine.vm.vcpus
         )
         return Row(name, updates, sum(machine.inside()), rounds, machine.lost())
     finally:

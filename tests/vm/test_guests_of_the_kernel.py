@@ -116,7 +116,7 @@ def test_each_vcpu_runs_in_a_thread_of_its_own_and_in_one_only() -> None:
             vcpu.load_code(b"\xeb\xfe", PAGE + 16 * index)  # jmp to itself
             threads.append(threading.Thread(target=run, args=(index,)))
             threads[-1].start()
-        while not all(vcpu.vcpu.is_run_elsewhere for vcpu in vm.vcpus):
+        while not all(vcpu.is_run_elsewhere for vcpu in vm.engine.vm.vcpus):
             time.sleep(0.001)
         for refused in (vm.vcpus[0].run, vm.engine.vm.start, lambda: vm.vcpus[1].load_code(b"\xf4", PAGE + 16)):
             with pytest.raises(GuestmemError, match=r"another thread|is in KVM_RUN"):

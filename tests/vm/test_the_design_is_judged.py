@@ -86,12 +86,12 @@ def test_a_verdict_is_not_carried_over() -> None:
     """Between two transactions the guest is another: other tables, another mode, without an exit."""
     with Vm(engine="kvm") as vm:
         long_mode(vm)
-        state = vm.vcpus[0].vcpu.sregs()
+        state = vm.engine.vm.vcpus[0].sregs()
         assert replace(vm, 1, "exit_retry").design == "exit_retry"
-        vm.vcpus[0].vcpu.set_sregs(real_mode(state))
+        vm.engine.vm.vcpus[0].set_sregs(real_mode(state))
         with pytest.raises(UnsafeError, match="vCPU 0 is in real mode"):
             replace(vm, 1, "exit_retry")
-        vm.vcpus[0].vcpu.set_sregs(state)
+        vm.engine.vm.vcpus[0].set_sregs(state)
         assert replace(vm, 1, "exit_retry").design == "exit_retry"
 
 
@@ -184,7 +184,7 @@ def test_what_was_written_for_the_guest_is_in_the_vms_dirty_log() -> None:
         long_mode(vm)
         vm.memory.delete(1)
         memory = mmap.mmap(-1, 4 * PAGE)
-        engine, words = vm.engine, vm.vcpus[0].vcpu.words
+        engine, words = vm.engine, vm.engine.vm.vcpus[0].words
         engine.retry_exits(True)
         exits: list[object] = []
         thread = threading.Thread(target=lambda: exits.append(vm.vcpus[0].run()))

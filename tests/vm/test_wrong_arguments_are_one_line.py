@@ -223,7 +223,7 @@ def test_a_vcpu_takes_accesses_or_code_and_nothing_else(vm: Vm, engine: str) -> 
             ([Write(-1, b"a")], "gpa: -0x1"),
         ):
             with pytest.raises((UsageError, MemslotError), match=says):
-                vcpu.load(wrong)
+                vcpu.load(wrong)  # type: ignore[arg-type] # the question
         for call in (lambda: vcpu.load_code([0xF4], 0, mode="long", tables=PAGE), vcpu.registers, vcpu.set_registers):
             with pytest.raises(CapabilityError, match="accesses only"):
                 call()
@@ -242,7 +242,7 @@ def test_a_vcpu_takes_accesses_or_code_and_nothing_else(vm: Vm, engine: str) -> 
         (b"\xf4", {"gpa": 0, "mode": "long", "tables": 1 << 30}, "in no slot"),
     ):
         with pytest.raises((UsageError, MemslotError), match=says):
-            vcpu.load_code(code, **where)
+            vcpu.load_code(code, **where)  # type: ignore[arg-type] # the question
     assert not any(vm.memory.read(0, 4 * PAGE))
     with pytest.raises(UsageError, match="foo"):
         vcpu.set_registers(foo=1)

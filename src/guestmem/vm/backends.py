@@ -16,6 +16,7 @@ from ..interrupts import Section
 from ..memslots import Change, ChangeKind, Memslots, Slot
 from ..process_memory import read_memory
 from .memory import Memory
+from .protocol import Vcpu
 from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
 from .vcpu import SoftVcpu
@@ -71,7 +72,7 @@ class Backend(Protocol):
         by slot that is created.
         """
 
-    def make_vcpus(self, memory: Memory) -> list[Any]:
+    def make_vcpus(self, memory: Memory) -> Sequence[Vcpu]:
         """The vCPUs."""
 
     def close(self) -> None:

@@ -33,6 +33,7 @@ from .transaction import DirtyPage
 
 if TYPE_CHECKING:
     from ..engines.kvm.vm import KvmVm
+    from .kvm_vcpu import KvmGuestVcpu
 
 __all__ = ["KvmBackend"]
 
@@ -288,7 +289,7 @@ class KvmBackend:
 
     # -- vCPUs -------------------------------------------------------------------------------------------------------
 
-    def make_vcpus(self, memory: Memory) -> list[Any]:
+    def make_vcpus(self, memory: Memory) -> list[KvmGuestVcpu]:
         """The kernel's vCPUs."""
         from .kvm_vcpu import KvmGuestVcpu
 

@@ -33,6 +33,20 @@ class KvmGuestVcpu:
         self._unfinished = False
         """The last exit was in the midst of an instruction, which the next run ends."""
 
+    @property
+    def values(self) -> list[bytes]:
+        """CapabilityError: see ``load``."""
+        raise CapabilityError("engine kvm: its vCPUs run code (load_code) and keep no list of what they read")
+
+    @property
+    def smm(self) -> bool:
+        """CapabilityError: the guest's code decides."""
+        raise CapabilityError("engine kvm: whether its vCPUs are in system management mode is the guest's business")
+
+    @smm.setter
+    def smm(self, _on: bool) -> None:
+        raise CapabilityError("engine kvm: whether its vCPUs are in system management mode is the guest's business")
+
     def load(self, accesses: Any) -> None:
         """CapabilityError: a real vCPU runs code; see ``load_code``."""
         del accesses

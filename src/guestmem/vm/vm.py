@@ -9,6 +9,7 @@ import functools
 import operator
 import os
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
@@ -21,6 +22,7 @@ from ..errors import MemslotError, UsageError
 from ..interrupts import held
 from .backends import Backend, ClosedBackend, SoftBackend, enable
 from .memory import Memory
+from .protocol import Vcpu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +100,7 @@ class Vm:
             if self._manual:
                 enable(self._backend, MemoryCap.MANUAL_DIRTY_LOG_PROTECT2, 3 if initially_set else 1)
             self.memory = Memory(self._backend)
-            self.vcpus: list[Any] = self._backend.make_vcpus(self.memory)
+            self.vcpus: Sequence[Vcpu] = self._backend.make_vcpus(self.memory)
         except BaseException:
             self._backend.close()
             raise
@@ -190,7 +192,7 @@ class Vm:
         self._open()
         if self.model is not None:
             return [entry for ring in self.model.dirty.rings.values() for entry in ring.harvest()]
-        pairs = [pair for vcpu in self.vcpus for pair in vcpu.vcpu.harvest()]
+        pairs = [pair for vcpu in self.engine.vm.vcpus for pair in vcpu.harvest()]
         return [DirtyEntry(slot & 0xFFFF, offset, slot >> 16) for slot, offset in pairs]
 
     def reset_dirty_rings(self) -> int:
