@@ -19,7 +19,7 @@ BESIDE := tests/explore tests/stage2 tests/abi tests/conform
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --root-user-action=ignore
 
-.PHONY: help demo test night test-compiled test-beside test-interpreted testkvm check check-tests check-beside lint bench lock clean
+.PHONY: help demo test night test-compiled test-beside test-interpreted testkvm check check-tests check-beside lint installs bench lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -71,6 +71,9 @@ lint: .venv/stamp ## ruff, its formatter, mypy --strict
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
 	@$(BIN)/mypy
+
+installs: .venv/stamp ## wheel and sdist into clean environments of each Python that is here (needs an index)
+	GUESTMEM_INSTALL=1 $(PYTEST) tests/test_installs_clean.py
 
 bench: .venv/stamp ## run every benchmark; each prints its figures beside those of its peers in the same run
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -38,7 +38,7 @@ FLOORS = [
     ["system", "process_memory"],
     ["atomics", "clock", "structure"],
     ["compiled"],
-    ["_intrinsics", "_numba", "low_memory"],
+    ["_intrinsics", "_numba", "_packages", "low_memory"],
     ["futex", "units", "errors", "interrupts"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,4 +1,5 @@
-"""Each hook of Numba that is not official still does what ``_numba`` leans on; if not, see the pinned version."""
+"""Each hook of Numba that is not official still does what ``_numba`` leans on; if not, see
+``_packages.NUMBA``."""
 
 from __future__ import annotations
 
@@ -70,13 +71,16 @@ def test_arrays_are_not_counted() -> None:
     assert "@NRT_adapt_ndarray_from_python" not in llvm
 
 
-def test_the_versions_are_the_pinned_ones() -> None:
+def test_this_version_is_one_of_those_that_are_allowed_and_pyproject_says_the_same() -> None:
     import tomllib
     from importlib.metadata import version
 
+    from guestmem._packages import NUMBA, require_numba
+
+    require_numba(version("numba"))
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    for package in ("numba", "llvmlite"):
-        assert f"{package}=={version(package)}" in project["dependencies"]
+    first, end = (".".join(map(str, each)) for each in NUMBA)
+    assert f"numba>={first},<{end}" in project["optional-dependencies"]["engine"]
 
 
 def test_threads_take_turns_often_only_while_compiling() -> None:

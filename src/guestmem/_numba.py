@@ -1,6 +1,7 @@
 """What Numba is asked to do for ``compiled``: one declared signature, and a cache that notices every change.
 
-Four hooks are not official, so Numba is pinned exactly and ``tests/test_numba_hooks.py`` has one test for each:
+Four hooks are not official, so only versions that were tried are taken (``_packages.NUMBA``), and
+``tests/test_numba_hooks.py`` has one test for each:
 ``Dispatcher.compile`` replaced on an instance, ``Dispatcher._cache`` with a locator of ours, ``Dispatcher._compiler``,
 and the option ``_nrt``.
 """

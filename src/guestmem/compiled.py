@@ -96,6 +96,9 @@ if TYPE_CHECKING or INTERPRETED:
         return value
 
 else:
+    from ._packages import require_numba
+
+    require_numba()
     from numba import uint64 as u64
     from numpy import uint64 as const
 

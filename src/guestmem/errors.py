@@ -20,6 +20,7 @@ __all__ = [
     "LockedError",
     "MappedError",
     "MemslotError",
+    "MissingPackageError",
     "OutOfRangeError",
     "OwnedError",
     "RangeNodesError",
@@ -155,6 +156,10 @@ class CapabilityError(GuestmemError):
 
 class UnsafeError(GuestmemError):
     """A design that is known to harm this guest, as it is now: the message has each reason. Nothing was changed."""
+
+
+class MissingPackageError(GuestmemError, ImportError):
+    """A package that this part needs is not installed, or of a version that does not do; the message says what does."""
 
 
 class InvariantError(GuestmemError, AssertionError):

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from .._packages import what_is_missing
 from ..errors import GuestmemError
 
 __all__ = ["Commands", "cli", "main"]
@@ -64,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
         result = cli.main(args=argv, prog_name="guestmem", standalone_mode=False)
     except GuestmemError as error:
         print(f"guestmem: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        missing = what_is_missing(error.name or "")
+        if not missing:
+            raise
+        print(f"guestmem: {missing}", file=sys.stderr)
         return 2
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2: a group without a command; its message is the help
