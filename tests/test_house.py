@@ -39,10 +39,13 @@ FLOORS = [
     ["atomics", "clock", "structure"],
     ["compiled"],
     ["_intrinsics", "_numba", "_packages", "low_memory"],
-    ["futex", "units", "errors", "interrupts"],
+    ["futex", "units", "errors", "interrupts", "notebook"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LAZY = {("__init__", "check")}  # check_trace, found when it is first asked for
+LAZY = {
+    ("__init__", "check"),  # check_trace, found when it is first asked for
+    ("check", "report"),  # how a Report looks when it is printed
+}
 
 PURE = ["vmm", "history", "traces", "check", "report", "cli", "errors", "units"]
 """Rooms that work without NumPy and Numba."""

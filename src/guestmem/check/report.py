@@ -21,7 +21,7 @@ SCHEMA = "guestmem-check-1"
 """Name of the form of ``Report.as_dict()``; ``docs/traces.md`` describes it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """All holes of one timeline.
 
@@ -47,6 +47,21 @@ class Report:
     slow: str = ""
     notes: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
+
+    def __repr__(self) -> str:
+        verdicts = ", ".join(f"{count} {verdict.value}" for verdict, count in self.verdicts.items() if count)
+        holes = f"{len(self.holes)} hole{'s' * (len(self.holes) != 1)}"
+        return f"Report({self.path!r}: {holes}{': ' * bool(verdicts)}{verdicts})"
+
+    def __str__(self) -> str:
+        from ..report.check import brief
+
+        return brief(self)
+
+    def _repr_html_(self) -> str:
+        from ..report.check import as_html
+
+        return as_html(self)
 
     @property
     def verdicts(self) -> dict[Verdict, int]:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UsageError
+from . import _completion
 from ._interrupts import interruptible
 from ._progress import Progress, about
 
@@ -66,9 +67,21 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str | Non
     callback=_numbers,
     help="vCPU counts (repeat for more).",
 )
-@click.option("--design", "designs", metavar="NAME", multiple=True, help="Only this design (repeat for more).")
 @click.option(
-    "--engine", metavar="NAME", default="soft", show_default=True, help="soft, or kvm: real vCPUs on /dev/kvm."
+    "--design",
+    "designs",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=_completion.designs,
+    help="Only this design (repeat for more).",
+)
+@click.option(
+    "--engine",
+    metavar="NAME",
+    default="soft",
+    show_default=True,
+    shell_complete=_completion.engines,
+    help="soft, or kvm: real vCPUs on /dev/kvm.",
 )
 @click.option(
     "--repeat",

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from . import _completion
 from ._interrupts import interruptible
 
 __all__ = ["command"]
@@ -17,7 +18,14 @@ def command() -> None:
 
 
 @command.command("bios-relocation")
-@click.option("--engine", metavar="NAME", default="soft", show_default=True, help="soft, or kvm: /dev/kvm.")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    default="soft",
+    show_default=True,
+    shell_complete=_completion.engines,
+    help="soft, or kvm: /dev/kvm.",
+)
 @click.option(
     "--updates", metavar="N", type=click.IntRange(1), default=2000, show_default=True, help="How many, for each design."
 )
@@ -25,6 +33,7 @@ def command() -> None:
     "--design",
     "designs",
     metavar="NAME",
+    shell_complete=_completion.designs,
     multiple=True,
     show_default="those below that the engine can do",
     help="Only this design (repeat for more).",

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import UsageError
+from . import _completion
 from ._interrupts import interruptible
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["command"]
 
 
 @click.command("explore", short_help="Is this concurrent page-table algorithm correct?")
-@click.argument("names", metavar="[MODEL]…", nargs=-1)
+@click.argument("names", metavar="[MODEL]…", nargs=-1, shell_complete=_completion.models)
 @click.option("--all", "every", is_flag=True, help="Every model that can be searched whole, and should be clean.")
 @click.option("--list", "listed", is_flag=True, help="Say what each model proves, and its size.")
 @click.option("--exhaustive", is_flag=True, help="Search all schedules (the default).")

@@ -8,14 +8,16 @@ Idea: ``struct kvm_memslots`` and its swap, Linux since 5.17, ``virt/kvm/kvm_mai
 from __future__ import annotations
 
 import errno
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..compiled import INTERPRETED, Own, own
 from ..errors import MemslotError
+from ..notebook import SHOWN, html_table
 from ..rcu.srcu import Srcu
-from ..units import U64_MAX
+from ..units import U64_MAX, format_frames
 from .batch import EffectRoom
 from .changes import Change, ChangeKind
 from .invariants import check_memslots
@@ -171,6 +173,23 @@ class Memslots:
     def __len__(self) -> int:
         """Number of slots of all address spaces."""
         return sum(self._cells[int(active_set(self.words, as_id) + COUNT)] for as_id in range(self.address_spaces))
+
+    def __repr__(self) -> str:
+        return f"Memslots({len(self)} slot{'s' * (len(self) != 1)})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: slots by address space and frame."""
+        slots = list(itertools.islice(self, SHOWN))
+        rows = [
+            (
+                f"{slot.as_id}:{slot.id}" if slot.as_id else str(slot.id),
+                format_frames(slot.base_gfn, slot.end_gfn),
+                f"{slot.userspace_addr:#x}",
+                " ".join(name for name, has in (("ro", slot.readonly), ("log", slot.logs_dirty_pages)) if has),
+            )
+            for slot in slots
+        ]
+        return html_table(("slot", "frames", "host memory", "flags"), rows, len(self) - len(rows), caption=repr(self))
 
     def generation(self, as_id: int = 0) -> int:
         """Generation of the active set; bit 63 is set while an update's grace period runs."""

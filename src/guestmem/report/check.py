@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+import textwrap
+from html import escape
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from ..check import NOT_SEEN, Verdict
+from ..notebook import SHOWN, html_table
 from ..units import PAGE_SHIFT, format_ns
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..check import Hole, LateReturn, Remark, Report
 
-__all__ = ["HoleCells", "hole_cells", "late_words", "print_report", "summary"]
+__all__ = ["HoleCells", "as_html", "brief", "hole_cells", "late_words", "print_report", "summary"]
 
 STYLES = {Verdict.OPEN: "bold red", Verdict.UNKNOWN: "yellow", Verdict.CLOSED: "green"}
 HOST_MEMORY = {True: "the same", False: "other", None: "partly other"}
@@ -24,6 +27,9 @@ RECORD = (
     "record KVM_RUN (strace -f -ttt -T -e trace=ioctl) or kvm_entry, kvm_exit and kvm_userspace_exit, and give it as "
     "--run-state FILE"
 )
+HEADINGS = ("lines", "thread", "missing for", "frames", "host memory", "would have to be atomic", "verdict")
+SCREEN = 24
+"""Lines of a terminal that nobody has made larger."""
 FRAMES_SHOWN = 4
 PIPE_WIDTH = 400
 """Columns of a table that no terminal shows: wide enough that no row wraps."""
@@ -106,6 +112,47 @@ def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0
     if report.remarks:
         stream.write("\nMore than holes (--no-lint leaves it out)\n")
         stream.writelines(f"{line}\n" for line in _remarks(report.remarks))
+
+
+def brief(report: Report) -> str:
+    """What fits a screen of 80 columns and 24 lines: the summary, and a line for each of the first holes."""
+    lines = [part for line in summary(report).splitlines() for part in textwrap.wrap(line, 79, subsequent_indent="  ")]
+    room = max(3, SCREEN - len(lines) - 2)
+    shown = report.holes[: room if len(report.holes) <= room else room - 1]
+    rows = [
+        (
+            each.lines,
+            each.duration,
+            each.frames[0] + (f" +{len(hole.frames) - 1}" if len(hole.frames) > 1 else ""),
+            each.kind,
+        )
+        for hole in shown
+        for each in (hole_cells(hole),)
+    ]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(shown) < len(report.holes):
+        lines.append(f"… and {len(report.holes) - len(shown)} more: .holes has all")
+    return "\n".join(lines)
+
+
+def as_html(report: Report) -> str:
+    """For a notebook: the summary, and a table of the first holes."""
+    head = "".join(f"<p>{escape(line)}</p>" for line in summary(report).splitlines())
+    if not report.holes:
+        return head
+    cells = [hole_cells(hole) for hole in report.holes[:SHOWN]]
+    rows = [
+        (
+            *(each.lines, each.thread, each.duration),
+            "; ".join(each.frames),
+            each.host_memory,
+            "; ".join(each.sets),
+            each.verdict,
+        )
+        for each in cells
+    ]
+    return head + html_table(HEADINGS, rows, len(report.holes) - len(cells))
 
 
 class HoleCells(NamedTuple):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..memslots.changes import Change, ChangeKind
 from ..memslots.slot import Slot
+from ..notebook import SHOWN, html_table
+from ..units import format_frames
 from .run_state import RunState, Vcpu
 
 if TYPE_CHECKING:
@@ -236,6 +238,22 @@ class Timeline:
         """Earliest and latest stamp of a change, in seconds, or None without stamps. O(n)."""
         times = [each.time for each in self.changes if each.time is not None]
         return (min(times), max(times)) if times else None
+
+    def _repr_html_(self) -> str:
+        """For a notebook: each transaction with what it deletes and creates."""
+        rows = [
+            (
+                str(each.index),
+                f"{each.first_line}-{each.last_line}",
+                "" if each.start is None else f"{each.start:.6f}",
+                "" if each.thread is None else str(each.thread),
+                "; ".join(format_frames(slot.base_gfn, slot.end_gfn) for one in each.changes if (slot := one.removed)),
+                "; ".join(format_frames(slot.base_gfn, slot.end_gfn) for one in each.changes if (slot := one.added)),
+            )
+            for each in self.transactions[:SHOWN]
+        ]
+        headings = ("transaction", "lines", "seconds", "thread", "takes away", "gives")
+        return html_table(headings, rows, len(self.transactions) - len(rows), caption=repr(self))
 
     def __repr__(self) -> str:
         return (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 from typing import TYPE_CHECKING
 
 from ..memslots import Slot
+from ..notebook import html_table
 from ..units import PAGE_SHIFT, format_size
 
 if TYPE_CHECKING:
@@ -54,7 +54,4 @@ def as_text(memory: Memory) -> str:
 def as_html(memory: Memory) -> str:
     """A table, at most 40 rows."""
     rows, rest = _shown(memory)
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in _HEADINGS)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    more = f"<p>… and {rest} more</p>" if rest else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+    return html_table(_HEADINGS, rows, rest)
