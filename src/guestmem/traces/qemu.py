@@ -288,7 +288,8 @@ class QemuReader:
             thread = self._threads[word] = int(word)
         time = None if stamp is None else float(stamp)
         replay = self._recording.machines.current(None, thread)
-        if replay is None or as_id is None or len(slot) > 4 or self._events.is_told_of_calls:
+        bound = flags in GUEST_MEMFD_FLAGS
+        if replay is None or as_id is None or len(slot) > 4 or bound or self._events.is_told_of_calls:
             self._events.change(number, text, match.groups()[2:], Prefix(None, thread, time))
             return
         self._recording.run.change_at(time)
