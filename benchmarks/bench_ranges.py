@@ -13,7 +13,7 @@ import argparse
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter_ns() - began
 
 
-def least(runs: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, float]:
+def least(runs: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, float]:
     """For each, the least time of ``calls`` operations in nanoseconds an operation, all taken in turn."""
     best = dict.fromkeys(runs, float("inf"))
     for run in runs.values():
@@ -75,7 +75,7 @@ def random_stores(n: int, count: int, rng: Any) -> Any:
     return rows.reshape(-1)
 
 
-def by_number(sizes: tuple[int, ...], rounds: int) -> tuple[Table, Table, dict[int, float]]:
+def by_number(sizes: Sequence[int], rounds: int) -> tuple[Table, Table, dict[int, float]]:
     """Loads and stores of the compiled structures by number of ranges; and bytes a range of ours."""
     loads: Table = {}
     stores: Table = {}
@@ -142,9 +142,9 @@ def from_python(sizes: tuple[int, ...]) -> tuple[Table, Table]:
     stores: Table = {}
     for n in sizes:
         rng = np.random.default_rng(n)
-        rows = [tuple(map(int, row)) for row in initial(n, rng)]
+        rows = [(int(first), int(last), int(value)) for first, last, value in initial(n, rng)]
         count = 2_000
-        changes = [tuple(map(int, row)) for row in random_stores(n, count, rng).reshape(-1, 3)]
+        changes = [(int(a), int(b), int(value)) for a, b, value in random_stores(n, count, rng).reshape(-1, 3)]
         indices = [int(index) for index in rng.integers(0, LENGTH * n, count)]
         ours = RangeMap(capacity=4 * n + 10_000)
         for first, last, value in rows:
@@ -157,13 +157,10 @@ def from_python(sizes: tuple[int, ...]) -> tuple[Table, Table]:
             for row in rows:
                 each.store(*row)
         structures = [each for each in structures if n <= 100 or each.name != "portion.IntervalDict"]
-        for name, value in least(
-            {"guestmem": partial(each_of, ours.get, indices)}
-            | {each.name: partial(each_of, each.load, indices) for each in structures},
-            3,
-            count,
-        ).items():
-            loads.setdefault(name, {})[n] = value
+        looking: dict[str, Callable[[], object]] = {"guestmem": partial(each_of, ours.get, indices)}
+        looking |= {each.name: partial(each_of, each.load, indices) for each in structures}
+        for name, time_of_one in least(looking, 3, count).items():
+            loads.setdefault(name, {})[n] = time_of_one
         half_open = [(first, last + 1, value) for first, last, value in changes]
         stores.setdefault("guestmem", {})[n] = least({"": partial(all_of, ours.store, half_open)}, 3, count)[""]
         for each in structures:
@@ -245,8 +242,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--svg", metavar="FOLDER", help="draw time over number of ranges and over length")
     options = parser.parse_args()
-    sizes = (100, 10_000, 1_000_000) if not options.quick else (100, 1_000, 10_000)
-    sizes = sizes if options.quick else SIZES
+    sizes = (100, 1_000, 10_000) if options.quick else SIZES
     rounds = 2 if options.quick else 5
 
     loads, stores, nbytes = by_number(sizes, rounds)
@@ -296,7 +292,7 @@ def main() -> None:
             ("stores", "random overwriting store", "ranges", stores),
             ("lengths", "flip of one range", "pages of the range", lengths),
         ):
-            series = {row: list(values.items()) for row, values in table.items()}
+            series = {row: [(float(x), y) for x, y in values.items()] for row, values in table.items()}
             (folder / f"ranges-{name}.svg").write_text(curves(title, across, "ns", series))
         print(f"\npictures: {folder}/ranges-loads.svg, ranges-stores.svg, ranges-lengths.svg")
 
