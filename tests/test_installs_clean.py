@@ -57,7 +57,7 @@ def test_the_base_checks_writes_the_page_and_says_what_it_lacks(
     subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "install", "--root-user-action=ignore", str(built[kind])], check=True)
-    listed = subprocess.run([*pip, "list"], capture_output=True, text=True, check=True).stdout.lower()
+    listed = subprocess.run([*pip[:-1], "list"], capture_output=True, text=True, check=True).stdout.lower()
     assert "jinja2" in listed
     for absent in ("numpy", "numba", "greenlet"):
         assert absent not in listed
