@@ -107,7 +107,7 @@ def test_on_random_trees_with_random_edits(seed: int) -> None:
 
 @pytest.mark.slow
 def test_on_many_random_trees(seed: int) -> None:
-    assert map_painter.run(4000, seed + 1, vmm) == ""
+    assert map_painter.run(1000, seed + 1, vmm) == ""
 
 
 @pytest.mark.slow

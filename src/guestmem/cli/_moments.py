@@ -76,8 +76,8 @@ def _trace(title: str, path: str, at: int | None) -> Moment:
 def _parted(name: str) -> tuple[str, int | None]:
     path, mark, at = name.rpartition("@")
     if mark and not Path(name).exists():
-        if not at.isdecimal():
-            raise UsageError(f"{name}: after @ stands the number of a line or step")
+        if not at.isdecimal() or len(at) > 18:
+            raise UsageError(f"{name[:60]}: after @ stands the number of a line or step")
         return path, int(at)
     return name, None
 

@@ -17,7 +17,9 @@ from ..errors import MemslotError, UsageError
 from ..memslots.slot import KVM_USER_MEM_SLOTS, Slot
 from ..units import PAGE_SIZE, format_size
 from ..vmm import AddressSpace, FlatRange, FlatView, Listener, MemoryMap, MemoryRegion, RegionKind, fewest_pieces
-from ..vmm.plan import WAYS
+from ..vmm.plan import WAYS, restored
+from ..vmm.region import number
+from ..vmm.slots import run_around
 from .exits import Exit, Mmio
 from .transaction import DirtyPage
 
@@ -33,8 +35,9 @@ class Map(MemoryMap):
     r"""``vm.map``: a ``MemoryMap`` with address space "memory" of root ``system``; with SMM also "smram" of ``smram``.
 
     ``smram`` shows ``system``, and what is put over it. RAM, ROM and ROM devices get host memory unless
-    ``userspace_addr`` is given. A transaction ends with the slots of the new view in place, or, if the engine refuses,
-    with an error and everything as it was. One thread changes at a time; others wait, as for QEMU's big lock.
+    ``userspace_addr`` is given; ``max_size`` makes more of it than ``size``, to grow into. A transaction ends with the
+    slots of the new view in place, or, if the engine refuses, with an error and everything as it was. One thread
+    changes at a time; others wait, as for QEMU's big lock.
 
     ``way``: "fewest" slots, or "least" disturbance of those there are; None: fewest under ``atomic``, else least.
     ``design``: by which updates are made (None: the VM's own). ``dirty``: dirty pages whose logs ended, since it was
@@ -84,20 +87,36 @@ class Map(MemoryMap):
 
     def _region(self, name: str, kind: RegionKind, size: int, **options: Any) -> MemoryRegion:
         backed = kind in (RegionKind.RAM, RegionKind.ROM, RegionKind.ROM_DEVICE, RegionKind.RAM_DEVICE)
-        region = super()._region(name, kind, size, **options)
-        if backed and region.userspace_addr is None:
-            import ctypes
+        most = options.pop("max_size", None) if backed else None
+        with self.lock:  # a region's number is its own
+            if most is not None:
+                most = number(
+                    f"region {name}: max_size", most, number(f"region {name}: size", size, 1, 1 << 64), 1 << 64
+                )
+            region = super()._region(name, kind, size, **options)
+            if backed and region.userspace_addr is None:
+                import ctypes
 
-            try:
-                flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-                held = mmap.mmap(-1, -(-size // PAGE_SIZE) * PAGE_SIZE, flags=flags)
-            except (OSError, OverflowError) as error:
-                self.regions.pop()
-                why = f"region {name}: {format_size(size)} of host memory: {error}"
-                raise MemslotError(getattr(error, "errno", None) or errno.ENOMEM, why) from None
-            region.userspace_addr = ctypes.addressof(ctypes.c_char.from_buffer(held))
-            self._hosts[region.number] = region, held, memoryview(held)[:size]
+                room = most or region.size
+                try:
+                    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+                    held = mmap.mmap(-1, -(-room // PAGE_SIZE) * PAGE_SIZE, flags=flags)
+                except (OSError, OverflowError) as error:
+                    self.regions.pop()
+                    why = f"region {name}: {format_size(room)} of host memory: {error}"
+                    raise MemslotError(getattr(error, "errno", None) or errno.ENOMEM, why) from None
+                region.userspace_addr = ctypes.addressof(ctypes.c_char.from_buffer(held))
+                self._hosts[region.number] = region, held, memoryview(held)[:room]
         return region
+
+    def allow_size(self, region: MemoryRegion, size: int) -> None:
+        """Refuse to show host memory that was not made for ``region``."""
+        if region.number in self._hosts and size > len(self._hosts[region.number][1]):
+            made = len(self._hosts[region.number][2])
+            raise UsageError(
+                f"region {region.name}: size: {size:#x} is more than the {made:#x} bytes of host memory that were made "
+                "for it (max_size)"
+            )
 
     def memory_of(self, region: MemoryRegion) -> memoryview:
         """The host memory that was made for ``region``, writable; UsageError if none was."""
@@ -144,10 +163,13 @@ class Map(MemoryMap):
                 region.write(place, int.from_bytes(piece, "little"), length)
 
     def handle(self, vcpu: Any, exit_: Exit) -> bool:
-        """Answer an exit for an access of memory; False for any other exit."""
+        """Answer an exit for an access of memory; False for any other exit.
+
+        On the software engine as the vCPU sees memory, in SMM or not; on ``/dev/kvm`` from "memory".
+        """
         if not isinstance(exit_, Mmio):
             return False
-        space = "smram" if getattr(vcpu, "smm", False) else "memory"
+        space = "smram" if self.smram is not None and self._vm.engine.name == "soft" and vcpu.smm else "memory"
         if exit_.is_write:
             self.write(exit_.gpa, exit_.data, space)
         else:
@@ -173,40 +195,98 @@ class _Slots(Listener):
         self.map, self.vm, self.as_id = memory_map, vm, as_id
         self.ids: set[int] = set()
         """Slots that are the map's; others are left alone."""
+        self.others: set[int] = set()
+        """Slots that were seen not to be; some may be gone."""
+        self.planned = ""
+        """The way in which all slots were planned last; empty: they have to be planned as a whole."""
+        self.before: list[Slot] = []
+        """The slots that the last update has changed, as they were."""
+        self.changed: set[int] = set()
+        """Their ids, and those of new ones."""
 
     def prepare(self, space: AddressSpace, view: FlatView, slices: Sequence[Any]) -> None:
         """Make the slots those of ``view``."""
         del space
+        self.before, self.changed = [], set()
         if slices:
-            self._carry_out(view)
+            self._carry_out(view, slices)
 
     def undone(self, space: AddressSpace) -> None:
-        """Back to the slots of the view that stays."""
-        self._carry_out(space.view)
-
-    def _carry_out(self, view: FlatView) -> None:
+        """Back to the slots that were there, with their ids and borders."""
+        del space
         memory = self.vm.memory
+        now = [slot for each in self.changed if (slot := memory.get(each, self.as_id)) is not None]
+        try:
+            self._make(now, restored(now, self.before, self.as_id))
+        except BaseException:
+            self.planned = ""
+            raise
+
+    def _carry_out(self, view: FlatView, slices: Sequence[Any]) -> None:
         design = self.map.design or self.vm.design
         way = self.map.way or ("fewest" if design == "atomic" else "least")
         if way not in WAYS:
             raise UsageError(f"way: {way!r} is not one of {', '.join(WAYS)}")
-        mine, others = [], set()
-        for slot in memory:
-            if slot.as_id == self.as_id:
-                if slot.id in self.ids:
-                    mine.append(slot)
-                else:
-                    others.add(slot.id)
-        changes = WAYS[way](mine, fewest_pieces(view), as_id=self.as_id, max_slots=KVM_USER_MEM_SLOTS, taken=others)
+        whole = way != self.planned
+        while True:
+            slots, changes = self._plan(view, way, None if whole else slices)
+            strange = [change.slot for change in changes if not change.deletes and change.slot not in self.ids]
+            strange = [] if whole else [each for each in strange if self.vm.memory.get(each, self.as_id) is not None]
+            if not strange:
+                break
+            self.others.update(strange)  # made by hand meanwhile
+        self._make(slots, changes)
+        self.planned = way
+
+    def _plan(self, view: FlatView, way: str, slices: Sequence[Any] | None) -> tuple[list[Slot], list[Any]]:
+        """Slots of the map, and the changes of them; with ``slices`` only what these reach, else of all."""
+        memory, room = self.vm.memory, KVM_USER_MEM_SLOTS
+        if slices is not None:
+            mine, pieces = self._reached(view, slices)
+            taken = self.others | self.ids.difference(slot.id for slot in mine)
+            if len(taken) + len(mine) + len(pieces) < room:
+                return mine, WAYS[way](mine, pieces, as_id=self.as_id, max_slots=room, taken=taken)
+        there = [slot for slot in memory if slot.as_id == self.as_id]
+        mine = [slot for slot in there if slot.id in self.ids]
+        self.ids = {slot.id for slot in mine}  # what was deleted by hand is the map's no more
+        self.others = {slot.id for slot in there} - self.ids
+        return mine, WAYS[way](mine, fewest_pieces(view), as_id=self.as_id, max_slots=room, taken=self.others)
+
+    def _reached(self, view: FlatView, slices: Sequence[Any]) -> tuple[list[Slot], list[Any]]:
+        """The map's slots, and the pieces of the view, from the first changed byte to the last; none is cut.
+
+        O(log n + k) for k slots and ranges there.
+        """
+        ranges = [each for sides in slices for side in sides if side for each in (side[0], side[-1])]
+        if not ranges:
+            return [], []
+        low, high = min(each.start for each in ranges), max(each.end for each in ranges)
+        while True:
+            first, last = run_around(view, low, high)
+            if first < last:
+                low, high = min(low, view[first].start), max(high, view[last - 1].end)
+            low, high = low // PAGE_SIZE * PAGE_SIZE, -(-high // PAGE_SIZE) * PAGE_SIZE
+            slots = self.vm.memory.overlapping(low, high - low, self.as_id)
+            mine = sorted((slot for slot in slots if slot.id in self.ids), key=lambda slot: slot.base_gfn)
+            wider = (low, high)
+            if mine:
+                wider = min(low, mine[0].base_gfn * PAGE_SIZE), max(high, mine[-1].end_gfn * PAGE_SIZE)
+            if wider == (low, high) and run_around(view, low, high) == (first, last):
+                return mine, fewest_pieces(view.ranges[first:last])
+            low, high = wider
+
+    def _make(self, slots: Sequence[Slot], changes: Sequence[Any]) -> None:
         if not changes:
             return
-        old = {slot.id: slot for slot in mine}
-        with memory.transaction(design=self.map.design or "", as_id=self.as_id) as update:
+        old = {slot.id: slot for slot in slots}
+        with self.vm.memory.transaction(design=self.map.design or "", as_id=self.as_id) as update:
             for change in changes:
                 _add(update, old.get(change.slot), change)
+        self.changed = {change.slot for change in changes}
+        self.before = [slot for slot in slots if slot.id in self.changed]
         self.map.note(update.dirty)
-        gone = {change.slot for change in changes if change.deletes}
-        self.ids = (self.ids - gone) | {change.slot for change in changes if not change.deletes}
+        self.ids.difference_update(change.slot for change in changes if change.deletes)
+        self.ids.update(change.slot for change in changes if not change.deletes)
 
 
 def _add(update: Any, old: Slot | None, change: Any) -> None:

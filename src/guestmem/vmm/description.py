@@ -34,7 +34,7 @@ _FIELDS = {
     *("readonly", "nonvolatile", "unmergeable", "log", "host"),
 }
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_NUMBER = re.compile(r"(0x[0-9a-fA-F]+|\d+)\s*([KMGT]?)(?:iB|B)?$")
+_NUMBER = re.compile(r"(0x[0-9a-fA-F]{1,32}|\d{1,32})\s*([KMGT]?)(?:iB|B)?$")
 
 EDITS: dict[str, tuple[str, ...]] = {
     "add_subregion": ("number", "region", "priority?"),
@@ -86,6 +86,8 @@ def read_description(text: str, path: str = "", hosts: Hosts | None = None) -> D
         given = json.loads(text)
     except json.JSONDecodeError as error:
         raise TraceError(f"not JSON: {error.msg}", path=path, line=error.lineno) from None
+    except ValueError:
+        raise TraceError("a number in it has thousands of digits", path=path) from None
     except RecursionError:
         raise TraceError("not JSON: it is nested too deep", path=path) from None
     try:
@@ -104,7 +106,7 @@ class _Reader:
         if not isinstance(given, dict) or not isinstance(given.get("regions"), list):
             raise UsageError("a description is an object with a list 'regions'")
         if unknown := set(given) - {"regions", "address_spaces", "steps", "comment"}:
-            raise UsageError(f"{min(unknown)!r} is not one of regions, address_spaces, steps, comment")
+            raise UsageError(f"{_shown(min(unknown))} is not one of regions, address_spaces, steps, comment")
         with self.map.transaction():
             for place, each in enumerate(given["regions"]):
                 self.region(each, f"regions[{place}]")
@@ -126,15 +128,17 @@ class _Reader:
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             raise UsageError(f"{what}: it is no object with a name")
         name = given["name"]
-        what = f"region {name}"
+        if not name.isprintable():
+            raise UsageError(f"{what}: name {_shown(name)} has characters that cannot be printed")
+        what = f"region {_cut(name)}"
         if unknown := set(given) - _FIELDS:
-            raise UsageError(f"{what}: {min(unknown)!r} is not one of {', '.join(sorted(_FIELDS))}")
+            raise UsageError(f"{what}: {_shown(min(unknown))} is not one of {', '.join(sorted(_FIELDS))}")
         if name in self.named:
             raise UsageError(f"{what}: there is another region of that name")
         kinds = {kind.value: kind for kind in RegionKind}
         kind = kinds.get(given.get("kind", "")) if isinstance(given.get("kind", ""), str) else None
         if kind is None:
-            raise UsageError(f"{what}: kind {given.get('kind')!r} is not one of {', '.join(kinds)}")
+            raise UsageError(f"{what}: kind {_shown(given.get('kind'))} is not one of {', '.join(kinds)}")
         size = number_of(given["size"], f"{what}: size") if "size" in given else None
         flags = {key: _bool(given[key], f"{what}: {key}") for key in _FLAGS if key in given}
         self.named[name] = region = self.make(given, name, kind, size, flags)
@@ -181,19 +185,19 @@ class _Reader:
     def find(self, name: Any, what: str) -> MemoryRegion:
         found = self.named.get(name) if isinstance(name, str) else None
         if found is None:
-            raise UsageError(f"{what}: {name!r} is no region that is described before it")
+            raise UsageError(f"{what}: {_shown(name)} is no region that is described before it")
         return found
 
     def step(self, given: Any, place: int) -> Step:
         what = f"steps[{place}]"
         if not isinstance(given, dict) or not isinstance(given.get("edits"), list):
             raise UsageError(f"{what}: it is no object with a list 'edits'")
-        name = str(given.get("name", place))
+        name = _cut(str(given.get("name", place)))
         return Step(name, [self.edit(each, f"step {name!r}") for each in given["edits"]])
 
     def edit(self, given: Any, what: str) -> Callable[[], object]:
-        if not isinstance(given, list) or len(given) < 2 or given[0] not in EDITS:
-            raise UsageError(f"{what}: {given!r} is not [one of {', '.join(EDITS)}; a region; arguments]")
+        if not isinstance(given, list) or len(given) < 2 or str(given[0]) not in EDITS:
+            raise UsageError(f"{what}: {_shown(given)} is not [one of {', '.join(EDITS)}; a region; arguments]")
         what = f"{what}: {given[0]}"
         region, takes, arguments = self.find(given[1], what), EDITS[given[0]], given[2:]
         least = sum(not each.endswith("?") for each in takes)
@@ -228,18 +232,31 @@ def number_of(value: Any, what: str) -> int:
         return value
     if isinstance(value, str) and (found := _NUMBER.match(value.strip())):
         return int(found[1], 0 if found[1].startswith("0x") else 10) << _UNITS[found[2]]
-    raise UsageError(f'{what}: {value!r} is not a number of bytes, such as 4096, "0x1000" or "4K"')
+    raise UsageError(f'{what}: {_shown(value)} is not a number of bytes, such as 4096, "0x1000" or "4K"')
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    """Short enough for one line.
+
+    >>> _cut("x" * 80)
+    'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'
+    """
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _bool(value: Any, what: str) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{what}: {value!r} is not true or false")
+        raise UsageError(f"{what}: {_shown(value)} is not true or false")
     return value
 
 
 def _priority(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{what}: priority {value!r} is not a whole number")
+        raise UsageError(f"{what}: priority {_shown(value)} is not a whole number")
     return value
 
 

@@ -8,11 +8,13 @@ carried out at once.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 from ..errors import UsageError
 from ..memslots.changes import Change
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_USER_MEM_SLOTS, Slot
-from .flatview import FlatRange
+from .flatview import FlatRange, FlatView
+from .incremental import Slice
 from .listener import PRIORITY_ACCEL, Listener
 from .map import AddressSpace
 from .slots import has_slot, leaf_flags, piece_of
@@ -41,6 +43,16 @@ class KvmListener(Listener):
         self._dels: list[FlatRange] = []
         self._adds: list[FlatRange] = []
         self._now: list[Change] = []
+
+    def prepare(self, space: AddressSpace, view: FlatView, slices: Sequence[Slice]) -> None:
+        """Refuse what could not be slots: an unknown or unaligned host address, more than ``max_slots``."""
+        del space, view
+        count = len(self.slots)
+        for old, new in slices:
+            gone, here = (sum(has_slot(each) and piece_of(each) is not None for each in side) for side in (old, new))
+            count += here - gone
+        if count > self.max_slots:
+            raise UsageError(f"slots: the view needs {count}, and {self.max_slots} can be")
 
     def begin(self, space: AddressSpace) -> None:
         """Start a list."""

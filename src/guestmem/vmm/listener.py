@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .incremental import Slice
     from .map import AddressSpace
 
-__all__ = ["PRIORITY_ACCEL", "PRIORITY_DEV_BACKEND", "PRIORITY_MIN", "Listener", "Recorder", "topology_pass"]
+__all__ = ["PRIORITY_ACCEL", "PRIORITY_DEV_BACKEND", "PRIORITY_MIN", "Listener", "Recorder", "tell", "topology_pass"]
 
 PRIORITY_MIN = 0
 PRIORITY_ACCEL = 10
@@ -28,7 +28,8 @@ class Listener:
     each range by ascending address ``region_add``, or ``region_nop`` and then ``log_start``, ``log_stop``; then
     ``commit`` of every listener. While it is told, ``space.view`` is still the old one.
 
-    ``prepare`` is not QEMU's: it is asked before anyone is told, and what it raises undoes the whole transaction.
+    ``prepare`` is not QEMU's: it is asked before anyone is told, and what it raises undoes the whole transaction. What
+    any other callback raises comes out when all listeners have been told of all, and the change stands.
     """
 
     priority = PRIORITY_MIN
@@ -79,11 +80,12 @@ def topology_pass(
     listeners: Sequence[Listener],
     *,
     adding: bool,
+    errors: list[BaseException] | None = None,
 ) -> None:
     """One of two passes over two views of the same bytes: first the deletes, then (``adding``) all else.
 
     ``listeners`` by ascending priority. Where starts differ the lower one is taken first, so a range that only shrank
-    is a delete and an add.
+    is a delete and an add. ``errors`` takes what listeners raise; None: the first ends it.
     """
     i = j = 0
     while i < len(old) or j < len(new):
@@ -93,26 +95,42 @@ def topology_pass(
             now is None or was.start < now.start or (was.start == now.start and not same_range(was, now))
         ):
             if not adding:
-                _tell(reversed(listeners), "region_del", space, was)
+                tell(reversed(listeners), "region_del", space, was, errors=errors)
             i += 1
         elif was is not None and now is not None and same_range(was, now):
             if adding:
-                _tell(listeners, "region_nop", space, now)
+                tell(listeners, "region_nop", space, now, errors=errors)
                 if now.dirty_log_mask & ~was.dirty_log_mask:
-                    _tell(listeners, "log_start", space, now, was.dirty_log_mask, now.dirty_log_mask)
+                    tell(listeners, "log_start", space, now, was.dirty_log_mask, now.dirty_log_mask, errors=errors)
                 if was.dirty_log_mask & ~now.dirty_log_mask:
-                    _tell(reversed(listeners), "log_stop", space, now, was.dirty_log_mask, now.dirty_log_mask)
+                    tell(
+                        reversed(listeners),
+                        "log_stop",
+                        space,
+                        now,
+                        was.dirty_log_mask,
+                        now.dirty_log_mask,
+                        errors=errors,
+                    )
             i += 1
             j += 1
         else:
             if adding and now is not None:
-                _tell(listeners, "region_add", space, now)
+                tell(listeners, "region_add", space, now, errors=errors)
             j += 1
 
 
-def _tell(listeners: Any, name: str, space: AddressSpace, *arguments: Any) -> None:
+def tell(
+    listeners: Any, name: str, space: AddressSpace, *arguments: Any, errors: list[BaseException] | None = None
+) -> None:
+    """Call ``name`` of each; what one raises goes into ``errors``, so that the others are told all the same."""
     for listener in listeners:
-        getattr(listener, name)(space, *arguments)
+        try:
+            getattr(listener, name)(space, *arguments)
+        except BaseException as error:
+            if errors is None:
+                raise
+            errors.append(error)
 
 
 class Recorder(Listener):

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InvariantError, UsageError
 from .flatview import FlatView
 from .incremental import Slice, updated
-from .listener import Listener, topology_pass, wants_nops
+from .listener import Listener, tell, topology_pass, wants_nops
 from .region import MemoryRegion, RegionKind, number
 from .render import ADDRESS_END, render
 from .touched import Touched
@@ -36,18 +36,27 @@ class AddressSpace:
         """By ascending priority; equal ones in order of registration."""
 
     def register(self, listener: Listener) -> None:
-        """Tell ``listener`` of all there is (``begin``, ranges, ``commit``), then of each change."""
+        """Tell ``listener`` of all there is (``begin``, ranges, ``commit``), then of each change.
+
+        If it raises it is not registered.
+        """
+        if not isinstance(listener, Listener):
+            raise UsageError(f"listener: {listener!r} is not derived from Listener")
         self.map.outside_a_transaction("register a listener")
         insort(self.listeners, listener, key=lambda each: each.priority)
         insort(self.map.listeners, (listener, self), key=lambda pair: pair[0].priority)
-        listener.begin(self)
-        if self.map.global_log:
-            listener.log_global_start(self)
-        for each in self.view:
-            listener.region_add(self, each)
-            if each.dirty_log_mask:
-                listener.log_start(self, each, 0, each.dirty_log_mask)
-        listener.commit(self)
+        try:
+            listener.begin(self)
+            if self.map.global_log:
+                listener.log_global_start(self)
+            for each in self.view:
+                listener.region_add(self, each)
+                if each.dirty_log_mask:
+                    listener.log_start(self, each, 0, each.dirty_log_mask)
+            listener.commit(self)
+        except BaseException:
+            self._forget(listener)
+            raise
 
     def unregister(self, listener: Listener) -> None:
         """Tell ``listener`` that all is gone, and nothing more."""
@@ -60,6 +69,9 @@ class AddressSpace:
                 listener.log_stop(self, each, each.dirty_log_mask, 0)
             listener.region_del(self, each)
         listener.commit(self)
+        self._forget(listener)
+
+    def _forget(self, listener: Listener) -> None:
         self.listeners.remove(listener)
         self.map.listeners.remove((listener, self))
 
@@ -149,12 +161,14 @@ class MemoryMap:
         return alias
 
     def _region(self, name: str, kind: RegionKind, size: int, **options: Any) -> MemoryRegion:
-        if not isinstance(name, str):
-            raise UsageError(f"name: {name!r} is not a string")
+        name = _name(name)
         size = number(f"region {name}: size", size, 1, ADDRESS_END)
         region = MemoryRegion(self, len(self.regions), name, kind, size, **options)
         self.regions.append(region)
         return region
+
+    def allow_size(self, region: MemoryRegion, size: int) -> None:
+        """Raise UsageError if ``region`` cannot have ``size`` bytes; whoever makes host memory for regions says so."""
 
     def region(self, name: str) -> MemoryRegion:
         """The one region of that name; UsageError if there is none, or more than one. O(n)."""
@@ -186,7 +200,7 @@ class MemoryMap:
         self.outside_a_transaction("make an address space")
         if not isinstance(root, MemoryRegion) or root.map is not self:
             raise UsageError(f"root: {root!r} is no region of this map")
-        space = AddressSpace(self, name, root)
+        space = AddressSpace(self, _name(name), root)
         physical = physical_root(root)
         if physical not in self._views:
             self._views[physical] = FlatView(physical, render(physical))
@@ -272,22 +286,30 @@ class MemoryMap:
                 for listener in space.listeners:
                     listener.prepare(space, view, slices)
                     prepared.append((listener, space))
-        except BaseException:
+        except BaseException as error:
+            also: list[BaseException] = []
             for listener, space in reversed(prepared):
-                listener.undone(space)
+                tell([listener], "undone", space, errors=also)
             self._undo(0)
             self._clear()
+            for each in also:
+                error.add_note(f"a listener could not undo what it had prepared: {each}")
             raise
         self._clear()
         self._busy = "listeners are told"
+        errors: list[BaseException] = []
         try:
-            self._tell(changes)
+            self._tell(changes, errors)
         finally:
             for space, view, _ in changes:
                 space.view = view
             self._views.clear()
             self._views.update(views)
             self._busy = ""
+        if errors:
+            for each in errors[1:]:
+                errors[0].add_note(f"another listener: {each}")
+            raise errors[0]
 
     def _rendered(self) -> tuple[dict[MemoryRegion | None, FlatView], list[tuple[AddressSpace, FlatView, list[Slice]]]]:
         """The new views, and for each address space its new one and where that differs."""
@@ -311,19 +333,20 @@ class MemoryMap:
             changes.append((space, view, here))
         return views, changes
 
-    def _tell(self, changes: list[tuple[AddressSpace, FlatView, list[Slice]]]) -> None:
+    def _tell(self, changes: list[tuple[AddressSpace, FlatView, list[Slice]]], errors: list[BaseException]) -> None:
+        """Tell all of all; what somebody raises is kept for the end."""
         for listener, space in self.listeners:
-            listener.begin(space)
+            tell([listener], "begin", space, errors=errors)
         for space, view, slices in changes:
             listeners = space.listeners
             if any(wants_nops(listener) for listener in listeners):
                 slices = [(space.view.ranges, view.ranges)]  # noqa: PLW2901 - these hear of every range
             for adding in (False, True) if listeners else ():
                 for old, new in slices:
-                    topology_pass(space, old, new, listeners, adding=adding)
+                    topology_pass(space, old, new, listeners, adding=adding, errors=errors)
             space.view = view
         for listener, space in self.listeners:
-            listener.commit(space)
+            tell([listener], "commit", space, errors=errors)
 
     # -- logging -----------------------------------------------------------------------------------------------------
 
@@ -339,16 +362,26 @@ class MemoryMap:
         self.outside_a_transaction("switch the global log")
         if on == self.global_log:
             raise UsageError(f"map: the global log is {'on' if on else 'off'} already")
-        if on:
-            for listener, space in self.listeners:
+        told: list[tuple[Listener, AddressSpace]] = []
+        try:
+            for listener, space in self.listeners if on else ():
                 listener.log_global_start(space)
-        with self.change(True):
-            before, self.global_log = self.global_log, on
-            self.undo(lambda: setattr(self, "global_log", before))
-            self.touched.all = True
+                told.append((listener, space))
+            with self.change(True):
+                before, self.global_log = self.global_log, on
+                self.undo(lambda: setattr(self, "global_log", before))
+                self.touched.all = True
+        except BaseException as error:
+            if self.global_log != on:  # refused
+                for listener, space in reversed(told):
+                    tell([listener], "log_global_stop", space, errors=[error])
+            raise
         if not on:
+            errors: list[BaseException] = []
             for listener, space in reversed(self.listeners):
-                listener.log_global_stop(space)
+                tell([listener], "log_global_stop", space, errors=errors)
+            for each in errors[:1]:
+                raise each
 
     # -- looks -------------------------------------------------------------------------------------------------------
 
@@ -368,6 +401,13 @@ class MemoryMap:
 
     def __repr__(self) -> str:
         return f"MemoryMap: {len(self.regions)} regions, {len(self.spaces)} address spaces"
+
+
+def _name(name: Any) -> str:
+    """A name that can stand in one line."""
+    if not isinstance(name, str) or not name.isprintable():
+        raise UsageError(f"name: {name!r} is not a string of printable characters")
+    return name
 
 
 def physical_root(region: MemoryRegion) -> MemoryRegion | None:

@@ -102,7 +102,12 @@ def read_mtree(text: str, path: str = "", hosts: Hosts | None = None) -> MemoryM
         raise TraceError("no address space of info mtree is in it", path=path)
     hosts = Hosts() if hosts is None else hosts
     hosts.begin()
-    return _from_trees(reader, hosts) if reader.spaces else _from_flats(reader, hosts)
+    try:
+        return _from_trees(reader, hosts) if reader.spaces else _from_flats(reader, hosts)
+    except RecursionError:
+        raise TraceError("regions are nested too deep", path=path) from None
+    except UsageError as error:
+        raise TraceError(str(error), path=path) from None
 
 
 class _Reader:

@@ -16,7 +16,7 @@ from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_USER_MEM_SLOTS, Slot
 from ..units import PAGE_SHIFT
 from .slots import Piece
 
-__all__ = ["WAYS", "fewest", "least", "slots_after"]
+__all__ = ["WAYS", "fewest", "least", "restored", "slots_after"]
 
 
 class _Part(NamedTuple):
@@ -148,12 +148,14 @@ def _ordered(
 
 def _moves(gone: list[Slot], new: list[Piece]) -> dict[Slot, Piece]:
     """Slots that are wanted as they are at another place, where no other such slot stands at the time."""
-    places = {(piece.npages, piece.userspace_addr, piece.flags): piece for piece in new}
-    found = {
-        slot: piece
-        for slot in gone
-        if (piece := places.get((slot.npages, slot.userspace_addr, slot.flags))) and piece.base_gfn != slot.base_gfn
-    }
+    places: dict[tuple[int, int, int], list[Piece]] = {}
+    for piece in reversed(new):
+        places.setdefault(piece[1:], []).append(piece)
+    found: dict[Slot, Piece] = {}
+    for slot in gone:  # aliases of one RAM have slots that differ only by their place: each takes another
+        alike = places.get((slot.npages, slot.userspace_addr, slot.flags))
+        if alike and alike[-1].base_gfn != slot.base_gfn:
+            found[slot] = alike.pop()
     return {
         slot: piece
         for slot, piece in found.items()
@@ -161,6 +163,25 @@ def _moves(gone: list[Slot], new: list[Piece]) -> dict[Slot, Piece]:
             other is not slot and other.base_gfn < piece.end_gfn and piece.base_gfn < other.end_gfn for other in found
         )
     }
+
+
+def restored(now: Iterable[Slot], before: Iterable[Slot], as_id: int = 0) -> list[Change]:
+    """Changes that turn the slots ``now`` into ``before``, with their ids and borders: deletes, flags, creates."""
+    there, wanted = {slot.id: slot for slot in now}, {slot.id: slot for slot in before}
+    flags = [
+        slot
+        for slot in wanted.values()
+        if slot.id in there
+        and slot != there[slot.id]
+        and slot[:-1] == there[slot.id][:-1]
+        and _fixed(slot.flags) == _fixed(there[slot.id].flags)
+    ]
+    stay = {slot.id for slot in flags} | {slot.id for slot in wanted.values() if there.get(slot.id) == slot}
+    changes = [Change(slot, as_id=as_id) for slot in there if slot not in stay]
+    again = [*flags, *(slot for slot in wanted.values() if slot.id not in stay)]
+    return changes + [
+        Change(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags, as_id) for slot in again
+    ]
 
 
 def slots_after(slots: Iterable[Slot], changes: Iterable[Change]) -> list[Slot]:

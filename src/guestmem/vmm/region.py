@@ -41,6 +41,9 @@ class RegionKind(enum.Enum):
     """RAM that is a device's: a BAR that is mapped."""
 
 
+HOST_END = 1 << 56
+"""Where addresses of a process end on the widest host: x86-64 with five levels."""
+
 _BACKED = (RegionKind.RAM, RegionKind.ROM, RegionKind.ROM_DEVICE, RegionKind.RAM_DEVICE)
 _CALLED = (RegionKind.MMIO, RegionKind.ROM_DEVICE)
 
@@ -112,8 +115,9 @@ class MemoryRegion:
         self.readonly = readonly or kind is RegionKind.ROM
         self.nonvolatile, self.unmergeable, self.romd_mode = nonvolatile, unmergeable, True
         self.terminates = kind not in (RegionKind.CONTAINER, RegionKind.ALIAS)
-        self.userspace_addr = userspace_addr
-        self.read, self.write, self.max_access = read, write, max_access
+        self.userspace_addr = None if userspace_addr is None else _in_host(name, userspace_addr, size)
+        self.read, self.write = read, write
+        self.max_access = _max_access(name, max_access)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -249,11 +253,14 @@ class MemoryRegion:
 
     def set_size(self, size: int) -> None:
         """Another size; its memory stays where it is. UsageError: past 2⁶⁴, or an alias would leave its target."""
-        size = number("size", size, 1, ADDRESS_END)
+        size = number(f"region {self.name}: size", size, 1, ADDRESS_END)
         if self.addr + size > ADDRESS_END:
             raise UsageError(f"region {self.name}: {self.addr:#x} + {size:#x} reaches past 2^64")
         if self.alias is not None:
             _within(self.name, self.alias, self.alias_offset, size)
+        if self.userspace_addr is not None:
+            _in_host(self.name, self.userspace_addr, size)
+        self.map.allow_size(self, size)
         for alias in self.aliases:
             if alias.alias_offset + alias.size > size:
                 raise UsageError(f"region {self.name}: alias {alias.name} would reach past its new size {size:#x}")
@@ -339,6 +346,17 @@ def number(name: str, value: Any, least: int, most: int) -> int:
     if not least <= found <= most:
         raise UsageError(f"{name}: {found:#x} is not in {least:#x}..{most:#x}")
     return found
+
+
+def _in_host(name: str, userspace_addr: Any, size: int) -> int:
+    address = number(f"region {name}: userspace_addr", userspace_addr, 0, HOST_END - 1)
+    if address + size > HOST_END:
+        raise UsageError(f"region {name}: {size:#x} bytes from host address {address:#x} on reach past 2^56")
+    return address
+
+
+def _max_access(name: str, value: Any) -> int:
+    return number(f"region {name}: max_access", value, 1, 8)
 
 
 def _priority(value: Any) -> int:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from ..errors import UsageError
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .flatview import FlatRange
+from .flatview import FlatRange, FlatView
 
-__all__ = ["Piece", "fewest_pieces", "leaf_flags", "piece_of", "section_flags"]
+__all__ = ["Piece", "fewest_pieces", "leaf_flags", "piece_of", "run_around", "section_flags"]
 
 
 class Piece(NamedTuple):
@@ -79,6 +79,27 @@ def _aligned(start: int, end: int, address: int, flags: int) -> Piece | None:
     if last <= first:
         return None
     return Piece(first, last - first, address + first * PAGE_SIZE - start, flags)
+
+
+def run_around(view: FlatView, low: int, high: int) -> tuple[int, int]:
+    """Indices of the ranges that overlap ``[low, high)``, and of what one slot could hold with them. O(log n + k)."""
+    first, last = view.place(low, high)
+    while 0 < first < len(view) and _goes_on(view[first - 1], view[first]):
+        first -= 1
+    while 0 < last < len(view) and _goes_on(view[last - 1], view[last]):
+        last += 1
+    return first, last
+
+
+def _goes_on(a: FlatRange, b: FlatRange) -> bool:
+    return (
+        a.end == b.start
+        and not (a.unmergeable or b.unmergeable)
+        and has_slot(a)
+        and has_slot(b)
+        and section_flags(a) == section_flags(b)
+        and _address(a) + a.size == _address(b)
+    )
 
 
 def fewest_pieces(
