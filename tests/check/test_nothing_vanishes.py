@@ -101,3 +101,60 @@ def test_a_stack_below_each_call_tells_that_strace_was_slow(tmp_path: Path) -> N
     report = check(traces.read(path))
     assert (len(report.holes), report.late, report.gap, report.slow) == (1, (), 0.1, "strace -k")
     assert main(["check", str(path), "--gap", "5", "--fail-on", "hole"]) == 1
+
+
+SMM = 1 << 16
+
+
+def line(thread: int, time: float, slot: int, gpa: int, size: int, hva: int) -> str:
+    return (
+        f"{thread}@{time:.6f}:kvm_set_user_memory AddrSpace#{slot >> 16} Slot#{slot & 0xFFFF} flags=0x0 gpa={gpa:#x} "
+        f"size={size:#x} ua={hva:#x} ret=0\n"
+    )
+
+
+def test_a_slot_that_is_deleted_in_both_address_spaces_and_comes_back_in_two_is_no_bar(tmp_path: Path) -> None:
+    path = tmp_path / "split.log"
+    text = "".join(line(7, 1.0, space, 0, 0x8000, 0x100000) for space in (0, SMM))
+    text += "".join(line(7, 2.0 + space / 1e9, space, 0, 0, 0x100000) for space in (0, SMM))
+    for space, time in ((0, 2.0002), (SMM, 2.0003)):
+        text += line(7, time, space, 0, 0x4000, 0x100000)
+        text += line(7, time + 1e-5, space | 1, 0x4000, 0x4000, 0x104000)
+    path.write_text(text)
+    report = check(traces.read(path))
+    assert report.fails("hole")
+    assert sum(each.npages for each in report.late) == 16
+    assert {each.why.value for each in report.late} == {"space"}
+
+
+def test_what_was_switched_off_and_on_is_said(tmp_path: Path) -> None:
+    smm: list[Step] = [("create", 3, 7, 1.0), ("create", SMM | 3, 7, 1.0)]
+    smm += [("delete", 3, 7, 2.0), ("delete", SMM | 3, 7, 2.1), ("create", 3, 7, 2.2), ("create", SMM | 3, 7, 2.3)]
+    report = report_of(tmp_path, *smm)
+    assert (report.late, report.fails("hole")) == ((), False)
+    assert any("2 times the same slot came back" in note and "lines 3-5" in note for note in report.notes)
+
+
+RAN = "7@2.000100:kvm_vcpu_ioctl cpu_index 0, type 0xae80, arg (nil)\n7@2.000900:kvm_run_exit cpu_index 0, reason {}\n"
+
+
+@pytest.mark.parametrize(
+    ("between", "back", "holes", "late", "notes"),
+    [
+        (RAN.format(2), 0x8000, 0, 0, 1),  # off and on
+        ("", 0x8000, 1, 0, 0),  # nothing shows two steps
+        (RAN.format(2).replace("7@", "8@"), 0x8000, 1, 0, 0),  # another vCPU ran: that is the hole's victim
+        (RAN.format(2), 0x4000, 0, 1, 0),  # something else came back
+    ],
+)
+def test_a_bar_without_smm_is_told_by_its_vcpu_that_ran_in_between(
+    tmp_path: Path, between: str, back: int, holes: int, late: int, notes: int
+) -> None:
+    path = tmp_path / "bar.log"
+    first = RAN.format(2).replace("@2.", "@1.")
+    text = line(7, 0.5, 3, 0, 0x8000, 0x100000) + first + line(7, 2.0, 3, 0, 0, 0x100000) + between
+    path.write_text(text + line(7, 2.001, 3, 0, back, 0x100000))
+    report = check(traces.read(path))
+    assert (len(report.holes), len(report.late)) == (holes, late)
+    assert sum("switched off and on" in note for note in report.notes) == notes
+    assert report.fails("hole") or not late

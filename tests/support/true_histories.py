@@ -131,6 +131,9 @@ class _Vcpu:
         rng = self.rng
         while True:
             self.now += rng.randrange(200, 3 * US)
+            if rng.random() < 0.05 and self.now + 60 * US < until:  # scheduled out: it holds no lock meanwhile
+                self.now = min(self.now + rng.choice((50, 400)) * US, until - 50 * US)
+                self.migrate()
             if self.irqchip and rng.random() < 0.05:  # enters, and is thrown out before any instruction
                 self.note("entry", "[immediate exit]")
                 self.now += rng.randrange(200, US)

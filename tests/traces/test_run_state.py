@@ -143,6 +143,13 @@ def test_nothing_is_known_of_a_vcpu_before_its_first_event(tmp_path: Path) -> No
         ("PERF_RECORD_LOST lost 3", None),
         ("PERF_RECORD_LOST_SAMPLES lost 3", None),
         ("LOST 3 EVENTS!", None),
+        ("LOST 3 events!", None),  # perf trace
+        ("CPU:0 [3 EVENTS LOST]", 0),
+        ("[ perf record: Captured and wrote 1 MB (lost 3 samples) ]", None),
+        ("Processed 99 samples and lost 34.00%!", None),
+        ("CPU 0/KVM 100 [000] 2.500000: PERF_RECORD_THROTTLE", 0),
+        ("overrun: 7", None),  # per_cpu/cpu0/stats
+        ("dropped events: 3", None),
         ("Lost 7 events", None),  # bpftrace's
     ],
 )

@@ -2,8 +2,9 @@
 
 Where a transaction ends is inferred (``traces.grouping``), and the longest holes are those that the pause in them, or a
 change of thread, seems to end. So frames that one transaction took away and a later one of the same address space gave
-back are reported too, unless the order of the changes shows two steps: QEMU finishes one address space before it begins
-the next, so what comes back after that was switched off and on, as a guest does with a BAR.
+back are reported too. Two things show that there were two steps: QEMU finishes one address space before it begins the
+next, and no VMM runs a vCPU inside a step, so after that the very same slot was switched off and on, as a guest does
+with a BAR. That is said in a note; where something else comes back than what went, another VMM may mean one step.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .missing import Missing
 from .spans import merged
 
 if TYPE_CHECKING:
+    from ..memslots.slot import Slot
     from ..traces.timeline import RecordedChange, Transaction
     from .missing import Walk
 
@@ -31,11 +33,17 @@ LATEST_ELSEWHERE = 1.0
 
 
 class Why(enum.Enum):
-    """What tells the two transactions apart. PAUSE: time alone. THREAD: another thread. ORDER: a step in between."""
+    """What tells the two transactions apart.
+
+    PAUSE: time alone. THREAD: another thread. ORDER: a step in between. SPACE: the thread changed another address space
+    in between. RUN: the thread ran its vCPU in between.
+    """
 
     PAUSE = "pause"
     THREAD = "thread"
     ORDER = "order"
+    SPACE = "space"
+    RUN = "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,9 @@ class LateReturn:
         }
 
 
+Mark = tuple[int, int, int, int]
+
+
 class _Space:
     """What is missing in one address space, and how its transactions so far were told apart."""
 
@@ -87,8 +98,8 @@ class _Space:
 
     def __init__(self) -> None:
         self.missing = Missing()
-        self.mark = (0, 0, 0)
-        """How often another address space, another thread, and the order told transactions apart so far."""
+        self.mark = (0, 0, 0, 0)
+        """How often another address space, another thread, the order, and a vCPU told transactions apart so far."""
         self.pause = 0.0
 
     def tell_apart(self, why: Separation, pause: float) -> None:
@@ -97,20 +108,22 @@ class _Space:
             self.pause = max(self.pause, pause)
             return
         self.pause = 0.0
-        space, thread, order = self.mark
+        space, thread, order, run = self.mark
         if why is Separation.ORDER:
-            self.mark = space, thread, order + 1
+            self.mark = space, thread, order + 1, run
         elif why is Separation.THREAD:
-            self.mark = space, thread + 1, order
+            self.mark = space, thread + 1, order, run
         elif why is Separation.SPACE:
-            self.mark = space + 1, thread, order
+            self.mark = space + 1, thread, order, run
+        elif why is Separation.RUN:
+            self.mark = space, thread, order, run + 1
 
 
 @dataclass(slots=True)
 class _Found:
     """A LateReturn in the making."""
 
-    key: tuple[int, tuple[int, int, int], Why]
+    key: tuple[int, Mark, Why]
     removed: RecordedChange
     restored: RecordedChange
     gap: float
@@ -120,12 +133,14 @@ class _Found:
 class LateReturns:
     """Takes the transactions in order, and finds what comes back in a later one. O(n log n) in all."""
 
-    __slots__ = ("_found", "_spaces", "_taken")
+    __slots__ = ("_found", "_spaces", "_taken", "_toggled")
 
     def __init__(self) -> None:
         self._found: list[_Found] = []
         self._spaces: dict[int, _Space] = {}
-        self._taken: list[tuple[RecordedChange, tuple[int, int, int]]] = []
+        self._toggled: list[tuple[RecordedChange, RecordedChange]] = []
+        """What was switched off and on, as the delete and the create of it."""
+        self._taken: list[tuple[RecordedChange, Mark]] = []
         """Who took missing frames away, and how transactions had been told apart until then."""
 
     def follow(self, transaction: Transaction, walked: Walk | None) -> None:
@@ -151,9 +166,10 @@ class LateReturns:
                 continue
             for start, end, _, index in space.missing.take(new.base_gfn, new.end_gfn):
                 removed, mark = self._taken[index]
-                if now[0] != mark[0]:
+                why = _why(mark, now)
+                if why in (Why.SPACE, Why.RUN) and _is_same(removed.removed, new):
+                    self._toggled.append((removed, each))
                     continue
-                why = Why.THREAD if now[1] != mark[1] else Why.ORDER if now[2] != mark[2] else Why.PAUSE
                 seconds = None if removed.time is None or each.time is None else each.time - removed.time
                 if seconds is None or seconds > (LATEST if why is Why.PAUSE else LATEST_ELSEWHERE):
                     continue
@@ -169,6 +185,20 @@ class LateReturns:
         else:
             self._found.append(found)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was switched off and on, in a sentence; nothing if nothing was. O(1)."""
+        count = len(self._toggled)
+        if not count:
+            return ()
+        removed, restored = self._toggled[0]
+        note = (
+            f"{count} time{'s' * (count != 1)} the same slot came back after another step of the thread that took it: "
+            "switched off and on, as a guest does with a BAR, and no hole, if the VMM is QEMU; one that does it in one "
+            f"step has a hole there (first: lines {removed.line}-{restored.line})"
+        )
+        return (note,)
+
     def result(self) -> tuple[LateReturn, ...]:
         """All that came back late, in order."""
         return tuple(
@@ -182,6 +212,23 @@ class LateReturns:
             )
             for each in self._found
         )
+
+
+def _why(mark: Mark, now: Mark) -> Why:
+    """What told transactions apart between two marks, the more telling first."""
+    for index, why in ((0, Why.SPACE), (3, Why.RUN), (1, Why.THREAD), (2, Why.ORDER)):
+        if now[index] != mark[index]:
+            return why
+    return Why.PAUSE
+
+
+def _is_same(old: Slot | None, new: Slot) -> bool:
+    """Whether the very same guest and host memory comes back."""
+    return old is not None and (old.base_gfn, old.npages, old.userspace_addr) == (
+        new.base_gfn,
+        new.npages,
+        new.userspace_addr,
+    )
 
 
 def _next_ms(seconds: float) -> float:

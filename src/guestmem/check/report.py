@@ -147,6 +147,6 @@ def check(timeline: Timeline, *, with_lint: bool = True) -> Report:
         holes=tuple(holes),
         late=later.result(),
         slow=timeline.slow,
-        notes=timeline.notes,
+        notes=(*timeline.notes, *later.notes),
         remarks=lint(timeline, holes) if with_lint else (),
     )

@@ -23,7 +23,8 @@ __all__ = ["Judgement", "Window", "judge", "window_of"]
 
 SERVED_WITHIN = 20e-6
 """Seconds. What is taken for granted of KVM_RUN, whose entries and exits nobody recorded: KVM serves an exit, or comes
-back to user space from it, within that. It is used where a call began before the memory was missing."""
+back to user space from it, within that. It is used where a call began before the memory was missing, and returned after
+that with an exit of the guest's."""
 
 
 class Window(NamedTuple):
@@ -149,12 +150,6 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
             over = any(piece.start + off <= low and high <= piece.end - off for low, high in moments)
             if over or (window.has_core and max(piece.start, core_start + off) < min(piece.end, core_end - off)):
                 return _Finding("in-guest", vcpu, f"{vcpu} in the guest")
-        if piece.where is Where.RUN and run_state.irqchip is Irqchip.USER:
-            returned = run_state.returns(vcpu, piece.end, piece.end)
-            whole = piece.start + off <= start and end <= piece.end - off
-            long = core_end - core_start > SERVED_WITHIN + off
-            if whole and long and returned and returned[0].name != "EAGAIN":
-                return _Finding("run-no-irqchip", vcpu, f"{vcpu} in KVM_RUN, with no irqchip in the kernel")
     if not window.has_core:
         return None
     for time in run_state.guest_exits(vcpu, core_start, core_end):
@@ -192,6 +187,10 @@ def _doubt(where: Where, start: float, end: float, window: Window, vcpu: Vcpu, r
     if end <= window.core_start + window.off:
         return _Finding("begin-unknown", vcpu, f"{vcpu} was inside before the delete had returned")
     if where is Where.RUN:
+        whole = start <= window.start - window.off and end >= window.end + window.off
+        if whole and run_state.irqchip is Irqchip.USER:
+            text = f"{vcpu} in KVM_RUN throughout, with no irqchip in the kernel: likely in the guest"
+            return _Finding("run-no-irqchip", vcpu, text)
         return _Finding("kvm-run", vcpu, f"{vcpu} in KVM_RUN, which is not the guest")
     if where is Where.KVM:
         return _Finding("served", vcpu, f"{vcpu} left the guest, and KVM may have looked at memory for it")

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from ..check import NOT_SEEN, Verdict
+from ..check.late import Why
 from ..notebook import SHOWN, html_table
 from ..units import PAGE_SHIFT, format_ns
 
@@ -207,6 +208,10 @@ def late_words(late: LateReturn) -> str:
         return f"{text}: a slow transaction or two? --gap {late.gap * 1e3:g} joins them"
     if late.removed.thread != late.restored.thread:
         return f"{text}, given by thread {late.restored.thread}: one step of two threads, or two steps?"
+    if late.why is Why.SPACE:
+        return f"{text}, in address space {late.as_id}, after a change of another one: one step or two?"
+    if late.why is Why.RUN:
+        return f"{text}, after the thread ran its vCPU: one step or two?"
     return f"{text}, in a later step of the same thread: one or two?"
 
 

@@ -214,7 +214,8 @@ def may_continue(before: int | None, after: int | None) -> bool:
     """Whether an exit of KVM_EXIT_* number ``after`` can continue the exit ``before``, with no guest code in between.
 
     KVM finishes an instruction when KVM_RUN is called again: a further fragment of an MMIO, the next element of a
-    string instruction, whose other operand may be memory or a port; the next part of a hypercall on a range (SNP, TDX).
+    string instruction, whose other operand may be memory or a port, or that KVM cannot emulate the rest; the next part
+    of a hypercall on a range (SNP, TDX).
     What came before is unknown: it can.
 
     >>> may_continue(KVM_EXIT["IO"], KVM_EXIT["MMIO"]), may_continue(KVM_EXIT["HLT"], KVM_EXIT["MMIO"])
@@ -226,7 +227,6 @@ def may_continue(before: int | None, after: int | None) -> bool:
 
 
 _CONTINUED = (
-    frozenset((KVM_EXIT["IO"], KVM_EXIT["MMIO"])),
+    frozenset((KVM_EXIT["IO"], KVM_EXIT["MMIO"], KVM_EXIT["INTERNAL_ERROR"])),
     frozenset((KVM_EXIT["HYPERCALL"],)),
-    frozenset((KVM_EXIT["INTERNAL_ERROR"],)),
 )

@@ -35,10 +35,15 @@ REASON = re.compile(r"\s*(?:vcpu \d{1,6},? )?(?:reason )?([A-Za-z_][\w-]*)(?![\w
 USER_REASON = re.compile(r"\s*reason (?:KVM_EXIT_)?(?P<name>\w+) \((?P<number>-?\d{1,10})\)")
 RAW_USER_REASON = re.compile(r"\s*reason=(?P<number>\w{1,10})(?: errno=(?P<errno>-?\w{1,11}))?")
 LOST = re.compile(
-    r"(?:CPU:?\s*(?P<cpu>\d{1,5})\s*)?(?:"
-    r"\[LOST (?:\d+ )?EVENTS\]|\[(?:\d+ )?EVENTS DROPPED\]|LOST (?:\d+ )?EVENTS?!"
-    r"|\bPERF_RECORD_LOST(?:_SAMPLES)?\b|\bProcessed \d+ events and lost \d+ (?:chunks|events))"
+    r"(?:CPU:?\s{0,8}(?P<cpu>\d{1,5}):?\s{0,8})?(?:"
+    r"\[?LOST (?:\d+ )?(?i:EVENTS?)\b|\[?(?:\d+ )?(?i:EVENTS? (?:DROPPED|LOST))\b"
+    r"|PERF_RECORD_LOST(?:_SAMPLES)?\b|PERF_RECORD_THROTTLE\b"
+    r"|Processed \d+ (?:events|samples) and lost [1-9.]|[([ ]lost [1-9]\d* (?:events|samples|chunks)\b"
+    r"|(?:commit )?overrun: {0,20}[1-9]|dropped events: {0,20}[1-9])"
 )
+"""A recorder lost events: the kernel's and trace-cmd's markers, perf's records and closing words, and the counts of
+``per_cpu/cpu*/stats`` and ``trace-cmd report --stat`` (which say overrun where the oldest were overwritten)."""
+LOST_WORDS = ("lost", "LOST", "dropped", "DROPPED", "overrun", "THROTTLE")
 STARTED = re.compile(r"#+ CPU (\d{1,5}) buffer started #+")
 WRITTEN = re.compile(r"#\s*entries-in-buffer/entries-written:\s*(\d{1,20})/(\d{1,20})")
 FAILED = re.compile(r"(-\d{1,4}|0xffff[0-9a-f]{4,12})\s*$")
@@ -167,7 +172,7 @@ class FtraceReader:
     def _other_line(self, text: str) -> None:
         """Note what a line that is none of the events says of what is missing."""
         run = self._recording.run
-        if ("LOST" in text or "DROPPED" in text or " lost " in text) and (lost := LOST.search(text)):
+        if any(word in text for word in LOST_WORDS) and (lost := LOST.search(text)):
             cpu = lost["cpu"]
             if cpu is None and (found := columns.parse(text[: lost.start()])) and found.cpu is not None:
                 cpu = str(found.cpu)

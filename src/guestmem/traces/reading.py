@@ -89,13 +89,14 @@ def read(
         changes = replay.changes
         if gap is None:
             gap = SLOW_GAP if recording.slow else DEFAULT_GAP
+        state = recording.run.finish(recording.path)
         timeline = Timeline(
             recording.path,
             recording.format,
             changes,
-            group(changes, gap),
+            group(changes, gap, state if run_state is None else None),
             gap=gap,
-            run_state=recording.run.finish(recording.path),
+            run_state=state,
             dirty_log_clears=recording.dirty_log_clears,
             global_dirty_changes=recording.global_dirty_changes,
             dma_changes=recording.dma_changes,
@@ -118,6 +119,7 @@ def read(
             )
             run_state = _state_of(recording, lines)
         timeline.run_state = _on_clock_of(timeline, run_state.shifted(run_state_offset))
+        timeline.transactions = group(changes, gap, timeline.run_state)
     if vcpus is not None and timeline.run_state is not None:
         timeline.run_state = timeline.run_state.expecting(vcpus)
     return timeline

@@ -179,6 +179,18 @@ class RunState:
                 return track.last_outside(time)
         return None
 
+    def ran_between(self, thread: int, start: float, end: float) -> bool:
+        """Whether ``thread`` runs a vCPU and came back to user space from it between the stamps, by an exit or fault.
+
+        A KVM_RUN that a signal or ``immediate_exit`` ended does not count. O(log n + events in between).
+        """
+        return any(
+            each.name not in ("EINTR", "EAGAIN") and start < each.time < end
+            for vcpu in self._tracks
+            if vcpu.thread == thread
+            for each in self.returns(vcpu, start, end)
+        )
+
     def shifted(self, offset: float) -> RunState:
         """The same with ``offset`` seconds added to every time: from another clock to this one. O(n)."""
         if not offset:

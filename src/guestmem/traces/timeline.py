@@ -76,14 +76,16 @@ class Separation(enum.Enum):
     """Why a transaction is not part of the one before it in its address space.
 
     FIRST: there is none. PAUSE: nothing but the pause between them. THREAD: another thread issued it. SPACE: the
-    thread changed another address space in between, which QEMU does only when it is through with this one. ORDER: it
-    begins with what none goes on with: a delete after a create, a change of flags.
+    thread changed another address space in between, which QEMU does only when it is through with this one. RUN: the
+    thread ran its vCPU in between. ORDER: it begins with what none goes on with: a delete after a create, a change of
+    flags.
     """
 
     FIRST = "first"
     PAUSE = "pause"
     THREAD = "thread"
     SPACE = "space"
+    RUN = "run"
     ORDER = "order"
 
 
