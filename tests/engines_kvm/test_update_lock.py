@@ -8,13 +8,13 @@ import time
 import pytest
 
 from guestmem.atomics import fetch_add, load_acquire, peek, poke
-from guestmem.compiled import U64, Words, compiled, u64, words
+from guestmem.compiled import U64, Own, Words, compiled, own, u64, words
 from guestmem.engines.kvm import layout as at
+from guestmem.engines.kvm.answers import keep_turn
 from guestmem.engines.kvm.update_lock import (
     give_exclusive,
     give_shared,
     take_exclusive,
-    take_shared,
     updates_since,
     wait_out_update,
 )
@@ -24,10 +24,10 @@ INSIDE, BROKEN = 200, 208
 
 
 @compiled(nogil=True)
-def answer_until_stopped(vm: Words) -> U64:
+def answer_until_stopped(vm: Words, mine: Own) -> U64:
     answered = u64(0)
     while load_acquire(vm, at.STOP) == 0:
-        if take_shared(vm) != 0:
+        if keep_turn(vm, mine) == at.GO_ON:
             if load_acquire(vm, u64(200)) != 0:
                 fetch_add(vm, u64(208), u64(1))
             give_shared(vm)
@@ -38,10 +38,14 @@ def answer_until_stopped(vm: Words) -> U64:
 def test_answers_and_updates_exclude_each_other() -> None:
     vm = words(256)
     poke(vm, int(at.STOP), 1)
-    answer_until_stopped(vm)  # compiles
+    answer_until_stopped(vm, own(int(at.OWN_WORDS)))  # compiles
     poke(vm, int(at.STOP), 0)
     answered: list[int] = []
-    threads = [threading.Thread(target=lambda: answered.append(int(answer_until_stopped(vm)))) for _ in range(2)]
+
+    def answer() -> None:
+        answered.append(int(answer_until_stopped(vm, own(int(at.OWN_WORDS)))))
+
+    threads = [threading.Thread(target=answer) for _ in range(2)]
     for thread in threads:
         thread.start()
     for _ in range(200):
@@ -75,12 +79,12 @@ def test_an_update_since_then_is_told() -> None:
 
 
 def test_a_stop_ends_a_wait_for_an_update() -> None:
-    vm = words(256)
+    vm, mine = words(256), own(int(at.OWN_WORDS))
     take_exclusive(vm)
     poke(vm, int(at.STOP), 1)
-    assert take_shared(vm) == 0
+    assert keep_turn(vm, mine) == at.STOPPED
     assert peek(vm, int(at.ANSWERING)) == 0
     assert wait_out_update(vm) == 0
     give_exclusive(vm)
-    assert take_shared(vm) == 1
+    assert keep_turn(vm, mine) == at.GO_ON
     give_shared(vm)

@@ -7,15 +7,14 @@ update under way step back, so a stream of exits cannot keep an update out. Upda
 
 from __future__ import annotations
 
-from ...atomics import fence, fetch_add, load_acquire, load_relaxed, wait, wait_for, wake
+from ...atomics import fence, fetch_add, load_acquire, wait, wait_for, wake
 from ...compiled import U64, Words, compiled, const, u64
-from .layout import ANSWERING, LOOK_NS, LOOKS, STOP, UPDATES
+from .layout import ANSWERING, LOOK_NS, LOOKS, UPDATES
 
 __all__ = [
     "give_exclusive",
     "give_shared",
     "take_exclusive",
-    "take_shared",
     "try_shared",
     "updates_since",
     "wait_out_update",
@@ -47,21 +46,6 @@ def try_shared(vm: Words) -> bool:
 
 
 @compiled
-def take_shared(vm: Words) -> U64:
-    """No update begins until ``give_shared``; one under way is waited for. Returns 1 + how often it slept.
-
-    0, and nothing taken, if the VM stops meanwhile: the update may be the stopping thread's own.
-    """
-    slept = u64(0)
-    while not try_shared(vm):
-        if load_relaxed(vm, STOP) != 0:
-            return u64(0)
-        slept += _ONE
-        wait_out_update(vm)
-    return slept + _ONE
-
-
-@compiled
 def updates_since(vm: Words, began: U64) -> bool:
     """Whether an update was in flight at any time since UPDATES was ``began``."""
     return began & _ONE != 0 or load_acquire(vm, UPDATES) != began
@@ -81,7 +65,7 @@ def take_exclusive(vm: Words) -> U64:
     """An update begins: exits that fall into it wait. Returns, once nobody answers any more, how often it slept."""
     slept = u64(0)
     fetch_add(vm, UPDATES, _ONE)
-    fence()  # the update is announced before we look for who answers; pairs with take_shared and give_shared
+    fence()  # the update is announced before we look for who answers; pairs with try_shared and give_shared
     while True:
         looks = u64(0)
         answering = load_acquire(vm, ANSWERING)
