@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from abi_words import Ask
 from guestmem import MemslotError
 from guestmem.abi.checks import Host
 from guestmem.abi.structures import CreateGuestMemfd, EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
@@ -16,7 +17,7 @@ from guestmem.vm import KvmModel
 PAGE = 0x1000
 GUEST_MEMFD = 4
 SAME_EVERYWHERE = {3: 1, 10: 32764, 16: 1, 81: 1, 118: 0, 166: 0, 168: 3, 192: 1 << 20, 223: 1 << 20, 225: 0}
-SAME_EVERYWHERE |= {231: 1, 232: 1}
+SAME_EVERYWHERE |= {2: 1, 21: 1, 30: 1, 231: 1, 232: 1}
 BY_KERNEL: list[tuple[KernelVersion, dict[str, Any], dict[int, int]]] = [
     (LINUX_6_12, {}, {233: 0, 234: 0, 236: 0, 244: 0}),
     (LINUX_6_12, {"private_memory": True, "tdp": True}, {233: 8, 234: 1, 236: 1, 244: 0}),
@@ -89,3 +90,9 @@ def test_flags_of_files(version: KernelVersion, private: bool) -> None:
 def test_a_kernel_without_guest_memfd_does_not_know_the_ioctl() -> None:
     vm = KvmModel(Host(guest_memfd=False))
     assert errno_of(vm, MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(PAGE).pack()) == errno.ENOTTY
+
+
+@pytest.mark.parametrize("cap", [2, 21, 30])
+def test_three_that_every_x86_kernel_has(ask: Ask, cap: int) -> None:
+    """MMU_SHADOW_CACHE_CONTROL, DESTROY_MEMORY_REGION_WORKS, JOIN_MEMORY_REGIONS_WORKS: asked of the kernel, too."""
+    assert ask("extension", cap).result == 1

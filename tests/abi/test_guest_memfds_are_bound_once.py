@@ -37,6 +37,20 @@ def test_which_ranges(ask: Ask, offset: int) -> None:
     assert bind(ask, 0, 0, 4, FIRST, 0) == OK
 
 
+@pytest.mark.parametrize("pages", [1, 2, 4])
+def test_an_end_from_2_to_the_63_on_passes(ask: Ask, pages: int) -> None:
+    """Offset + size is a sum of loff_t in kvm_gmem_bind(): negative from 2**63 on, so not past the file's size."""
+    assert ask("guest_memfd", 4 * PAGE, 0).result == OK
+    end = 1 << 63
+    assert bind(ask, 0, 0, pages, FIRST, end - (pages + 1) * PAGE) == EINVAL, "ends a page below: past the file"
+    assert bind(ask, 0, 0, pages, FIRST, end) == EINVAL, "the offset itself is negative"
+    assert bind(ask, 0, 0, pages, FIRST, end - pages * PAGE) == OK
+    assert bind(ask, 1, 8, 4, FIRST, 0) == OK, "it has none of the file's own pages"
+    assert bind(ask, 2, 16, 4, FIRST, end - PAGE) in {EINVAL, EEXIST}, "but what it names, it has: 7.3 says EEXIST"
+    assert ask("region", 0, 0, 0, 0, 0).result == OK
+    assert bind(ask, 2, 16, 4, FIRST, end - PAGE) == OK, "a delete gives it back"
+
+
 def test_a_range_is_bound_to_one_slot(ask: Ask) -> None:
     assert ask("guest_memfd", 4 * PAGE, 0).result == OK
     assert bind(ask, 0, 0, 2, FIRST, 0) == OK

@@ -50,8 +50,21 @@ FULL = [
     Call("region", (0, 1, 0, 0x100000, ARENA)),
     Call("write", (0, 200)),
 ]
+SECOND = [
+    Call("cap", (192, 0, 4096)),
+    Call("home"),
+    Call("second"),
+    Call("region", (0, 1, 0, 0x8000, ARENA)),
+    Call("write", (0, 3)),
+    Call("write2", (0x2000, 3)),
+    Call("read2", (0x9000, 2)),
+    Call("harvest"),
+    Call("harvest2"),
+]
 REFUSED = [Call("home"), Call("region", (0, 0, 0, 0x3000, 0x1000)), Call("write", (0, 1))]
+NAMES = ["all", "log", "full", "efault", "ring", "second"]
 RING = CALLS[: CALLS.index(Call("harvest")) + 1]
+PROGRAMS = [CALLS, LOGGED, FULL, REFUSED, RING, SECOND]
 
 
 def divergence(calls: list[Call], *, wrong: bool) -> Divergence:
@@ -66,7 +79,7 @@ def divergence(calls: list[Call], *, wrong: bool) -> Divergence:
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 @pytest.mark.skipif(not Path("/usr/include/linux/kvm.h").exists(), reason="no <linux/kvm.h>")
-@pytest.mark.parametrize("calls", [CALLS, LOGGED, FULL, REFUSED, RING], ids=["all", "log", "full", "efault", "ring"])
+@pytest.mark.parametrize("calls", PROGRAMS, ids=NAMES)
 def test_the_c_program(calls: list[Call], tmp_path: Path) -> None:
     for wrong in (False, True):
         source, program = tmp_path / "d.c", tmp_path / "d"
@@ -82,7 +95,7 @@ def test_the_c_program(calls: list[Call], tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(unusable()), reason=unusable())
-@pytest.mark.parametrize("calls", [CALLS, LOGGED, FULL, REFUSED, RING], ids=["all", "log", "full", "efault", "ring"])
+@pytest.mark.parametrize("calls", PROGRAMS, ids=NAMES)
 def test_the_python_script(calls: list[Call], tmp_path: Path) -> None:
     for wrong in (False, True) if calls is CALLS else (True,):  # a process of Python each
         script = tmp_path / "d.py"

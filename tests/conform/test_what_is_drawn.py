@@ -67,7 +67,7 @@ def test_every_call_of_the_abi_is_drawn(sequences: list[list[Call]]) -> None:
     """Both region ioctls with every flag, address spaces, deletes and moves; every ioctl of memory, valid and not."""
     calls = [call for sequence in sequences for call in sequence]
     kinds = Counter(call.kind for call in calls)
-    assert kinds.keys() == {*RANGES, "home"}
+    assert kinds.keys() == {*RANGES, "home", "second"}
     ioctls = {
         *("region", "region2", "get_log", "clear_log", "cap", "extension", "vcpu", "guest_memfd", "mmu_pages", "reset"),
     }
@@ -87,6 +87,8 @@ def test_every_call_of_the_abi_is_drawn(sequences: list[list[Call]]) -> None:
     assert asked == {Call("extension", (int(cap),)) for cap in MemoryCap}
     assert len({call.args[0] for call in calls if call.kind == "extension"} & set(map(int, MemoryCap))) > 8
     assert {call.args[0] & 0xFFFF for call in calls if call.kind == "get_log"} >= {0, 5, 32764}
+    bound = [call.args for call in calls if call.kind == "region2" and call.args[1] & 4]
+    assert any(args[5] < 1 << 63 <= args[5] + args[3] < 1 << 64 for args in bound), "a negative loff_t"
     files = {call.args[6] for call in calls if call.kind == "region2"}
     assert files >= {0, 1, 2, 3}, "none, /dev/kvm, the VM, a guest_memfd"
 

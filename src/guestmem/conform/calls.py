@@ -28,6 +28,7 @@ __all__ = [
     "ODD_HVAS",
     "PROLOGUES",
     "RANGES",
+    "SECOND_VCPU",
     "Answer",
     "Call",
     "argument_names",
@@ -49,6 +50,8 @@ LOG_BYTES = 96
 GUEST_BYTES = 32 << 20
 """Frames that guest writes go to, and that ordinary slots lie in."""
 HOME_SLOT = 100
+SECOND_VCPU = 7
+"""Id of the vCPU that ``second`` makes: random calls do not name it."""
 HOME_GPA = 48 << 20
 DONE_GPA = 60 << 20
 """Where there never is memory: a guest that has done its work writes there."""
@@ -76,7 +79,11 @@ ODD_HVAS = (
     *(ARENA, ARENA + 0x1000, ARENA + 1, ARENA + 0x800, 0, 0x1000, _UNMAPPED, _TASK_SIZE_MAX - 0x1000),
     *(_TASK_SIZE_MAX, 1 << 47, 1 << 56, 1 << 63, _TOP - 0x1000, _TOP - 1, _TASK_SIZE_MAX - 0x100000),
 )
-_OFFSETS = (0, 0, 0, 0x1000, 0x40000, 0x80000, 1, _TOP - 0x1000, 1 << 63, 0x100000)
+_OFFSETS = (
+    *(0, 0, 0, 0x1000, 0x40000, 0x80000, 1, _TOP - 0x1000, 1 << 63, 0x100000),
+    *((1 << 63) - 0x1000, (1 << 63) - 0x40000, (1 << 63) - 0x100000),
+)
+"""The last three: with a slot's size the end is at 2**63 or past it, a negative loff_t, or still below."""
 _GMEM_SIZES = (0x100000, 0x100000, 0x1000, 0x82000, 0, 1, 1 << 63, _TOP - 0x1000)
 _CAPS = (168, 168, 168, 192, 223, 225, 166, 3, 10, 9999)
 CAP_ARGUMENTS = (0, 1, 2, 3, 4, 4096, 2048, 5000, 1 << 21, 1 << 21, (1 << 32) + 4096, 1 << 63)
@@ -100,8 +107,10 @@ RANGES = {
     "region2": range(100, 130),
     "get_log": range(130, 160),
     "clear_log": range(160, 185),
-    "write": range(185, 217),
-    "read": range(217, 225),
+    "write": range(185, 206),
+    "write2": range(206, 217),
+    "read": range(217, 222),
+    "read2": range(222, 225),
     "cap": range(225, 230),
     "guest_memfd": range(230, 234),
     "extension": range(234, 238),
@@ -109,7 +118,8 @@ RANGES = {
     "vcpu": range(241, 243),
     "bad_pointer": range(243, 246),
     "unknown": range(246, 247),
-    "harvest": range(247, 252),
+    "harvest": range(247, 250),
+    "harvest2": range(250, 252),
     "reset": range(252, 256),
 }
 """Which first bytes stand for which kind of call: how often each is drawn."""
@@ -117,7 +127,11 @@ _KINDS = {byte: kind for kind, bytes_ in RANGES.items() for byte in bytes_}
 
 
 class Call(NamedTuple):
-    """One call: what it is, and its numbers. ``home`` makes a vCPU, which ``write`` and ``read`` send over pages."""
+    """One call: what it is, and its numbers.
+
+    ``home`` makes a vCPU, which ``write`` and ``read`` send over pages; ``second`` another, with the same tables, for
+    ``write2`` and ``read2``. ``harvest`` and ``harvest2`` empty their rings.
+    """
 
     kind: str
     args: tuple[int, ...] = ()
@@ -169,7 +183,11 @@ _NAMES = {
     "home": (),
     "write": ("guest_phys_addr", "pages"),
     "read": ("guest_phys_addr", "pages"),
+    "second": (),
+    "write2": ("guest_phys_addr", "pages"),
+    "read2": ("guest_phys_addr", "pages"),
     "harvest": (),
+    "harvest2": (),
     "reset": (),
 }
 """Names of the arguments of each kind. ``file``: 0 one that is not open, 1 /dev/kvm, 2 the VM, 3… guest_memfds."""
@@ -188,8 +206,7 @@ _BITS = {"slot": 32, "num_pages": 32, "cap": 32, "file": 32, "flags": 32, "paddi
 _OTHER_BITS = {
     ("guest_memfd", "flags"): 64,
     ("region2", "padding"): 8,
-    ("write", "guest_phys_addr"): 25,
-    ("read", "guest_phys_addr"): 25,
+    **{(kind, "guest_phys_addr"): 25 for kind in ("write", "read", "write2", "read2")},
 }
 _REQUESTS = {"bad_pointer": frozenset(map(int, _POINTED_TO)), "unknown": frozenset(_UNKNOWN)}
 
@@ -228,7 +245,7 @@ def decode(piece: bytes) -> Call | None:
             return Call(kind, (id_, b, BUFFER if c < 240 else (8, BUFFER + BUFFER_BYTES - 8, _UNMAPPED)[c % 3]))
         case "clear_log":
             return _clear_log(id_, b, c, d, e)
-        case "write" | "read":
+        case "write" | "read" | "write2" | "read2":
             own = (0, 1, 2, 3, 3, 4, 4, 4, 4, 5)[b % 10]
             place = (
                 (own << 20) + c * 0x1000 % _SIZES[own] if a < 150 else _near(b, c) if a < 220 else (b << 8 | c) << 12
@@ -288,6 +305,10 @@ PROLOGUES: tuple[tuple[Call, ...], ...] = (
     (Call("cap", (168, 0, 3)), Call("home")),
     (Call("cap", (192, 0, 4096)), Call("home")),
     (Call("cap", (223, 0, 4096)), Call("home")),
+    (Call("home"), Call("second")),
+    (Call("cap", (168, 0, 3)), Call("home"), Call("second")),
+    (Call("cap", (192, 0, 4096)), Call("home"), Call("second")),
+    (Call("cap", (223, 0, 4096)), Call("home"), Call("second")),
     (Call("guest_memfd", (0x100000, 0)), Call("guest_memfd", (0x82000, 0)), Call("home")),
 )
 """How a VM begins: without a vCPU, with one, with which kind of log."""

@@ -22,9 +22,9 @@ BURST_CALLS = 64
 STEPS = 7
 """Bursts a VM, at most."""
 _ALL = tuple(RANGES)
-_MEMORY = ("region", "region", "region2", "write", "read", "get_log", "clear_log")
-_BITMAPS = ("region", "write", "write", "read", "get_log", "clear_log", "clear_log")
-_RINGS = ("region", "write", "write", "read", "harvest", "harvest", "reset", "reset")
+_MEMORY = ("region", "region", "region2", "write", "write2", "read", "get_log", "clear_log")
+_BITMAPS = ("region", "write", "write2", "write", "read", "get_log", "clear_log", "clear_log")
+_RINGS = ("region", "write", "write2", "write", "read", "harvest", "harvest2", "harvest", "reset", "reset")
 _FILES = ("guest_memfd", "region2", "region2", "region2", "region2", "region2", "region", "get_log")
 _WIDE = Call("region", (6, 1, 9 << 20, 0x100000, ARENA + 0xC00000))
 """Has more pages than a ring of a page has entries."""
@@ -59,13 +59,14 @@ def _machine(vms: list[list[Call]]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.calls: list[Call] = []
-            self.rings = self.home = False
+            self.rings = self.home = self.second = False
             vms.append(self.calls)
 
         @stateful.initialize(begin=strategies.sampled_from(PROLOGUES))
         def begin(self, begin: tuple[Call, ...]) -> None:
             self.calls += begin
             self.home = Call("home") in begin
+            self.second = Call("second") in begin
             self.rings = any(call.kind == "cap" and call.args[0] in _RING_CAPS for call in begin)
 
         @stateful.rule(burst=many)
@@ -111,8 +112,17 @@ def _machine(vms: list[list[Call]]) -> Any:
         @stateful.precondition(lambda self: self.rings)
         @stateful.rule(page=strategies.integers(0, 55), give_back=strategies.booleans())
         def fill(self, page: int, give_back: bool) -> None:
-            self.calls += [_WIDE, Call("write", (_WIDE.args[2] + (page << 12), 200)), Call("harvest")]
+            who = "2" * self.second  # fill_both has the first's
+            self.calls += [_WIDE, Call(f"write{who}", (_WIDE.args[2] + (page << 12), 200)), Call(f"harvest{who}")]
             self.calls += [Call("reset")] * give_back
+
+        @stateful.precondition(lambda self: self.rings and self.second)
+        @stateful.rule(page=strategies.integers(0, 55), second=strategies.integers(0, 255))
+        def fill_both(self, page: int, second: int) -> None:
+            """Two rings of one VM: one full, the other with what the first did not write."""
+            at = _WIDE.args[2]
+            self.calls += [_WIDE, Call("write", (at + (page << 12), 200)), Call("write2", (at + (second << 12), 1))]
+            self.calls += [Call("harvest"), Call("harvest2"), Call("reset")]
 
     return Sequence
 

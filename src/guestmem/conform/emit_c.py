@@ -12,6 +12,7 @@ from .calls import (
     HOME_HVA,
     HOME_SLOT,
     LOG_BYTES,
+    SECOND_VCPU,
     Answer,
     Call,
 )
@@ -53,10 +54,16 @@ struct dirty_gfn { uint32_t flags, slot; uint64_t offset; };
 
 #define BUFFER ((unsigned char *)@BUFFER@UL)
 
-static int kvm, vm, vcpu = -1, files[256], nfiles, differs;
-static uint32_t ring_bytes, ring_next, harvested;
-static struct kvm_run *run;
-static volatile struct dirty_gfn *ring;
+static int kvm, vm, files[256], nfiles, differs;
+static uint32_t ring_bytes, harvested;
+
+/* The vCPUs of home and of second. */
+static struct guest {
+	int vcpu;
+	struct kvm_run *run;
+	volatile struct dirty_gfn *ring;
+	uint32_t ring_next;
+} guests[2] = { { .vcpu = -1 }, { .vcpu = -1 } };
 
 static long result_of(long result) { return result < 0 ? -errno : result; }
 
@@ -183,32 +190,19 @@ UNUSED static long guest_memfd(uint64_t size, uint64_t flags)
 	return keep(ioctl(vm, CREATE_GUEST_MEMFD, &g));
 }
 
-/* A guest in 64-bit user mode that writes a word to page after page. */
-UNUSED static long home(void)
+/* A vCPU whose guest is in 64-bit user mode, and writes a word to page after page, or reads it. */
+UNUSED static long new_guest(struct guest *guest, long id)
 {
-	static const unsigned char code[] = { @CODE@ };
-	unsigned char *memory = (void *)@HOME_HVA@UL;
-	uint64_t *tables = (void *)(memory + 4096), page;
 	struct { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entries[256]; } cpuid = { .head.nent = 256 };
 	struct kvm_sregs sregs;
 	struct kvm_segment data = { .limit = 0xffffffff, .selector = 0x23, .type = 3, .present = 1, .dpl = 3, .db = 1,
 				    .s = 1, .g = 1 };
-	long result = region(@HOME_SLOT@, 0, @HOME_GPA@UL, @HOME_BYTES@, @HOME_HVA@UL);
-	if (result)
-		return result;
-	memcpy(memory, code, sizeof(code));
-	tables[0] = @TABLES_GPA@UL + 4096 + 0x67;
-	tables[512] = @TABLES_GPA@UL + 8192 + 0x67;
-	for (page = 0; page < @MAPPED@ >> 21; page++)
-		tables[1024 + page] = @TABLES_GPA@UL + 4096 * (3 + page) + 0x67;
-	for (page = 0; page < @MAPPED@ >> 12; page++)
-		tables[1536 + page] = page * 4096 + 0x67;
-	vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+	int vcpu = guest->vcpu = ioctl(vm, KVM_CREATE_VCPU, id);
 	if (vcpu < 0)
 		return -errno;
-	run = mmap(0, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+	guest->run = mmap(0, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	if (ring_bytes)
-		ring = mmap(0, ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, RING_OFFSET);
+		guest->ring = mmap(0, ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, RING_OFFSET);
 	ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid);
 	ioctl(vcpu, KVM_SET_CPUID2, &cpuid);
 	ioctl(vcpu, KVM_GET_SREGS, &sregs);
@@ -219,8 +213,31 @@ UNUSED static long home(void)
 	return result_of(ioctl(vcpu, KVM_SET_SREGS, &sregs));
 }
 
-UNUSED static long touch(uint64_t code, uint64_t gpa, uint64_t pages)
+UNUSED static long second(void) { return new_guest(&guests[1], @SECOND_VCPU@); }
+
+/* Its code and tables, and the first vCPU. */
+UNUSED static long home(void)
 {
+	static const unsigned char code[] = { @CODE@ };
+	unsigned char *memory = (void *)@HOME_HVA@UL;
+	uint64_t *tables = (void *)(memory + 4096), page;
+	long result = region(@HOME_SLOT@, 0, @HOME_GPA@UL, @HOME_BYTES@, @HOME_HVA@UL);
+	if (result)
+		return result;
+	memcpy(memory, code, sizeof(code));
+	tables[0] = @TABLES_GPA@UL + 4096 + 0x67;
+	tables[512] = @TABLES_GPA@UL + 8192 + 0x67;
+	for (page = 0; page < @MAPPED@ >> 21; page++)
+		tables[1024 + page] = @TABLES_GPA@UL + 4096 * (3 + page) + 0x67;
+	for (page = 0; page < @MAPPED@ >> 12; page++)
+		tables[1536 + page] = page * 4096 + 0x67;
+	return new_guest(&guests[0], 0);
+}
+
+UNUSED static long touch(struct guest *guest, uint64_t code, uint64_t gpa, uint64_t pages)
+{
+	int vcpu = guest->vcpu;
+	struct kvm_run *run = guest->run;
 	struct kvm_regs regs = { .rip = code, .rflags = 2, .rax = 1, .rbx = gpa, .rcx = pages };
 	long result = result_of(ioctl(vcpu, KVM_SET_REGS, &regs));
 	char what[48];
@@ -253,18 +270,20 @@ UNUSED static long touch(uint64_t code, uint64_t gpa, uint64_t pages)
 	return result;
 }
 
-UNUSED static long write_pages(uint64_t gpa, uint64_t pages) { return touch(@HOME_GPA@UL, gpa, pages); }
-UNUSED static long read_pages(uint64_t gpa, uint64_t pages) { return touch(@READ_CODE_GPA@UL, gpa, pages); }
+UNUSED static long write_pages(uint64_t gpa, uint64_t pages) { return touch(&guests[0], @HOME_GPA@UL, gpa, pages); }
+UNUSED static long read_pages(uint64_t gpa, uint64_t pages) { return touch(&guests[0], @READ_CODE_GPA@UL, gpa, pages); }
+UNUSED static long write2(uint64_t gpa, uint64_t pages) { return touch(&guests[1], @HOME_GPA@UL, gpa, pages); }
+UNUSED static long read2(uint64_t gpa, uint64_t pages) { return touch(&guests[1], @READ_CODE_GPA@UL, gpa, pages); }
 
 static int by_text(const void *one, const void *other) { return strcmp(one, other); }
 
 /* Entries of the ring, in order of their texts, each once. */
-UNUSED static long harvest(void)
+UNUSED static long harvest_of(struct guest *guest)
 {
 	unsigned int at, kept = 0;
 	nmet = 0;
-	for (; ring; ring_next++, harvested++) {
-		volatile struct dirty_gfn *entry = &ring[ring_next % (ring_bytes / 16)];
+	for (; guest->ring; guest->ring_next++, harvested++) {
+		volatile struct dirty_gfn *entry = &guest->ring[guest->ring_next % (ring_bytes / 16)];
 		char what[48];
 		if (entry->flags != 1)
 			break;
@@ -279,6 +298,9 @@ UNUSED static long harvest(void)
 	nmet = kept;
 	return 0;
 }
+
+UNUSED static long harvest(void) { return harvest_of(&guests[0]); }
+UNUSED static long harvest2(void) { return harvest_of(&guests[1]); }
 
 UNUSED static long reset(void)
 {
@@ -336,6 +358,7 @@ def as_c(found: Divergence, name: str) -> str:
         "CODE": ", ".join(f"{byte:#04x}" for byte in CODE),
         "HOME_HVA": f"{HOME_HVA:#x}",
         "HOME_SLOT": str(HOME_SLOT),
+        "SECOND_VCPU": str(SECOND_VCPU),
         "HOME_GPA": f"{HOME_GPA:#x}",
         "HOME_BYTES": f"{HOME_BYTES:#x}",
         "TABLES_GPA": f"{TABLES_GPA:#x}",
@@ -361,7 +384,7 @@ def as_c(found: Divergence, name: str) -> str:
 def _c_call(call: Call, answer: Answer) -> list[str]:
     numbers = ", ".join(f"{value:#x}{'ULL' if value >> 31 else ''}" for value in call.args)
     lines = [f'\tsays("{call}", {_C_NAMES.get(call.kind, call.kind)}({numbers}), {answer.result});']
-    if call.kind in {"write", "read", "harvest"}:
+    if call.kind.rstrip("2") in {"write", "read", "harvest"}:
         lines.append(f'\texits_are("{"; ".join(answer.exits)}");')
     if answer.log:
         log = ", ".join(f"{byte:#04x}" for byte in answer.log)

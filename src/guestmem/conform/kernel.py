@@ -6,6 +6,7 @@ Raw ioctls on one VM a sequence; memory at fixed addresses, so that every proces
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import mmap
@@ -39,6 +40,7 @@ from .calls import (
     HOME_HVA,
     HOME_SLOT,
     LOG_BYTES,
+    SECOND_VCPU,
     Answer,
     Call,
     in_short,
@@ -123,6 +125,16 @@ class Kernel:
         self.close()
 
 
+@dataclasses.dataclass(slots=True)
+class _Guest:
+    """A vCPU that writes and reads: its file, its ``kvm_run``, its ring if the VM has rings; how far that is read."""
+
+    fd: int
+    run: mmap.mmap
+    ring: mmap.mmap | None
+    ring_next: int = 0
+
+
 class KernelVm:
     """One VM of the kernel that answers calls."""
 
@@ -134,10 +146,7 @@ class KernelVm:
         self.fd = fd
         self._open = [fd]
         self._files: list[int] = []
-        self._vcpu_fd = -1
-        self._run: mmap.mmap | None = None
-        self._ring: mmap.mmap | None = None
-        self._ring_next = 0
+        self._guests: list[_Guest] = []
         self._ring_bytes = 0
         self._harvested = 0
         self._calls: dict[str, Callable[..., Answer]] = {
@@ -145,6 +154,7 @@ class KernelVm:
             for name in (
                 *("_region", "_region2", "_get_log", "_clear_log", "_cap", "_extension", "_vcpu", "_guest_memfd"),
                 *("_mmu_pages", "_bad_pointer", "_unknown", "_home", "_write", "_read", "_harvest", "_reset"),
+                *("_second", "_write2", "_read2", "_harvest2"),
             )
         }
 
@@ -224,14 +234,19 @@ class KernelVm:
         result = kernel.ioctl(self.fd, MemoryIoctl.SET_USER_MEMORY_REGION, region.pack())
         if result < 0:
             return Answer(result)
-        fd = kernel.ioctl(self.fd, MemoryIoctl.CREATE_VCPU, 0)
+        return self._guest(0)
+
+    def _second(self) -> Answer:
+        return self._guest(SECOND_VCPU)
+
+    def _guest(self, id_: int) -> Answer:
+        kernel = self._kernel
+        fd = kernel.ioctl(self.fd, MemoryIoctl.CREATE_VCPU, id_)
         if fd < 0:
             return Answer(fd)
         self._open.append(fd)
-        self._vcpu_fd = fd
-        self._run = mmap.mmap(fd, kernel.run_bytes)
-        if self._ring_bytes:
-            self._ring = mmap.mmap(fd, self._ring_bytes, offset=_RING_PAGES * mmap.PAGESIZE)
+        ring = mmap.mmap(fd, self._ring_bytes, offset=_RING_PAGES * mmap.PAGESIZE) if self._ring_bytes else None
+        self._guests.append(_Guest(fd, mmap.mmap(fd, kernel.run_bytes), ring))
         fcntl.ioctl(fd, X86Ioctl.SET_CPUID2, kernel.cpuid)
         sregs = bytearray(SREGS_BYTES)
         fcntl.ioctl(fd, X86Ioctl.GET_SREGS, sregs)
@@ -239,21 +254,27 @@ class KernelVm:
         return Answer(0)
 
     def _write(self, gpa: int, pages: int) -> Answer:
-        return self._touch(CODE_GPA, gpa, pages)
+        return self._touch(0, CODE_GPA, gpa, pages)
 
     def _read(self, gpa: int, pages: int) -> Answer:
-        return self._touch(READ_CODE_GPA, gpa, pages)
+        return self._touch(0, READ_CODE_GPA, gpa, pages)
 
-    def _touch(self, rip: int, gpa: int, pages: int) -> Answer:
-        run = self._run
-        if run is None:
-            raise UsageError("conform: a guest's write or read comes after home")
+    def _write2(self, gpa: int, pages: int) -> Answer:
+        return self._touch(1, CODE_GPA, gpa, pages)
+
+    def _read2(self, gpa: int, pages: int) -> Answer:
+        return self._touch(1, READ_CODE_GPA, gpa, pages)
+
+    def _touch(self, which: int, rip: int, gpa: int, pages: int) -> Answer:
+        if which >= len(self._guests):
+            raise UsageError("conform: a guest's write or read comes after home; of the second vCPU, after second")
+        fd, run = self._guests[which].fd, self._guests[which].run
         registers = dict.fromkeys(REG_NAMES, 0) | {"rip": rip, "rflags": RFLAGS, "rax": 1, "rbx": gpa}
         registers["rcx"] = pages
-        result = self._kernel.ioctl(self._vcpu_fd, X86Ioctl.SET_REGS, REGS.pack(*registers.values()))
+        result = self._kernel.ioctl(fd, X86Ioctl.SET_REGS, REGS.pack(*registers.values()))
         exits: list[tuple[str, int]] = []
         while result >= 0 and len(exits) < _EXITS_MAX:
-            result = self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.RUN)
+            result = self._kernel.ioctl(fd, abi.Ioctl.RUN)
             if result == -errno.EINTR:
                 result = 0
                 continue
@@ -264,24 +285,31 @@ class KernelVm:
             if not name[0].startswith("mmio"):
                 break
         run[1] = 1  # immediate_exit: completes the instruction, and does not enter the guest
-        self._kernel.ioctl(self._vcpu_fd, abi.Ioctl.RUN)
+        self._kernel.ioctl(fd, abi.Ioctl.RUN)
         run[1] = 0
         return Answer(result, exits=in_short(exits))
 
     def _harvest(self) -> Answer:
-        ring = self._ring
-        if ring is None:
-            raise UsageError("conform: a harvest comes after rings are enabled, and home")
+        return self._harvest_of(0)
+
+    def _harvest2(self) -> Answer:
+        return self._harvest_of(1)
+
+    def _harvest_of(self, which: int) -> Answer:
+        guest = self._guests[which] if which < len(self._guests) else None
+        if guest is None or guest.ring is None:
+            raise UsageError("conform: a harvest comes after rings are enabled, and home (of the second, second)")
+        ring = guest.ring
         found: set[str] = set()
         count = len(ring) // abi.DIRTY_GFN.size
         while True:
-            at = self._ring_next % count * abi.DIRTY_GFN.size
+            at = guest.ring_next % count * abi.DIRTY_GFN.size
             flags, slot, offset = abi.DIRTY_GFN.unpack_from(ring, at)
             if flags != abi.DIRTY_GFN_DIRTY:
                 return Answer(0, exits=tuple(sorted(found)))
             found.add(f"{slot:#x}+{offset:#x}")
             struct.pack_into("<I", ring, at, abi.DIRTY_GFN_DIRTY | abi.DIRTY_GFN_RESET)
-            self._ring_next += 1
+            guest.ring_next += 1
             self._harvested += 1
 
     def _reset(self) -> Answer:
@@ -293,9 +321,10 @@ class KernelVm:
 
     def close(self) -> None:
         """Close the VM and all that belongs to it."""
-        for held in (self._run, self._ring):
-            if held is not None:
-                held.close()
+        for guest in self._guests:
+            for held in (guest.run, guest.ring):
+                if held is not None:
+                    held.close()
         for fd in reversed(self._open):
             os.close(fd)
         self._open = []

@@ -113,6 +113,7 @@ def _call(entry: list[Any]) -> tuple[Call, Answer | None]:
 def _check(block: list[tuple[Call, Answer | None]]) -> None:
     """ValueError if a guest is to do something before there is one."""
     kinds = [call.kind for call, answer in block if answer is not None]
-    guests = [kinds.index(kind) for kind in ("write", "read", "harvest") if kind in kinds]
-    if guests and not (0 <= (kinds.index("home") if "home" in kinds else -1) < min(guests)):
-        raise ValueError
+    for made, needed in (("home", ("write", "read", "harvest", "second")), ("second", ("write2", "read2", "harvest2"))):
+        guests = [kinds.index(kind) for kind in needed if kind in kinds]
+        if guests and not (0 <= (kinds.index(made) if made in kinds else -1) < min(guests)):
+            raise ValueError

@@ -27,6 +27,7 @@ from .calls import (
     HOME_HVA,
     HOME_SLOT,
     LOG_BYTES,
+    SECOND_VCPU,
     Answer,
     Call,
     in_short,
@@ -49,8 +50,11 @@ class ModelledVm:
         self.vm = KvmModel(host, user=self.memory)
         self.vm.files = {_DEVICE: "/dev/kvm", _VM: "vm"}
         self._files: list[int] = []
-        self._at_home = False
-        self._harvested = 0
+        self._vcpus: list[int] = []
+        """Ids of the vCPUs that write and read: of ``home``, then of ``second``."""
+        self._writers: dict[int, set[int]] = {}
+        """By slot: who wrote to it since its log was taken."""
+        self._harvested = [0, 0]
         self._unsure: set[int] = set()
         self._kept: set[int] = set()
         self.why = ""
@@ -97,6 +101,7 @@ class ModelledVm:
         if before is None or after is None:
             self.why = "delete" if before is not None else "create"
             self._kept.discard(key)
+            self._writers.pop(key, None)
             if after is not None and after.bitmap is not None and self.vm.dirty.initially_set:
                 self.why = "create, all dirty"
         elif after.slot.base_gfn != before.slot.base_gfn:
@@ -112,7 +117,7 @@ class ModelledVm:
         argument[44:] = bytes([padding]) * len(argument[44:])
         answer = self._set_region(region[0], MemoryIoctl.SET_USER_MEMORY_REGION2, bytes(argument))
         if region[1] & KVM_MEM_GUEST_MEMFD and self.why == "create":
-            self.why = "create, bound"
+            self.why = "create, bound" + (" past 2**63" if fields[5] + fields[3] >= 1 << 63 else "")
         if padding:
             self.why += ", padding"
         return answer
@@ -126,6 +131,7 @@ class ModelledVm:
         self.memory.content[:LOG_BYTES] = _UNTOUCHED
         result = self.vm.ioctl(MemoryIoctl.GET_DIRTY_LOG, DirtyLog(slot, padding, address).pack())
         self.why = "a log that was moved" if slot in self._kept else "a log"
+        self.why += ", of two writers" if len(self._writers.pop(slot, ())) > 1 else ""
         self._kept.discard(slot)
         return Answer(result, bytes(self.memory.content[:LOG_BYTES]))
 
@@ -160,17 +166,24 @@ class ModelledVm:
         return Answer(self.vm.ioctl(request, 0))
 
     def _home(self) -> Answer | None:
-        if self._at_home:
+        if self._vcpus:
             return None
         region = MemoryRegion(HOME_SLOT, 0, HOME_GPA, HOME_BYTES, HOME_HVA)
         result = self.vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, region.pack())
         self.vm.ioctl(MemoryIoctl.CREATE_VCPU, 0)
-        self._at_home = True
+        self._vcpus.append(0)
         return Answer(result)
+
+    def _second(self) -> Answer | None:
+        if len(self._vcpus) != 1:
+            return None
+        self.vm.ioctl(MemoryIoctl.CREATE_VCPU, SECOND_VCPU)
+        self._vcpus.append(SECOND_VCPU)
+        return Answer(0)
 
     def _write(self, gpa: int, pages: int) -> Answer | None:
         """What a guest meets that writes one word to each of ``pages``: the exits of ``vm.SoftVcpu``, in short."""
-        return self._touch(gpa, pages, write=True)
+        return self._touch(0, gpa, pages, write=True)
 
     def _read(self, gpa: int, pages: int) -> Answer | None:
         """What a guest meets that reads one word of each of ``pages``.
@@ -178,13 +191,19 @@ class ModelledVm:
         Left out where such a read is logged, or not: KVM lets writes through as soon as it maps a page, if host memory
         is there already, and says then that it is dirty. Source: ``make_spte()``.
         """
-        return self._touch(gpa, pages, write=False)
+        return self._touch(0, gpa, pages, write=False)
 
-    def _touch(self, gpa: int, pages: int, *, write: bool) -> Answer | None:
-        if not self._at_home:
+    def _write2(self, gpa: int, pages: int) -> Answer | None:
+        return self._touch(1, gpa, pages, write=True)
+
+    def _read2(self, gpa: int, pages: int) -> Answer | None:
+        return self._touch(1, gpa, pages, write=False)
+
+    def _touch(self, which: int, gpa: int, pages: int, *, write: bool) -> Answer | None:
+        if which >= len(self._vcpus):
             return None
-        vm = self.vm
-        ring = vm.dirty.rings[0]
+        vm, vcpu = self.vm, self._vcpus[which]
+        ring = vm.dirty.rings[vcpu]
         exits: list[tuple[str, int]] = []
         places = self._places(gpa >> 12, pages)
         if places is None or (not write and any(slot and slot.flags & _RIGHTS == _LOGGED for _, slot in places)):
@@ -200,7 +219,8 @@ class ModelledVm:
                 self.why = "EFAULT: no host memory"
                 return Answer(-errno.EFAULT, exits=in_short(exits))
             if write:
-                vm.dirty.mark(slot.id, gfn - slot.base_gfn, 0)
+                vm.dirty.mark(slot.id, gfn - slot.base_gfn, vcpu)
+                self._writers.setdefault(slot.id, set()).add(vcpu)
         else:
             exits.append(("dirty ring full" if ring is not None and ring.soft_full else "done", -1))
         held = exits[-1][0] + (", some memory" if len(exits) <= len(places) else "")
@@ -222,16 +242,22 @@ class ModelledVm:
         return places
 
     def _harvest(self) -> Answer | None:
-        ring = self.vm.dirty.rings.get(0) if self._at_home else None
+        return self._harvest_of(0)
+
+    def _harvest2(self) -> Answer | None:
+        return self._harvest_of(1)
+
+    def _harvest_of(self, which: int) -> Answer | None:
+        ring = self.vm.dirty.rings.get(self._vcpus[which]) if which < len(self._vcpus) else None
         if ring is None:
             return None
         entries = ring.harvest()
-        self._harvested += len(entries)
+        self._harvested[which] += len(entries)
         self.why = "entries" if entries else "no entries"
         return Answer(0, exits=tuple(sorted({f"{entry.slot:#x}+{entry.offset:#x}" for entry in entries})))
 
     def _reset(self) -> Answer:
         count = self.vm.ioctl(MemoryIoctl.RESET_DIRTY_RINGS, 0)
-        given, self._harvested = self._harvested, 0
-        self.why = "given back" if given else "none to give back"
+        given, both, self._harvested = sum(self._harvested), all(self._harvested), [0, 0]
+        self.why = ("given back" if given else "none to give back") + (", of two rings" if both else "")
         return Answer(count - given)

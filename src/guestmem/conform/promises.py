@@ -133,6 +133,12 @@ PROMISES = (
         ),
     ),
     Promise(
+        "guest-memfd-signed-end",
+        "offset + size is a signed sum: one that reaches 2**63 is negative, passes, and is bound, past the file's end",
+        _BIND,
+        (Case("region2", 0, "create, bound past 2**63"),),
+    ),
+    Promise(
         "guest-memfd-fixed",
         "a slot with a guest_memfd can only be deleted",
         _SET,
@@ -159,6 +165,12 @@ PROMISES = (
         "a log says exactly which pages a guest wrote since it was last taken",
         _LOG,
         (Case("get_log", 0), Case("write", 0, "some memory")),
+    ),
+    Promise(
+        "get-log-of-several",
+        "a log has the pages of all vCPUs that wrote; so has one that is taken between their writes",
+        _LOG,
+        (Case("get_log", 0, "of two writers"), Case("write2", 0, "some memory")),
     ),
     Promise(
         "get-log-refused",
@@ -231,6 +243,17 @@ PROMISES = (
         "a reset gives back as many entries as were harvested; EINVAL without rings",
         f"{_RING}: kvm_dirty_ring_reset()",
         (Case("reset", 0, "given back"), Case("reset", _EINVAL)),
+    ),
+    Promise(
+        "ring-of-each",
+        "each vCPU has a ring; a page is in that of who wrote it first; one reset gives back those of all",
+        f"{_RING}: kvm_dirty_ring_push(); {_MAIN}: kvm_vm_ioctl_reset_dirty_pages()",
+        (
+            Case("harvest2", 0, "entries"),
+            Case("harvest2", 0, "no entries"),
+            Case("reset", 0, "given back, of two rings"),
+            Case("write2", 0, "dirty ring full"),
+        ),
     ),
     Promise(
         "ring-full",
