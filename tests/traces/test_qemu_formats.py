@@ -133,3 +133,13 @@ def test_a_line_that_names_the_event_and_cannot_be_read_is_an_error(tmp_path: Pa
         traces.read(path)
     assert (caught.value.path, caught.value.line, caught.value.text.strip()) == (str(path), 2, line)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stamp_that_is_not_understood_is_said(tmp_path: Path) -> None:
+    """A time that is lost in silence would join, or part, transactions by order alone."""
+    change = "kvm_set_user_memory AddrSpace#0 Slot#0 flags=0x0 gpa=0x0 size=0x1000 ua=0x1000 ret=0\n"
+    for before, notes in (("qemu-77 [002] 100.000000: print: 0xffffffff81 ", 1), ("qemu: ", 0), ("", 0)):
+        (tmp_path / "t.log").write_text(before + change)
+        timeline = traces.read(tmp_path / "t.log")
+        assert timeline.changes[0].time is None
+        assert sum("not understood as a time" in note for note in timeline.notes) == notes

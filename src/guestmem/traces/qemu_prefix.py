@@ -22,6 +22,8 @@ PROCESS_AND_NANOSECONDS = re.compile(r"(?:^|\s)(\d{1,10})@(\d{1,20}) \s*$")
 ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d):(\d\d)([.,]\d{1,9})?(Z|[+-]\d\d:?\d\d)?")
 SYSLOG_TIME = re.compile(r"([A-Z][a-z]{2} [ \d]\d \d\d:\d\d):(\d\d)(\.\d{1,9})?\b")
 UNIX_TIME = re.compile(r"^\[?\s*(\d{1,10}\.\d{3,9})\]?\s")
+LIKE_TIME = re.compile(r"(?<![\w.])\d{1,12}[.,]\d{3,9}(?![\w.])|\d\d:\d\d:\d\d")
+"""What would be a time, or has one in it."""
 IDENT = re.compile(r"[\w.@-]+\[(\d{1,10})\]:\s")
 
 
@@ -37,6 +39,7 @@ class Prefix(NamedTuple):
 
 NOTHING = Prefix(None, None, None)
 WHOLE_SECONDS = "stamps of whole seconds cannot tell which of two events came first, or how long anything took"
+NO_TIME = "what stands before the event holds a number that is not understood as a time, so the event has none"
 TICKS = "stamps of a clock that does not count seconds (x86-tsc, counter): trace_clock mono has them in seconds"
 
 
@@ -67,7 +70,7 @@ def read_prefix(text: str) -> Prefix:
         return _with_fraction(process, _syslog_minute(match[1]), match[2], match[3])
     if match := UNIX_TIME.search(text):
         return Prefix(process, None, float(match[1]))
-    return Prefix(process, None, None)
+    return Prefix(process, None, None, None, NO_TIME if LIKE_TIME.search(text) else "")
 
 
 def _with_fraction(process: int | None, minute: float | None, second: str, fraction: str | None) -> Prefix:
