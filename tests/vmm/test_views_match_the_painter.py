@@ -120,3 +120,18 @@ def test_a_wrong_renderer_is_caught(name: str, seed: int) -> None:
         except (AssertionError, ValueError, KeyError, IndexError, AttributeError) as error:
             problem = repr(error)
     assert problem
+
+
+def test_a_root_that_moves_in_a_disabled_container_is_seen_to_move() -> None:
+    memory = vmm.MemoryMap()
+    box, ram = memory.container("box", 0x10000), memory.ram("ram", 0x1000)
+    box.set_enabled(False)
+    space = memory.address_space("ram", ram)
+    for change, start in (
+        (lambda: box.add_subregion(0x2000, ram), 0x2000),
+        (lambda: ram.set_address(0x4000), 0x4000),
+        (lambda: box.del_subregion(ram), 0),
+    ):
+        change()
+        assert [each[:2] for each in space.view] == [(start, start + 0x1000)]
+        memory.check()

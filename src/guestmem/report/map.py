@@ -9,7 +9,7 @@ from ..memslots.changes import Change
 from ..memslots.slot import Slot
 from ..units import PAGE_SHIFT
 from ..vmm import Cost, FlatRange, MemoryMap, MemoryRegion
-from ..vmm.map import AddressSpace
+from ..vmm.address_space import AddressSpace
 
 __all__ = [
     "change_dict",

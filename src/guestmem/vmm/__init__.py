@@ -5,11 +5,12 @@ After QEMU's memory API; pure, without an engine. ``vm.map`` is the front that d
 
 from __future__ import annotations
 
+from .address_space import AddressSpace
 from .cost import Cost, Difference, cost_of, difference
 from .flatview import FlatRange, FlatView
 from .kvm_listener import KvmListener
 from .listener import Listener, Recorder
-from .map import AddressSpace, MemoryMap
+from .map import MemoryMap
 from .plan import fewest, least
 from .region import MemoryRegion, RegionKind
 from .render import render

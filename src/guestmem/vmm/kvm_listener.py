@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from ..errors import UsageError
 from ..memslots.changes import Change
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_USER_MEM_SLOTS, Slot
+from .address_space import AddressSpace
 from .flatview import FlatRange, FlatView
 from .incremental import Slice
 from .listener import PRIORITY_ACCEL, Listener
-from .map import AddressSpace
 from .slots import has_slot, leaf_flags, piece_of
 
 __all__ = ["KvmListener", "replaced"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .flatview import FlatRange, FlatView, same_range
 
 if TYPE_CHECKING:
+    from .address_space import AddressSpace
     from .incremental import Slice
-    from .map import AddressSpace
 
 __all__ = ["PRIORITY_ACCEL", "PRIORITY_DEV_BACKEND", "PRIORITY_MIN", "Listener", "Recorder", "tell", "topology_pass"]
 

@@ -185,7 +185,7 @@ class MemoryRegion:
             raise UsageError(f"{what}: {offset:#x} + {subregion.size:#x} reaches past 2^64")
         if subregion.map.leads_to(self, subregion):
             raise UsageError(f"{what}: in {self.name} it would contain itself")
-        with self.map.change(subregion.enabled and self.enabled):
+        with self.map.change(self._shows(subregion)):
             self._link(subregion, offset, priority, self.map.next_serial())
         return subregion
 
@@ -194,8 +194,12 @@ class MemoryRegion:
         self._mine(subregion)
         if subregion.container is not self:
             raise UsageError(f"region {subregion.name}: it is not in {self.name}")
-        with self.map.change(subregion.enabled and self.enabled):
+        with self.map.change(self._shows(subregion)):
             self._unlink(subregion)
+
+    def _shows(self, child: MemoryRegion) -> bool:
+        """Whether the place of ``child`` matters to a view: a root is seen at its address in a disabled one, too."""
+        return child.enabled and (self.enabled or child in self.map.touched.roots)
 
     def _link(self, child: MemoryRegion, addr: int, priority: int, serial: int) -> None:
         if child in self.map.touched.roots:  # a root is seen at its address: where it was changes, too
@@ -247,7 +251,7 @@ class MemoryRegion:
             raise UsageError(f"region {self.name}: {addr:#x} + {self.size:#x} reaches past 2^64")
         if moved:
             container = self.container
-            with self.map.change(self.enabled and container.enabled):
+            with self.map.change(container._shows(self)):  # noqa: SLF001 - its own class
                 container._unlink(self)  # noqa: SLF001 - its own class
                 container._link(self, addr, priority, self.map.next_serial())  # noqa: SLF001
 
