@@ -36,9 +36,9 @@ USER_REASON = re.compile(r"\s*reason (?:KVM_EXIT_)?(?P<name>\w+) \((?P<number>-?
 RAW_USER_REASON = re.compile(r"\s*reason=(?P<number>\w{1,10})(?: errno=(?P<errno>-?\w{1,11}))?")
 LOST = re.compile(
     r"(?:CPU:?\s{0,8}(?P<cpu>\d{1,5}):?\s{0,8})?(?:"
-    r"\[?LOST (?:\d+ )?(?i:EVENTS?)\b|\[?(?:\d+ )?(?i:EVENTS? (?:DROPPED|LOST))\b"
+    r"\[?LOST (?:\d{1,20} )?(?i:EVENTS?)\b|\[?(?:\b\d{1,20} )?(?i:EVENTS? (?:DROPPED|LOST))\b"
     r"|PERF_RECORD_LOST(?:_SAMPLES)?\b|PERF_RECORD_THROTTLE\b"
-    r"|Processed \d+ (?:events|samples) and lost [1-9.]|[([ ]lost [1-9]\d* (?:events|samples|chunks)\b"
+    r"|Processed \d{1,20} (?:events|samples) and lost [1-9.]|[([ ]lost [1-9]\d{0,19} (?:events|samples|chunks)\b"
     r"|(?:commit )?overrun: {0,20}[1-9]|dropped events: {0,20}[1-9])"
 )
 """A recorder lost events: the kernel's and trace-cmd's markers, perf's records and closing words, and the counts of
