@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,10 @@ import pytest
 from guestmem.cli import main
 from guestmem.designs import DESIGNS
 
-pytestmark = pytest.mark.compiled_only
+COMPILES_S = 800
+"""Seconds for a process that may have all designs to compile, on a machine that is busy: a bound, not a promise."""
+
+pytestmark = [pytest.mark.compiled_only, pytest.mark.timeout(COMPILES_S + 100)]
 
 TRACES = Path(__file__).parents[2] / "examples" / "traces"
 BOOT = str(TRACES / "pc-seabios-smp2.log")
@@ -32,7 +34,7 @@ def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         [sys.executable, "-m", "guestmem", "compare", *arguments],
         input=stdin,
         capture_output=True,
-        timeout=120,
+        timeout=COMPILES_S,
         check=False,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -42,9 +44,8 @@ def test_tables_and_json_of_one_run(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     status, out, err = run(BOOT, "--vcpus", "2", "--repeat", "12", "--design", "atomic", "--json", str(file))
     figures = json.loads(file.read_text())
-    assert [
-        line.startswith("guestmem: 2 rows of 12 replays of 11 transactions: about") for line in err.splitlines()
-    ] == [True]
+    said = [line for line in err.splitlines() if " so far" not in line]  # progress, if it took longer than ten seconds
+    assert [line.rpartition(": ")[0] for line in said] == ["guestmem: 2 rows of 12 replays of 11 transactions"]
     assert [row["design"] for row in figures["rows"]] == ["atomic", "atomic_unacknowledged"]
     atomic = figures["rows"][0]
     assert atomic["holes"] == atomic["killed"] == atomic["lost"] == atomic["wrong"] == atomic["stale"] == 0
@@ -139,21 +140,24 @@ def test_two_vms_in_one_strace_are_named() -> None:
     assert "--vm" in err
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ctrl_c_ends_with_what_was_measured() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "guestmem", "compare", BOOT, "--vcpus", "2", "--repeat", "100000"],
+        [sys.executable, "-m", "guestmem", "compare", BOOT, "--design", "pause", "--vcpus", "2", "--repeat", "100000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # NumPy's threads would be counted below
     )
-    # It measures once it has vCPU threads; before that it imports and compiles.
-    threads = Path(f"/proc/{process.pid}/task")
-    deadline = time.monotonic() + 100
-    while len(list(threads.iterdir())) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    assert process.stderr is not None
+    # A line of progress that names a number of vCPUs: a transaction has been measured. Before it, things compile.
+    try:
+        while b" 2 vCPUs; " not in (line := process.stderr.readline()):
+            assert line, "it ended by itself"
+    except BaseException:
+        process.kill()
+        raise
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert b"What it cost" in out

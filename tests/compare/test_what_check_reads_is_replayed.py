@@ -121,3 +121,36 @@ def test_terabytes_run_and_the_workload_is_told_before(tmp_path: Path) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert sum(share > 0 for share in shares) == before.steps == 2 * 2 * 2 * result.steps
+
+
+LATE: tuple[Recorded, ...] = (
+    *SPLIT,
+    (1, 0, 0x80000, 0, 0x7F0000080000, 0),
+    (1, 0, 0x80000, 0x80000, 0x7F0000080000, 0),
+)
+
+
+@pytest.mark.parametrize("planned", [(LATE, 0)], indirect=True)
+def test_slots_of_a_late_start_are_created_first(planned: Plan) -> None:
+    """The first change deletes a slot that the trace does not create; what follows tells that it was 1 MiB."""
+    first, second = planned.steps[:2]
+    assert [(change.slot, change.guest_phys_addr, change.memory_size) for change in first.changes] == [(0, 0, 0x100000)]
+    assert second.changes[0].deletes
+    assert any(target.old and target.new for target in second.load.targets)
+    assert planned.notes[0].startswith("1 slot from before the trace began: created first")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (((1, 0, 0, 0, 0, 0),), ":1: slot 1: nothing tells where it was before the trace began"),
+        (((1, 0, 0x1000, 0, 0x10000, 0), (2, 0, 0x1000, 0, 0x20000, 0)), ":2: slot 2: it may have overlapped slot 1"),
+    ],
+)
+def test_a_late_start_that_tells_too_little_is_one_line(
+    tmp_path: Path, changes: tuple[Recorded, ...], says: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(read(log(tmp_path / "log", *changes)))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from ..engines import HostMemory, Load, Target
 from ..errors import GuestmemError, UsageError
 from ..memslots import Change, ChangeKind, Slot
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
-from ..traces import RecordedChange, Timeline
+from ..traces import RecordedChange, Timeline, Transaction
 from ..units import PAGE_SHIFT, PAGE_SIZE, format_size
 
 __all__ = ["Plan", "Step", "plan"]
@@ -193,10 +193,12 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
 
     ``page_size`` is that of the recorded guest, in bytes, one of PAGE_SIZES; 0: 4 KiB, or more if a slot is so large
     that KVM takes it with larger pages only. A page is replayed as one page of the engine's, of 4 KiB, so all addresses
-    shrink; what else differs from the recording is in the plan's ``notes``. Raises UsageError for a page size that
-    the trace cannot have.
+    shrink; what else differs from the recording is in the plan's ``notes``. Slots that were there before the trace
+    began are created first, in a step of their own. Raises UsageError for a page size that the trace cannot have, and
+    for a slot of which the trace does not tell where it was.
     """
-    recorded = [change for transaction in timeline.transactions for change in transaction.changes]
+    transactions = (*_before_it_began(timeline), *timeline.transactions)
+    recorded = [change for transaction in transactions for change in transaction.changes]
     shrink = _shrinking(recorded, page_size)
     memory = _memory(
         [
@@ -208,7 +210,7 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
     spaces: dict[int, dict[int, Slot]] = {}
     owners: dict[int, int] = {}
     steps = []
-    for transaction in timeline.transactions:
+    for transaction in transactions:
         slots = spaces.setdefault(transaction.as_id, {})
         touched = {each.change.slot for each in transaction.changes}
         before = [slots[slot] for slot in touched if slot in slots]
@@ -246,18 +248,38 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
         1 + max(spaces, default=0),
         PAGE_SIZE << shrink,
         _notes(timeline, recorded, shrink),
-        _kinds_until(timeline),
+        _kinds_until(transactions),
     )
     for word in made.words:
         memory.write(word + 7, _RET)
     return made
 
 
-def _kinds_until(timeline: Timeline) -> int:
+def _before_it_began(timeline: Timeline) -> list[Transaction]:
+    """For each address space, the creates of slots that the trace does not create; UsageError if one is not known."""
+    creates: dict[int, list[RecordedChange]] = {}
+    for index, slot in sorted(timeline.assumed.items()):
+        first = timeline.changes[index]
+        where = f"{timeline.path}:{first.line}: slot {slot.id}"
+        if not slot.userspace_addr:
+            raise UsageError(f"{where}: nothing tells where it was before the trace began; record from the VM's start")
+        mine = creates.setdefault(slot.as_id, [])
+        for other in mine:
+            if slot.base_gfn < other.change.base_gfn + other.change.npages and other.change.base_gfn < slot.end_gfn:
+                raise UsageError(
+                    f"{where}: it may have overlapped slot {other.change.slot} before the trace began; record from the "
+                    "VM's start"
+                )
+        change = Change(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags, slot.as_id)
+        mine.append(first._replace(change=change, kind=ChangeKind.CREATE, old=None, implied=False))
+    return [Transaction(0, as_id, tuple(mine)) for as_id, mine in sorted(creates.items())]
+
+
+def _kinds_until(transactions: Iterable[Transaction]) -> int:
     """After how many transactions each kind of change that occurs has occurred."""
     seen: set[ChangeKind] = set()
     until = 0
-    for i, transaction in enumerate(timeline.transactions):
+    for i, transaction in enumerate(transactions):
         kinds = {each.kind for each in transaction.changes}
         if kinds - seen:
             seen |= kinds
@@ -311,6 +333,11 @@ def _notes(timeline: Timeline, recorded: Sequence[RecordedChange], shrink: int) 
         )
     if refused := len(timeline.refused):
         notes.append(f"{refused} change{'s' * (refused != 1)} that KVM refused: left out, as they changed nothing")
+    if assumed := len(timeline.assumed):
+        notes.append(
+            f"{assumed} slot{'s' * (assumed != 1)} from before the trace began: created first, of the size that is "
+            "told, else one page"
+        )
     if shrink:
         notes.append(
             f"pages of {format_size(PAGE_SIZE << shrink)}: each is replayed as one page of {format_size(PAGE_SIZE)}"

@@ -196,6 +196,8 @@ def _warmed(
 def _chosen(names: Sequence[str], engine: MeasuredEngine) -> list[Design]:
     """The designs to run: those named, or all that the engine can do, and the control."""
     able = [design for design in DESIGNS if not design.needs & ~engine.capabilities]
+    for name in names:
+        find(name).refuse_unless_able(engine)
     chosen = [find(name) for name in names] or [design for design in able if not design.broken]
     if (must := control(engine)) not in chosen:
         chosen.append(must)

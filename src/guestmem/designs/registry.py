@@ -33,14 +33,18 @@ class Design(NamedTuple):
         needs: Capability = self.module.NEEDS
         return needs
 
+    def refuse_unless_able(self, engine: Engine) -> None:
+        """CapabilityError, in one line, if ``engine`` cannot do what this design needs."""
+        if missing := self.needs & ~engine.capabilities:
+            raise CapabilityError(f"design {self.name}: engine {engine.name} cannot {missing.name}")
+
     def prepare(self, engine: Engine, *, reset: bool = True) -> Callable[[Engine, Sequence[Change]], None]:
         """Set the engine up for this design; returns its ``apply``. CapabilityError if the engine cannot do it.
 
         What another design has set up is undone. Not so without ``reset``: an exit of a running vCPU may still belong
         to an update of that design.
         """
-        if missing := self.needs & ~engine.capabilities:
-            raise CapabilityError(f"design {self.name}: engine {engine.name} cannot {missing.name}")
+        self.refuse_unless_able(engine)
         if reset:
             for switch, capability in (
                 (engine.answer_mmio, Capability.ANSWER_MMIO),
