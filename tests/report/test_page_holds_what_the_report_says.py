@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from guestmem import traces
 from guestmem.check import check
@@ -150,3 +151,25 @@ def test_a_place_that_cannot_be_written_is_one_line(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert says in err
+
+
+def test_remarks_and_assumed_slots_are_on_the_page(tmp_path: Path) -> None:
+    """Each remark with why it matters and who was bitten; each slot that was assumed, and no section where none is."""
+    file = tmp_path / "late"
+    file.write_text(
+        "7@1.0:kvm_set_user_memory Slot#0 flags=0x1 gpa=0x0 size=0x0 ua=0x7f0000000000 ret=0\n"
+        "7@1.001:kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x80000 ua=0x7f0000000000 ret=0\n"
+        "7@1.002:kvm_set_user_memory Slot#1 flags=0x0 gpa=0x80000 size=0x80000 ua=0x7f0000080000 ret=0\n"
+        "7@2.0:kvm_set_user_memory Slot#2 flags=0x0 gpa=0x80000 size=0x1000 ua=0x7f0000090000 ret=-17\n"
+    )
+    timeline = traces.read(file)
+    report = check(timeline)
+    html = page(report, timeline)
+    assert report.remarks
+    for each in report.remarks:
+        for words in (each.lint.why[1:], each.lint.bitten, each.text):
+            assert str(escape(words)) in html
+    assert "line 1: slot 0 at [0x0, 0x100000) 1 MiB, userspace_addr 0x7f0000000000" in html
+    assert 'id="remarks"' not in page(check(timeline, with_lint=False), timeline)
+    boot = traces.read(BOOT)
+    assert 'id="assumed"' not in page(check(boot), boot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import textwrap
 from html import escape
@@ -12,15 +11,28 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from ..check import NOT_SEEN, Verdict
 from ..check.late import Why
 from ..notebook import SHOWN, html_table
-from ..units import PAGE_SHIFT, format_ns
+from ..units import PAGE_SHIFT, format_frames, format_ns
+from .design_tables import terminal_width
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
     from ..check import Hole, LateReturn, Remark, Report
+    from ..traces import Timeline
 
-__all__ = ["HoleCells", "as_html", "brief", "hole_cells", "late_words", "print_report", "summary"]
+__all__ = [
+    "HoleCells",
+    "RemarkWords",
+    "as_html",
+    "assumed_words",
+    "brief",
+    "hole_cells",
+    "late_words",
+    "print_report",
+    "remark_words",
+    "summary",
+]
 
 STYLES = {Verdict.OPEN: "bold red", Verdict.UNKNOWN: "yellow", Verdict.CLOSED: "green"}
 HOST_MEMORY = {True: "the same", False: "other", None: "partly other"}
@@ -84,20 +96,22 @@ def print_report(report: Report, *, stream: TextIO | None = None, limit: int = 0
     each hole is a few lines instead.
     """
     stream = sys.stdout if stream is None else stream
-    stream.write(summary(report) + "\n")
+    columns = terminal_width(stream)
+    for line in summary(report).splitlines():
+        stream.write((line if columns is None else _wrapped(line, columns)) + "\n")
     holes = report.holes[:limit] if limit else report.holes
     if holes:
         from rich.console import Console
 
         stream.write("\n")
-        if stream.isatty():
-            console = Console(file=stream, width=os.get_terminal_size(stream.fileno()).columns or None)
+        if columns is not None:
+            console = Console(file=stream, width=columns)
             table = _table(holes)
             if console.measure(table, options=console.options.update_width(PIPE_WIDTH)).maximum <= console.width:
                 console.print(table)
             else:
                 for hole in holes:
-                    console.print(_block(hole), soft_wrap=True)
+                    console.print(_block(hole, columns), soft_wrap=True)
         else:
             text = io.StringIO()
             Console(file=text, width=PIPE_WIDTH, color_system=None).print(_table(holes))
@@ -183,17 +197,42 @@ def hole_cells(hole: Hole) -> HoleCells:
     )
 
 
-def _remarks(remarks: tuple[Remark, ...]) -> list[str]:
-    """Each kind once, with why it matters and who was bitten, and below it what was found."""
-    lines: list[str] = []
+class RemarkWords(NamedTuple):
+    """One kind of remark: what it is, why it matters, who was bitten, and what was found, a line each."""
+
+    what: str
+    why: str
+    bitten: str
+    found: list[str]
+
+
+def remark_words(remarks: tuple[Remark, ...]) -> list[RemarkWords]:
+    """Each kind once, with why it matters and who was bitten, and what was found."""
+    kinds: list[RemarkWords] = []
     kind = ""
     for each in remarks:
         if each.lint.name != kind:
             kind = each.lint.name
-            lines += [f"  {each.lint.what}: {each.lint.why}", f"    bitten: {each.lint.bitten}"]
+            kinds.append(RemarkWords(each.lint.what, each.lint.why, each.lint.bitten, []))
         which = f"line{'s' * (len(each.lines) != 1)} {', '.join(map(str, each.lines))}"
-        lines.append(f"    {which}: {each.text}")
+        kinds[-1].found.append(f"{which}: {each.text}")
+    return kinds
+
+
+def _remarks(remarks: tuple[Remark, ...]) -> list[str]:
+    lines: list[str] = []
+    for each in remark_words(remarks):
+        lines += [f"  {each.what}: {each.why}", f"    bitten: {each.bitten}", *(f"    {found}" for found in each.found)]
     return lines
+
+
+def assumed_words(timeline: Timeline) -> list[str]:
+    """What was taken to be there before the trace began, a line a slot: from --assume-slots, or implied."""
+    return [
+        f"line {timeline.changes[index].line}: slot {slot.id}{f' of address space {slot.as_id}' * bool(slot.as_id)} at "
+        f"{format_frames(slot.base_gfn, slot.end_gfn)}, userspace_addr {slot.userspace_addr:#x}"
+        for index, slot in sorted(timeline.assumed.items())
+    ]
 
 
 def late_words(late: LateReturn) -> str:
@@ -242,13 +281,20 @@ def _table(holes: tuple[Hole, ...]) -> Table:
     return table
 
 
-def _block(hole: Hole) -> Text:
+def _wrapped(text: str, columns: int, indent: str = "  ") -> str:
+    """``text`` in lines of ``columns``, broken between words only: a path or an address stays whole."""
+    lines = textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _block(hole: Hole, columns: int) -> Text:
     """One hole on a few short lines."""
     from rich.text import Text
 
     thread = "" if hole.thread is None else f", thread {hole.thread}"
     text = Text(f"{_lines(hole)}{thread}, missing for {_duration(hole)}: ")
-    text.append(_verdict(hole), style=STYLES[hole.verdict])
+    verdict = _wrapped(f"{text.plain}{_verdict(hole)}", columns, "    ")
+    text.append(verdict[len(text) :], style=STYLES[hole.verdict])
     for line in (*_some_frames(hole), f"host memory: {HOST_MEMORY[hole.same_host_memory]}"):
         text.append(f"\n    {line}")
     for line in _sets(hole):
@@ -299,13 +345,13 @@ def _frames(hole: Hole) -> list[str]:
 
 
 def _size(nbytes: int) -> str:
-    """A size in the largest binary unit that is not above it, to two places.
+    """A size in the largest binary unit in which two places tell it exactly.
 
-    >>> _size(0xFF40000), _size(0x1000), _size(3 << 40)
-    ('255.25 MiB', '4 KiB', '3 TiB')
+    >>> _size(0xFF40000), _size(0x1000), _size(3 << 40), _size(2047 << 20), _size((3 << 40) - 4096)
+    ('255.25 MiB', '4 KiB', '3 TiB', '2047 MiB', '3221225468 KiB')
     """
     for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
-        if nbytes >> shift:
+        if nbytes >> shift and nbytes * 100 % (1 << shift) == 0:
             return f"{nbytes / (1 << shift):.2f}".rstrip("0").rstrip(".") + f" {unit}"
     return f"{nbytes >> 10} KiB"
 

@@ -225,7 +225,7 @@ function hex(pages) {
 }
 function size(pages) {
   for (const [unit, shift] of [['TiB', 28], ['GiB', 18], ['MiB', 8]]) {
-    if (pages >= 2 ** shift) return `${Number((pages / 2 ** shift).toFixed(2))} ${unit}`;
+    if (pages >= 2 ** shift && pages * 100 % 2 ** shift === 0) return `${Number((pages / 2 ** shift).toFixed(2))} ${unit}`;
   }
   return `${pages * 4} KiB`;
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...check.rules import NOT_SEEN
-from ..check import hole_cells, late_words, summary
+from ..check import assumed_words, hole_cells, late_words, remark_words, summary
 from .data import page_data
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def page(report: Report, timeline: Timeline) -> str:
         holes=[hole_cells(hole) for hole in holes],
         late=[late_words(each) for each in report.late[:HOLES_WITHOUT_SCRIPT]],
         more_late=max(0, len(report.late) - HOLES_WITHOUT_SCRIPT),
+        remarks=remark_words(report.remarks),
+        assumed=(assumed := assumed_words(timeline))[:HOLES_WITHOUT_SCRIPT],
+        more_assumed=max(0, len(assumed) - HOLES_WITHOUT_SCRIPT),
         not_seen=NOT_SEEN,
         more=len(report.holes) - len(holes),
         style=_raw(style),
