@@ -14,8 +14,9 @@ from ..traces.evidence import Irqchip, Where
 from .rules import RULES, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from ..traces.evidence import Stretch
     from ..traces.timeline import RecordedChange, RunState, Vcpu
     from .rules import Rule
 
@@ -62,6 +63,39 @@ class _Finding(NamedTuple):
     text: str
 
 
+RANKS = {name: rank for rank, name in enumerate(RULES)}
+"""The place of each rule in the table: the more telling first."""
+LEAST_RANK = {
+    Where.RUN: RANKS["kvm-run"],
+    Where.KVM: RANKS["served"],
+    Where.GUEST: RANKS["begin-unknown"],
+    Where.UNKNOWN: 0,
+}
+"""The most telling doubt that a piece in each place can be: what is less telling than one that is known is skipped."""
+
+
+class _Worst:
+    """The most telling doubt so far, the first of its rule, and the vCPUs of which it is said."""
+
+    __slots__ = ("about", "finding", "rank")
+
+    def __init__(self) -> None:
+        self.finding: _Finding | None = None
+        self.rank = len(RANKS)
+        self.about: dict[Vcpu, None] = {}
+
+    def take(self, finding: _Finding) -> None:
+        """One more doubt."""
+        rank = RANKS[finding.rule]
+        if rank > self.rank:
+            return
+        if rank < self.rank:
+            self.finding, self.rank = finding, rank
+            self.about.clear()
+        if finding.vcpu is not None:
+            self.about[finding.vcpu] = None
+
+
 def window_of(changes: Sequence[RecordedChange], removed: int, restored: int, off: float) -> Window:
     """The window between two changes of one transaction, by index: what took memory away, what gave it back.
 
@@ -97,33 +131,32 @@ def judge(
         return _unknown("no-times", "no times")
     off = resolution + run_state.resolution
     opened: dict[Vcpu, _Finding] = {}
-    doubts: list[_Finding] = []
+    bounds: list[tuple[RecordedChange, Window]] = []
     for removed, restored in windows:
         window = window_of(changes, removed, restored, off)
         if window.thread is not None:
             began = run_state.last_return_before(window.thread, changes[removed].time or 0.0)
             if began is not None and began > window.start:
                 window = window._replace(start=began)
+        bounds.append((changes[removed], window))
         for vcpu in run_state.vcpus:
-            proof = _open(window, vcpu, run_state)
+            proof = None if vcpu in opened else _open(window, vcpu, run_state)
             if proof is not None:
-                opened.setdefault(vcpu, proof)
-            elif not opened:
-                doubts.extend(_doubts(window, vcpu, run_state))
-        if not opened:
-            doubts.extend(
-                _Finding("missing-vcpu", None, f"nothing is recorded of vCPU {index}") for index in run_state.missing
-            )
-            doubts.extend(_deaths(changes[removed], window, run_state))
+                opened[vcpu] = proof
     if opened:
-        found = min(opened.values(), key=lambda each: tuple(RULES).index(each.rule))
+        found = min(opened.values(), key=lambda each: RANKS[each.rule])
         vcpus = tuple(sorted(opened, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
         return Judgement(Verdict.OPEN, RULES[found.rule], vcpus, "; ".join(each.text for each in opened.values()))
-    if doubts:
-        worst = min(doubts, key=lambda each: tuple(RULES).index(each.rule))
-        rule = RULES[worst.rule]
-        about = tuple(dict.fromkeys(each.vcpu for each in doubts if each.rule == worst.rule and each.vcpu is not None))
-        return Judgement(Verdict.UNKNOWN, rule, about, f"{worst.text}; {rule.record}")
+    worst = _Worst()
+    for delete, window in bounds:
+        for vcpu in run_state.vcpus:
+            _doubts(window, vcpu, run_state, worst)
+        for index in run_state.missing:
+            worst.take(_Finding("missing-vcpu", None, f"nothing is recorded of vCPU {index}"))
+        _deaths(delete, window, run_state, worst)
+    if worst.finding is not None:
+        rule = RULES[worst.finding.rule]
+        return Judgement(Verdict.UNKNOWN, rule, tuple(worst.about), f"{worst.finding.text}; {rule.record}")
     if not run_state.vcpus:
         return _unknown("no-run-state", "no vCPU is known")
     vcpus = run_state.vcpus
@@ -141,8 +174,11 @@ def _list(vcpus: Sequence[Vcpu]) -> str:
 def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
     """What proves that guest code ran on ``vcpu`` while the memory was missing, or None."""
     start, core_start, core_end, end, off, _ = window
-    pieces = run_state.stretches(vcpu, core_start, core_end) if window.has_core else ()
-    for piece in pieces or run_state.stretches(vcpu, start, end):
+    pieces: Sequence[Stretch] = ()
+    if (run_state.kinds.entries and run_state.kinds.exits) or run_state.irqchip is Irqchip.USER:
+        pieces = run_state.stretches(vcpu, core_start, core_end) if window.has_core else ()
+        pieces = pieces or run_state.stretches(vcpu, start, end)
+    for piece in pieces:
         if piece.where is Where.GUEST:
             moments = [(start, end)]
             if window.has_core:
@@ -155,23 +191,34 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
     for time in run_state.guest_exits(vcpu, core_start, core_end):
         if core_start + off < time <= core_end - off:
             return _Finding("guest-exit", vcpu, f"{vcpu} left the guest inside the hole, at {time:.6f}")
-    for each in run_state.returns(vcpu, core_start, core_end):
+    for each in run_state.guest_returns(vcpu, core_start, core_end):
         inside = each.began is not None and each.began > core_start + off
         earliest = core_start + off + (0.0 if inside else SERVED_WITHIN)
-        if each.ran and earliest < each.time <= core_end - off:
+        if earliest < each.time <= core_end - off:
             return _Finding("guest-return", vcpu, f"{vcpu} left KVM_RUN inside the hole with {each.name}")
     return None
 
 
-def _doubts(window: Window, vcpu: Vcpu, run_state: RunState) -> Iterator[_Finding]:
+def _doubts(window: Window, vcpu: Vcpu, run_state: RunState, worst: _Worst) -> None:
     """What keeps ``vcpu`` from having been outside KVM over all of ``window``."""
     own = vcpu.thread and vcpu.thread == window.thread  # program order holds, whatever the stamps
     off = -window.off if own else window.off
     start, end = window.start - off, window.end + off
-    for piece in run_state.stretches(vcpu, start, end):
-        if piece.where is Where.USER or piece.end <= start or piece.start >= end:
+    first, last = start, end  # where to look: nothing more is learnt far from the hole
+    if math.isinf(start):
+        worst.take(_Finding("begin-unknown", vcpu, "when the delete began is not known"))
+        first = window.core_start if window.has_core else end
+    if math.isinf(end):
+        worst.take(_Finding("end-unknown", vcpu, "when the create had returned is not known"))
+        last = window.core_end if window.has_core else first
+    for piece in run_state.stretches(vcpu, first, last):
+        where = piece.where
+        if where is Where.USER or piece.end <= start or piece.start >= end:
             continue
-        yield _doubt(piece.where, max(piece.start, start), min(piece.end, end), window, vcpu, run_state)
+        least = LEAST_RANK[where]
+        if worst.rank < least or (worst.rank == least and vcpu in worst.about):
+            continue
+        worst.take(_doubt(where, max(piece.start, start), min(piece.end, end), window, vcpu, run_state))
 
 
 def _doubt(where: Where, start: float, end: float, window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding:
@@ -217,24 +264,22 @@ def _not_known(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> _Fi
     return _Finding("torn", vcpu, f"events of {vcpu} do not fit together")
 
 
-def _deaths(delete: RecordedChange, window: Window, run_state: RunState) -> Iterator[_Finding]:
+def _deaths(delete: RecordedChange, window: Window, run_state: RunState, worst: _Worst) -> None:
     """VCPUs that left KVM_RUN inside the delete or the hole as those do that die of it."""
     until = min(window.core_end if window.has_core else window.end, run_state.last)
     for vcpu in run_state.vcpus:
         if vcpu.thread == window.thread:
             continue
-        for each in run_state.returns(vcpu, window.start, until):
+        found = list(run_state.fatal_returns(vcpu, window.start, until))
+        found += [
+            each for each in run_state.last_returns(vcpu, window.start, until) if not each.name and not each.fatal
+        ]
+        for each in sorted(found):
             if not window.start < each.time < until:
-                continue
-            if not each.fatal and (each.name or not _stays_out(each.time, until, vcpu, run_state)):
                 continue
             where = "the delete" if delete.ended is None or each.time <= delete.ended else "the hole"
             how = f"with {each.name} inside {where}: the death itself" if each.fatal else f"inside {where}"
             typical = "" if each.fatal else " and did not come back: the typical death"
-            yield _Finding("died", vcpu, f"{vcpu} left KVM_RUN {how}{typical} (line {delete.line})")
-
-
-def _stays_out(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> bool:
-    """Whether the vCPU did not come back until the memory was there again, as far as is recorded."""
-    pieces = run_state.stretches(vcpu, start, end)
-    return all(piece.where is Where.USER for piece in pieces if start <= piece.start < end)
+            worst.take(_Finding("died", vcpu, f"{vcpu} left KVM_RUN {how}{typical} (line {delete.line})"))
+            if worst.rank == RANKS["died"]:
+                break

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .evidence import Cause, Event, ExitMeaning, Irqchip, Loss, Stretch, Where
-from .whereabouts import Kinds, Losses, Track, word
+from .whereabouts import Kinds, Losses, Track, joined, word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .whereabouts import Return
 
@@ -125,15 +125,9 @@ class RunState:
         track = self._tracks.get(vcpu)
         if track is None:
             return (Stretch(-math.inf, math.inf, Where.UNKNOWN),)
-        pieces: list[Stretch] = []
-        for each in track.stretches(start, end, self.kinds, self.losses, self.last):
-            if each.end <= each.start:
-                continue
-            if pieces and pieces[-1].where is each.where is not Where.GUEST and pieces[-1].end == each.start:
-                pieces[-1] = Stretch(pieces[-1].start, each.end, each.where)
-            else:
-                pieces.append(each)
-        return tuple(pieces)
+        if not self.losses:
+            return tuple(track.pieces(start, end, self.kinds, self.last))
+        return tuple(joined(track.stretches(start, end, self.kinds, self.losses, self.last)))
 
     @property
     def lost(self) -> int:
@@ -163,6 +157,31 @@ class RunState:
         """The returns of ``vcpu`` to user space that are stamped in ``[start, end]``, in order."""
         track = self._tracks.get(vcpu)
         return () if track is None else tuple(track.returns(start, end))
+
+    def guest_returns(self, vcpu: Vcpu, start: float, end: float) -> Iterator[Return]:
+        """Those of them that show that guest code ran since the one before."""
+        track = self._tracks.get(vcpu)
+        return iter(()) if track is None else track.guest_returns(start, end)
+
+    def fatal_returns(self, vcpu: Vcpu, start: float, end: float) -> Iterator[Return]:
+        """Those of them after which the vCPU cannot go on. O(log n + result)."""
+        track = self._tracks.get(vcpu)
+        return iter(()) if track is None else track.returns(start, end, fatal=True)
+
+    def last_returns(self, vcpu: Vcpu, start: float, end: float) -> Iterator[Return]:
+        """All of them after which the vCPU was in user space until ``end``, the last one first."""
+        track = self._tracks.get(vcpu)
+        if track is None:
+            return
+        for each in track.returns_backwards(start, end):
+            pieces = track.stretches(each.time, end, self.kinds, self.losses, self.last)
+            if any(
+                piece.where is not Where.USER
+                for piece in pieces
+                if each.time <= piece.start < end and piece.end > piece.start
+            ):
+                return
+            yield each
 
     def guest_exits(self, vcpu: Vcpu, start: float, end: float) -> tuple[float, ...]:
         """Stamps in ``[start, end]`` of exits from guest mode that only guest code can cause, in order."""

@@ -7,6 +7,7 @@ out before somebody asks, and then only for the time that was asked for.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from array import array
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from .evidence import KVM_EXIT, Cause, Event, ExitMeaning, Stretch, Where, may_continue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .evidence import Loss
 
-__all__ = ["Kinds", "Losses", "Return", "Track", "word"]
+__all__ = ["Kinds", "Losses", "Return", "Track", "joined", "word"]
 
 ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) for each in Event)
 TAIL, MANY, FEW = 1024, 8192, 1 << 16
@@ -131,6 +132,8 @@ class Track:
     settled: int = 0
     until: float = -math.inf
     full: int = sys.maxsize
+    _places: tuple[array[int], array[int], array[int]] | None = None
+    _wheres: dict[tuple[int, int], Where] = field(default_factory=dict)
 
     def add(self, time: float, event: int) -> None:
         """Append an event; stamps of one thread that step back are put in order later."""
@@ -233,20 +236,79 @@ class Track:
         where = self._after(event, kinds)
         return Where.RUN if where is Where.GUEST else where  # no exit was seen: in the guest, or no longer
 
-    def returns(self, start: float, end: float) -> Iterator[Return]:
-        """The returns to user space stamped in ``[start, end]``. O(log n + events in between)."""
-        i = bisect_left(self.times, start)
-        ends = (USER_EXIT, RUN_END, FORGOTTEN)
-        before = next((self.words[k] for k in range(i - 1, -1, -1) if self.words[k] & KIND in ends), 0)
-        while i < len(self.times) and self.times[i] <= end:
-            event = self.words[i]
-            if event & KIND in (USER_EXIT, RUN_END):
-                ran = bool(event & GUEST_CAUSED) and not _continues(before, event)
-                began = next((self.times[k] for k in (i - 1,) if k >= 0 and self.words[k] & KIND == RUN_BEGIN), None)
-                code = event >> NUMBER_SHIFT & NUMBER_MASK
-                yield Return(self.times[i], NAMES.get(code, ""), ran, bool(event & FATAL), began)
-                before = event
+    def pieces(self, start: float, end: float, kinds: Kinds, last: float) -> list[Stretch]:
+        """``stretches`` of a recording that lost nothing, neighbours in one place as one. O(log n + pieces)."""
+        times, words, wheres, n = self.times, self.words, self._wheres, len(self.times)
+        i = bisect_left(times, start) - 1
+        if i < 0 or (n and times[-1] <= end):
+            return joined(self.stretches(start, end, kinds, Losses(()), last))
+        result: list[Stretch] = []
+        begin, before = times[i], words[i]
+        open_where, open_from = None, begin
+        while begin <= end:
             i += 1
+            stop, after = times[i], words[i]
+            if stop > begin:
+                where = wheres.get((before, after))
+                if where is None:
+                    where = wheres[before, after] = self._between(before, after, kinds)
+                if where is not open_where or where is Where.GUEST:
+                    if open_where is not None:
+                        result.append(Stretch(open_from, begin, open_where))
+                    open_where, open_from = where, begin
+            begin, before = stop, after
+        if open_where is not None:
+            result.append(Stretch(open_from, begin, open_where))
+        return result
+
+    def _find(self) -> tuple[array[int], array[int], array[int]]:
+        """Where in the arrays the returns, the fatal ones, and the exits by guest code stand. O(n) once."""
+        if self._places is None:
+            ends = (USER_EXIT, RUN_END, FORGOTTEN)
+            returns = array("Q", [i for i, each in enumerate(self.words) if each & KIND in ends])
+            fatal = array("Q", [i for i in returns if self.words[i] & FATAL])
+            caused = EXIT | GUEST_CAUSED
+            guest = [i for i, each in enumerate(self.words) if each & (KIND | GUEST_CAUSED) == caused]
+            self._places = returns, fatal, array("Q", guest)
+        return self._places
+
+    def returns(self, start: float, end: float, *, fatal: bool = False) -> Iterator[Return]:
+        """The returns to user space stamped in ``[start, end]``, or the fatal among them. O(log n + result)."""
+        places = self._find()[fatal]
+        low, high = bisect_left(self.times, start), bisect_right(self.times, end)
+        for k in range(bisect_left(places, low), bisect_left(places, high)):
+            if self.words[places[k]] & KIND != FORGOTTEN:
+                yield self._return(places[k])
+
+    def returns_backwards(self, start: float, end: float) -> Iterator[Return]:
+        """The same, the last one first."""
+        places = self._find()[0]
+        low, high = bisect_left(self.times, start), bisect_right(self.times, end)
+        for k in range(bisect_left(places, high) - 1, bisect_left(places, low) - 1, -1):
+            if self.words[places[k]] & KIND != FORGOTTEN:
+                yield self._return(places[k])
+
+    def guest_returns(self, start: float, end: float) -> Iterator[Return]:
+        """The returns in ``[start, end]`` that show that guest code ran. O(log n + returns in between)."""
+        places, words = self._find()[0], self.words
+        low, high = bisect_left(self.times, start), bisect_right(self.times, end)
+        first = bisect_left(places, low)
+        before = words[places[first - 1]] if first else 0
+        for i in places[first : bisect_left(places, high)]:
+            event = words[i]
+            if event & GUEST_CAUSED and not _continues(before, event):
+                yield self._return(i)
+            before = event
+
+    def _return(self, i: int) -> Return:
+        """The return that stands at ``i``. O(log n)."""
+        places, words = self._find()[0], self.words
+        k = bisect_left(places, i)
+        before, event = words[places[k - 1]] if k else 0, words[i]
+        ran = bool(event & GUEST_CAUSED) and not _continues(before, event)
+        began = self.times[i - 1] if i and words[i - 1] & KIND == RUN_BEGIN else None
+        name = NAMES.get(event >> NUMBER_SHIFT & NUMBER_MASK, "")
+        return Return(self.times[i], name, ran, bool(event & FATAL), began)
 
     def last_outside(self, time: float) -> float | None:
         """The last event before ``time``, if the vCPU was in user space after it, or None. O(log n)."""
@@ -257,11 +319,23 @@ class Track:
 
     def guest_exits(self, start: float, end: float) -> Iterator[float]:
         """Stamps in ``[start, end]`` of kvm_exit events that only guest code can cause. O(log n + result)."""
-        i = bisect_left(self.times, start)
-        while i < len(self.times) and self.times[i] <= end:
-            if self.words[i] & KIND == EXIT and self.words[i] & GUEST_CAUSED:
-                yield self.times[i]
-            i += 1
+        places = self._find()[2]
+        low, high = bisect_left(self.times, start), bisect_right(self.times, end)
+        for i in places[bisect_left(places, low) : bisect_left(places, high)]:
+            yield self.times[i]
+
+
+def joined(pieces: Iterable[Stretch]) -> list[Stretch]:
+    """Pieces in order, without empty ones; neighbours in one place are one, but for stays in the guest."""
+    result: list[Stretch] = []
+    for each in pieces:
+        if each.end <= each.start:
+            continue
+        if result and result[-1].where is each.where is not Where.GUEST and result[-1].end == each.start:
+            result[-1] = Stretch(result[-1].start, each.end, each.where)
+        else:
+            result.append(each)
+    return result
 
 
 def _cpu(event: int) -> int | None:
@@ -274,6 +348,7 @@ def _number(event: int) -> int | None:
     return code - 1 if 0 < code < OTHER_ERRNO else None
 
 
+@functools.lru_cache(maxsize=4096)
 def _continues(before: int, event: int) -> bool:
     """Whether a return may be the rest of the one before: KVM finishes an instruction before it says EINTR."""
     if before >> NUMBER_SHIFT & NUMBER_MASK == ERRNOS["EINTR"]:
