@@ -214,3 +214,31 @@ def test_two_formats_in_one_file_are_an_error(tmp_path: Path) -> None:
 
 def test_an_error_in_a_line_without_a_newline_is_that_error(tmp_path: Path) -> None:
     assert "overlaps slot 0" in refusal(tmp_path, line(0, 0, 0x2000) + line(1, 0x1000, 0x1000).rstrip())
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("length", [1 << 15, 1 << 20])
+def test_one_overlong_line_is_refused_for_what_it_is(tmp_path: Path, length: int, end: str) -> None:
+    message = refusal(tmp_path, "x" * length + end)
+    assert "a line of more than 16384 characters, of which the rest is not looked at (line 1)" in message
+    assert "truncated" not in message
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_an_overlong_line_at_the_end_of_a_trace_is_said(tmp_path: Path, end: str) -> None:
+    timeline = read(tmp_path, line(0, 0, 4096) + "x" * 20000 + end)
+    assert len(timeline.changes) == 1
+    assert any("more than 16384 characters" in note for note in timeline.notes)
+
+
+FTRACE = "  qemu-system-x86-77      [001] ..... {}: tracing_mark_write: "
+LOSSES = ("CPU:1 [LOST 12 EVENTS]\n", "CPU:1 [LOST EVENTS]\n", "# entries-in-buffer/entries-written: 9/250280   #P:8\n")
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_lost_events_of_qemu_s_ftrace_may_be_changes(tmp_path: Path, lost: str) -> None:
+    event = FTRACE.format("95526.400000") + line(0, 0, 4096)
+    missing = "the recorder dropped events: changes may be missing from the trace (line 1)"
+    assert missing in read(tmp_path, lost + event).notes
+    assert missing not in read(tmp_path, event).notes
+    assert missing not in read(tmp_path, lost + "7@95526.400000:" + line(0, 0, 4096)).notes

@@ -56,13 +56,15 @@ class FtraceReader:
     name = "ftrace"
     events = "kvm_entry, kvm_exit or kvm_userspace_exit (ftrace, trace-cmd, perf script)"
 
-    __slots__ = ("_digits", "_in_run", "_recording")
+    __slots__ = ("_digits", "_in_run", "_lost", "_recording")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._digits = 0
         self._in_run: set[int] = set()
         """Threads in a KVM_RUN that the tracepoints of system calls told of."""
+        self._lost: list[int] = []
+        """Lines that say that events were lost, as many as are told."""
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of the events."""
@@ -76,7 +78,7 @@ class FtraceReader:
             return self._slow(number, text, event)
         if "ioctl" in text and (call := SYSCALL.search(text)) is not None:
             return self._syscall(number, text, call)
-        self._other_line(text)
+        self._other_line(number, text)
         return False
 
     def finish(self) -> None:
@@ -84,6 +86,9 @@ class FtraceReader:
         run = self._recording.run
         if kinds := run.recorded:
             run.source = run.source or " and ".join(kinds)
+        if self._recording.changes_in_ftrace:
+            for number in self._lost:
+                self._recording.lost_changes("events were lost", number)
         if self._digits:
             run.resolution = columns.resolution_of(self._digits)
 
@@ -169,7 +174,7 @@ class FtraceReader:
         run.source = "KVM_RUN in the tracepoints of ioctl"
         return True
 
-    def _other_line(self, text: str) -> None:
+    def _other_line(self, number: int, text: str) -> None:
         """Note what a line that is none of the events says of what is missing."""
         run = self._recording.run
         if any(word in text for word in LOST_WORDS) and (lost := LOST.search(text)):
@@ -177,8 +182,11 @@ class FtraceReader:
             if cpu is None and (found := columns.parse(text[: lost.start()])) and found.cpu is not None:
                 cpu = str(found.cpu)
             run.lost(None if cpu is None else int(cpu), lost[0])
+            self._lost.append(number)
         elif text.startswith("#"):
             if ((written := WRITTEN.match(text)) and int(written[1]) < int(written[2])) or STARTED.match(text):
+                if not run.overwritten:
+                    self._lost.append(number)
                 run.overwritten = True
         elif run.overwritten and "[" in text and (match := SEEN.match(text)):
             run.saw(float(match[2]), int(match[1]))

@@ -107,6 +107,8 @@ class QemuEvents:
         recording = self._recording
         if recording.format != "qemu":
             recording.claim("qemu", number, text)
+        if prefix.cpu is not None:
+            recording.changes_in_ftrace = True
         if prefix.why:
             recording.note(prefix.why, number)
         recording.machines.change(

@@ -16,7 +16,7 @@ from .dma import about_dma
 from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
-from .lines import lines_of
+from .lines import LONGEST_LINE, lines_of
 from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
 from .timeline import RunState, Timeline
@@ -181,10 +181,16 @@ def _record(
                             break
                     else:
                         skipped += 1
+                        if len(text) == LONGEST_LINE and text[-1] != "\n":
+                            recording.note(
+                                f"a line of more than {LONGEST_LINE} characters, of which the rest is not looked at",
+                                number,
+                            )
             if progress is not None:
                 done += sum(map(len, lines))
                 progress(done)
-        if not last_used and not text.endswith("\n") and text.strip() and not WHOLE_CALL.search(text[-1000:]):
+        cut = len(text) == LONGEST_LINE
+        if not (last_used or cut or text.endswith("\n")) and text.strip() and not WHOLE_CALL.search(text[-1000:]):
             raise TraceError("the file ends inside a line: truncated?", path=name, line=number, text=text)
         for reader in readers:
             reader.finish()

@@ -32,6 +32,7 @@ class Recording:
 
     __slots__ = (
         "_notes",
+        "changes_in_ftrace",
         "dirty_log_clears",
         "dma_changes",
         "format",
@@ -57,6 +58,8 @@ class Recording:
         self.format = ""
         self.slow = ""
         """What made the recorder slow, if it was (``strace -k``), so that its own pauses end no transaction."""
+        self.changes_in_ftrace = False
+        """Whether changes stand in ftrace's buffer (QEMU's backend ftrace), so that what is lost there may be some."""
         self.machines = Machines(path, vm, assumed)
         self.run = RunStateRecorder()
         if wants_changes:
