@@ -289,21 +289,29 @@ class QemuReader:
         if thread is None and word is not None:
             thread = self._threads[word] = int(word)
         time = None if stamp is None else float(stamp)
-        replay = self._recording.machines.current(None, thread)
-        bound = flags in GUEST_MEMFD_FLAGS
-        if replay is None or as_id is None or len(slot) > 4 or bound or self._events.is_told_of_calls:
+        recording = self._recording
+        replay = recording.machines.current(None, thread)
+        if (
+            replay is None
+            or as_id is None
+            or len(slot) > 4
+            or flags in GUEST_MEMFD_FLAGS
+            or self._events.is_told_of_calls
+        ):
             self._events.change(number, text, match.groups()[2:], Prefix(None, thread, time))
             return
-        self._recording.run.change_at(time)
+        if recording.run.has_vcpus:
+            recording.run.change_at(time)
+        key = int(slot) if as_id == "0" else int(slot) | int(as_id) << 16
         replay.change(
             number,
             text,
-            slot=int(slot) | int(as_id) << 16,
-            flags=int(flags, 16),
+            slot=key,
+            flags=0 if flags == "0" else int(flags, 16),
             gpa=int(gpa, 16),
             size=int(size, 16),
             hva=int(hva, 16),
-            ret=int(ret),
+            ret=0 if ret == "0" else int(ret),
             time=time,
             thread=thread,
             began=None,

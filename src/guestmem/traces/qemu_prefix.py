@@ -18,6 +18,11 @@ from . import prefix as tracepoint
 __all__ = ["Prefix", "read_prefix"]
 
 THREAD_AND_TIME = re.compile(r"(?:^|\s)(\d{1,10})@(\d{1,20}\.\d+):\s*$")
+FTRACE = re.compile(
+    r" *[^\[@\n]{1,48}?[- ] *(\d{1,10}) +\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +"
+    r"(?:tracing_mark_write: +)?$"
+)
+"""ftrace's columns as they are by default: what they are otherwise, ``prefix`` tells."""
 PROCESS_AND_NANOSECONDS = re.compile(r"(?:^|\s)(\d{1,10})@(\d{1,20}) \s*$")
 ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d):(\d\d)([.,]\d{1,9})?(Z|[+-]\d\d:?\d\d)?")
 SYSLOG_TIME = re.compile(r"([A-Z][a-z]{2} [ \d]\d \d\d:\d\d):(\d\d)(\.\d{1,9})?\b")
@@ -54,6 +59,8 @@ def read_prefix(text: str) -> Prefix:
     if not text:
         return NOTHING
     text = text[-400:]
+    if text[0] == " " and (match := FTRACE.match(text)) is not None:
+        return Prefix(None, int(match[1]), float(match[3]), int(match[2]))
     ident = IDENT.search(text)
     process = int(ident[1]) if ident else None
     if match := THREAD_AND_TIME.search(text):

@@ -23,7 +23,7 @@ __all__ = ["RunStateRecorder"]
 
 MOST_VCPUS = 1 << 14
 """More than any KVM_MAX_VCPUS; a number above is damage, not a vCPU."""
-_RUN_BEGIN, _ELSEWHERE = word(Event.RUN_BEGIN), word(Event.ELSEWHERE)
+_RUN_BEGIN, _ELSEWHERE, _END = word(Event.RUN_BEGIN), word(Event.ELSEWHERE), Event.RUN_END
 
 
 @functools.lru_cache(maxsize=4096)
@@ -121,9 +121,14 @@ class RunStateRecorder:
         names = (("kvm_entry", Event.ENTRY), ("kvm_exit", Event.EXIT), ("kvm_userspace_exit", Event.USER_EXIT))
         return tuple(name for name, kind in names if self._kinds >> kind & 1)
 
+    @property
+    def has_vcpus(self) -> bool:
+        """Whether an event of a vCPU was seen."""
+        return bool(self._tracks)
+
     def change_at(self, time: float | None) -> None:
         """A memslot changes here, at ``time`` if that is known: what happens around it is kept."""
-        if self.forgets:
+        if self.forgets and self._tracks:
             until = (self.last or 0.0 if time is None else time) + self.horizon
             for track in self._tracks.values():
                 track.keep(until)
@@ -194,6 +199,26 @@ class RunStateRecorder:
         """
         self._note(thread, time, None, None, _return(Event.RUN_END, None, reason, errno))
         self._tracks[thread].calls = True
+
+    def whole_run(self, thread: int, begin: float, end: float, reason: str | None, errno: str) -> None:
+        """``run_begin`` and ``run_end`` at once, as a recording has them by the million."""
+        track = self._tracks.get(thread)
+        if track is None or self.first is None or self.last is None or end > self._next_mark or end < begin:
+            self.run_begin(thread, begin)
+            self.run_end(thread, end, reason=reason, errno=errno)
+            return
+        if begin < self.first:
+            self.first = begin
+        if end > self.last:
+            self.last = end
+        track.calls = True
+        times, words = track.times, track.words
+        times.append(begin)
+        words.append(_RUN_BEGIN)
+        times.append(end)
+        words.append(_return(_END, None, reason, errno))
+        if len(times) > track.full:
+            track.forget()
 
     def elsewhere(self, thread: int, time: float) -> None:
         """``thread`` was in user space at ``time``: it did something else. Tell it of threads that run vCPUs only."""

@@ -140,7 +140,7 @@ class Track:
         self.times.append(time)
         self.words.append(event)
         if len(self.times) > self.full:
-            self._forget()
+            self.forget()
 
     def keep(self, until: float) -> None:
         """A change is here: what is known now stays, and so do the events up to ``until``, if they are not too many."""
@@ -148,7 +148,7 @@ class Track:
         self.until = until
         self.full = max(FEW, self.settled + MANY)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop the events since the last change, but for those soon after it and the last TAIL."""
         times, words = self.times, self.words
         start, end = self.settled, len(times) - TAIL
