@@ -219,6 +219,20 @@ def run(count: int, seed: int, vmm: Any, *, edits: int = 4) -> str:
     return ""
 
 
+def passed_over(vmm: Any) -> str:
+    """What is wrong about a root that shows one region whole and has an attribute to give it; random ones seldom do."""
+    for name in ("readonly", "nonvolatile", "unmergeable"):
+        memory, painter = vmm.MemoryMap(), Painter()
+        root, ram = memory.container("root", CELL), memory.ram("ram", CELL)
+        root.add_subregion(0, ram)
+        painter.add(root, ram)
+        getattr(root, f"set_{name}")(True)
+        view = memory.address_space("memory", root).view
+        if [tuple(each)[:9] for each in view] != ranges(painter.paint(root)):
+            return f"a {name} root: the view is {view.ranges}"
+    return ""
+
+
 def main() -> int:
     from guestmem import vmm
 
