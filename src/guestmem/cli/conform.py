@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ._interrupts import interruptible
+
 if TYPE_CHECKING:
     from ..conform.run import Divergence, Outcome
 
@@ -65,30 +67,35 @@ def command(
     if against is not None and minutes is not None:
         raise click.UsageError("--minutes and --against exclude each other: a log has its own calls")
     import platform
+    from functools import partial
 
     from ..conform.against import conform_against
+    from ..conform.draw import drawn
     from ..conform.kernel import Kernel, host_of
     from ..conform.log import KernelSide, write_block, write_header
     from ..conform.run import conform
 
     seconds = None if minutes is None else minutes * 60
-    with Kernel(device) as kernel:
+    with Kernel(device) as kernel, interruptible() as pressed:
         host, side = host_of(), KernelSide(kernel)
+        random = partial(
+            conform,
+            host,
+            side,
+            steps=steps,
+            seconds=seconds,
+            seed=seed,
+            blocks=partial(drawn, pressed=pressed),
+            pressed=pressed,
+        )
         if against is not None:
-            outcome = conform_against(host, side, Path(against))
+            outcome = conform_against(host, side, Path(against), pressed)
         elif record is not None:
             with Path(record).open("w", encoding="utf-8") as file:
                 write_header(file, platform.release(), side.name, host)
-                outcome = conform(
-                    host,
-                    side,
-                    steps=steps,
-                    seconds=seconds,
-                    seed=seed,
-                    recorder=lambda calls, answers: write_block(file, calls, answers),
-                )
+                outcome = random(recorder=lambda calls, answers: write_block(file, calls, answers))
         else:
-            outcome = conform(host, side, steps=steps, seconds=seconds, seed=seed)
+            outcome = random()
     print(json.dumps(_json(outcome, emit), indent=2) if as_json else _text(outcome, emit))
     if outcome.divergence is not None:
         return 1

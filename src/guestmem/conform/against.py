@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..abi.checks import Host
@@ -24,7 +24,7 @@ _LOG = "the kernel of the log"
 _HOST_FIELDS = [field.name for field in dataclasses.fields(Host) if field.name != "version"]
 
 
-def conform_against(host: Host, here: Side, path: Path) -> Outcome:
+def conform_against(host: Host, here: Side, path: Path, pressed: Callable[[], bool] = lambda: False) -> Outcome:
     """Compare ``here`` with the kernel of a log. TraceError for a file that is none.
 
     In the result's divergence, ``expected`` are the log's answers.
@@ -38,6 +38,8 @@ def conform_against(host: Host, here: Side, path: Path) -> Outcome:
             _block(host, there, here, outcome, calls, recorded)
             if outcome.divergence is not None:
                 break
+            if pressed():
+                raise KeyboardInterrupt  # noqa: TRY301 - it ends as Ctrl-C does
     except KeyboardInterrupt:
         outcome.interrupted = True
     outcome.seconds = time.perf_counter() - begun

@@ -46,7 +46,7 @@ def _calls(block: bytes, kinds: tuple[str, ...]) -> Iterator[Call]:
             yield call
 
 
-def _machine(vms: list[list[Call]]) -> Any:
+def _machine(vms: list[list[Call]], pressed: Callable[[], bool]) -> Any:
     """The state machine, which appends to ``vms`` the calls of each of its runs."""
     from hypothesis import stateful, strategies
 
@@ -57,6 +57,8 @@ def _machine(vms: list[list[Call]]) -> Any:
         """One VM. What it is decides which bursts there can be."""
 
         def __init__(self) -> None:
+            if pressed():
+                raise KeyboardInterrupt
             super().__init__()
             self.calls: list[Call] = []
             self.rings = self.home = self.second = False
@@ -127,8 +129,12 @@ def _machine(vms: list[list[Call]]) -> Any:
     return Sequence
 
 
-def drawn(seed: int, count: int) -> list[list[Call]]:
-    """Some ``count`` sequences; CapabilityError without Hypothesis. What ``seed`` gives depends on its version."""
+def drawn(seed: int, count: int, pressed: Callable[[], bool] = lambda: False) -> list[list[Call]]:
+    """Some ``count`` sequences; CapabilityError without Hypothesis. What ``seed`` gives depends on its version.
+
+    KeyboardInterrupt, between two of them, once ``pressed()``: a handler that raises anywhere may do so in a callback
+    of the garbage collector, of which Hypothesis has one, and there Python prints the exception and goes on.
+    """
     try:
         import hypothesis
         from hypothesis import configuration, stateful
@@ -147,7 +153,7 @@ def drawn(seed: int, count: int) -> list[list[Call]]:
     with tempfile.TemporaryDirectory() as directory:  # else Hypothesis leaves one where conform is run
         configuration.set_hypothesis_home_dir(Path(directory))
         try:
-            stateful.run_state_machine_as_test(seeded(_machine(vms)), settings=settings)
+            stateful.run_state_machine_as_test(seeded(_machine(vms, pressed)), settings=settings)
         finally:
             configuration.set_hypothesis_home_dir(None)
     return [calls for calls in vms if calls]

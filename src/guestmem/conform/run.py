@@ -162,11 +162,12 @@ def conform(
     seed: int = 1,
     blocks: Callable[[int, int], Iterable[list[Call]]] = drawn,
     recorder: Callable[[Sequence[Call], Answers], None] | None = None,
+    pressed: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Compare until ``steps`` calls agreed, ``seconds`` are over, or an answer differs for no known reason.
 
     ``seed`` decides the calls; ``blocks(seed, count)`` draws them; ``recorder`` gets each block and its answers.
-    Ctrl-C ends it, with what was done so far. UsageError if nothing is drawn.
+    Ctrl-C, or ``pressed()`` between two VMs, ends it, with what was done so far. UsageError if nothing is drawn.
     """
     run = _Run(host, side, recorder)
     outcome = run.outcome
@@ -177,6 +178,8 @@ def conform(
             count = _ROUND if seconds is not None else min(_ROUND, (steps - outcome.calls) // _CALLS + _LEAST)
             before = outcome.calls
             for calls in blocks(seed * 1_000_003 + turn, count):
+                if pressed():
+                    raise KeyboardInterrupt  # noqa: TRY301 - it ends as Ctrl-C does
                 run.block(calls)
                 outcome.seconds = time.perf_counter() - begun
                 over = outcome.calls >= steps if seconds is None else bool(outcome.calls) and outcome.seconds >= seconds
