@@ -66,7 +66,7 @@ class _Finding(NamedTuple):
 RANKS = {name: rank for rank, name in enumerate(RULES)}
 """The place of each rule in the table: the more telling first."""
 LEAST_RANK = {
-    Where.RUN: RANKS["kvm-run"],
+    Where.RUN: min(RANKS["kvm-run"], RANKS["run-no-irqchip"]),
     Where.KVM: RANKS["served"],
     Where.GUEST: RANKS["begin-unknown"],
     Where.UNKNOWN: 0,
@@ -175,7 +175,7 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
     """What proves that guest code ran on ``vcpu`` while the memory was missing, or None."""
     start, core_start, core_end, end, off, _ = window
     pieces: Sequence[Stretch] = ()
-    if (run_state.kinds.entries and run_state.kinds.exits) or run_state.irqchip is Irqchip.USER:
+    if run_state.kinds.entries and run_state.kinds.exits:
         pieces = run_state.stretches(vcpu, core_start, core_end) if window.has_core else ()
         pieces = pieces or run_state.stretches(vcpu, start, end)
     for piece in pieces:
