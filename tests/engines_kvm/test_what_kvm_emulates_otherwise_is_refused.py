@@ -42,8 +42,8 @@ def test_lzcnt_and_tzcnt_stop_the_vcpu(assembly: str) -> None:
         guest.thread.join(20)
         (ended,) = guest.ended
         assert isinstance(ended, GuestmemError)
-        assert "a far call, lzcnt or tzcnt has met what an update changes" in str(ended)
-        assert guest.counts()["refused"] == 1
+        assert "what an update changes was met by a far call, lzcnt, tzcnt" in str(ended)
+        assert guest.counts()["refused"] >= 1  # a pause tries what is kept again
         with guest.engine.exits_held():  # nobody has kept the lock
             pass
 
@@ -78,7 +78,7 @@ def test_a_far_call_stops_the_vcpu(code: bytes) -> None:
         (ended,) = guest.ended
         assert isinstance(ended, GuestmemError), ended
         assert "far call" in str(ended)
-        assert guest.counts()["refused"] == 1
+        assert guest.counts()["refused"] >= 1  # a pause tries what is kept again
 
 
 @pytest.mark.no_kvm

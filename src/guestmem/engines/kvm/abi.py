@@ -102,3 +102,12 @@ RUN_PHYS_ADDR = const(32)
 RUN_DATA = const(40)
 RUN_SYNC = const(0x140)  # in kvm_sync_regs (2 KiB from 0x130), of no meaning while kvm_valid_regs is 0: room for us
 RUN_LENGTH = const(48)  # u32; the byte after it: is_write
+
+
+def __getattr__(name: str) -> struct.Struct:
+    """SEGMENT is x86's, and lives in ``x86.registers``, which needs this module; programs look for it here."""
+    if name == "SEGMENT":
+        from .x86.registers import SEGMENT
+
+        return SEGMENT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -98,7 +98,7 @@ def judge(engine: KvmEngine, changes: Sequence[Change] = (), *, encrypted: bool 
         remarks.append(f"not measured on {engine.vm.host.module or 'this host'}")
     ranges = _Ranges(engine, changes)
     frames = GuestFrames(engine.slots())
-    roots: set[tuple[int, int]] = set()
+    roots: set[tuple[int, ...]] = set()
     for vcpu in engine.vm.vcpus:
         found = [*_reasons_of_a_vcpu(vcpu, ranges, frames, roots, engine.vm.host.tdp, remarks)]
         reasons += (f"vCPU {vcpu.index} {why}" for why in found)
@@ -151,7 +151,7 @@ def _reasons_of_the_vm(engine: KvmEngine, changes: Sequence[Change], encrypted: 
 
 
 def _reasons_of_a_vcpu(
-    vcpu: KvmVcpu, ranges: _Ranges, frames: GuestFrames, roots: set[tuple[int, int]], tdp: bool, remarks: list[str]
+    vcpu: KvmVcpu, ranges: _Ranges, frames: GuestFrames, roots: set[tuple[int, ...]], tdp: bool, remarks: list[str]
 ) -> Iterator[str]:
     fd = vcpu.fd
     state = read_state(fd)
@@ -166,7 +166,10 @@ def _reasons_of_a_vcpu(
     if not ranges or state.sregs.mode:
         return
     yield from _tables(state, ranges, frames, roots, tdp)
-    yield from _ways_into_the_kernel(fd, state, ranges, frames)
+    ways = state.sregs.ways
+    if ways not in roots:  # those of another vCPU, looked at through the same tables
+        roots.add(ways)
+        yield from _ways_into_the_kernel(fd, state, ranges, frames)
 
 
 def _pages_of_kvm(fd: int, ranges: _Ranges, remarks: list[str]) -> Iterator[str]:
@@ -184,7 +187,7 @@ def _pages_of_kvm(fd: int, ranges: _Ranges, remarks: list[str]) -> Iterator[str]
 
 
 def _tables(
-    state: VcpuState, ranges: _Ranges, frames: GuestFrames, roots: set[tuple[int, int]], tdp: bool
+    state: VcpuState, ranges: _Ranges, frames: GuestFrames, roots: set[tuple[int, ...]], tdp: bool
 ) -> Iterator[str]:
     root = state.sregs.cr3, state.sregs.levels
     if root in roots:

@@ -276,8 +276,9 @@ class KvmVcpu:
         number = int(self.words[int(at.ERRNO)])
         if number == errno.EOPNOTSUPP and self.words[int(at.PENDING)]:
             error = GuestmemError(
-                f"vCPU {self.index}: a far call, lzcnt or tzcnt has met what an update changes: KVM emulates these "
-                "otherwise than the processor carries them out, so the guest cannot go on (docs/exit-retry.md)"
+                f"vCPU {self.index}: what an update changes was met by a far call, lzcnt, tzcnt, pushf, popf, 16-bit "
+                "enter or a store of a segment register: KVM emulates these otherwise than the processor carries them "
+                "out, so the guest cannot go on (docs/exit-retry.md)"
             )
             error.errno = number
             return error

@@ -70,6 +70,13 @@ class Sregs:
         return 5 if self.cr4 & _LA57 else 4
 
     @property
+    def ways(self) -> tuple[int, ...]:
+        """All that says where its descriptor tables and its TSS are: two vCPUs with the same share them."""
+        places = (self.idt_base, self.idt_limit, self.gdt_base, self.gdt_limit)
+        segments = (self.tr.base, self.tr.limit, self.ldt.base, self.ldt.limit, int(self.ldt.unusable))
+        return self.cr0, self.cr3, self.cr4, self.efer, *places, *segments
+
+    @property
     def is_hypervisor(self) -> bool:
         """Whether it may run nested guests."""
         return bool(self.cr4 & _VMXE or self.efer & _SVME)
