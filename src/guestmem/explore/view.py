@@ -15,6 +15,15 @@ from .world import Failure, Reshaped, Where
 __all__ = ["View"]
 
 
+def _copied(value: Any) -> Any:
+    """A result in which words of one thread are copies: the next state that has it must find it as it was."""
+    if isinstance(value, memoryview):
+        return memoryview(bytearray(value.tobytes())).cast("B").cast("Q")
+    if type(value) in {tuple, list}:
+        return type(value)(_copied(each) for each in value)
+    return value
+
+
 class View:
     """A state, for invariants and final properties. Only good while the property runs."""
 
@@ -52,8 +61,8 @@ class View:
         return self._nodes[self._thread(thread)].code == op.ENDED
 
     def result(self, thread: str) -> Any:
-        """What a thread has returned, None before."""
-        return self._nodes[self._thread(thread)].outcome
+        """What a thread has returned, None before; words of its own as a copy, which the property may change."""
+        return _copied(self._nodes[self._thread(thread)].outcome)
 
     def _thread(self, name: str) -> int:
         try:
@@ -91,8 +100,12 @@ class View:
             region, index = world.places[place].region, world.places[place].index
             region.words.cells[index] = world.initial[place] if value is None else value
         world.dirty |= values.keys()
+        before = [(region.words.cells, bytes(region.words.cells)) for region in world.scene.regions]
         self._ended = True
         try:
             return self.broken(world.scene.finals, memory, nodes)
         finally:
             self._ended = False
+            for cells, was in before:  # what a property wrote, such as what a TLB had logged, no thread must find
+                if cells != memoryview(was).cast("Q"):
+                    cells[:] = memoryview(was).cast("Q")

@@ -25,7 +25,7 @@ from ..errors import UsageError
 from ..units import U64_MAX
 from . import operations as op
 from .continuation import Keys
-from .scene import Model, Region, Scene, SceneThread
+from .scene import Model, Region, Scene
 from .twin import Mutation, load
 
 __all__ = ["Failure", "Livelock", "Place", "Reshaped", "Strand", "Undetermined", "Where", "World"]
@@ -217,7 +217,11 @@ class World:
         except BaseException:
             self._stack.close()
             raise
-        self.threads: list[SceneThread] = self.scene.threads
+        # Words of one thread as bytes: a property that calls a room's face may write to those that the face has, too.
+        self.threads = [
+            each._replace(arguments=tuple(a.tobytes() if isinstance(a, memoryview) else a for a in each.arguments))
+            for each in self.scene.threads
+        ]
         if not self.threads:
             self._stack.close()
             raise UsageError(f"model {model.name}: it has no threads")
@@ -302,7 +306,7 @@ class World:
         """
         strand = Strand(thread, compact, past, due, fences=fences)
         _, body, arguments = self.threads[thread]
-        fresh = [memoryview(bytearray(a.tobytes())).cast("Q") if isinstance(a, memoryview) else a for a in arguments]
+        fresh = [memoryview(bytearray(a)).cast("Q") if type(a) is bytes else a for a in arguments]
 
         def run() -> None:
             try:
