@@ -92,7 +92,16 @@ def test_a_wrong_rule_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(RunState, "stretches", changed)
 
     if wrong == "KVM_RUN is the guest":
-        renamed(Where.RUN, Where.GUEST)
+        proves = verdict._open
+
+        def anyhow(window: verdict.Window, vcpu: Vcpu, run_state: RunState) -> verdict._Finding | None:
+            low, high = window.core_start, window.core_end
+            pieces = run_state.stretches(vcpu, low, high) if window.has_core else ()
+            if any(each.where is Where.RUN and each.start <= low and high <= each.end for each in pieces):
+                return verdict._Finding("in-guest", vcpu, "in KVM_RUN")
+            return proves(window, vcpu, run_state)
+
+        monkeypatch.setattr(verdict, "_open", anyhow)
     elif wrong == "what is not known is outside":
         renamed(Where.UNKNOWN, Where.USER)
     elif wrong == "who is served sees nothing":

@@ -30,7 +30,7 @@ REFUSED = {
 }
 """Those that may be refused, and why."""
 _LEFT_OUT = {
-    "SGDT": "privileged where the guest has UMIP; KVM's emulator tries again, in the kernel, until memory is back",
+    "SGDT": "it never came to wait in a hole here, for a reason that was not found",
     "SIDT": "as sgdt",
 }
 NAMES = {getattr(iced.Mnemonic, name): name for name in dir(iced.Mnemonic) if name.isupper()}

@@ -76,8 +76,9 @@ class Guest:
 def test_a_log_names_what_was_written_in_its_round(mode: str) -> None:
     guest = Guest(**MODES[mode])
     with guest.vm as vm:
-        vm.engine.vm.start()
+        guest.shared[0] = 1  # before it runs: no page has the number of a round that was none
         before = guest.words.copy()
+        vm.engine.vm.start()
         for turn in range(1, 17):
             guest.shared[0] = turn
             vm.engine.resume() if turn > 1 else None

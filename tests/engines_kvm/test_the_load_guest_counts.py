@@ -96,15 +96,22 @@ def test_what_cannot_be_measured_is_no_zero(steps: Plan) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_host_and_dashes() -> None:
+def test_the_command_prints_the_host_and_dashes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "guestmem", "compare", str(TRACES / "pc-seabios-smp2.log"), "--engine", "kvm"]
-    arguments = ["--vcpus", "2", "--repeat", "20", "--json", "/dev/stderr", "--design", "exit_retry"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout
+    arguments = ["--vcpus", "2", "--json", str(tmp_path / "figures.json"), "--design", "exit_retry"]
+
+    def strong_enough(number: int) -> subprocess.CompletedProcess[str] | None:
+        repeat = ["--repeat", str(20 << min(number, 4))]
+        done = subprocess.run([*command, *arguments, *repeat], capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode in {0, 3}, done.stdout
+        assert (done.returncode == 3) == ("load: TOO WEAK" in done.stdout)
+        return done if done.returncode == 0 else None
+
+    done = until_met(strong_enough, "an access that sequential harmed")
     assert "host: Linux " in done.stdout
     assert "engine kvm cannot measure it" in done.stdout
     assert "load: strong enough (sequential was caught" in done.stdout
-    figures = json.loads(done.stderr)
+    figures = json.loads((tmp_path / "figures.json").read_text())
     assert [row["design"] for row in figures["rows"]] == ["exit_retry", "sequential"]
     assert figures["control"] == "sequential"
 

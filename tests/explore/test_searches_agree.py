@@ -66,7 +66,7 @@ def test_the_compiled_search_is_the_plain_one(memory: str, bound: int | None, rn
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_merged_threads_lose_no_end_and_no_finding(memory: str, rng: random.Random) -> None:
-    """Against the plain search over histories; a slice of ``benchmarks/merged_programs.py``."""
+    """Against the plain search over histories, on random programs."""
     compared = fewer = found = 0
     for number in range(24):
         threads = program(rng, longest=3 if memory == "stale" else 5)

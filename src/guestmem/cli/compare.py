@@ -269,8 +269,10 @@ def _compare_dirty_log(
     json_file: str | None,
 ) -> int:
     """Run the scenario dirty-log, print it, and return the exit status."""
-    from ..compare.dirty_log import DEFAULT_MEMORY, compare_dirty_log, find_ways
+    from ..compare.dirty_log import DEFAULT_MEMORY, check_dirty_log, compare_dirty_log, find_ways
 
+    memory = DEFAULT_MEMORY if memory is None else memory
+    check_dirty_log(vcpus=vcpus, memory=memory, iterations=iterations, repeat=repeat)
     rows = len(vcpus) * len({way.name for way in find_ways(designs)} | {"unflushed"})
     done = 0
 
@@ -283,7 +285,7 @@ def _compare_dirty_log(
         progress.say(f"{rows} rows of {repeat} runs; what is not yet compiled is compiled first")
         comparison = compare_dirty_log(
             vcpus=vcpus,
-            memory=DEFAULT_MEMORY if memory is None else memory,
+            memory=memory,
             iterations=iterations,
             repeat=repeat,
             designs=designs,

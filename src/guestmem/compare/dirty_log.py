@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["DESIGNS", "Way", "compare_dirty_log", "find_ways"]
+__all__ = ["DESIGNS", "Way", "check_dirty_log", "compare_dirty_log", "find_ways"]
 
 DEFAULT_MEMORY = 256 << 20
 _SMALLEST, _LARGEST = 4 << 20, 16 << 30
@@ -251,6 +251,23 @@ class _Run:
         self._row.live_writes += self._total("writes") - before
 
 
+def check_dirty_log(*, vcpus: Sequence[int], memory: int, iterations: int, repeat: int) -> None:
+    """UsageError for arguments of ``compare_dirty_log`` that cannot be meant, before anything is made or announced."""
+    for count in vcpus:
+        if not 1 <= count <= 256:
+            raise UsageError(f"vcpus: {count} is not in 1..256")
+    if not _SMALLEST <= memory <= _LARGEST or memory % _BLOCK:
+        raise UsageError(
+            f"memory: {memory:#x} is not a multiple of {format_size(_BLOCK)} in "
+            f"{format_size(_SMALLEST)}..{format_size(_LARGEST)}"
+        )
+    if memory > _available() // 2:
+        raise UsageError(f"memory: {format_size(memory)} is more than half of the {_available() >> 20} MiB available")
+    for name, value in (("iterations", iterations), ("repeat", repeat)):
+        if value < 1:
+            raise UsageError(f"{name}: {value} is not at least 1")
+
+
 def compare_dirty_log(
     *,
     vcpus: Sequence[int] = (1, 2, 4, 8),
@@ -270,19 +287,7 @@ def compare_dirty_log(
     (``strong_enough``) shows nothing. ``stopped`` is asked between repeats; then what was measured so far is returned.
     UsageError for arguments that cannot be meant. O(pages) per phase; the memory is committed.
     """
-    for count in vcpus:
-        if not 1 <= count <= 256:
-            raise UsageError(f"vcpus: {count} is not in 1..256")
-    if not _SMALLEST <= memory <= _LARGEST or memory % _BLOCK:
-        raise UsageError(
-            f"memory: {memory:#x} is not a multiple of {format_size(_BLOCK)} in "
-            f"{format_size(_SMALLEST)}..{format_size(_LARGEST)}"
-        )
-    if memory > _available() // 2:
-        raise UsageError(f"memory: {format_size(memory)} is more than half of the {_available() >> 20} MiB available")
-    for name, value in (("iterations", iterations), ("repeat", repeat)):
-        if value < 1:
-            raise UsageError(f"{name}: {value} is not at least 1")
+    check_dirty_log(vcpus=vcpus, memory=memory, iterations=iterations, repeat=repeat)
     ways = find_ways(designs)
     ways += [way for way in DESIGNS if way.broken and way not in ways]
     cores = cores or len(os.sched_getaffinity(0))

@@ -48,7 +48,7 @@ class _Stop(NamedTuple):
     stack: int
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2048)  # each twin has code objects of its own
 def _stops(code: types.CodeType) -> dict[int, _Stop]:
     """By offset of a call: what of a frame is used after it."""
     steps = list(dis.get_instructions(code))
@@ -191,6 +191,11 @@ class Keys:
         self._place = places
         self.unknown: dict[str, int] = {}
         """Kinds of values that had no key, and how often."""
+
+    def forget(self) -> None:
+        """Hold nothing any more: no key is made after this."""
+        self._held.clear()
+        self._known.clear()
 
     def of(self, frames: Iterable[types.FrameType], more: object) -> bytes | None:
         """The key of a run that is stopped in ``frames``, and of ``more``; None if something in it has none."""

@@ -253,8 +253,11 @@ class World:
             raise UsageError(f"model {self.model.name}: {where} ({where.function}): {what}") from None
 
     def close(self) -> None:
-        """Forget the twin."""
+        """Forget the twin, and what was there before threads ran: among it may be the world before this one."""
         self._stack.close()
+        self.known = []
+        if "keys" in vars(self):
+            self.keys.forget()
 
     def __enter__(self) -> World:
         return self

@@ -179,7 +179,8 @@ class Track:
         if i < 0:
             first = times[0] if times else last
             if self.known_from < first:
-                yield Stretch(-math.inf, self.known_from, Where.UNKNOWN)
+                if start <= self.known_from:
+                    yield Stretch(-math.inf, self.known_from, Where.UNKNOWN)
                 yield from _with_losses(Stretch(self.known_from, first, Where.USER), None, losses)
             else:
                 yield Stretch(-math.inf, first, Where.UNKNOWN)
