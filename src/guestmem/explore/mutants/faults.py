@@ -78,7 +78,11 @@ MUTANTS = (
     Mutant(
         "answer-during-update",
         "a vCPU that finds an update under way answers nevertheless",
-        *(_LOCK, "        if updates & _ONE == 0:\n            return slept + _ONE\n", "        return slept + _ONE\n"),
+        *(
+            _LOCK,
+            "    if load_acquire(vm, UPDATES) & _ONE == 0:\n        return True\n",
+            "    if load_acquire(vm, UPDATES) != 77:\n        return True\n",
+        ),
         models=("update-lock", "update-lock-2"),
     ),
     Mutant(
@@ -90,7 +94,7 @@ MUTANTS = (
     Mutant(
         "answer-fence",
         "a vCPU may look for updates before it is seen to answer",
-        *(_LOCK, "        fence()  # we are counted before we look for an update; pairs with take_exclusive\n", ""),
+        *(_LOCK, "    fence()  # we are counted before we look for an update; pairs with take_exclusive\n", ""),
         models=("update-lock",),
         origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
     ),
