@@ -34,7 +34,7 @@ class Agreeing:
 
 @pytest.fixture(scope="module")
 def sequences() -> list[list[Call]]:
-    return [calls for seed in range(3) for calls in drawn(seed, 100)]
+    return [calls for seed in range(8) for calls in drawn(seed, 100)]
 
 
 def test_they_are_runs_of_a_state_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,12 +94,22 @@ def test_every_call_of_the_abi_is_drawn(sequences: list[list[Call]]) -> None:
 
 
 def test_every_case_of_every_promise_is_met() -> None:
-    """With two address spaces. What no run meets would be a promise that is not checked."""
+    """With two address spaces. What no run meets would be a promise that is not checked.
+
+    Hypothesis draws from the constants of loaded modules, too, so what a seed meets differs by what else was imported:
+    seeds follow until all is met, with an end.
+    """
     host = Host(address_spaces=2)
-    outcome = conform(host, Agreeing(host), steps=20_000, seed=11)
-    cases = [(promise.name, case) for promise in PROMISES for case in promise.cases]
-    assert not [each for each in cases if not any(each[1].is_in(seen) for seen in outcome.seen)]
-    assert outcome.unchecked == []
+    missing = [(promise.name, case) for promise in PROMISES for case in promise.cases]
+    unchecked = {promise.name for promise in PROMISES}
+    for seed in range(11, 19):
+        outcome = conform(host, Agreeing(host), steps=20_000, seed=seed)
+        missing = [each for each in missing if not any(each[1].is_in(seen) for seen in outcome.seen)]
+        unchecked &= {getattr(each, "name", each) for each in outcome.unchecked}
+        if not missing and not unchecked:
+            return
+    assert not missing
+    assert not unchecked
 
 
 def test_a_slot_of_the_second_address_space_can_be_made() -> None:
