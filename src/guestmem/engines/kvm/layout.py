@@ -107,8 +107,9 @@ SIGNALLED = const(3)  # nothing happened: the caller may look for signals, and r
 FAILED = const(4)  # KVM_RUN failed: ERRNO
 TAKEN = const(5)  # another thread has the vCPU
 
-LOOK_NS = const(50_000_000)
-"""How long a vCPU waits before it looks whether a signal came just before it began to."""
+LOOK_NS = const((1 << 64) - 1 if INTERPRETED else 50_000_000)
+"""How long a vCPU waits before it looks whether a signal came just before it began to; explored, it is never woken by
+time alone, which would hide a wake-up that is lost."""
 
 name_fields(globals())
 COUNTER_NAMES = OWN.counter_names
