@@ -68,7 +68,7 @@ def test_the_compiled_search_is_the_plain_one(memory: str, bound: int | None, rn
 def test_merged_threads_lose_no_end_and_no_finding(memory: str, rng: random.Random) -> None:
     """Against the plain search over histories, on random programs."""
     compared = fewer = found = 0
-    for number in range(24):
+    for number in range(36 if memory == "stale" else 24):  # shorter ones, of which fewer have states to merge
         threads = program(rng, longest=3 if memory == "stale" else 5)
         with World(model(threads, forgetful=number % 4 > 0, spurious=number % 3 % 2)) as world:
             whole(world)
@@ -83,7 +83,7 @@ def test_merged_threads_lose_no_end_and_no_finding(memory: str, rng: random.Rand
                 fewer += merged.distinct < plain.distinct
                 found += len(plain.findings)
     assert compared > 12
-    assert fewer > 3
+    assert fewer > 6
     assert found > 1
 
 
