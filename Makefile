@@ -82,6 +82,7 @@ lock: .venv/stamp ## pin the versions again, from pyproject.toml (UPGRADE=--upgr
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet $(UPGRADE) --extra=dev --strip-extras \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
 		--output-file requirements/lock.txt pyproject.toml
+	@sed -i '/^guestmem @ /,+1d' requirements/lock.txt  # itself, by the path of this checkout
 
 clean: ## remove .venv and all that tools left here
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

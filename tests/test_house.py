@@ -152,3 +152,11 @@ def test_make_runs_every_compiled_rooms_tests_in_both_forms() -> None:
     assert {f"tests/test_{name}.py" if (PACKAGE / f"{name}.py").exists() else f"tests/{name}" for name in rooms} <= set(
         tests
     )
+
+
+def test_the_lock_names_versions_only() -> None:
+    """A path or an address in it would install on the machine alone on which it was written."""
+    lines = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
+    pins = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    assert pins
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.+]+( ; .+)?", pin)] == []
