@@ -13,6 +13,8 @@ from guestmem.engines.soft.accesses import note
 OLD, NEW, OTHER, HOLE, READONLY = 0x1000, 0x2000, 0x3000, 0, 1
 BEFORE, INSIDE, AFTER = 10, 11, 12
 NEVER = (1 << 64) - 1
+GPA = 0x5008
+LAST_OLD, FIRST_NEW = int(load_words.LAST_OLD), int(load_words.FIRST_NEW)
 MUST = int(load_words.MUST)
 CHANGED = MUST | int(load_words.CHANGED)
 
@@ -49,23 +51,25 @@ def test_an_access(name: str) -> None:
     vm, mine = words(at.vm_words(1)), own(at.OWN_WORDS)
     mine[int(at.WINDOW_LOADED)] = BEFORE
     report = int(at.VCPUS) + int(at.REPORT)
-    poke(vm, report + 2, NEVER)
-    note(vm, mine, 0, flags, old, new, saw, begun, ended, 777)
+    poke(vm, report + FIRST_NEW, NEVER)
+    note(vm, mine, 0, GPA, flags, old, new, saw, begun, ended, 777)
     counts = {each for index, each in enumerate(at.COUNTER_NAMES) if int(mine[int(at.COUNTERS) + index])}
     assert counts == wanted
-    assert peek(vm, report + 1) == (777 if "saw_old" in wanted else 0)
-    assert (peek(vm, report + 2) != NEVER) == ("saw_new" in wanted)
+    assert peek(vm, report + LAST_OLD) == (777 if "saw_old" in wanted else 0)
+    assert (peek(vm, report + FIRST_NEW) != NEVER) == ("saw_new" in wanted)
+    assert peek(vm, report + int(load_words.LAST_OLD_GPA)) == (GPA if "saw_old" in wanted else 0)
+    assert peek(vm, report + int(load_words.FIRST_NEW_GPA)) == (GPA if "saw_new" in wanted else 0)
 
 
 def test_only_the_first_end_and_the_last_start_are_reported() -> None:
     vm, mine = words(at.vm_words(1)), own(at.OWN_WORDS)
     mine[int(at.WINDOW_LOADED)] = BEFORE
     report = int(at.VCPUS) + int(at.REPORT)
-    poke(vm, report + 2, NEVER)
+    poke(vm, report + FIRST_NEW, NEVER)
     ends = []
     for start in (5, 9):
-        note(vm, mine, 0, CHANGED, OLD, NEW, OLD, INSIDE, INSIDE, start)
-        note(vm, mine, 0, CHANGED, OLD, NEW, NEW, INSIDE, INSIDE, start)
-        ends.append(peek(vm, report + 2))
-    assert peek(vm, report + 1) == 9
+        note(vm, mine, 0, GPA, CHANGED, OLD, NEW, OLD, INSIDE, INSIDE, start)
+        note(vm, mine, 0, GPA, CHANGED, OLD, NEW, NEW, INSIDE, INSIDE, start)
+        ends.append(peek(vm, report + FIRST_NEW))
+    assert peek(vm, report + LAST_OLD) == 9
     assert ends[0] == ends[1] < NEVER

@@ -12,7 +12,7 @@ import pytest
 from guestmem.atomics import host_fetch_add, host_load, host_store, load_acquire, peek, poke
 from guestmem.compiled import U64, Words, compiled, own, u64, words
 from guestmem.engines.kvm import layout as at
-from guestmem.engines.kvm.address_map import SPACE_SHIFT, map_insert, map_words
+from guestmem.engines.kvm.address_map import SPACE_SHIFT, map_begin, map_find, map_insert, map_words
 from guestmem.engines.kvm.answers import is_writable, left_to_device, retry_mmio
 from guestmem.engines.kvm.fragments import copy_fragment
 
@@ -83,6 +83,7 @@ def test_all_its_bytes_and_no_others(size: int, skew: tuple[int, int]) -> None:
 @pytest.mark.parametrize("space", [0, SMM])
 def test_a_vcpu_in_smm_is_answered_from_its_own_address_space(space: int) -> None:
     vm, entries, vcpu = words(at.vm_words(1)), words(map_words(4)), own(at.OWN_WORDS)
+    map_begin(entries, 4)
     run = ctypes.create_string_buffer(4096)
     pages = [ctypes.create_string_buffer(bytes([value]) * PAGE, PAGE) for value in (0x11, 0x22)]
     for number, page in enumerate(pages):
@@ -101,8 +102,9 @@ def test_a_vcpu_in_smm_is_answered_from_its_own_address_space(space: int) -> Non
 def test_what_was_read_from_a_device_is_written_to_it() -> None:
     """Though an update has put memory there between the read exit and the write exit."""
     entries, vcpu = words(map_words(4)), own(at.OWN_WORDS)
+    map_begin(entries, 4)
     map_insert(entries, GPA, GPA + PAGE, 0x10000, 0)
-    entry = int(at.VCPUS)  # any: what counts is the address
+    entry = map_find(entries, GPA)
     assert is_writable(entries, vcpu, entry, GPA)
     left_to_device(vcpu, GPA + 8, 8, False)
     left_to_device(vcpu, GPA + 16, 8, False)

@@ -88,8 +88,8 @@ def test_todays_way_is_caught(steps: Plan) -> None:
 def test_what_cannot_be_measured_is_no_zero(steps: Plan) -> None:
     with measured_engine("kvm", 1) as engine:
         row = replay(steps, find("pause"), engine, access=Access(), repeat=1, interval_s=0).as_dict()
-    assert row["stale"] is None
-    assert row["torn"] is None
+    assert row["refused"] is None
+    assert row["refaults"] is None
     assert row["counts"]["swaps"] is None
     assert row["lost"] == 0
     assert row["counts"]["pauses"] == 11

@@ -6,11 +6,12 @@ words hold at the end, and a word whose frame has lost this memory must not chan
 
 from __future__ import annotations
 
+from ..engines.load_words import TAG_BYTE
 from .plan import Plan, Step
 
 __all__ = ["Counters"]
 
-_COUNTER = (1 << 56) - 1
+_COUNTER = (1 << 8 * int(TAG_BYTE)) - 1
 
 
 class Counters:
@@ -24,7 +25,7 @@ class Counters:
         self.wrong = 0
 
     def _read(self, word: int) -> int:
-        """The counter in a word: its last byte is none of it."""
+        """The counter in a word, without its tag and its ``ret``."""
         return self._word(word) & _COUNTER
 
     def step_begins(self, step: Step) -> None:

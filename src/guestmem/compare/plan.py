@@ -7,11 +7,13 @@ vCPUs touch eight bytes at a place that depends on the frame, so that two frames
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..abi.structures import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES
 from ..engines import HostMemory, Load, Target
+from ..engines.load_words import TAG_BYTE
 from ..errors import GuestmemError, UsageError
 from ..memslots import Change, ChangeKind, Slot
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
@@ -26,7 +28,8 @@ PAGE_SIZES = (4 << 10, 16 << 10, 64 << 10)
 """Page sizes of hosts: x86 has the first, arm64 all (Linux ``arch/arm64/Kconfig``)."""
 _KNOWN_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 _RET = b"\xc3"
-"""Last byte of each word: a ``ret``, so that real vCPUs can fetch there. The counter is the seven bytes before it."""
+"""Last byte of each word: a ``ret``, so that real vCPUs can fetch there. Before it the tag, before that the counter."""
+_TAGS = 255
 MOST_RANGES = 256
 """Of a step with more changed ranges than this, so many, evenly chosen, are touched."""
 
@@ -159,7 +162,27 @@ def _target(gfn: int, old: Slot | None, new: Slot | None, *, changed: bool) -> T
     )
 
 
-def _load(as_id: int, changed: list[Range], untouched: Sequence[Slot], owners: dict[int, int]) -> Load:
+class _Words:
+    """Host words, each with the one frame that uses it, and a tag: one frame's words have different ones."""
+
+    def __init__(self) -> None:
+        self.tags: dict[int, int] = {}
+        self._owners: dict[int, int] = {}
+        self._of_frame: Counter[int] = Counter()
+
+    def take(self, target: Target) -> Target | None:
+        """The target with its tags; None if another frame has one of its words."""
+        words = [word for word in (target.old, target.new) if word]
+        if any(self._owners.setdefault(word, target.gpa) != target.gpa for word in words):
+            return None
+        for word in words:
+            if word not in self.tags:
+                self.tags[word] = 1 + self._of_frame[target.gpa] % _TAGS
+                self._of_frame[target.gpa] += 1
+        return target._replace(old_tag=self.tags.get(target.old, 0), new_tag=self.tags.get(target.new, 0))
+
+
+def _load(as_id: int, changed: list[Range], untouched: Sequence[Slot], words: _Words) -> Load:
     """Targets for one step; a word that another frame has already is left out."""
     if len(changed) > MOST_RANGES:
         changed = [changed[k * len(changed) // MOST_RANGES] for k in range(MOST_RANGES)]
@@ -172,12 +195,7 @@ def _load(as_id: int, changed: list[Range], untouched: Sequence[Slot], owners: d
     for start, end, old in elsewhere[:: max(1, len(elsewhere) // 16)]:
         count = max(1, PAGES_ELSEWHERE // min(16, len(elsewhere)))
         targets += [_target(gfn, old, old, changed=False) for gfn in _spread(start, end, count)]
-    free = [
-        target
-        for target in targets
-        if all(owners.setdefault(word, target.gpa) == target.gpa for word in (target.old, target.new) if word)
-    ]
-    return Load(free, as_id)
+    return Load([taken for target in targets if (taken := words.take(target)) is not None], as_id)
 
 
 def _memory(ranges: Sequence[tuple[int, int]]) -> HostMemory:
@@ -208,7 +226,7 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
         ]
     )
     spaces: dict[int, dict[int, Slot]] = {}
-    owners: dict[int, int] = {}
+    words = _Words()
     steps = []
     for transaction in transactions:
         slots = spaces.setdefault(transaction.as_id, {})
@@ -230,7 +248,7 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
                 changes.append(change)
         # Slots of one set never overlap, so none that is not touched lies in the ranges.
         changed = _cut(ranges, before, [slots[slot] for slot in touched if slot in slots])
-        load = _load(transaction.as_id, changed, untouched, owners)
+        load = _load(transaction.as_id, changed, untouched, words)
         steps.append(
             Step(
                 transaction.index,
@@ -251,7 +269,7 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
         _kinds_until(transactions),
     )
     for word in made.words:
-        memory.write(word + 7, _RET)
+        memory.write(word + int(TAG_BYTE), bytes([words.tags[word]]) + _RET)
     return made
 
 

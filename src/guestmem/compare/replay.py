@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from ..designs import Design, pause
-from ..engines import Access, Load, MeasuredEngine
+from ..engines import Access as Pattern
+from ..engines import Load, LoadReport, MeasuredEngine
 from ..engines.stalls import percentile
 from ..errors import CapabilityError, MemslotError
+from ..history import Access, Verdict, judge
 from ..memslots import Change
+from ..units import U64_MAX
 from .counters import Counters
-from .plan import Plan
+from .plan import Plan, Step
 from .result import Row, Spread
 
-__all__ = ["replay"]
+__all__ = ["accesses_of_reports", "replay"]
 
 _clock = time.perf_counter_ns
-_NEVER = (1 << 64) - 1
 
 
 def replay(
@@ -25,7 +27,7 @@ def replay(
     design: Design,
     engine: MeasuredEngine,
     *,
-    access: Access,
+    access: Pattern,
     repeat: int,
     interval_s: float,
     stopped: Callable[[], bool] = lambda: False,
@@ -43,6 +45,7 @@ def replay(
     updates: list[float] = []
     totals: list[float] = []
     kicks: list[float] = []
+    last: Step | None = None
     engine.start()
     try:
         while row.replays < repeat and not stopped():
@@ -50,7 +53,8 @@ def replay(
             for step in plan.steps:
                 if stopped():
                     break
-                _note_instant(row, engine, step.load)
+                _note_instant(row, engine, step.load, last)
+                last = step
                 counted.step_begins(step)
                 time.sleep(interval_s)
                 took = _clock()
@@ -76,7 +80,8 @@ def replay(
                 totals.append(total)
                 row.replays += 1
                 advanced()
-            _note_instant(row, engine, Load())
+            _note_instant(row, engine, Load(), last)
+            last = None
             counted.start_over()
             _forget(engine, plan)
     finally:
@@ -99,14 +104,35 @@ def _forget(engine: MeasuredEngine, plan: Plan) -> None:
     engine.counts = counts
 
 
-def _note_instant(row: Row, engine: MeasuredEngine, load: Load) -> None:
-    """Give the vCPUs their next load, and see from what they report of the last one whether it had one instant."""
-    reports = [report for report in engine.set_load(load) if report is not None]
-    last_old = max((report[0] for report in reports), default=0)
-    first_new = min((report[1] for report in reports), default=_NEVER)
-    if last_old and first_new != _NEVER:
-        row.instants += 1
-        row.torn += last_old > first_new
+def _note_instant(row: Row, engine: MeasuredEngine, load: Load, step: Step | None) -> None:
+    """Give the vCPUs their next load, and judge by what they report of ``step`` whether it had one instant."""
+    judgement = judge(accesses_of_reports(engine.set_load(load)))
+    if judgement.verdict is Verdict.UNKNOWN or step is None:
+        return
+    row.instants += 1
+    if judgement.verdict is Verdict.FAIL:
+        row.torn += 1
+        if row.witness is None:
+            row.witness = {"first_line": step.first_line, "last_line": step.last_line, **judgement.as_dict()}
+
+
+def accesses_of_reports(reports: Iterable[LoadReport | None]) -> Iterator[Access]:
+    """What vCPUs report of an update, as a history for ``judge``: of each vCPU the two accesses that bind most.
+
+    Of all that saw old only the start of the last matters, of all that saw new the end of the first.
+
+    >>> from guestmem.engines import LoadReport
+    >>> judge(accesses_of_reports([LoadReport(7, 0x1000), LoadReport(first_new=5, first_new_gpa=0x2000)])).reason
+    'vCPU 0 saw update 1 not done from 7 on, after vCPU 1 had seen it done until 5'
+    """
+    for vcpu, report in enumerate(reports):
+        if report is None:
+            continue
+        who = f"vCPU {vcpu}"
+        if report.last_old:
+            yield Access.old(report.last_old, report.last_old, who=who, where=f"{report.last_old_gpa:#x}")
+        if report.first_new != U64_MAX:
+            yield Access.new(report.first_new, report.first_new, who=who, where=f"{report.first_new_gpa:#x}")
 
 
 def _sum_up(row: Row, engine: MeasuredEngine, counted: Counters) -> None:

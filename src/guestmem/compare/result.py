@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..engines import Counts
+from ..history import Verdict
 
 __all__ = ["ELSEWHERE", "Comparison", "Row", "Spread"]
 
@@ -83,6 +84,9 @@ class Row:
     """Transactions without one instant: an access that saw old began after one that saw new had ended."""
     instants: int = 0
     """Transactions in which vCPUs saw old and new, so that ``torn`` could be told."""
+    witness: dict[str, Any] | None = None
+    """Of the first that is torn: its lines in the trace, and the judgement (``history.Judgement``) with the two
+    accesses that contradict each other; times in ns or, on the kernel engine, in ticks of the TSC."""
     refused: int = 0
     strange: int = 0
     refaults: int = 0
@@ -107,6 +111,19 @@ class Row:
         return self.holes + self.killed + abs(self.lost) + self.wrong + self.stale + self.refused + self.strange
 
     @property
+    def one_instant(self) -> str:
+        """Whether each update had one instant for all that was seen: "pass", "fail", or "could not look".
+
+        To fail, two accesses that contradict each other are enough, or one that saw neither old nor new (a hole), or
+        old when the update was over. To pass, in some update one must have seen old and one new.
+        """
+        if self.torn or self.stale or self.holes or self.killed or self.refused or self.strange:
+            verdict = Verdict.FAIL
+        else:
+            verdict = Verdict.PASS if self.instants else Verdict.UNKNOWN
+        return str(verdict.value)
+
+    @property
     def caught(self) -> bool:
         """Whether this row shows its design to be broken."""
         return bool(self.failures or self.torn)
@@ -126,7 +143,8 @@ class Row:
                 parts = asdict(value).items()
                 value = {part: count if self.measures(f"counts.{part}") else None for part, count in parts}
             result[name] = value if self.measures(name) else None
-        return result | {"oversubscribed": self.oversubscribed, "failures": self.failures, "caught": self.caught}
+        told = ("oversubscribed", "failures", "one_instant", "caught")
+        return result | {name: getattr(self, name) for name in told}
 
 
 @dataclass(slots=True)

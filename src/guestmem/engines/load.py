@@ -29,6 +29,9 @@ class Target(NamedTuple):
     new_readonly: bool = False
     changed: bool = False
     """Whether the next update changes the range it lies in."""
+    old_tag: int = 0
+    new_tag: int = 0
+    """The byte at ``TAG_BYTE`` of the eight at ``old`` and at ``new``, 0 for none: what a guest tells them by."""
 
     @property
     def must(self) -> bool:
@@ -52,6 +55,8 @@ class Load:
                 + int(at.OLD_READONLY) * target.old_readonly
                 + int(at.NEW_READONLY) * target.new_readonly
                 + int(at.CHANGED) * target.changed
+                + (target.old_tag << int(at.OLD_TAG))
+                + (target.new_tag << int(at.NEW_TAG))
             )
             flat += (target.gpa, flags, target.old, target.new)
         self.words = own(len(flat))

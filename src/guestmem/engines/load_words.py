@@ -7,7 +7,7 @@ from ..structure import Structure, name_fields
 
 ONE_TARGET = Structure("target", "eight bytes of guest memory", size=4)
 TARGET_GPA = ONE_TARGET.word("guest address of the eight bytes that are touched")
-TARGET_FLAGS = ONE_TARGET.word("MUST, OLD_READONLY, NEW_READONLY, CHANGED")
+TARGET_FLAGS = ONE_TARGET.word("MUST, OLD_READONLY, NEW_READONLY, CHANGED; the tags of old and new memory")
 TARGET_OLD = ONE_TARGET.word("their host address before the update, 0 for none")
 TARGET_NEW = ONE_TARGET.word("and after it")
 TARGET = const(ONE_TARGET.size)
@@ -19,11 +19,22 @@ LOAD_AS_ID = HEADER.word("address space")
 LOAD_WINDOW = HEADER.word("WINDOW before the update")
 LOAD_HEADER = const(HEADER.size)
 
+ONE_REPORT = Structure("report", "what a vCPU says of a load: see ``report.LoadReport``", size=8)
+REPORT_EPOCH = ONE_REPORT.word("number of the load")
+LAST_OLD = ONE_REPORT.word("start of the last access in an update that saw old, 0 for none")
+LAST_OLD_GPA = ONE_REPORT.word("what it accessed")
+FIRST_NEW = ONE_REPORT.word("end of the first that saw new, 2**64 - 1 for none")
+FIRST_NEW_GPA = ONE_REPORT.word("what it accessed")
+REPORT_WORDS = const(ONE_REPORT.size)
+
 MUST = const(1)  # has memory before and after: should be there throughout
 OLD_READONLY = const(2)
 NEW_READONLY = const(4)
 CHANGED = const(8)
-"""TARGET_FLAGS."""
+OLD_TAG, NEW_TAG = const(8), const(16)
+"""TARGET_FLAGS: bits, and where the two tags of eight bits begin: a byte of the memory itself, 0 without one."""
+TAG_BYTE = const(6)
+"""Of the eight bytes of a target: the count is before it, and after it a ``ret``."""
 
 SEQUENTIAL, RANDOM, HOT = const(0), const(1), const(2)
 """Patterns: which target is next."""

@@ -167,6 +167,9 @@ class MeasuredEngine(Engine, Protocol):
     def set_load(self, load: Load) -> Sequence[LoadReport | None]:
         """Have the vCPUs work on ``load``; returns, by vCPU, their reports of the load before, if there are any."""
 
+    def reports(self) -> Sequence[LoadReport | None]:
+        """By vCPU, what it has seen so far under the load in force; None: nothing, or the engine cannot tell."""
+
     def start(self) -> None:
         """Start the vCPUs."""
 

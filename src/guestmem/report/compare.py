@@ -10,6 +10,7 @@ import sys
 from typing import TextIO
 
 from ..compare.result import ELSEWHERE, Comparison, Row, Spread
+from ..history import Verdict
 from ..units import format_ns
 from .design_tables import DesignTable, bad, print_tables, verdict
 
@@ -25,6 +26,7 @@ SEEN = (
     ("wrong memory", "writes to memory that the update had taken away, by counting"),
     ("stale", "accesses begun after the update returned that still saw old memory"),
     ("torn", "updates without one instant: saw old later than another saw new; of those that could tell"),
+    ("one instant", "whether one explains all that was seen: fail also by a hole, or by old after the update's end"),
 )
 
 COST = (
@@ -49,8 +51,8 @@ WORK = (
 )
 
 UNMEASURED = (
-    "a real guest cannot tell which host memory it sees, and what the kernel does inside an ioctl is not seen "
-    "from outside (edit: time in ioctls; slowest vCPU: kicks and waits for them)"
+    "what the kernel does inside an ioctl is not seen from outside (edit: time in ioctls; slowest vCPU: kicks and "
+    "waits for them), and torn needs one TSC for all vCPUs"
 )
 
 
@@ -76,6 +78,7 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
         stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
     if comparison.rows and comparison.rows[0].unmeasured:
         stream.write(f"  -: engine {comparison.engine} cannot measure it: {UNMEASURED}\n")
+    stream.writelines(_witness(row) for row in comparison.rows if row.witness is not None)
     if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
         stream.writelines(
             f"  refused, so done with all vCPUs paused: {row.design}, {row.vcpus} vCPUs: {text}\n"
@@ -93,6 +96,17 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
     if comparison.interrupted:
         stream.write("interrupted: the last row holds what was measured so far\n")
     stream.write(verdict(comparison) + "\n")
+
+
+def _witness(row: Row) -> str:
+    """The two accesses that contradict each other, of the first update of a row that had no one instant."""
+    assert row.witness is not None
+    lines = f"lines {row.witness['first_line']}-{row.witness['last_line']}"
+    new, old = row.witness["witness"]
+    return (
+        f"  no one instant: {row.design}, {row.vcpus} vCPUs, {lines}: {old['who']} began to access {old['where']} "
+        f"{old['start'] - new['end']} after {new['who']} had seen new at {new['where']}, and saw old\n"
+    )
 
 
 def design_tables(comparison: Comparison) -> list[DesignTable]:
@@ -121,6 +135,7 @@ def _seen(row: Row) -> list[str]:
         bad(row.wrong),
         _unless(row, "stale", bad(row.stale + row.refused + row.strange), row.strange),
         _unless(row, "torn", f"{bad(row.torn)} of {row.instants}"),
+        f"[bold red]{row.one_instant}[/]" if row.one_instant == Verdict.FAIL.value else row.one_instant,
     ]
 
 

@@ -15,12 +15,13 @@ from ...errors import CapabilityError, GuestmemError, UsageError
 from ...memslots import KVM_MEM_READONLY
 from ...units import PAGE_SIZE
 from ..load import PATTERNS, Access, Load
+from ..load_words import ONE_REPORT
 from ..report import LoadReport, VcpuCounts
 from ..stalls import HISTOGRAM_SIZE
 from . import layout as at
 from . import load_layout as area
 from .engine import KvmEngine
-from .x86 import REG_NAMES, REGS, user_mode
+from .x86 import REG_NAMES, REGS, share_tsc, user_mode
 from .x86.load_guest import CODE_BYTES
 
 __all__ = ["KvmLoadEngine"]
@@ -55,13 +56,14 @@ def copy_words(address: U64, source: Own, count: U64) -> None:
 class KvmLoadEngine(KvmEngine):
     """A KvmEngine whose vCPUs run the load guest: the ``MeasuredEngine`` of the real kernel.
 
-    What it cannot measure is in ``unmeasured``: the guest cannot tell which host memory a frame has, so neither stale
-    accesses nor updates without one instant; and what the kernel does inside its ioctls is not seen from outside.
+    What it cannot measure is in ``unmeasured``: what the kernel does inside its ioctls is not seen from outside, nor
+    writes that it refuses. Old and new memory the guest tells by the tags in them (``load_words.TAG_BYTE``), and which
+    access was when by the TSC, where all vCPUs can have the same.
     """
 
     unmeasured = frozenset(
         {
-            *("stale", "refused", "torn", "instants", "refaults", "table_pages"),
+            *("refused", "refaults", "table_pages"),
             *("counts.swaps", "counts.srcu_waits", "counts.flushes", "counts.ranges_in_flux", "counts.zaps"),
             *("counts.request_ns", "counts.grace_ns"),
         }
@@ -107,6 +109,8 @@ class KvmLoadEngine(KvmEngine):
         self._reach(self._gpa)
         self._area[area.CODE : area.CODE + len(CODE_BYTES)] = CODE_BYTES
         self._loads, self._window = 0, 0
+        if not share_tsc([vcpu.fd for vcpu in self.vm.vcpus]):
+            self.unmeasured |= {"torn", "instants"}
         self._reset: list[tuple[ctypes.Array[ctypes.c_char], ...]] = []
         for slot, (start, end, flags) in enumerate(
             [(0, area.BLOCKS, KVM_MEM_READONLY), (area.BLOCKS, area.AREA_BYTES, 0)], self.vm.max_slots - 2
@@ -172,7 +176,10 @@ class KvmLoadEngine(KvmEngine):
             struct.pack_into("<4Q", self._area, block + area.BLOCK_SHARES, *access.shares(), PATTERNS[access.pattern])
 
     def set_load(self, load: Load) -> list[LoadReport | None]:
-        """Have the vCPUs work on ``load``; returns when all do. There are no reports of the one before."""
+        """Have the vCPUs work on ``load``; returns when all do, by vCPU what they report of the load before.
+
+        None from one that never worked on it, and from all where their stamps cannot be compared.
+        """
         if len(load.words) * 8 > int(area.LOAD_BYTES):
             most = (int(area.LOAD_BYTES) // 8 - 8) // 4
             raise UsageError(f"load: {len(load.targets)} targets; there is room for {most}")
@@ -197,7 +204,19 @@ class KvmLoadEngine(KvmEngine):
         # Nobody is at the load before any more, and its memory may be gone soon: see find_target.
         poke_host(before, 0)
         poke_host(before + 8, 0)
-        return [None] * self.vcpus
+        return self._reports(self._loads - 1)
+
+    def reports(self) -> list[LoadReport | None]:
+        """By vCPU, what it has seen so far under the load in force; None where stamps cannot be compared."""
+        return self._reports(self._loads)
+
+    def _reports(self, load: int) -> list[LoadReport | None]:
+        return [self._report(index, load) for index in range(self.vcpus)]
+
+    def _report(self, vcpu: int, load: int) -> LoadReport | None:
+        place = area.BLOCKS + area.BLOCK_BYTES * vcpu + area.BLOCK_REPORTS + 8 * ONE_REPORT.size * (load & 1)
+        number, *report = struct.unpack_from("<5Q", self._area, place)
+        return LoadReport(*report) if load and number == load and "torn" not in self.unmeasured else None
 
     def _check_alive(self) -> None:
         for index, what in self.vm.ended.items():
@@ -231,6 +250,7 @@ class KvmLoadEngine(KvmEngine):
             block = area.BLOCKS + area.BLOCK_BYTES * vcpu.index
             table = struct.unpack_from(f"<{area.KINDS * area.OUTCOMES}Q", self._area, block + area.BLOCK_COUNTS)
             inside, changed = struct.unpack_from("<2Q", self._area, block + area.BLOCK_INSIDE)
+            stale, strange = struct.unpack_from("<2Q", self._area, block + area.BLOCK_STALE)
             reads, writes, fetches = (
                 table[kind * area.OUTCOMES : (kind + 1) * area.OUTCOMES] for kind in range(area.KINDS)
             )
@@ -250,6 +270,8 @@ class KvmLoadEngine(KvmEngine):
                     "mmio_reads": reads[int(area.DEVICE)],
                     "mmio_writes": writes[int(area.DEVICE)],
                     "readonly_writes": writes[int(area.READONLY_WRITE)],
+                    "stale": stale,
+                    "strange": loop["strange"] + strange,
                 }
             )
             first = int(at.HISTOGRAM)

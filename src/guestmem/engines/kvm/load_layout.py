@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ...compiled import const
 from ...structure import Structure, name_fields
-from ..load_words import LOAD_HEADER, TARGET
+from ..load_words import LOAD_HEADER, ONE_REPORT, TARGET
 
 __all__ = [
     "ANSWERED",
@@ -22,9 +22,12 @@ __all__ = [
     "BLOCK_KIND",
     "BLOCK_LOADED",
     "BLOCK_OUTCOME",
+    "BLOCK_REPORTS",
     "BLOCK_SEED",
     "BLOCK_SHARES",
     "BLOCK_STACK",
+    "BLOCK_STALE",
+    "BLOCK_STRANGE",
     "BLOCK_TARGET",
     "CODE",
     "COMMON",
@@ -70,11 +73,15 @@ _POSITION = BLOCK.word("next target of the sequential pattern")
 _INSIDE = BLOCK.word("accesses to memory that should be there, in or across a window")
 _INSIDE_CHANGED = BLOCK.word("of these, to ranges that the update changes")
 _COUNTS = BLOCK.words(KINDS * OUTCOMES, "accesses by kind and outcome", at=16)
+_STALE = BLOCK.word("accesses begun after the update that saw the old memory")
+_STRANGE = BLOCK.word("accesses that saw neither the old nor the new memory, by their tags")
+_REPORTS = BLOCK.words(2 * ONE_REPORT.size, "of the even and of the odd load: ``load_words.ONE_REPORT``", at=48)
 name_fields(globals())
 
 BLOCK_OUTCOME, BLOCK_TARGET, BLOCK_KIND = (const(8 * int(word)) for word in (_OUTCOME, _TARGET, _KIND))
 BLOCK_SEED, BLOCK_LOADED, BLOCK_SHARES = (8 * int(word) for word in (_SEED, _LOADED, _SHARES))
 BLOCK_INSIDE, BLOCK_INSIDE_CHANGED, BLOCK_COUNTS = (8 * int(word) for word in (_INSIDE, _INSIDE_CHANGED, _COUNTS))
+BLOCK_STALE, BLOCK_STRANGE, BLOCK_REPORTS = (8 * int(word) for word in (_STALE, _STRANGE, _REPORTS))
 """Places in the block, in bytes."""
 BLOCK_STACK = 0x2000
 

@@ -115,8 +115,10 @@ def perform(own: Own, host: U64, kind: U64) -> None:
 
 
 @compiled
-def meet_hole(vm: Words, own: Own, kind: U64, must: bool, behind: U64) -> None:
+def meet_hole(vm: Words, own: Own, kind: U64, must: bool, behind: U64) -> U64:
     """What a guest sees where there is no slot: MMIO, or for a fetch the end (KVM_EXIT_INTERNAL_ERROR).
+
+    Returns the host memory that it saw all the same, else ``SAW_HOLE``.
 
     With ``ANSWERS``, the VMM answers data accesses from ``behind``, the memory of its own, old view. A locked
     instruction then becomes a read exit and a write exit: no longer one operation.
@@ -133,15 +135,27 @@ def meet_hole(vm: Words, own: Own, kind: U64, must: bool, behind: U64) -> None:
         else:
             own[at.CHECKSUM] = wrapping((own[at.CHECKSUM] << 1) ^ (own[at.CHECKSUM] >> 63) ^ value)
         own[at.ANSWERED_READS + kind] += _ONE
+        return behind
     else:
         own[at.HOLES_READ + kind] += _ONE
+    return SAW_HOLE
 
 
 @compiled
 def note(
-    vm: Words, own: Own, vcpu: U64, flags: U64, old: U64, new: U64, saw: U64, begun: U64, window: U64, start: U64
+    vm: Words,
+    own: Own,
+    vcpu: U64,
+    gpa: U64,
+    flags: U64,
+    old: U64,
+    new: U64,
+    saw: U64,
+    begun: U64,
+    window: U64,
+    start: U64,
 ) -> None:
-    """Count what an access in or across a window saw, and whether it saw old or new.
+    """Count what an access of ``gpa`` in or across a window saw, and whether it saw old or new.
 
     ``old`` and ``new`` are what it would see before and after: a host address, ``SAW_HOLE`` or ``SAW_READONLY``.
     """
@@ -159,14 +173,16 @@ def note(
             own[at.INSIDE_CHANGED] += _ONE
     if old == new or (saw != old and saw != new):
         return
-    report = at.VCPUS + at.VCPU * vcpu + at.REPORT + at.REPORT_SIZE * (own[at.LOADED] & _ONE)
+    report = at.VCPUS + at.VCPU * vcpu + at.REPORT + load_words.REPORT_WORDS * (own[at.LOADED] & _ONE)
     if saw == old:
         if phase == 2:
             own[at.STALE] += _ONE
         elif phase == 1:
             own[at.SAW_OLD] += _ONE
-            store_relaxed(vm, report + _ONE, start)
+            store_relaxed(vm, report + load_words.LAST_OLD, start)
+            store_relaxed(vm, report + load_words.LAST_OLD_GPA, gpa)
     elif phase < 2 and ended != 0:
         own[at.SAW_NEW] += _ONE
-        if load_relaxed(vm, report + u64(2)) == _NEVER:
-            store_relaxed(vm, report + u64(2), now())
+        if load_relaxed(vm, report + load_words.FIRST_NEW) == _NEVER:
+            store_relaxed(vm, report + load_words.FIRST_NEW, now())
+            store_relaxed(vm, report + load_words.FIRST_NEW_GPA, gpa)

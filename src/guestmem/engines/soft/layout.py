@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from ...compiled import const
 from ...structure import Structure, name_fields
+from ..load_words import ONE_REPORT
 from ..stalls import HISTOGRAM_SIZE
 
 FLUX_MAX = 64
 """Ranges that one update may have in flux; the limit is a capability."""
 
-VCPU_BLOCK = Structure("vCPU", "what a vCPU and those who ask it for something share", size=4 * 8)
+VCPU_BLOCK = Structure("vCPU", "what a vCPU and those who ask it for something share", size=5 * 8)
 REQUESTED = VCPU_BLOCK.line("requests made to this vCPU so far")
 DONE = VCPU_BLOCK.line("the last of them that it has carried out")
 MODE = VCPU_BLOCK.line("who has to wait for it: below")
-REPORT_SIZE = const(3)
-REPORT = VCPU_BLOCK.words(
-    2 * 3, "of the even and the odd load: epoch, start of the last access that saw old, end of the first that saw new"
-)
+REPORT = VCPU_BLOCK.words(2 * ONE_REPORT.size, "of the even and of the odd load: ``load_words.ONE_REPORT``")
 VCPU = const(VCPU_BLOCK.size)
 
 VM = Structure("VM", "what vCPUs and updaters of a software engine share")

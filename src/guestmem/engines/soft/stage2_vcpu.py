@@ -86,9 +86,10 @@ def stage2_exit(
     readonly: bool,
     behind: U64,
 ) -> U64:
-    """An exit for a fault, to its end: 0 stop, 1 make the access again, 2 it met a hole, 3 it met read-only memory.
+    """An exit for a fault, to its end: what it came to; back in the guest unless 0.
 
-    Back in the guest unless 0.
+    0 stop, 1 make the access again, 2 it met a hole, 3 it met read-only memory, 4 it met a hole and was answered from
+    what was behind.
     """
     swaps = load_acquire(vm, at.SWAPS)
     updates = load_acquire(vm, at.UPDATES)
@@ -116,8 +117,9 @@ def stage2_exit(
     elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
         running = wait_out_update(vm, load, own, vcpu)
     else:
-        meet_hole(vm, own, kind, must, behind)
         came_to = u64(2)
+        if meet_hole(vm, own, kind, must, behind) != SAW_HOLE:
+            came_to = u64(4)
         inside = True
     if not running:
         return u64(0)
@@ -198,6 +200,8 @@ def stage2_access(
             return False
         if came_to == 3:
             saw = SAW_READONLY
+        if came_to == 4:
+            saw = behind
         if came_to != 1:
             break
         if own[at.LOADED] != epoch:
@@ -206,7 +210,7 @@ def stage2_access(
     own[at.ACCESSES] += _ONE
     window = load_acquire(vm, at.WINDOW)
     if window != own[at.WINDOW_LOADED]:
-        note(vm, own, vcpu, flags, old, new, saw, begun, window, start)
+        note(vm, own, vcpu, gpa, flags, old, new, saw, begun, window, start)
     return True
 
 

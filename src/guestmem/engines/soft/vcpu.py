@@ -105,9 +105,9 @@ def take_load(vm: Words, load: Words, own: Own, vcpu: U64, epoch: U64) -> None:
     own[at.CHANGED_COUNT] = load_relaxed(load, base + load_words.LOAD_CHANGED)
     own[at.OTHERS_COUNT] = load_relaxed(load, base + load_words.LOAD_OTHERS)
     own[at.WINDOW_LOADED] = load_relaxed(load, base + load_words.LOAD_WINDOW)
-    report = at.VCPUS + at.VCPU * vcpu + at.REPORT + at.REPORT_SIZE * half
-    store_relaxed(vm, report + _ONE, u64(0))
-    store_relaxed(vm, report + u64(2), _NEVER)
+    report = at.VCPUS + at.VCPU * vcpu + at.REPORT + load_words.REPORT_WORDS * half
+    store_relaxed(vm, report + load_words.LAST_OLD, u64(0))
+    store_relaxed(vm, report + load_words.FIRST_NEW, _NEVER)
     store_release(vm, report, epoch)
 
 
@@ -309,7 +309,7 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
         elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
             running = wait_out_update(vm, load, own, vcpu)
         else:
-            meet_hole(vm, own, kind, flags & load_words.MUST != 0, behind)
+            saw = meet_hole(vm, own, kind, flags & load_words.MUST != 0, behind)
             break
         if not running:
             return False
@@ -319,7 +319,7 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
     own[at.ACCESSES] += _ONE
     window = load_acquire(vm, at.WINDOW)
     if window != own[at.WINDOW_LOADED]:
-        note(vm, own, vcpu, flags, old, new, saw, begun, window, start)
+        note(vm, own, vcpu, gpa, flags, old, new, saw, begun, window, start)
     return True
 
 

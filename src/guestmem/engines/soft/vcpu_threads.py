@@ -18,6 +18,7 @@ from ...errors import GuestmemError, UsageError
 from ...memslots.set import Memslots
 from ...patience import patiently
 from ..load import PATTERNS, Access, Load, write_load
+from ..load_words import ONE_REPORT
 from ..report import LoadReport, VcpuCounts
 from ..stalls import HISTOGRAM_SIZE
 from . import layout as at
@@ -145,13 +146,20 @@ class VcpuThreads:
         self._epoch += 1
         poke(self._vm, int(at.LOAD), self._epoch)
         self._shake_hands()
-        return [self._report(vcpu) for vcpu in range(self.vcpus)]
+        return self._reports(self._epoch - 1)
 
-    def _report(self, vcpu: int) -> LoadReport | None:
-        base = int(at.VCPUS) + int(at.VCPU) * vcpu + int(at.REPORT) + int(at.REPORT_SIZE) * ((self._epoch - 1) & 1)
-        if self._epoch == 1 or peek(self._vm, base) != self._epoch - 1:
-            return None  # there was no load before, or this vCPU never took it up
-        return LoadReport((peek(self._vm, base + 1), peek(self._vm, base + 2)))
+    def reports(self) -> list[LoadReport | None]:
+        """By vCPU, what it has seen so far under the load in force; None from one that does not work on it yet."""
+        return self._reports(self._epoch)
+
+    def _reports(self, epoch: int) -> list[LoadReport | None]:
+        return [self._report(vcpu, epoch) for vcpu in range(self.vcpus)]
+
+    def _report(self, vcpu: int, epoch: int) -> LoadReport | None:
+        base = int(at.VCPUS) + int(at.VCPU) * vcpu + int(at.REPORT) + ONE_REPORT.size * (epoch & 1)
+        if not epoch or peek(self._vm, base) != epoch:
+            return None  # there was no such load, or this vCPU never took it up
+        return LoadReport(*(int(peek(self._vm, base + word)) for word in range(1, 5)))
 
     def _shake_hands(self) -> None:
         """Have every vCPU look at what was asked for; not counted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .cpuid import physical_bits, supported_cpuid
 from .guests import identity_tables, real_mode, user_mode
 from .registers import REG_NAMES, REGS, SREGS_BYTES, X86Ioctl
+from .tsc import share_tsc
 
 __all__ = [
     "REGS",
@@ -18,6 +19,7 @@ __all__ = [
     "identity_tables",
     "physical_bits",
     "real_mode",
+    "share_tsc",
     "supported_cpuid",
     "user_mode",
 ]
