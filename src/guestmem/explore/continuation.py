@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import dis
 import functools
+import gc
 import marshal
 import sys
 import types
@@ -24,12 +25,14 @@ from typing import Any, NamedTuple
 
 import greenlet
 
-__all__ = ["Keys", "Unknown", "reads_stacks"]
+__all__ = ["Keys", "Unknown", "reachable", "reads_stacks"]
 
 _F_FRAME, _LOCALS_PLUS = 24, 72
 """Where a frame object has its interpreter frame, and that its locals and stack; CPython 3.11 to 3.13, 64 bits."""
 
 _PLAIN = frozenset({int, str, bytes, bool, float, complex, type(None), type(Ellipsis)})
+_WHOLE = (types.ModuleType, type, types.CodeType, types.FrameType, types.TracebackType)
+"""What stands for itself wherever it is met, whatever it holds."""
 _CALLS = {
     *("CALL", "CALL_FUNCTION_EX", "CALL_KW", "BINARY_SUBSCR", "BINARY_OP", "COMPARE_OP", "CONTAINS_OP", "LOAD_ATTR"),
     *("FOR_ITER", "YIELD_VALUE", "RETURN_GENERATOR", "BEFORE_WITH"),
@@ -176,6 +179,27 @@ def reads_stacks() -> bool:
         return _tried()
     except Exception:  # noqa: BLE001 - whatever is not as expected
         return False
+
+
+def reachable(roots: Iterable[object], beside: Iterable[object]) -> list[object]:
+    """``beside``; and ``roots`` and what can be reached from them, not through modules, classes, code or ``beside``.
+
+    O(objects).
+    """
+    found = list(beside)
+    seen = {id(each) for each in found}
+    todo = list(roots)
+    while todo:
+        value = todo.pop()
+        if type(value) in _PLAIN or id(value) in seen:
+            continue
+        seen.add(id(value))
+        found.append(value)
+        if isinstance(value, types.FunctionType):
+            todo += [value.__closure__, value.__defaults__, value.__kwdefaults__]
+        elif not isinstance(value, _WHOLE):
+            todo += gc.get_referents(value)
+    return found
 
 
 class Keys:

@@ -128,8 +128,11 @@ class Scene:
 
     def files(self) -> list[str]:
         """The source files of the twin's modules."""
-        mine = (module for name, module in sys.modules.items() if name.startswith(self._twin.name + "."))
-        return [module.__file__ for module in mine if module.__file__]
+        return [module.__file__ for module in self.modules() if module.__file__]
+
+    def modules(self) -> list[ModuleType]:
+        """The twin's modules that were loaded so far."""
+        return [module for name, module in sys.modules.items() if name.startswith(self._twin.name + ".")]
 
     def words(self, name: str, source: Words | int | Sequence[int], label: Callable[[int], str] | None = None) -> Words:
         """Share words under ``name``: some that a room made, so many zeroed ones, or ones with these values.

@@ -178,7 +178,8 @@ class Tree:
         assert self.keys is not None
         initial = self.world.initial
         wrote = sorted((place, value) for place, value in strand.overlay.items() if value != initial[place])
-        pending = (node.thread, *strand.pending, node.spurious, wrote, strand.notes)
+        kept = [each.key() if hasattr(each, "key") else each for each in vars(strand.greenlet).values()]
+        pending = (node.thread, *strand.pending, node.spurious, wrote, strand.notes, kept)
         if node.code < 0:
             return self.keys.of((), (pending, strand.outcome))
         return self.keys.of(self.world.frames(strand), (pending, strand.ticks))

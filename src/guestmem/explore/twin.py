@@ -14,8 +14,9 @@ import importlib.machinery
 import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import NamedTuple
 
 from ..errors import UsageError
@@ -45,6 +46,17 @@ class Mutation(NamedTuple):
 
 def _shared(module: str) -> bool:
     return any(module == shared or module.startswith(shared + ".") for shared in SHARED)
+
+
+@lru_cache(maxsize=512)
+def _code(path: Path, text: str | None, _changed: int) -> CodeType:
+    """What a file compiles to, or a text in its place: once for all twins."""
+    if text is not None:
+        return compile(text, str(path), "exec", dont_inherit=True)
+    loader = importlib.machinery.SourceFileLoader(path.stem, str(path))  # it takes what Python keeps of the real import
+    code = loader.get_code(path.stem)
+    assert code is not None
+    return code
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -77,8 +89,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return
         path = Path(spec.origin)
         text = self.texts.get(path.relative_to(_PACKAGE).as_posix())
-        code = compile(path.read_bytes() if text is None else text, spec.origin, "exec", dont_inherit=True)
-        exec(code, module.__dict__)  # noqa: S102 - this is an import
+        exec(_code(path, text, path.stat().st_mtime_ns), module.__dict__)  # noqa: S102 - this is an import
 
 
 class Twin:

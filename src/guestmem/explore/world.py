@@ -8,7 +8,6 @@ touches a word that has become shared, the word is added and the search begins a
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -24,7 +23,7 @@ from ..compiled import Words
 from ..errors import UsageError
 from ..units import U64_MAX
 from . import operations as op
-from .continuation import Keys
+from .continuation import Keys, reachable
 from .scene import Model, Region, Scene
 from .twin import Mutation, load
 
@@ -236,10 +235,16 @@ class World:
         self.points: set[int] = set()
         self.stale = False
         self._closed = [_closed(thread.body) for thread in self.threads]
-        self.known = gc.get_objects()
+        self.known = self._known()
         """What was there before threads ran: see ``continuation.Keys``."""
         self.dirty: set[int] = set()
         """Places that a view wrote final values to."""
+
+    def _known(self) -> list[object]:
+        """What a thread can come by that was there before it ran: of the scene, and of the twin's modules."""
+        scene = self.scene
+        kept = (value for module in scene.modules() for name, value in vars(module).items() if name[:2] != "__")
+        return reachable([scene, self.threads, *kept], beside=[self])
 
     def _build(self) -> None:
         """Set the scene up; a mistake in a model of the user's own is told by its line."""

@@ -59,6 +59,13 @@ class Ledger:
         """Pages whose state it stored since then."""
         self.exclusive = False
 
+    def key(self) -> object:
+        """All that it will still judge by: threads with different ledgers are not the same (``continuation.py``)."""
+        return (
+            sorted(self.where.items()), sorted(self.last.items()), list(self.held.items()), list(self.unclean.items()),
+            *map(sorted, (self.cached, self.built, self.dead, self.given, self.buffered, self.fresh)), self.exclusive,
+        )  # fmt: skip
+
     def fail(self, rule: str, entry: int) -> None:
         """Say which rule was broken, and where."""
         raise InvariantError(f"{rule}: entry {self.monitor.entry_name(entry)}")

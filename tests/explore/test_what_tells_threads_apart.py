@@ -1,0 +1,84 @@
+"""Threads are merged only if they can still do the same: by what a frame, and a monitor beside it, still know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import greenlet
+import pytest
+
+from guestmem.explore.continuation import reachable
+from guestmem.explore.monitors.descriptors import Ledger
+from guestmem.explore.outcome import Budget, Outcome
+from guestmem.explore.scene import Model, Scene
+from guestmem.explore.task import Task, run
+
+
+def remembering(keep: Callable[[int], None], kept: Callable[[], int]) -> Model:
+    """A thread that looks at a word, keeps what it saw somewhere, and judges it once the word is another."""
+
+    def build(scene: Scene) -> None:
+        atomics, words = scene.room("atomics"), scene.words("w", 2)
+
+        def looks() -> None:
+            keep(atomics.load_acquire(words, 0))
+            atomics.load_acquire(words, 1)
+            assert not kept(), "it saw the other's store"
+
+        def stores() -> None:
+            atomics.store_release(words, 0, 1)
+            atomics.store_release(words, 1, 1)
+            atomics.store_release(words, 0, 0)
+
+        scene.thread("looks", looks)
+        scene.thread("stores", stores)
+
+    return Model("remembering", "", "", build)
+
+
+def searched(model: Model) -> Outcome:
+    return run(Task(model, "states"), Budget(go_on=True))
+
+
+def test_what_a_monitor_keeps_of_a_run() -> None:
+    """As monitors do, in the greenlet that runs the thread: no frame has it."""
+
+    def keep(value: int) -> None:
+        vars(greenlet.getcurrent())["ledger"] = {value}
+
+    def kept() -> int:
+        return int(max(vars(greenlet.getcurrent())["ledger"]))
+
+    outcome = searched(remembering(keep, kept))
+    assert [finding.message.partition(" assert ")[0] for finding in outcome.findings] == ["it saw the other's store"]
+
+
+@pytest.mark.parametrize("field", ["where", "last", "held", "unclean"])
+def test_a_ledger_is_another_with_each_entry(field: str) -> None:
+    ledger = object.__new__(Ledger)
+    for name in ("where", "last", "held", "unclean"):
+        setattr(ledger, name, {})
+    for name in ("cached", "built", "dead", "given", "buffered", "fresh"):
+        setattr(ledger, name, set())
+    ledger.exclusive = False
+    before = ledger.key()
+    getattr(ledger, field)[1] = 2
+    assert ledger.key() != before
+
+
+def test_what_a_scene_reaches() -> None:
+    """Through closures, containers and attributes; not through modules and classes, nor beyond what is beside it."""
+
+    class Holder:
+        shared = object()
+
+    inner, beyond, here = object(), object(), Holder()
+    beside = [beyond]
+    here.list = [inner, beside, pytest, Holder]  # type: ignore[attr-defined]
+
+    def closed() -> object:
+        return here
+
+    found = {id(each) for each in reachable([closed], [beside])}
+    assert {id(inner), id(here), id(beside), id(pytest)} <= found
+    assert not {id(beyond), id(Holder.shared), id(vars(pytest))} & found
