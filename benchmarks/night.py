@@ -64,6 +64,12 @@ def campaigns(seed: int) -> list[Campaign]:
             "1000000 random histories, damaged, and no wrong verdict of check",
             0.3,
         ),
+        Campaign(
+            "guest_memfd",
+            (sys.executable, "tests/support/gmem_campaign.py", "1000000", number),
+            "1000000 random operations on files, beside a dict per page",
+            0.1,
+        ),
         Campaign("demo", (*GUESTMEM, "demo", "bios-relocation", "--updates", "20000"), "20000 updates a design", 0.05),
         Campaign("slow tests", (*PYTEST, "-m", "slow", "tests"), "every slow test", 0.2, seeded),
     ]

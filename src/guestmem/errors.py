@@ -14,16 +14,19 @@ __all__ = [
     "CapabilityError",
     "DestroyedError",
     "GeometryError",
+    "GuestMemfdError",
     "GuestmemError",
     "InvariantError",
     "LevelError",
     "LockedError",
     "MappedError",
+    "MemoryFaultError",
     "MemslotError",
     "MissingPackageError",
     "OutOfRangeError",
     "OwnedError",
     "RangeNodesError",
+    "SigbusError",
     "Stage2Error",
     "TablePagesError",
     "TraceError",
@@ -146,6 +149,56 @@ class RangeNodesError(GuestmemError, MemoryError):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"ENOMEM: {message}")
+
+
+class GuestMemfdError(GuestmemError):
+    """A call on a guest_memfd that the kernel would refuse; ``errno`` says how, nothing has changed.
+
+    ``error_offset``: of a conversion, the offset in bytes of the first page that stood against it, else None.
+
+    >>> error = GuestMemfdError(11, "guest_memfd: page 3 is in use", error_offset=0x3000)
+    >>> error.errno, hex(error.error_offset), str(error)
+    (11, '0x3000', 'EAGAIN: guest_memfd: page 3 is in use')
+    """
+
+    def __init__(self, errno: int, message: str, *, error_offset: int | None = None) -> None:
+        self.errno, self.error_offset = errno, error_offset
+        name = {133: "EHWPOISON"}.get(errno) or _errno.errorcode.get(errno, os.strerror(errno))
+        super().__init__(f"{name}: {message}")
+
+
+class SigbusError(GuestMemfdError):
+    """The host touched a page of a guest_memfd that it may not: SIGBUS for a process, EFAULT for the kernel.
+
+    ``page`` is the page's index in the file, ``state`` in words why.
+
+    >>> error = SigbusError(3, "private")
+    >>> error.page, error.state, error.errno, str(error)
+    (3, 'private', 14, 'SIGBUS: guest_memfd: page 3 is private')
+    """
+
+    def __init__(self, page: int, state: str) -> None:
+        self.page, self.state = page, state
+        super().__init__(_errno.EFAULT, "")
+        self.args = (f"SIGBUS: guest_memfd: page {page} is {state}",)
+
+
+class MemoryFaultError(GuestmemError):
+    """KVM_RUN returned -1 with EFAULT and KVM_EXIT_MEMORY_FAULT: the wrong kind of access, or no page.
+
+    ``flags`` has bit 3 for a private access; ``gpa`` and ``size`` are in bytes.
+
+    >>> error = MemoryFaultError(8, 0x4000, 0x1000)
+    >>> error.errno, str(error)
+    (14, 'KVM_EXIT_MEMORY_FAULT: private access at gpa 0x4000, size 0x1000')
+    """
+
+    errno = _errno.EFAULT
+
+    def __init__(self, flags: int, gpa: int, size: int) -> None:
+        self.flags, self.gpa, self.size = flags, gpa, size
+        kind = "private" if flags & 8 else "shared"
+        super().__init__(f"KVM_EXIT_MEMORY_FAULT: {kind} access at gpa {gpa:#x}, size {size:#x}")
 
 
 class CapabilityError(GuestmemError):

@@ -1,0 +1,76 @@
+"""Checks that need only numbers: creation, binding, fallocate, ranges of conversions; each in the kernel's order.
+
+Source: ``kvm_gmem_create()``, ``kvm_gmem_bind()``, ``kvm_gmem_fallocate()``, Linux 6.18, ``virt/kvm/guest_memfd.c``;
+``vfs_fallocate()``, ``fs/open.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ..errors import GuestMemfdError
+from ..units import PAGE_SIZE
+
+__all__ = ["check_bind", "check_create", "check_fallocate", "check_range"]
+
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+_SIGNED = 1 << 63
+
+
+def _refused(why: str) -> GuestMemfdError:
+    return GuestMemfdError(errno.EINVAL, f"guest_memfd: {why}")
+
+
+def check_create(size: int, flags: int, known: int) -> None:
+    """EINVAL for flags that are not of ``known``, then for a size that is 0, negative or not of whole pages.
+
+    >>> check_create(0x1800, 0, 3)
+    Traceback (most recent call last):
+    guestmem.errors.GuestMemfdError: EINVAL: guest_memfd: size 0x1800 is not a positive multiple of 0x1000
+    """
+    if flags & ~known:
+        raise _refused(f"flags {flags:#x} are not of {known:#x}")
+    if not 0 < size < _SIGNED or size % PAGE_SIZE:
+        raise _refused(f"size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}")
+
+
+def check_bind(file_size: int, offset: int, size: int) -> None:
+    """EINVAL unless ``[offset, offset + size)`` may be bound in a file of ``file_size`` bytes.
+
+    The sum is a loff_t: from 2**63 on it is negative, and passes.
+    """
+    end = offset + size
+    if not 0 <= offset < _SIGNED or offset % PAGE_SIZE or file_size < end < _SIGNED:
+        raise _refused(f"offset {offset:#x} with size {size:#x} is not in a file of {file_size:#x}")
+
+
+def check_fallocate(file_size: int, mode: int, offset: int, length: int) -> None:
+    """As ``vfs_fallocate()``, then ``kvm_gmem_fallocate()``: EINVAL, EOPNOTSUPP, EFBIG; a hole may lie past the end."""
+    if not 0 <= offset < _SIGNED or not 0 < length < _SIGNED:
+        raise _refused(f"offset {offset:#x} is negative, or length {length:#x} is not positive")
+    if mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE) or not mode & FALLOC_FL_KEEP_SIZE:
+        raise GuestMemfdError(
+            errno.EOPNOTSUPP, f"guest_memfd: mode {mode:#x} is not KEEP_SIZE 0x1, alone or with PUNCH_HOLE 0x2"
+        )
+    if offset + length >= _SIGNED:
+        raise GuestMemfdError(errno.EFBIG, f"guest_memfd: offset {offset:#x} with length {length:#x} passes 2**63")
+    if offset % PAGE_SIZE or length % PAGE_SIZE:
+        raise _refused(f"offset {offset:#x} and length {length:#x} are not multiples of {PAGE_SIZE:#x}")
+    if not mode & FALLOC_FL_PUNCH_HOLE and offset + length > file_size:
+        raise _refused(f"offset {offset:#x} with length {length:#x} passes the file's {file_size:#x}")
+
+
+def check_range(file_size: int, offset: int, size: int) -> tuple[int, int]:
+    """First and last page of a range to convert; EINVAL for size 0, wrapping, unaligned, past the end: in that order.
+
+    >>> check_range(0x4000, 0x1000, 0x2000)
+    (1, 2)
+    """
+    if size <= 0 or offset < 0 or offset + size >= 1 << 64:
+        raise _refused(f"offset {offset:#x} with size {size:#x} is empty, reversed, or wraps")
+    if offset % PAGE_SIZE or size % PAGE_SIZE:
+        raise _refused(f"offset {offset:#x} and size {size:#x} are not multiples of {PAGE_SIZE:#x}")
+    if offset >= file_size or offset + size > file_size:
+        raise _refused(f"offset {offset:#x} with size {size:#x} passes the file's {file_size:#x}")
+    return offset // PAGE_SIZE, (offset + size) // PAGE_SIZE - 1
