@@ -85,11 +85,11 @@ def test_a_write_to_memory_that_was_taken_away_is_counted(steps: Plan, monkeypat
 def test_what_a_design_refuses_is_said_and_applied_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from guestmem.engines.soft import update as module
 
-    monkeypatch.setattr(module, "FLUX_MAX", 1)
+    monkeypatch.setattr(module, "ENTRIES_MAX", 1)
     result = compare(read(TRACE), vcpus=[1], designs=["atomic"], repeat=1, interval_ms=0.5)
     atomic = result.rows[0]
     assert atomic.refusals
-    assert "this engine holds 1" in atomic.refusals[0]
+    assert "entries; 1 are allowed" in atomic.refusals[0]
     assert "lines 3-7" in atomic.refusals[0]
     assert atomic.replays == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from guestmem.designs import find
 from guestmem.engines import Access
 from guestmem.engines.soft import FLUX_MAX
 from guestmem.engines.soft import layout as at
-from guestmem.errors import BatchError, CapabilityError
+from guestmem.errors import BatchError, MemslotError
 from guestmem.memslots import Change, Slot
 from soft_guest import Guest
 
@@ -66,21 +67,32 @@ def many(guest: Guest, ranges: int) -> list[Change]:
     return [guest.change(slot) for slot in range(ranges)]
 
 
-def test_more_ranges_than_the_engine_holds_are_refused_before_anything_is_stalled() -> None:
+def test_more_ranges_than_flux_names_change_at_once() -> None:
     with Guest(2, 256, access=Access()) as guest:
         for slot in range(FLUX_MAX + 1):
             guest.create(slot, 2 * slot, 1, slot)
         guest.run(guest.same({2 * slot: slot for slot in range(FLUX_MAX + 1)}, changed=True))
         apply = find("atomic").prepare(guest.engine)
+        apply(guest.engine, many(guest, FLUX_MAX + 1))
+        assert list(guest.engine.memslots) == []
+        guest.engine.memslots.check()
+
+
+def test_more_entries_than_a_batch_may_have_are_refused() -> None:
+    with Guest(1, 8192) as guest:
+        apply = find("atomic").prepare(guest.engine)
+        most = guest.engine.entries_at_once
+        batch = [guest.change(slot, 2 * slot, 1, 0) for slot in range(most + 1)]
         before = state(guest)
-        with pytest.raises(CapabilityError, match="65 ranges have to be stalled at once; this engine holds 64"):
-            apply(guest.engine, many(guest, FLUX_MAX + 1))
+        with pytest.raises(MemslotError, match="batch: 4097 entries; 4096 are allowed") as caught:
+            apply(guest.engine, batch)
+        assert caught.value.errno == errno.E2BIG
         assert state(guest) == before
         assert not guest.engine.memslots.slots_lock.locked()
-        guest.all_move()
-        assert guest.total("flux_stalls") == guest.total("flushes_seen") == 0
-        apply(guest.engine, many(guest, FLUX_MAX))
-        assert [slot.id for slot in guest.engine.memslots] == [FLUX_MAX]
+        apply(guest.engine, batch[:most])
+        assert len(list(guest.engine.memslots)) == most
+        apply(guest.engine, [guest.change(slot) for slot in range(most)])
+        assert list(guest.engine.memslots) == []
 
 
 def test_an_empty_batch_is_nothing() -> None:

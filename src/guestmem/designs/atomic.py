@@ -24,7 +24,7 @@ def prepare(engine: Engine) -> None:
 
 
 def apply(engine: Engine, changes: Sequence[Change]) -> None:
-    """Apply all changes or none (BatchError, CapabilityError): no vCPU sees anything in between."""
+    """Apply all changes or none (BatchError; E2BIG past the engine's limit): no vCPU sees anything in between."""
     apply_with(engine, changes, wait=True)
 
 

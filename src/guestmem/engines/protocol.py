@@ -79,7 +79,10 @@ class Update(Protocol):
         """Carry out one change on the inactive set; MemslotError leaves it as it was."""
 
     def stage_all(self, changes: Sequence[Change]) -> None:
-        """Carry out changes in order on the inactive set; BatchError names the entry, and nothing has changed."""
+        """Carry out changes in order on the inactive set; BatchError names the entry, and nothing has changed.
+
+        MemslotError (E2BIG) for more than ``entries_at_once``.
+        """
 
     def invalidate(self, slot: int) -> None:
         """Mark a slot INVALID on the inactive set."""
@@ -96,7 +99,7 @@ class Update(Protocol):
     def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
         """Put ranges that need it in flux and zap them; ``wait`` for acknowledgements.
 
-        Raises CapabilityError, before anything is stalled, if there are more ranges than the engine can hold.
+        However many ranges there are: where the engine holds fewer, frames between them wait as well.
         """
 
     def publish(self) -> None:
@@ -114,8 +117,8 @@ class Engine(Protocol):
 
     name: str
     capabilities: Capability
-    stalls_at_once: int
-    """How many ranges of frames one update in phases may stall; 0 where there is none (Capability.UPDATE)."""
+    entries_at_once: int
+    """How many changes one update in phases may have, past that E2BIG; 0 where there is none (Capability.UPDATE)."""
     vcpus: int
     counts: Counts
 

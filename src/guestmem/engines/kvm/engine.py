@@ -49,7 +49,7 @@ class KvmEngine:
 
     name = "kvm"
     capabilities = Capability.SET_MEMORY_REGION | Capability.PAUSE | Capability.ANSWER_MMIO | Capability.RETRY_EXITS
-    stalls_at_once = 0
+    entries_at_once = 0
     arch = "x86"
 
     def __init__(self, vcpus: int = 1, *, ring_bytes: int = 0) -> None:

@@ -33,7 +33,7 @@ from .requests import (
     wake_retries,
 )
 from .stage2 import Stage2
-from .update import SoftUpdate
+from .update import ENTRIES_MAX, SoftUpdate
 from .vcpu_threads import VcpuThreads
 
 __all__ = ["FLUX_MAX", "SoftEngine"]
@@ -68,7 +68,7 @@ class SoftEngine(VcpuThreads):
         | Capability.UPDATE
         | Capability.RETRY_EXITS
     )
-    stalls_at_once = FLUX_MAX
+    entries_at_once = ENTRIES_MAX
     host = ""
     unmeasured: frozenset[str] = frozenset()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ...errors import BatchError, CapabilityError
+from ...errors import BatchError, MemslotError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Effect, Slot
 from ...memslots.phases import IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.update import Update as SlotUpdate
@@ -15,11 +17,31 @@ from .layout import FLUX_MAX, STALLS_ALL, STALLS_WRITES
 if TYPE_CHECKING:
     from .engine import SoftEngine
 
-__all__ = ["SoftUpdate"]
+__all__ = ["ENTRIES_MAX", "SoftUpdate", "covering"]
 
+ENTRIES_MAX = 4096
+"""Changes of one batch."""
 _WHOLE = (int(IDLE), int(SETTLED))
 _PUBLISHED = (int(MARKS_SWAPPED), int(SWAPPED))
 _clock = time.perf_counter_ns
+
+
+def covering(ranges: Sequence[tuple[int, int, int]], most: int) -> list[tuple[int, int, int]]:
+    """At most ``most`` ranges (first frame, end, what waits) that cover all of ``ranges``. O(n log n).
+
+    What lies between two that become one waits as well: a vCPU that faults there faults again afterwards, and finds
+    what it would have found. The smallest gaps are closed.
+
+    >>> covering([(0, 1, 1), (8, 9, 2), (3, 4, 1)], 2)
+    [(0, 4, 1), (8, 9, 2)]
+    """
+    if len(ranges) <= most:
+        return list(ranges)
+    ordered = sorted(ranges)
+    by_gap = sorted(range(1, len(ordered)), key=lambda place: ordered[place][0] - ordered[place - 1][1])
+    cuts = [0, *sorted(by_gap[len(ordered) - most :]), len(ordered)]
+    parts = [ordered[start:end] for start, end in pairwise(cuts)]
+    return [(part[0][0], max(end for _, end, _ in part), max(kind for _, _, kind in part)) for part in parts]
 
 
 class SoftUpdate:
@@ -51,6 +73,8 @@ class SoftUpdate:
 
     def stage_all(self, changes: Sequence[Change]) -> None:
         """Carry out changes in order on the inactive set; BatchError names the one refused."""
+        if len(changes) > ENTRIES_MAX:
+            raise MemslotError(errno.E2BIG, f"batch: {len(changes)} entries; {ENTRIES_MAX} are allowed")
         begun = _clock()
         self._note_flags(changes)
         try:
@@ -119,7 +143,8 @@ class SoftUpdate:
     def stall(self, effects: Sequence[Effect], *, wait: bool = True) -> None:
         """Put the ranges that lose memory or rights in flux, zap them, and wait for acknowledgements.
 
-        Called again, it adds to what is in flux.
+        Called again, it adds to what is in flux. Of more ranges than FLUX holds, near ones wait together with the
+        frames between them (``covering``); zapped and protected are the ranges themselves.
         """
         ranges = [
             (
@@ -130,13 +155,10 @@ class SoftUpdate:
             for effect in effects
             if effect.action in {Action.STALL, Action.WRITES}
         ]
-        stalled = len(self._in_flux) + len(ranges)
-        if stalled > FLUX_MAX:
-            raise CapabilityError(f"update: {stalled} ranges have to be stalled at once; this engine holds {FLUX_MAX}")
         if not ranges:
             return
         self._in_flux += ranges  # before they are: an exception in between must not leave them so
-        self._engine.mark(self._in_flux)
+        self._engine.mark(covering(self._in_flux, FLUX_MAX))
         self._engine.counts.ranges_in_flux += len(ranges)
         stage2 = self._engine.stage2
         if stage2 is None:
