@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,7 @@ from true_histories import simulate
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Sequence
 
     from guestmem.traces import Stretch, Vcpu
     from true_histories import History
@@ -82,14 +83,15 @@ WRONG_RULES = {
 
 @pytest.mark.parametrize("wrong", WRONG_RULES)
 def test_a_wrong_rule_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stretches = RunState.stretches
-
     def renamed(before: Where, after: Where) -> None:
-        def changed(self: RunState, vcpu: Vcpu, start: float = -1e18, end: float = 1e18) -> tuple[Stretch, ...]:
-            found = stretches(self, vcpu, start, end)
-            return tuple(each._replace(where=after) if each.where is before else each for each in found)
+        for name in ("stretches", "inside"):
+            told = getattr(RunState, name)
 
-        monkeypatch.setattr(RunState, "stretches", changed)
+            def changed(*arguments: Any, told: Callable[..., Sequence[Stretch]] = told, **named: Any) -> Any:
+                found = told(*arguments, **named)
+                return tuple(each._replace(where=after) if each.where is before else each for each in found)
+
+            monkeypatch.setattr(RunState, name, changed)
 
     if wrong == "KVM_RUN is the guest":
         proves = verdict._open

@@ -11,21 +11,26 @@ Host memory that two slots share is legal and plays no part here; only guest fra
 
 from __future__ import annotations
 
+import operator
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ..units import PAGE_SHIFT
 from .missing import walk
 from .primitives import AtomicSet, atomic_sets
+from .rules import Verdict
 from .spans import merged
-from .verdict import judge
 
 if TYPE_CHECKING:
-    from ..traces.timeline import RecordedChange, RunState, Transaction, Vcpu
-    from .missing import Walk
-    from .rules import Rule, Verdict
+    from ..traces.columns import Transactions
+    from ..traces.timeline import RecordedChange, Vcpu
+    from .missing import Returned
+    from .rules import Rule
+    from .verdict import Judgement
 
-__all__ = ["Hole", "HoleRange", "hole_of", "walk_of"]
+__all__ = ["Hole", "HoleRange", "Holes", "hole_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +162,76 @@ class Hole:
         }
 
 
-def walk_of(transaction: Transaction) -> Walk | None:
-    """What ``transaction`` took away and gave back by frame, or None if it took nothing away. O(n log n)."""
-    changes = transaction.changes
-    if changes[0].old is None and all(each.removed is None for each in changes):
-        return None
-    return walk(changes)
-
-
-def hole_of(
-    transaction: Transaction, walked: Walk, run_state: RunState | None, resolution: float = 1e-6
-) -> Hole | None:
-    """The hole that ``transaction`` made, or None; its stamps are off by ``resolution``. O(n log n) in its changes."""
-    changes = transaction.changes
-    returned = walked.returned
-    if not returned:
-        return None
-    windows = sorted({(each.removed, each.restored) for each in returned})
-    verdict, rule, vcpus, reason = judge(changes, windows, run_state, resolution)
+def hole_of(transactions: Transactions, number: int, judgement: Judgement) -> Hole:
+    """The hole that transaction ``number`` made, of which ``judgement`` says what a vCPU saw. O(n log n) in it."""
+    changes, indices = transactions.changes, transactions.indices(number)
+    walked = walk(changes, indices)
+    assert walked is not None
+    recorded = {index: changes[index] for index in indices}
     ranges = tuple(
-        HoleRange(each.start_gfn, each.end_gfn, changes[each.removed], changes[each.restored], each.same_host_memory)
-        for each in returned
+        [
+            HoleRange(start, end, recorded[removed], recorded[restored], same)
+            for start, end, removed, restored, same in walked.returned
+        ]
     )
-    sets = atomic_sets(changes, walked)
-    return Hole(transaction.index, transaction.as_id, ranges, sets, verdict, vcpus, reason, rule)
+    sets = atomic_sets(recorded, walked)
+    verdict, rule, vcpus, reason = judgement
+    return Hole(number, transactions.as_id(number), ranges, sets, verdict, vcpus, reason, rule)
+
+
+class Holes(Sequence[Hole]):
+    """All holes of a trace, in order; each is made when somebody asks for it, since there may be a hundred thousand.
+
+    ``verdicts`` counts them by verdict, ``longest`` is the place of the one that lasted longest (without times, that
+    took most memory), ``flag_changes`` are the places of those in which a frame came back with other flags.
+    """
+
+    __slots__ = ("_judgements", "_longest", "_numbers", "_transactions", "flag_changes", "longest", "verdicts")
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self._numbers = array("Q")
+        self._judgements: list[Judgement] = []
+        self._longest = (-1.0, -1)
+        self.longest: int | None = None
+        self.verdicts = dict.fromkeys(Verdict, 0)
+        self.flag_changes: list[int] = []
+
+    def add(self, number: int, returned: Sequence[Returned], judgement: Judgement) -> None:
+        """Transaction ``number`` took away and gave back ``returned``."""
+        changes = self._transactions.changes
+        times = changes.time
+        if len(returned) == 1:
+            ((start, end, removed, restored, _),) = returned
+            npages, seconds = end - start, times[restored] - times[removed]
+        else:
+            npages = sum([each[1] - each[0] for each in returned])
+            seconds = max([times[each[3]] for each in returned]) - min([times[each[2]] for each in returned])
+        size = (seconds if seconds > 0 else 0.0, npages)  # without stamps: 0
+        if size > self._longest:
+            self._longest, self.longest = size, len(self._numbers)
+        if changes.seen_flags:
+            for _, _, removed, restored, _ in returned:
+                if changes.made_by(changes.old[removed]).flags != changes.flags[restored]:
+                    self.flag_changes.append(len(self._numbers))
+                    break
+        self.verdicts[judgement.verdict] += 1
+        self._numbers.append(number)
+        self._judgements.append(judgement)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Hole: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hole, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hole | tuple[Hole, ...]:
+        if isinstance(index, slice):
+            return tuple([self[i] for i in range(*index.indices(len(self)))])
+        return hole_of(self._transactions, self._numbers[index], self._judgements[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list

@@ -14,14 +14,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..traces.columns import CREATE, KIND, MOVE
 from ..traces.timeline import Separation
 from ..units import PAGE_SHIFT
 from .missing import Missing
 from .spans import merged
 
 if TYPE_CHECKING:
-    from ..memslots.slot import Slot
-    from ..traces.timeline import RecordedChange, Transaction
+    from ..traces.columns import Transactions
+    from ..traces.timeline import RecordedChange
     from .missing import Walk
 
 __all__ = ["LATEST", "LateReturn", "LateReturns", "Why"]
@@ -121,11 +122,11 @@ class _Space:
 
 @dataclass(slots=True)
 class _Found:
-    """A LateReturn in the making."""
+    """A LateReturn in the making; changes by their place among all."""
 
     key: tuple[int, Mark, Why]
-    removed: RecordedChange
-    restored: RecordedChange
+    removed: int
+    restored: int
     gap: float
     spans: list[tuple[int, int]]
 
@@ -133,53 +134,59 @@ class _Found:
 class LateReturns:
     """Takes the transactions in order, and finds what comes back in a later one. O(n log n) in all."""
 
-    __slots__ = ("_found", "_spaces", "_taken", "_toggled")
+    __slots__ = ("_changes", "_found", "_marks", "_spaces", "_toggled", "_toggles", "_transactions")
 
-    def __init__(self) -> None:
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions, self._changes = transactions, transactions.changes
         self._found: list[_Found] = []
         self._spaces: dict[int, _Space] = {}
-        self._toggled: list[tuple[RecordedChange, RecordedChange]] = []
-        """What was switched off and on, as the delete and the create of it."""
-        self._taken: list[tuple[RecordedChange, Mark]] = []
-        """Who took missing frames away, and how transactions had been told apart until then."""
+        self._toggles = 0
+        self._toggled: tuple[int, int] | None = None
+        """The first slot that was switched off and on, as the delete and the create of it, and how many there are."""
+        self._marks: dict[int, Mark] = {}
+        """By change that took missing frames away: how transactions had been told apart until then."""
 
-    def follow(self, transaction: Transaction, walked: Walk | None) -> None:
-        """Go on with ``transaction``; ``walked`` is what ``missing.walk`` found in it, None if it took nothing away."""
-        space = self._spaces.get(transaction.as_id)
+    def follow(self, number: int, walked: Walk | None) -> None:
+        """Go on with transaction ``number``; ``walked`` is what ``missing.walk`` found in it."""
+        as_id = self._transactions.as_id(number)
+        space = self._spaces.get(as_id)
         if space is None:
-            space = self._spaces[transaction.as_id] = _Space()
-        space.tell_apart(transaction.separation, transaction.pause)
+            space = self._spaces[as_id] = _Space()
+        space.tell_apart(self._transactions.separation(number), self._transactions.pauses[number])
         if len(space.missing):
-            self._give(transaction, space)
+            self._give(number, as_id, space)
         if walked is not None and walked.left:
             mark = space.mark
-            for start, end, slot, i in walked.left:
-                self._taken.append((transaction.changes[i], mark))
-                space.missing.add(start, end, slot, len(self._taken) - 1)
+            for piece in walked.left:
+                self._marks[piece[3]] = mark
+                space.missing.add(piece)
 
-    def _give(self, transaction: Transaction, space: _Space) -> None:
-        """Find what ``transaction`` gives back of what is missing."""
-        now = space.mark
-        for each in transaction.changes:
-            new = each.added
-            if new is None:
+    def _give(self, number: int, as_id: int, space: _Space) -> None:
+        """Find what transaction ``number`` gives back of what is missing."""
+        now, changes = space.mark, self._changes
+        for index in self._transactions.indices(number):
+            if changes.code[index] & KIND not in (CREATE, MOVE):
                 continue
-            for start, end, _, index in space.missing.take(new.base_gfn, new.end_gfn):
-                removed, mark = self._taken[index]
+            base, npages = changes.base[index], changes.npages[index]
+            for start, end, _, taker in space.missing.take(base, base + npages):
+                mark = self._marks[taker]
                 why = _why(mark, now)
-                if why in (Why.SPACE, Why.RUN) and _is_same(removed.removed, new):
-                    self._toggled.append((removed, each))
+                if why in (Why.SPACE, Why.RUN):
+                    old = changes.old_slot(taker)
+                    if old is not None and old[2:5] == (base, npages, changes.hva[index]):
+                        self._toggles += 1
+                        self._toggled = self._toggled or (taker, index)
+                        continue
+                seconds = changes.time[index] - changes.time[taker]
+                if not seconds <= (LATEST if why is Why.PAUSE else LATEST_ELSEWHERE):  # or there are no stamps
                     continue
-                seconds = None if removed.time is None or each.time is None else each.time - removed.time
-                if seconds is None or seconds > (LATEST if why is Why.PAUSE else LATEST_ELSEWHERE):
-                    continue
-                self._add(_Found((transaction.as_id, mark, why), removed, each, space.pause, [(start, end)]))
+                self._add(_Found((as_id, mark, why), taker, index, space.pause, [(start, end)]))
 
     def _add(self, found: _Found) -> None:
         """Note what was found, as one with what came back the same way just before."""
         if self._found and self._found[-1].key == found.key:
             before = self._found[-1]
-            before.removed = min(before.removed, found.removed, key=lambda change: change.line)
+            before.removed = min(before.removed, found.removed)
             before.restored, before.gap = found.restored, max(before.gap, found.gap)
             before.spans += found.spans
         else:
@@ -188,14 +195,14 @@ class LateReturns:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was switched off and on, in a sentence; nothing if nothing was. O(1)."""
-        count = len(self._toggled)
-        if not count:
+        if self._toggled is None:
             return ()
-        removed, restored = self._toggled[0]
+        count = self._toggles
+        removed, restored = (self._changes.line[i] for i in self._toggled)
         note = (
             f"{count} time{'s' * (count != 1)} the same slot came back after another step of the thread that took it: "
             "switched off and on, as a guest does with a BAR, and no hole, if the VMM is QEMU; one that does it in one "
-            f"step has a hole there (first: lines {removed.line}-{restored.line})"
+            f"step has a hole there (first: lines {removed}-{restored})"
         )
         return (note,)
 
@@ -205,8 +212,8 @@ class LateReturns:
             LateReturn(
                 each.key[0],
                 merged(each.spans),
-                each.removed,
-                each.restored,
+                self._changes[each.removed],
+                self._changes[each.restored],
                 each.key[2],
                 _next_ms(each.gap) if each.key[2] is Why.PAUSE else None,
             )
@@ -220,15 +227,6 @@ def _why(mark: Mark, now: Mark) -> Why:
         if now[index] != mark[index]:
             return why
     return Why.PAUSE
-
-
-def _is_same(old: Slot | None, new: Slot) -> bool:
-    """Whether the very same guest and host memory comes back."""
-    return old is not None and (old.base_gfn, old.npages, old.userspace_addr) == (
-        new.base_gfn,
-        new.npages,
-        new.userspace_addr,
-    )
 
 
 def _next_ms(seconds: float) -> float:

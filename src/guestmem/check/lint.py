@@ -7,21 +7,24 @@ docs/traces.md has the same table. None is counted by ``--fail-on``.
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..memslots.changes import ChangeKind
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM
+from ..traces.columns import CREATE, DELETE, KIND, MOVE, NOTHING, REFUSED
 from ..units import PAGE_SHIFT, format_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ..memslots.slot import Slot
-    from ..traces.timeline import RecordedChange, Timeline
-    from .holes import Hole
+    from ..traces.columns import Changes
+    from ..traces.timeline import Timeline
+    from .holes import Holes
 
 __all__ = ["LINTS", "Lint", "Remark", "lint"]
 
@@ -133,14 +136,16 @@ class Remark:
         }
 
 
-def lint(timeline: Timeline, holes: Sequence[Hole] = ()) -> tuple[Remark, ...]:
+def lint(timeline: Timeline, holes: Holes) -> tuple[Remark, ...]:
     """All remarks on ``timeline``, in the order of ``LINTS``. ``holes`` are those that ``check`` found. O(n log n)."""
+    changes = timeline.changes
+    removed = _removed_flags(changes)
     found = [
         *_adds_without_delete(timeline),
         *_ids(timeline),
         *_neighbours(timeline),
-        *_guest_memfds(timeline),
-        *_dirty_logs(timeline),
+        *_guest_memfds(timeline, removed),
+        *_dirty_logs(changes, removed),
         *_toggles(holes),
         *_many(timeline),
     ]
@@ -167,9 +172,26 @@ def _frames(start: int, end: int) -> str:
     return f"[{start << PAGE_SHIFT:#x}, {end << PAGE_SHIFT:#x})"
 
 
+def _removed_flags(changes: Changes) -> list[tuple[int, int, int]]:
+    """Changes that took away a slot which had flags: their place, the flags, the number of frames."""
+    if not changes.seen_flags and not any(each < -1 for each in changes.old):
+        return []
+    found = []
+    for i, code in enumerate(changes.code):
+        if code < REFUSED and code & KIND in (DELETE, MOVE):
+            old = changes.old_slot(i)
+            if old is not None and old.flags:
+                found.append((i, old.flags, old.npages))
+    return found
+
+
+def _lines(changes: Changes, indices: Iterable[int]) -> list[int]:
+    return [changes.line[i] for i in itertools.islice(indices, LINES_SHOWN)]
+
+
 def _adds_without_delete(timeline: Timeline) -> Iterator[Remark]:
     """What KVM refused with EEXIST, and what VFIO's listener was told twice."""
-    for each in timeline.changes:
+    for each in timeline.refused:
         if each.ret == EEXIST:
             frames = _frames(each.change.base_gfn, each.change.base_gfn + each.change.npages)
             yield _remark("add-without-delete", [each.line], f"slot {each.change.slot}: {frames}: KVM said EEXIST")
@@ -198,35 +220,39 @@ def _adds_without_delete(timeline: Timeline) -> Iterator[Remark]:
 
 def _ids(timeline: Timeline) -> Iterator[Remark]:
     """Whether freed numbers are used again, and whether slots pile up."""
+    changes, transactions = timeline.changes, timeline.transactions
+    codes, slots = changes.code, changes.slot
     free: dict[int, set[int]] = defaultdict(set)
     used: dict[int, set[int]] = defaultdict(set)
-    fresh: dict[int, list[RecordedChange]] = defaultdict(list)
+    fresh: dict[int, list[int]] = defaultdict(list)
     reused: set[int] = set()
     live, most = 0, 0
     counts: list[tuple[int, int]] = []
-    for transaction in timeline.transactions:
+    for number in range(len(transactions)):
         before, took = live, False
-        for each in transaction.changes:
-            as_id, slot = transaction.as_id, each.change.slot
-            if each.kind is ChangeKind.DELETE:
+        for i in (indices := transactions.indices(number)):
+            kind = codes[i] & KIND
+            if kind == DELETE:
                 live, took = live - 1, True
-                free[as_id].add(slot)
-            elif each.kind is ChangeKind.CREATE:
+                free[slots[i] >> 16].add(slots[i])
+            elif kind == CREATE:
                 live += 1
+                slot = slots[i]
+                as_id = slot >> 16
                 if slot in free[as_id]:
                     reused.add(as_id)
                     free[as_id].discard(slot)
                 elif free[as_id] and slot not in used[as_id]:
-                    fresh[as_id].append(each)
+                    fresh[as_id].append(i)
                 used[as_id].add(slot)
         most = max(most, live)
         if took:
-            counts.append((live - before, transaction.first_line))
+            counts.append((live - before, changes.line[indices[0]]))
     for as_id, creates in fresh.items():
         if as_id not in reused and len(creates) >= MANY_FRESH_IDS:
             count, idle = len(used[as_id]), len(free[as_id])
             text = f"{count} numbers for at most {most} slots at a time; {idle} were free and not taken"
-            yield _remark("ids-only-grow", [each.line for each in creates[:LINES_SHOWN]], text)
+            yield _remark("ids-only-grow", _lines(changes, creates), text)
     growing = 0
     while growing < len(counts) and counts[-1 - growing][0] > 0:
         growing += 1
@@ -238,20 +264,17 @@ def _ids(timeline: Timeline) -> Iterator[Remark]:
         yield _remark("slots-leaked", [line for _, line in tail[:LINES_SHOWN]], text)
 
 
-def _final_slots(timeline: Timeline) -> dict[int, list[tuple[Slot, int]]]:
+def _final_slots(changes: Changes) -> dict[int, list[tuple[Slot, int]]]:
     """The slots at the end and the lines that made them, by address space and frame."""
-    live: dict[tuple[int, int], tuple[Slot, int]] = {}
-    for each in timeline.changes:
-        key = each.change.as_id, each.change.slot
-        if not each.applied or each.kind is ChangeKind.NOTHING:
-            continue
-        if each.kind is ChangeKind.DELETE:
-            live.pop(key, None)
-        else:
-            live[key] = each.change.as_slot(), each.line
+    live: dict[int, int] = {}
+    for i, (code, slot) in enumerate(zip(changes.code, changes.slot, strict=True)):
+        if code & KIND == DELETE and code < REFUSED:
+            live.pop(slot, None)
+        elif code < NOTHING or (code < REFUSED and code & KIND != NOTHING):
+            live[slot] = i
     spaces: dict[int, list[tuple[Slot, int]]] = defaultdict(list)
-    for (as_id, _), pair in live.items():
-        spaces[as_id].append(pair)
+    for slot, i in live.items():
+        spaces[slot >> 16].append((changes.made_by(i), changes.line[i]))
     for pairs in spaces.values():
         pairs.sort(key=lambda pair: pair[0].base_gfn)
     return spaces
@@ -259,7 +282,7 @@ def _final_slots(timeline: Timeline) -> dict[int, list[tuple[Slot, int]]]:
 
 def _neighbours(timeline: Timeline) -> Iterator[Remark]:
     """Slots at the end of the trace that meet in guest memory and not in host memory."""
-    for as_id, pairs in _final_slots(timeline).items():
+    for as_id, pairs in _final_slots(timeline.changes).items():
         for (low, low_line), (high, high_line) in itertools.pairwise(pairs):
             meets = low.end_gfn == high.base_gfn and low.base_gfn >= LEGACY_END
             rom = (low.flags | high.flags) & KVM_MEM_READONLY
@@ -269,20 +292,13 @@ def _neighbours(timeline: Timeline) -> Iterator[Remark]:
                 yield _remark("split-buffer", [low_line, high_line], text)
 
 
-def _guest_memfds(timeline: Timeline) -> Iterator[Remark]:
+def _guest_memfds(timeline: Timeline, removed: list[tuple[int, int, int]]) -> Iterator[Remark]:
     """What is deleted of, bound twice to, or bound elsewhere from a guest_memfd."""
-    deleted = [
-        each
-        for each in timeline.changes
-        if each.applied
-        and each.kind in (ChangeKind.DELETE, ChangeKind.MOVE)
-        and each.old is not None
-        and each.old.flags & KVM_MEM_GUEST_MEMFD
-    ]
+    deleted = [each for each in removed if each[1] & KVM_MEM_GUEST_MEMFD]
     if deleted:
-        npages = sum(each.old.npages for each in deleted if each.old is not None)
+        npages = sum(each[2] for each in deleted)
         text = f"{len(deleted)} deletes of slots with a guest_memfd, {npages} pages in all"
-        yield _remark("guest-memfd-deleted", [each.line for each in deleted[:LINES_SHOWN]], text)
+        yield _remark("guest-memfd-deleted", _lines(timeline.changes, (each[0] for each in deleted)), text)
     if not timeline.guest_memfds:
         return
     bound: dict[int, _Bound] = defaultdict(_Bound)
@@ -290,7 +306,7 @@ def _guest_memfds(timeline: Timeline) -> Iterator[Remark]:
     base: dict[int, tuple[int, int]] = {}
     for each in timeline.changes:
         key = each.change.as_id, each.change.slot
-        if each.applied and each.kind is ChangeKind.DELETE and key in where:
+        if each.removed is not None and each.change.deletes and key in where:
             bound[where.pop(key)].drop(key)
         binding = timeline.guest_memfds.get(each.line)
         if binding is None or each.change.npages == 0:
@@ -339,21 +355,19 @@ class _Bound:
         return [each for each in self._ranges[max(i - 1, 0) : last] if each[1] > start][:LINES_SHOWN]
 
 
-def _dirty_logs(timeline: Timeline) -> Iterator[Remark]:
+def _dirty_logs(changes: Changes, removed: list[tuple[int, int, int]]) -> Iterator[Remark]:
     """Slots that went with their log on."""
-    lost = [
-        each for each in timeline.changes if each.removed is not None and each.removed.flags & KVM_MEM_LOG_DIRTY_PAGES
-    ]
+    lost = [each for each in removed if each[1] & KVM_MEM_LOG_DIRTY_PAGES]
     if lost:
-        npages = sum(each.removed.npages for each in lost if each.removed is not None)
+        npages = sum(each[2] for each in lost)
         text = f"{len(lost)} deletes of slots that were logged, {npages} pages in all"
-        yield _remark("dirty-log-lost", [each.line for each in lost[:LINES_SHOWN]], text)
+        yield _remark("dirty-log-lost", _lines(changes, (each[0] for each in lost)), text)
 
 
-def _toggles(holes: Sequence[Hole]) -> Iterator[Remark]:
+def _toggles(holes: Holes) -> Iterator[Remark]:
     """Holes of which only a flag was the reason."""
-    for hole in holes:
-        for each in hole.atomic_sets:
+    for index in holes.flag_changes:
+        for each in holes[index].atomic_sets:
             removed = [one.removed for one in each.changes if one.removed is not None]
             added = [one.added for one in each.changes if one.added is not None]
             if len(removed) != 1 or len(added) != 1:
@@ -370,18 +384,20 @@ def _toggles(holes: Sequence[Hole]) -> Iterator[Remark]:
 
 def _many(timeline: Timeline) -> Iterator[Remark]:
     """Hundreds of updates, and what they took by the trace's own times."""
-    applied = [each for each in timeline.changes if each.applied]
+    changes, transactions = timeline.changes, timeline.transactions
+    applied = [i for i, code in enumerate(changes.code) if code < REFUSED]
     if len(applied) < MANY_CHANGES:
         return
-    text = f"{len(applied)} changes in {len(timeline.transactions)} transactions"
-    if timeline.format != "qemu" and (
-        timed := [each.ended - each.began for each in applied if each.began is not None and each.ended is not None]
-    ):
+    text = f"{len(applied)} changes in {len(transactions)} transactions"
+    took = [] if timeline.format == "qemu" else list(map(operator.sub, changes.ended, changes.began))
+    timed = [seconds for i in applied if not math.isnan(seconds := took[i])] if took else []
+    if timed:
         text += f"; the calls took {format_ns(sum(timed) * 1e9)}, {format_ns(sum(timed) / len(timed) * 1e9)} each"
-    elif spans := [
-        one.end - one.start for one in timeline.transactions if one.start is not None and one.end is not None
-    ]:
-        text += f"; from the first to the last of each transaction {format_ns(sum(spans) * 1e9)} in all"
+    else:
+        of_each = (transactions.indices(number) for number in range(len(transactions)))
+        spans = [changes.time[indices[-1]] - changes.time[indices[0]] for indices in of_each]
+        if spans := [seconds for seconds in spans if not math.isnan(seconds)]:
+            text += f"; from the first to the last of each transaction {format_ns(sum(spans) * 1e9)} in all"
     if timeline.span is not None:
         text += f", within {timeline.span[1] - timeline.span[0]:.3g} s"
-    yield _remark("many-updates", [applied[0].line, applied[-1].line], text)
+    yield _remark("many-updates", [changes.line[applied[0]], changes.line[applied[-1]]], text)

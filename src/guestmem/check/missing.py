@@ -1,6 +1,7 @@
-"""Which frames a list of changes took away and gave back, and which change did either.
+"""Which frames a transaction took away and gave back, and which change did either.
 
-One walk over the changes, with the frames that are missing at the moment in a sorted list.
+One walk over its changes, with the frames that are missing at the moment in a sorted list. Changes are named by their
+place among all of the trace.
 """
 
 from __future__ import annotations
@@ -8,96 +9,106 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..traces.columns import CREATE, DELETE, KIND, MOVE, NO_SLOT
+from ..units import PAGE_SHIFT
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from ..memslots.slot import Slot
-    from ..traces.timeline import RecordedChange
+    from ..traces.columns import Changes
 
-__all__ = ["Missing", "Returned", "Walk", "walk"]
+__all__ = ["Missing", "Piece", "Returned", "Walk", "walk"]
 
-
-class Returned(NamedTuple):
-    """Frames ``[start_gfn, end_gfn)`` that change ``removed`` took away and change ``restored`` gave back (indices)."""
-
-    start_gfn: int
-    end_gfn: int
-    removed: int
-    restored: int
-    same_host_memory: bool
+Piece = tuple[int, int, int, int]
+"""Missing frames: first, end, by how much host addresses are above guest addresses, and the change that took them."""
+Returned = tuple[int, int, int, int, bool]
+"""Frames ``[start, end)`` that one change took away and another gave back, and whether as the same host memory."""
 
 
 class Walk(NamedTuple):
-    """What a list of changes took away and gave back.
+    """What a transaction took away and gave back, sorted by frame, and what is still missing at its end."""
 
-    ``removed`` and ``added`` are the slots of each change; ``returned`` is sorted by frame. ``left`` is what is still
-    missing at the end: first and last frame, the slot it was in, and the change that took it.
-    """
-
-    removed: list[Slot | None]
-    added: list[Slot | None]
     returned: list[Returned]
-    left: list[tuple[int, int, Slot, int]]
+    left: Sequence[Piece]
 
 
 class Missing:
-    """The frames that are missing now: sorted and disjoint, each with the slot they were in and who took them."""
+    """The frames that are missing now: sorted and disjoint."""
 
     __slots__ = ("_pieces", "_starts")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._pieces: list[tuple[int, int, Slot, int]] = []
+        self._pieces: list[Piece] = []
 
-    def add(self, start: int, end: int, slot: Slot, removed: int) -> None:
+    def add(self, piece: Piece) -> None:
         """Frames that are now missing. O(log n), and moving list entries."""
-        i = bisect_left(self._starts, start)
-        self._starts.insert(i, start)
-        self._pieces.insert(i, (start, end, slot, removed))
+        i = bisect_left(self._starts, piece[0])
+        self._starts.insert(i, piece[0])
+        self._pieces.insert(i, piece)
 
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def pieces(self) -> list[tuple[int, int, Slot, int]]:
+    def pieces(self) -> list[Piece]:
         """All of them, by frame."""
         return list(self._pieces)
 
-    def take(self, start: int, end: int) -> list[tuple[int, int, Slot, int]]:
+    def take(self, start: int, end: int) -> list[Piece]:
         """Those in ``[start, end)``, clipped to it; they are no longer missing. O(log n + result), as above."""
+        pieces = self._pieces
+        if not pieces or pieces[0][0] >= end or pieces[-1][1] <= start:
+            return []
         first = bisect_right(self._starts, start) - 1
-        if first < 0 or self._pieces[first][1] <= start:
+        if first < 0 or pieces[first][1] <= start:
             first += 1
         last = bisect_left(self._starts, end)
         if first >= last:
             return []
-        touched = self._pieces[first:last]
+        touched = pieces[first:last]
         rest = []
-        if touched[0][0] < start:
-            rest.append((touched[0][0], start, *touched[0][2:]))
-        if touched[-1][1] > end:
-            rest.append((end, touched[-1][1], *touched[-1][2:]))
-        self._pieces[first:last] = rest
+        low, high = touched[0], touched[-1]
+        if low[0] < start:
+            rest.append((low[0], start, low[2], low[3]))
+            touched[0] = (start, low[1], low[2], low[3])
+        if high[1] > end:
+            rest.append((end, high[1], high[2], high[3]))
+            touched[-1] = (touched[-1][0], end, high[2], high[3])
+        pieces[first:last] = rest
         self._starts[first:last] = [each[0] for each in rest]
-        return [(max(low, start), min(high, end), slot, removed) for low, high, slot, removed in touched]
+        return touched
 
 
-def walk(changes: Sequence[RecordedChange]) -> Walk:
-    """What the changes of one transaction took away and gave back, by frame. O(n log n).
+def walk(changes: Changes, indices: Iterable[int]) -> Walk | None:
+    """What the changes of one transaction took away and gave back; None if they took nothing away. O(n log n).
 
     A transaction takes away nothing that it gave; so what it takes away was there before it, and what it gives back
     is there after it.
     """
-    removed = [each.removed for each in changes]
-    added = [each.added for each in changes]
-    missing = Missing()
+    codes, olds, bases, npages, hvas = changes.code, changes.old, changes.base, changes.npages, changes.hva
+    missing: Missing | None = None
     returned: list[Returned] = []
-    for i, (old, new) in enumerate(zip(removed, added, strict=True)):
-        if old is not None:
-            missing.add(old.base_gfn, old.end_gfn, old, i)
-        if new is not None:
-            returned.extend(
-                Returned(start, end, taker, i, slot.hva(start) == new.hva(start))
-                for start, end, slot, taker in missing.take(new.base_gfn, new.end_gfn)
-            )
-    returned.sort()
-    return Walk(removed, added, returned, missing.pieces())
+    for i in indices:
+        kind = codes[i] & KIND
+        if kind in (DELETE, MOVE):
+            maker = olds[i]
+            if maker == NO_SLOT:
+                continue
+            if maker > NO_SLOT:
+                base, count, hva = bases[maker], npages[maker], hvas[maker]
+            else:
+                old = changes.made_by(maker)
+                base, count, hva = old.base_gfn, old.npages, old.userspace_addr
+            if missing is None:
+                missing = Missing()
+            missing.add((base, base + count, hva - (base << PAGE_SHIFT), i))
+        if missing is not None and kind in (CREATE, MOVE):
+            start = bases[i]
+            host = hvas[i] - (start << PAGE_SHIFT)
+            for low, high, was, taker in missing.take(start, start + npages[i]):
+                returned.append((low, high, taker, i, was == host))
+    if missing is None:
+        return None
+    if len(returned) > 1:
+        returned.sort()
+    return Walk(returned, missing.pieces() if len(missing) else ())

@@ -18,8 +18,9 @@ from ..memslots.slot import KVM_MEM_READONLY
 from ..units import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
+    from ..memslots.slot import Slot
     from ..traces.timeline import RecordedChange
     from .missing import Returned, Walk
 
@@ -95,10 +96,11 @@ def _slot_dict(each: RecordedChange, *, removed: bool) -> dict[str, int] | None:
     }
 
 
-def atomic_sets(changes: Sequence[RecordedChange], walked: Walk) -> tuple[AtomicSet, ...]:
+def atomic_sets(changes: Mapping[int, RecordedChange], walked: Walk) -> tuple[AtomicSet, ...]:
     """The connected sets of ``changes``, over which ``walked`` went, by first change. O(n log n).
 
-    Two changes are connected if one gave back frames that the other had taken away.
+    ``changes`` are those of a transaction, by their place. Two are connected if one gave back frames that the other had
+    taken away.
     """
     parent: dict[int, int] = {}
 
@@ -108,26 +110,29 @@ def atomic_sets(changes: Sequence[RecordedChange], walked: Walk) -> tuple[Atomic
             i = parent[i]
         return i
 
-    for each in walked.returned:
-        parent[root(each.restored)] = root(each.removed)
+    for _, _, removed, restored, _ in walked.returned:
+        parent[root(restored)] = root(removed)
     members: dict[int, list[int]] = defaultdict(list)
     pieces: dict[int, list[Returned]] = defaultdict(list)
     for i in sorted(parent):
         members[root(i)].append(i)
     for each in walked.returned:
-        pieces[root(each.removed)].append(each)
+        pieces[root(each[2])].append(each)
     return tuple(
-        AtomicSet(tuple([changes[i] for i in indices]), _primitives(changes, walked, indices, pieces[key]))
-        for key, indices in members.items()
+        [
+            AtomicSet(tuple([changes[i] for i in indices]), _primitives(changes, indices, pieces[key]))
+            for key, indices in members.items()
+        ]
     )
 
 
 def _primitives(
-    changes: Sequence[RecordedChange], walked: Walk, indices: list[int], pieces: list[Returned]
+    changes: Mapping[int, RecordedChange], indices: list[int], pieces: list[Returned]
 ) -> tuple[Primitive, ...]:
     """What the changes at ``indices``, between which ``pieces`` went and came, amount to."""
-    removed, added = walked.removed, walked.added
-    moved = _moved_pairs(changes, walked, indices)
+    removed = {i: changes[i].removed for i in indices}
+    added = {i: changes[i].added for i in indices}
+    moved = _moved_pairs(changes, indices, removed, added)
     moved_from, moved_to = {i for i, _ in moved}, {j for _, j in moved}
     came_back = dict.fromkeys(indices, 0)
     came_from = dict.fromkeys(indices, 0)
@@ -154,12 +159,17 @@ def _primitives(
     return tuple([each for each, holds in zip(PRIMITIVES, found, strict=False) if holds]) or (Primitive.RECREATE,)
 
 
-def _moved_pairs(changes: Sequence[RecordedChange], walked: Walk, indices: list[int]) -> set[tuple[int, int]]:
+def _moved_pairs(
+    changes: Mapping[int, RecordedChange],
+    indices: list[int],
+    removed: Mapping[int, Slot | None],
+    added: Mapping[int, Slot | None],
+) -> set[tuple[int, int]]:
     """Pairs (removed, added) of indices with the very same host memory at other frames."""
     pairs = set()
     sources: dict[tuple[int, int], tuple[int, int]] = {}
     for i in indices:
-        old, new = walked.removed[i], walked.added[i]
+        old, new = removed[i], added[i]
         if changes[i].kind is ChangeKind.MOVE:
             pairs.add((i, i))
         elif old is not None:

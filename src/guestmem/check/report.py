@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..memslots.changes import ChangeKind
 from ..traces.collector import without_collector
-from .holes import Hole, hole_of, walk_of
+from ..traces.columns import KIND, KINDS, REFUSED
+from .holes import Hole, Holes
 from .late import LateReturn, LateReturns
 from .lint import Remark, lint
+from .missing import walk
 from .rules import Verdict
+from .verdict import judge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..traces.timeline import Timeline
 
 __all__ = ["SCHEMA", "Report", "check"]
@@ -42,7 +48,7 @@ class Report:
     gap: float
     timed: bool
     run_state: str | None
-    holes: tuple[Hole, ...]
+    holes: Sequence[Hole]
     late: tuple[LateReturn, ...] = ()
     slow: str = ""
     notes: tuple[str, ...] = ()
@@ -66,11 +72,15 @@ class Report:
     @property
     def verdicts(self) -> dict[Verdict, int]:
         """How many holes have each verdict."""
+        if isinstance(self.holes, Holes):
+            return dict(self.holes.verdicts)
         return {verdict: sum(hole.verdict is verdict for hole in self.holes) for verdict in Verdict}
 
     @property
     def longest(self) -> Hole | None:
         """The hole that lasted longest; without times, the one that took most memory."""
+        if isinstance(self.holes, Holes):
+            return None if self.holes.longest is None else self.holes[self.holes.longest]
         return max(self.holes, key=lambda hole: (hole.duration or 0.0, hole.npages), default=None)
 
     def fails(self, on: Literal["hole", "open"]) -> bool:
@@ -115,36 +125,33 @@ def check(timeline: Timeline, *, with_lint: bool = True) -> Report:
     >>> [(hole.first_line, hole.last_line) for hole in report.holes]
     [(3, 7), (8, 9), (10, 16), (17, 21), (25, 31), (32, 35)]
     """
-    counts = dict.fromkeys((kind.value for kind in ChangeKind), 0)
-    refused, timed = 0, bool(timeline.changes)
-    for each in timeline.changes:
-        if each.ret < 0:
-            refused += 1
-        else:
-            counts[each.kind.value] += 1
-        timed = timed and each.time is not None
-    holes: list[Hole] = []
-    later = LateReturns()
+    changes, transactions, run_state = timeline.changes, timeline.transactions, timeline.run_state
+    counted = Counter(changes.code)
+    counts = {
+        kind.value: sum(n for each, n in counted.items() if each < REFUSED and each & KIND == code)
+        for code, kind in enumerate(KINDS)
+    }
+    holes, later = Holes(transactions), LateReturns(transactions)
     with without_collector():
-        for transaction in timeline.transactions:
-            walked = walk_of(transaction)
-            if walked is not None:
-                hole = hole_of(transaction, walked, timeline.run_state, timeline.resolution)
-                if hole is not None:
-                    holes.append(hole)
-            later.follow(transaction, walked)
+        for number in range(len(transactions)):
+            indices = transactions.indices(number)
+            walked = walk(changes, indices)
+            if walked is not None and walked.returned:
+                judgement = judge(changes, indices, walked.returned, run_state, timeline.resolution)
+                holes.add(number, walked.returned, judgement)
+            later.follow(number, walked)
     return Report(
         path=timeline.path,
         format=timeline.format,
         lines=timeline.lines,
         skipped=timeline.skipped,
         changes=counts,
-        refused=refused,
+        refused=len(changes) - sum(counts.values()),
         transactions=len(timeline.transactions),
         gap=timeline.gap,
-        timed=timed,
+        timed=len(changes) > 0 and not any(map(math.isnan, changes.time)),
         run_state=None if timeline.run_state is None else str(timeline.run_state),
-        holes=tuple(holes),
+        holes=holes,
         late=later.result(),
         slow=timeline.slow,
         notes=(*timeline.notes, *later.notes),

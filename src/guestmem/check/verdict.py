@@ -8,16 +8,20 @@ shown in the core, CLOSED over the bound. Every stamp is taken to be off by its 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..traces.columns import NO_THREAD
 from ..traces.evidence import Irqchip, Where
 from .rules import RULES, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from ..traces.columns import Changes
     from ..traces.evidence import Stretch
-    from ..traces.timeline import RecordedChange, RunState, Vcpu
+    from ..traces.timeline import RunState, Vcpu
+    from .missing import Returned
     from .rules import Rule
 
 __all__ = ["Judgement", "Window", "judge", "window_of"]
@@ -59,86 +63,103 @@ class Judgement(NamedTuple):
 
 class _Finding(NamedTuple):
     rule: str
-    vcpu: Vcpu | None
+    vcpu: Vcpu
     text: str
+
+
+_Doubt = tuple[str, str]
+"""A rule's name, and what it says here."""
+NO_BEGIN, NO_END = "when the delete began is not known", "when the create had returned is not known"
 
 
 RANKS = {name: rank for rank, name in enumerate(RULES)}
 """The place of each rule in the table: the more telling first."""
-LEAST_RANK = {
-    Where.RUN: min(RANKS["kvm-run"], RANKS["run-no-irqchip"]),
-    Where.KVM: RANKS["served"],
-    Where.GUEST: RANKS["begin-unknown"],
-    Where.UNKNOWN: 0,
-}
-"""The most telling doubt that a piece in each place can be: what is less telling than one that is known is skipped."""
+DIED, KVM_RUN = RANKS["died"], RANKS["kvm-run"]
+
+
+def _least_rank(where: Where, *, alone: bool) -> int:
+    """The most telling doubt that a piece there can be; ``alone``: it is the only one of its window."""
+    if where is Where.RUN:
+        return RANKS["run-no-irqchip"] if alone else KVM_RUN
+    if where is Where.KVM:
+        return RANKS["served"]
+    return RANKS["begin-unknown"] if where is Where.GUEST else 0
 
 
 class _Worst:
-    """The most telling doubt so far, the first of its rule, and the vCPUs of which it is said."""
+    """The most telling doubt so far, in words, the first of its rule, and the vCPUs of which it is said."""
 
-    __slots__ = ("about", "finding", "rank")
+    __slots__ = ("about", "rank", "rule", "text")
 
     def __init__(self) -> None:
-        self.finding: _Finding | None = None
+        self.rule = self.text = ""
         self.rank = len(RANKS)
         self.about: dict[Vcpu, None] = {}
 
-    def take(self, finding: _Finding) -> None:
-        """One more doubt."""
-        rank = RANKS[finding.rule]
+    def take(self, rule: str, text: str, vcpu: Vcpu | None = None) -> None:
+        """One more doubt; ``{}`` in the text stands for the vCPU."""
+        rank = RANKS[rule]
         if rank > self.rank:
             return
         if rank < self.rank:
-            self.finding, self.rank = finding, rank
+            self.rule, self.rank = rule, rank
+            self.text = text.replace("{}", str(vcpu))
             self.about.clear()
-        if finding.vcpu is not None:
-            self.about[finding.vcpu] = None
+        if vcpu is not None:
+            self.about[vcpu] = None
 
 
-def window_of(changes: Sequence[RecordedChange], removed: int, restored: int, off: float) -> Window:
-    """The window between two changes of one transaction, by index: what took memory away, what gave it back.
+def window_of(changes: Changes, indices: Sequence[int], removed: int, restored: int, off: float) -> Window:
+    """The window between two changes of the transaction ``indices``: what took memory away, what gave it back.
 
     The calls of a transaction follow one another: one has returned when the next one begins.
     """
-    delete, create = changes[removed], changes[restored]
-    start = -math.inf if delete.began is None else delete.began
-    end = math.inf if create.ended is None else create.ended
+    began, ended = changes.began, changes.ended
+    start, end = began[removed], ended[restored]
     core_start = core_end = math.nan
     if removed != restored:
-        returned = delete.ended if delete.ended is not None else changes[removed + 1].began
-        begins = create.began if create.began is not None else changes[restored - 1].ended
-        core_start = math.nan if returned is None else returned
-        core_end = math.nan if begins is None else begins
-    thread = delete.thread if delete.thread == create.thread else None
-    return Window(start, core_start, core_end, end, off, thread)
+        core_start, core_end = ended[removed], began[restored]
+        if core_start != core_start:  # noqa: PLR0124 (not a number)
+            core_start = began[indices[bisect_left(indices, removed) + 1]]
+        if core_end != core_end:  # noqa: PLR0124
+            core_end = ended[indices[bisect_left(indices, restored) - 1]]
+    thread = changes.thread[removed]
+    return Window(
+        -math.inf if math.isnan(start) else start,
+        core_start,
+        core_end,
+        math.inf if math.isnan(end) else end,
+        off,
+        thread if thread not in (NO_THREAD, 0) and thread == changes.thread[restored] else None,
+    )
 
 
 def judge(
-    changes: Sequence[RecordedChange],
-    windows: Sequence[tuple[int, int]],
+    changes: Changes,
+    indices: Sequence[int],
+    returned: Iterable[Returned],
     run_state: RunState | None,
     resolution: float = 1e-6,
 ) -> Judgement:
-    """The verdict over all ``windows`` and what it rests on.
+    """The verdict over all windows of the transaction ``indices``, and what it rests on.
 
-    A window is a pair of indices: the change that took memory away, the change that gave it back. ``resolution``: the
-    last place of the changes' stamps, in seconds. O(windows · vCPUs · (log events + events in the window)).
+    ``returned`` is what it took away and gave back (see ``missing``): each pair of changes is a window. ``resolution``:
+    the last place of the changes' stamps, in seconds. O(windows · vCPUs · (log events + events in the window)).
     """
     if run_state is None:
-        return _unknown("no-run-state", "no run state")
-    if any(each.time is None for each in changes):
+        return NO_RUN_STATE
+    if any(math.isnan(changes.time[i]) for i in indices):
         return _unknown("no-times", "no times")
     off = resolution + run_state.resolution
     opened: dict[Vcpu, _Finding] = {}
-    bounds: list[tuple[RecordedChange, Window]] = []
-    for removed, restored in windows:
-        window = window_of(changes, removed, restored, off)
+    bounds: list[tuple[int, Window]] = []
+    for removed, restored in sorted({(each[2], each[3]) for each in returned}):
+        window = window_of(changes, indices, removed, restored, off)
         if window.thread is not None:
-            began = run_state.last_return_before(window.thread, changes[removed].time or 0.0)
+            began = run_state.last_return_before(window.thread, changes.time[removed])
             if began is not None and began > window.start:
                 window = window._replace(start=began)
-        bounds.append((changes[removed], window))
+        bounds.append((removed, window))
         for vcpu in run_state.vcpus:
             proof = None if vcpu in opened else _open(window, vcpu, run_state)
             if proof is not None:
@@ -148,15 +169,15 @@ def judge(
         vcpus = tuple(sorted(opened, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
         return Judgement(Verdict.OPEN, RULES[found.rule], vcpus, "; ".join(each.text for each in opened.values()))
     worst = _Worst()
-    for delete, window in bounds:
+    for removed, window in bounds:
         for vcpu in run_state.vcpus:
             _doubts(window, vcpu, run_state, worst)
         for index in run_state.missing:
-            worst.take(_Finding("missing-vcpu", None, f"nothing is recorded of vCPU {index}"))
-        _deaths(delete, window, run_state, worst)
-    if worst.finding is not None:
-        rule = RULES[worst.finding.rule]
-        return Judgement(Verdict.UNKNOWN, rule, tuple(worst.about), f"{worst.finding.text}; {rule.record}")
+            worst.take("missing-vcpu", f"nothing is recorded of vCPU {index}")
+        _deaths(changes, removed, window, run_state, worst)
+    if worst.rule:
+        rule = RULES[worst.rule]
+        return Judgement(Verdict.UNKNOWN, rule, tuple(worst.about), f"{worst.text}; {rule.record}")
     if not run_state.vcpus:
         return _unknown("no-run-state", "no vCPU is known")
     vcpus = run_state.vcpus
@@ -165,6 +186,9 @@ def judge(
 
 def _unknown(rule: str, text: str) -> Judgement:
     return Judgement(Verdict.UNKNOWN, RULES[rule], (), text)
+
+
+NO_RUN_STATE = _unknown("no-run-state", "no run state")
 
 
 def _list(vcpus: Sequence[Vcpu]) -> str:
@@ -206,80 +230,86 @@ def _doubts(window: Window, vcpu: Vcpu, run_state: RunState, worst: _Worst) -> N
     start, end = window.start - off, window.end + off
     first, last = start, end  # where to look: nothing more is learnt far from the hole
     if math.isinf(start):
-        worst.take(_Finding("begin-unknown", vcpu, "when the delete began is not known"))
+        worst.take("begin-unknown", NO_BEGIN, vcpu)
         first = window.core_start if window.has_core else end
     if math.isinf(end):
-        worst.take(_Finding("end-unknown", vcpu, "when the create had returned is not known"))
+        worst.take("end-unknown", NO_END, vcpu)
         last = window.core_end if window.has_core else first
-    for piece in run_state.stretches(vcpu, first, last):
-        where = piece.where
-        if where is Where.USER or piece.end <= start or piece.start >= end:
+    known = (
+        run_state.irqchip is Irqchip.USER or worst.rank > KVM_RUN or (worst.rank == KVM_RUN and vcpu not in worst.about)
+    )
+    pieces = run_state.inside(vcpu, first, last, known=known)
+    alone = len(pieces) == 1
+    for piece in pieces:
+        begin, after, where = piece
+        if where is Where.USER or after <= start or begin >= end:
             continue
-        least = LEAST_RANK[where]
+        least = _least_rank(where, alone=alone)  # what is less telling than one that is known is skipped
         if worst.rank < least or (worst.rank == least and vcpu in worst.about):
             continue
-        worst.take(_doubt(where, max(piece.start, start), min(piece.end, end), window, vcpu, run_state))
+        worst.take(*_doubt(where, max(begin, start), min(after, end), window, vcpu, run_state), vcpu)
 
 
-def _doubt(where: Where, start: float, end: float, window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding:
+def _doubt(where: Where, start: float, end: float, window: Window, vcpu: Vcpu, run_state: RunState) -> _Doubt:
     """Why a piece of a window, ``[start, end]``, in which ``vcpu`` was ``where``, proves nothing."""
     if math.isinf(window.start) and window.start < 0 and start == window.start:
-        return _Finding("begin-unknown", vcpu, "when the delete began is not known")
+        return "begin-unknown", NO_BEGIN
     if math.isinf(window.end) and end == window.end:
-        return _Finding("end-unknown", vcpu, "when the create had returned is not known")
+        return "end-unknown", NO_END
     if where is Where.UNKNOWN:
         return _not_known(start, end, vcpu, run_state)
     if start >= window.core_end - window.off or end <= window.start + window.off:
-        return _Finding("edge", vcpu, f"{vcpu} came or went too close to the edge to tell")
+        return "edge", "{} came or went too close to the edge to tell"
     if end <= window.core_start + window.off:
-        return _Finding("begin-unknown", vcpu, f"{vcpu} was inside before the delete had returned")
+        return "begin-unknown", "{} was inside before the delete had returned"
     if where is Where.RUN:
         whole = start <= window.start - window.off and end >= window.end + window.off
         if whole and run_state.irqchip is Irqchip.USER:
-            text = f"{vcpu} in KVM_RUN throughout, with no irqchip in the kernel: likely in the guest"
-            return _Finding("run-no-irqchip", vcpu, text)
-        return _Finding("kvm-run", vcpu, f"{vcpu} in KVM_RUN, which is not the guest")
+            text = "{} in KVM_RUN throughout, with no irqchip in the kernel: likely in the guest"
+            return "run-no-irqchip", text
+        return "kvm-run", "{} in KVM_RUN, which is not the guest"
     if where is Where.KVM:
-        return _Finding("served", vcpu, f"{vcpu} left the guest, and KVM may have looked at memory for it")
-    return _Finding("edge", vcpu, f"{vcpu} came or went too close to the edge to tell")
+        return "served", "{} left the guest, and KVM may have looked at memory for it"
+    return "edge", "{} came or went too close to the edge to tell"
 
 
-def _not_known(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> _Finding:
+def _not_known(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> _Doubt:
     lost = run_state.losses.first_in(start, end)
     if lost is not None:
         what = "overwritten" if math.isinf(lost[0]) and not math.isinf(lost[1]) else "lost"
         until = "" if math.isinf(lost[1]) else f" before {lost[1]:.6f}"
-        return _Finding("lost", vcpu, f"events were {what}{until}, and {vcpu} may have run meanwhile")
+        return "lost", f"events were {what}{until}, and {{}} may have run meanwhile"
     first, last = run_state.known(vcpu)
     if start < first:
-        return _Finding("before-first", vcpu, f"nothing is known of {vcpu} before {first:.6f}")
+        return "before-first", f"nothing is known of {{}} before {first:.6f}"
     if end > last:
-        return _Finding("after-last", vcpu, f"run state ends at {last:.6f}")
+        return "after-last", f"run state ends at {last:.6f}"
     if run_state.kinds.exits and not run_state.kinds.entries:
-        return _Finding("no-entries", vcpu, "kvm_entry was not recorded")
+        return "no-entries", "kvm_entry was not recorded"
     if run_state.kinds.user_exits and not run_state.kinds.entries:
-        return _Finding("no-entries", vcpu, "kvm_entry was not recorded")
+        return "no-entries", "kvm_entry was not recorded"
     if run_state.kinds.entries and not (run_state.kinds.exits or run_state.kinds.user_exits):
-        return _Finding("no-exits", vcpu, "kvm_exit was not recorded")
-    return _Finding("torn", vcpu, f"events of {vcpu} do not fit together")
+        return "no-exits", "kvm_exit was not recorded"
+    return "torn", "events of {} do not fit together"
 
 
-def _deaths(delete: RecordedChange, window: Window, run_state: RunState, worst: _Worst) -> None:
+def _deaths(changes: Changes, removed: int, window: Window, run_state: RunState, worst: _Worst) -> None:
     """VCPUs that left KVM_RUN inside the delete or the hole as those do that die of it."""
     until = min(window.core_end if window.has_core else window.end, run_state.last)
     for vcpu in run_state.vcpus:
         if vcpu.thread == window.thread:
             continue
-        found = list(run_state.fatal_returns(vcpu, window.start, until))
-        found += [
-            each for each in run_state.last_returns(vcpu, window.start, until) if not each.name and not each.fatal
+        found = [
+            *run_state.fatal_returns(vcpu, window.start, until),
+            *run_state.last_returns(vcpu, window.start, until),
         ]
         for each in sorted(found):
             if not window.start < each.time < until:
                 continue
-            where = "the delete" if delete.ended is None or each.time <= delete.ended else "the hole"
+            where = "the hole" if each.time > changes.ended[removed] else "the delete"
             how = f"with {each.name} inside {where}: the death itself" if each.fatal else f"inside {where}"
             typical = "" if each.fatal else " and did not come back: the typical death"
-            worst.take(_Finding("died", vcpu, f"{vcpu} left KVM_RUN {how}{typical} (line {delete.line})"))
-            if worst.rank == RANKS["died"]:
+            line = changes.line[removed]
+            worst.take("died", f"{{}} left KVM_RUN {how}{typical} (line {line})", vcpu)
+            if worst.rank == DIED:
                 break

@@ -15,6 +15,8 @@ from ..units import PAGE_SHIFT, format_frames, format_ns
 from .design_tables import terminal_width
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
     from rich.text import Text
 
@@ -254,7 +256,7 @@ def late_words(late: LateReturn) -> str:
     return f"{text}, in a later step of the same thread: one or two?"
 
 
-def _table(holes: tuple[Hole, ...]) -> Table:
+def _table(holes: Sequence[Hole]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -19,12 +19,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..memslots.changes import ChangeKind
-from .timeline import RecordedChange, Separation, Transaction
+from .columns import CREATE, DELETE, KIND, MOVE, NO_THREAD, NOTHING, REFUSED, Changes, Transactions
+from .timeline import Separation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from .run_state import RunState
 
 __all__ = ["DEFAULT_GAP", "SLOW_GAP", "group"]
@@ -37,70 +35,73 @@ SLOW_GAP = 0.1
 """The same, in seconds, for a recorder that takes 8 to 20 ms a call, as ``strace -k`` does."""
 
 
-def group(
-    changes: Iterable[RecordedChange], gap: float = DEFAULT_GAP, run_state: RunState | None = None
-) -> list[Transaction]:
+class _Space:
+    """The transaction that goes on in one address space."""
+
+    __slots__ = ("given", "number", "phase", "thread", "time")
+
+    def __init__(self, thread: int) -> None:
+        self.number, self.phase, self.thread, self.time = 0, NOTHING, thread, 0.0
+        self.given: set[int] = set()
+        """The slots that it created or moved."""
+
+
+def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None = None) -> Transactions:
     """The transactions that ``changes`` form, by first change; every applied change is in exactly one.
 
     ``run_state`` tells where the thread that issues them runs a vCPU in between. O(n), or O(n log events) with it.
     """
     vcpus = {vcpu.thread for vcpu in run_state.vcpus} if run_state is not None else set()
-    ordered: list[list[RecordedChange]] = []
-    whys: list[tuple[Separation, float]] = []
-    current: dict[int, list[RecordedChange]] = {}
-    phase: dict[int, ChangeKind] = {}
-    given: dict[int, set[int]] = {}
-    space_of: dict[int | None, int] = {}
-    create, delete, move, nothing = ChangeKind.CREATE, ChangeKind.DELETE, ChangeKind.MOVE, ChangeKind.NOTHING
-    for each in changes:
-        if each.ret < 0:
+    found = Transactions(changes)
+    spaces: dict[int, _Space] = {}
+    space_of: dict[int, int] = {}
+    for index, (code, slot, thread, time) in enumerate(
+        zip(changes.code, changes.slot, changes.thread, changes.time, strict=True)
+    ):
+        if code >= REFUSED:
             continue
-        kind = each.kind
-        slot, as_id = each.change.slot, each.change.as_id
-        run = current.get(as_id)
+        kind, as_id = code & KIND, slot >> 16
+        space = spaces.get(as_id)
         why, pause = Separation.FIRST, 0.0
-        if run is not None:
-            now = phase[as_id]
+        if space is None:
+            space = spaces[as_id] = _Space(thread)
+            kind = CREATE if kind == MOVE else kind
+        else:
+            now = space.phase
             begins_anew = False
-            if kind is move:
-                kind = create
-                begins_anew = slot in given[as_id]
-            if run[-1].thread != each.thread:
+            if kind == MOVE:
+                kind = CREATE
+                begins_anew = slot in space.given
+            if space.thread != thread:
                 why = Separation.THREAD
-            elif space_of[each.thread] != as_id:
+            elif space_of[thread] != as_id:
                 why = Separation.SPACE
-            elif begins_anew or not (kind is now or kind is nothing or (now is delete and kind is create)):
+            elif begins_anew or not (kind in (now, NOTHING) or (now == DELETE and kind == CREATE)):
                 why = Separation.ORDER
-            elif each.thread in vcpus and run_state is not None and _ran(run_state, run[-1], each):
+            elif run_state is not None and thread in vcpus and _ran(run_state, thread, space.time, time):
                 why = Separation.RUN
             else:
-                pause = _pause(run[-1], each)
-                if pause <= gap:
-                    run.append(each)
-                    if kind is not nothing:
-                        phase[as_id] = kind
-                    if kind is create:
-                        given[as_id].add(slot)
+                pause = abs(time - space.time)
+                if not pause > gap:  # without stamps order alone decides
+                    found.go_on(space.number, index)
+                    space.time = time
+                    if kind != NOTHING:
+                        space.phase = kind
+                    if kind == CREATE:
+                        space.given.add(slot)
                     continue
                 why = Separation.PAUSE
-        elif kind is move:
-            kind = create
-        current[as_id] = run = [each]
-        ordered.append(run)
-        whys.append((why, pause))
-        phase[as_id] = kind
-        given[as_id] = {slot} if kind is create else set()
-        space_of[each.thread] = as_id
-    return [Transaction(index, run[0].change.as_id, tuple(run), *whys[index]) for index, run in enumerate(ordered)]
+        space.number = found.begin(index, why, pause)
+        space.phase, space.thread, space.time = kind, thread, time
+        space.given.clear()
+        if kind == CREATE:
+            space.given.add(slot)
+        space_of[thread] = as_id
+    return found
 
 
-def _ran(run_state: RunState, before: RecordedChange, after: RecordedChange) -> bool:
+def _ran(run_state: RunState, thread: int, before: float, after: float) -> bool:
     """Whether the thread of two changes ran its vCPU between them, so that its KVM_RUN ended in an exit."""
-    if before.time is None or after.time is None or after.thread is None:
+    if before != before or after != after or thread == NO_THREAD:  # noqa: PLR0124 (not a number)
         return False
-    return run_state.ran_between(after.thread, before.time, after.time)
-
-
-def _pause(before: RecordedChange, after: RecordedChange) -> float:
-    """Seconds between the stamps of two changes; 0 without stamps, where order alone decides."""
-    return 0.0 if before.time is None or after.time is None else abs(after.time - before.time)
+    return run_state.ran_between(thread, before, after)

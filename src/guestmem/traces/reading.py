@@ -115,7 +115,7 @@ def read(
                 vm=vm,
                 wants_changes=False,
                 horizon=gap,
-                changes_at=[each.time - run_state_offset for each in changes if each.time is not None],
+                changes_at=[time - run_state_offset for time in changes.time if not math.isnan(time)],
             )
             run_state = _state_of(recording, lines)
         timeline.run_state = _on_clock_of(timeline, run_state.shifted(run_state_offset))

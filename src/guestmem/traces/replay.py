@@ -14,18 +14,15 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import MemslotError, TraceError
-from ..memslots.changes import Change, ChangeKind, classify
+from ..memslots.changes import Change, classify
 from ..memslots.slot import KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_frames
-from .timeline import RecordedChange
+from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes
 
 if TYPE_CHECKING:
     from .late_start import AssumedSlot
 
 __all__ = ["Replay"]
-
-_new = tuple.__new__
-"""Makes a named tuple in half the time that its own constructor takes; a trace has a million."""
 
 MAX_SIZE = ((1 << 31) - 1) << 16
 """KVM_MEM_MAX_NR_PAGES in bytes, with the largest pages (arm64, 64 KiB): dirty bitmaps have unsigned int indices."""
@@ -34,39 +31,37 @@ U32_MAX = (1 << 32) - 1
 
 
 class _Space:
-    """The slots of one address space, by frame."""
+    """The frames of one address space that have memory: first and end of each slot, and who made it, by frame."""
 
-    __slots__ = ("bases", "slots")
+    __slots__ = ("bases", "ends", "makers")
 
     def __init__(self) -> None:
         self.bases: list[int] = []
-        self.slots: list[Slot] = []
+        self.ends: list[int] = []
+        self.makers: list[int] = []
 
-    def take(self, slot: Slot) -> None:
-        """Remove a slot that is there."""
-        i = bisect_right(self.bases, slot.base_gfn) - 1
-        del self.bases[i], self.slots[i]
+    def take(self, base: int) -> None:
+        """Remove the slot that begins at ``base``."""
+        i = bisect_right(self.bases, base) - 1
+        del self.bases[i], self.ends[i], self.makers[i]
 
-    def meets(self, base: int, npages: int) -> Slot | None:
-        """A slot that has one of the frames, or None."""
+    def meets(self, base: int, end: int) -> int | None:
+        """Who made a slot that has one of the frames ``[base, end)``, or None."""
         i = bisect_right(self.bases, base)
-        if i and self.slots[i - 1].end_gfn > base:
-            return self.slots[i - 1]
-        return self.slots[i] if i < len(self.bases) and self.bases[i] < base + npages else None
+        if i and self.ends[i - 1] > base:
+            return self.makers[i - 1]
+        return self.makers[i] if i < len(self.bases) and self.bases[i] < end else None
 
-    def give(self, slot: Slot) -> Slot | None:
-        """Insert a slot, unless it overlaps another one: then that one."""
-        base = slot.base_gfn
-        slots, bases = self.slots, self.bases
-        i = bisect_right(bases, base)
-        if i:
-            before = slots[i - 1]
-            if before.base_gfn + before.npages > base:
-                return before
-        if i < len(bases) and bases[i] < base + slot.npages:
-            return slots[i]
-        bases.insert(i, base)
-        slots.insert(i, slot)
+    def give(self, base: int, end: int, maker: int) -> int | None:
+        """Insert a slot, unless it overlaps another one: then who made that."""
+        i = bisect_right(self.bases, base)
+        if i and self.ends[i - 1] > base:
+            return self.makers[i - 1]
+        if i < len(self.bases) and self.bases[i] < end:
+            return self.makers[i]
+        self.bases.insert(i, base)
+        self.ends.insert(i, end)
+        self.makers.insert(i, maker)
         return None
 
 
@@ -112,10 +107,11 @@ class Replay:
 
     def __init__(self, path: str, assumed: tuple[AssumedSlot, ...] = ()) -> None:
         self.path = path
-        self.changes: list[RecordedChange] = []
+        self.changes = Changes(path)
         self.from_start = False
         self.assumed: dict[int, Slot] = {}
-        self._by_id: dict[int, Slot] = {}
+        self._by_id: dict[int, int] = {}
+        """Who made each slot: see ``Changes.made_by``."""
         self._spaces: dict[int, _Space] = {}
         self._returned: float | None = None
         """When QEMU's last call had returned."""
@@ -126,16 +122,17 @@ class Replay:
         """Assumed slots of which the number is not known, by address space and first frame."""
         for each in assumed:
             slot = Slot(each.as_id, each.slot or 0, each.base_gfn, each.npages, each.userspace_addr or 0, each.flags)
+            maker = self.changes.assume(slot)
             if each.slot is None:
                 self._nameless[each.as_id, each.base_gfn] = each
             elif each.as_id << 16 | each.slot in self._by_id:
                 self._refuse(f"--assume-slots: slot {each.slot} is there twice", 0, "")
             else:
-                self._by_id[each.as_id << 16 | each.slot] = slot
+                self._by_id[each.as_id << 16 | each.slot] = maker
                 self._from_file.add(each.as_id << 16 | each.slot)
-            other = self._spaces.setdefault(each.as_id, _Space()).give(slot)
+            other = self._spaces.setdefault(each.as_id, _Space()).give(slot.base_gfn, slot.end_gfn, maker)
             if other is not None:
-                message = f"--assume-slots: {_frames_of(slot)} overlaps {_frames_of(other)}"
+                message = f"--assume-slots: {_frames_of(slot)} overlaps {_frames_of(self.changes.made_by(other))}"
                 self._refuse(message, 0, "")
 
     def change(
@@ -174,38 +171,52 @@ class Replay:
             or slot & 0xFFFF >= KVM_MEM_SLOTS_NUM
         ):
             self._look_closely(line, text, slot, flags, gpa, size, hva, ret)
-        as_id = slot >> 16
+        changes = self.changes
         npages = (size + PAGE_MASK) >> PAGE_SHIFT  # a refused size may be odd: never make a delete of it
-        base, slot_id = gpa >> PAGE_SHIFT, slot & 0xFFFF  # made once: a trace has a million
-        change = _new(Change, (slot_id, base, npages, hva, flags, as_id))
-        old = self._by_id.get(slot)
-        if old is None and self._nameless:
-            old = self._assumed_slot(slot, change)
-        elif self._from_file and old is not None and slot in self._from_file:
+        base, maker = gpa >> PAGE_SHIFT, self._by_id.get(slot, NO_SLOT)
+        if maker == NO_SLOT and self._nameless:
+            maker = self._assumed_slot(slot, base, npages, hva, flags)
+        elif maker != NO_SLOT and self._from_file and slot in self._from_file:
             self._from_file.discard(slot)
-            self.assumed[len(self.changes)] = old
-        try:
-            kind = classify(change, old)
-        except MemslotError as error:
-            if ret >= 0 and old is None and npages == 0 and not self.from_start and slot not in self._gone:
-                self._late_delete(change, slot, (line, self.path, time, thread, ret, False, began, ended))
-                return
-            if ret < 0:
-                kind = ChangeKind.NOTHING
-            elif hides_delete and old is not None and _flips_readonly(change, old):
-                delete = change._replace(npages=0, flags=0)
-                self._note((delete, ChangeKind.DELETE, old, line, self.path, time, thread, ret, True, began, None))
-                self._spaces[as_id].take(old)
-                began, old, kind = None, None, ChangeKind.CREATE
-            else:
-                self._refuse(f"KVM would have refused it ({error}), yet ret={ret}", line, text, starts_late=old is None)
-        self.changes.append(
-            _new(RecordedChange, (change, kind, old, line, self.path, time, thread, ret, False, began, ended))
+            self.assumed[len(changes)] = changes.made_by(maker)
+        code = CREATE if maker == NO_SLOT else DELETE
+        if (npages == 0) is (maker == NO_SLOT) or ret < 0:
+            change = Change(slot & 0xFFFF, base, npages, hva, flags, slot >> 16)
+            old = None if maker == NO_SLOT else changes.made_by(maker)
+            try:
+                code = CODES[classify(change, old)]
+            except MemslotError as error:
+                if ret >= 0 and old is None and npages == 0 and not self.from_start and slot not in self._gone:
+                    self._late_delete(slot, gpa, hva)
+                    changes.append(
+                        slot, base, npages, hva, flags, DELETE, NO_SLOT, line, ret, thread, time, began, ended
+                    )
+                    return
+                if ret < 0:
+                    code = NOTHING
+                elif hides_delete and old is not None and _flips_readonly(change, old):
+                    changes.append(slot, base, 0, hva, 0, DELETE | IMPLIED, maker, line, ret, thread, time, began, None)
+                    self._spaces[slot >> 16].take(old.base_gfn)
+                    began, maker, code = None, NO_SLOT, CREATE
+                else:
+                    self._refuse(
+                        f"KVM would have refused it ({error}), yet ret={ret}", line, text, starts_late=old is None
+                    )
+        index = len(changes)
+        changes.append(
+            *(slot, base, npages, hva, flags, code if ret >= 0 else code | REFUSED, maker),
+            *(line, ret, thread, time, began, ended),
         )
-        if ret < 0 or kind is ChangeKind.NOTHING:
-            return
-        if old is not None:
-            self._spaces[as_id].take(old)
+        if ret >= 0 and code != NOTHING:
+            self._carry_out(index, slot, base, npages, hva, maker, line, text, ret)
+
+    def _carry_out(
+        self, index: int, slot: int, base: int, npages: int, hva: int, maker: int, line: int, text: str, ret: int
+    ) -> None:
+        """Change ``index``: take away what ``maker`` made, if there was something, and give what it makes."""
+        as_id = slot >> 16
+        if maker != NO_SLOT:
+            self._spaces[as_id].take(self.changes.made_by(maker).base_gfn)
             if npages == 0:
                 del self._by_id[slot]
                 self._gone.add(slot)
@@ -215,28 +226,27 @@ class Replay:
         space = self._spaces.get(as_id)
         if space is None:
             space = self._spaces[as_id] = _Space()
-        new = _new(Slot, (as_id, slot_id, base, npages, hva, flags))
-        other = space.give(new)
+        other = space.give(base, base + npages, index)
         if other is not None:
+            there = self.changes.made_by(other)
             message = (
-                f"slot {new.id}: {format_frames(new.base_gfn, new.end_gfn)} overlaps slot {other.id} "
-                f"{format_frames(other.base_gfn, other.end_gfn)}: KVM would have refused it (EEXIST), yet ret={ret}"
+                f"slot {slot & 0xFFFF}: {format_frames(base, base + npages)} overlaps slot {there.id} "
+                f"{_frames_of(there)}: KVM would have refused it (EEXIST), yet ret={ret}"
             )
             self._refuse(message, line, text)
-        self._by_id[slot] = new
-        if self._pending:
-            for each in self._pending:
-                if each.as_id == as_id:
-                    each.take(slot_id, gpa, size, hva)
+        self._by_id[slot] = index
+        for each in self._pending:
+            if each.as_id == as_id:
+                each.take(slot & 0xFFFF, base << PAGE_SHIFT, npages << PAGE_SHIFT, hva)
 
     def finish(self) -> None:
         """The trace is over: what is still not known of assumed slots is one page."""
         for each in self._pending:
             self._settle(each.as_id, last=True)
 
-    def allows(self, *, slot: int, gpa: int, size: int, hva: int, flags: int, ret: int, **_: object) -> bool:
+    def allows(self, *, slot: int, gpa: int, size: int, hva: int, ret: int, **_: object) -> bool:
         """Whether the change could be this VM's, from a thread that has issued none. O(log n)."""
-        old = self._by_id.get(slot)
+        old = self._slot(slot)
         if ret < 0:
             return True
         if size == 0:
@@ -244,40 +254,43 @@ class Replay:
         if old is not None:
             return old.userspace_addr == hva and old.npages == size >> PAGE_SHIFT
         space = self._spaces.get(slot >> 16)
-        del flags
-        return space is None or space.meets(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT) is None
+        return space is None or space.meets(gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT) is None
 
     def holds(self, *, slot: int, hva: int, **_: object) -> bool:
         """Whether the VM has this slot, on this host memory. O(1)."""
-        old = self._by_id.get(slot)
+        old = self._slot(slot)
         return old is not None and old.userspace_addr == hva
 
     def starts_over(self, *, slot: int, gpa: int, size: int, hva: int, **_: object) -> bool:
         """Whether the change makes a slot that is there already, on other host memory: then it is another VM's."""
-        old = self._by_id.get(slot)
+        old = self._slot(slot)
         return old is not None and size > 0 and old.userspace_addr != hva and old.base_gfn == gpa >> PAGE_SHIFT
 
-    def _assumed_slot(self, slot: int, change: Change) -> Slot | None:
-        """The assumed slot that ``change`` is about, if its number was not known so far: now it is."""
-        each = self._nameless.get((change.as_id, change.base_gfn))
-        if each is None or (change.npages and change.npages != each.npages):
-            return None
-        del self._nameless[each.as_id, each.base_gfn]
-        flags = change.flags if change.npages else each.flags
-        old = Slot(each.as_id, change.slot, each.base_gfn, each.npages, change.userspace_addr, flags)
-        self._spaces[each.as_id].take(old)
-        self._spaces[each.as_id].give(old)
-        self._by_id[slot] = old
-        self.assumed[len(self.changes)] = old
-        return old
+    def _slot(self, slot: int) -> Slot | None:
+        """The slot of this number, as it is now."""
+        maker = self._by_id.get(slot)
+        return None if maker is None else self.changes.made_by(maker)
 
-    def _late_delete(self, change: Change, slot: int, rest: tuple[object, ...]) -> None:
-        """The delete of a slot that was there before the trace began."""
+    def _assumed_slot(self, slot: int, base: int, npages: int, hva: int, flags: int) -> int:
+        """The assumed slot that a change is about, if its number was not known so far: now it is."""
+        as_id = slot >> 16
+        each = self._nameless.get((as_id, base))
+        if each is None or (npages and npages != each.npages):
+            return NO_SLOT
+        del self._nameless[as_id, base]
+        old = Slot(as_id, slot & 0xFFFF, base, each.npages, hva, flags if npages else each.flags)
+        maker = self.changes.assume(old)
+        self._spaces[as_id].take(base)
+        self._spaces[as_id].give(base, old.end_gfn, maker)
+        self._by_id[slot] = maker
+        self.assumed[len(self.changes)] = old
+        return maker
+
+    def _late_delete(self, slot: int, gpa: int, hva: int) -> None:
+        """The delete of a slot that was there before the trace began, which is the next change."""
         self._gone.add(slot)
-        self._settle(change.as_id)
-        gpa, hva = change.base_gfn << PAGE_SHIFT, change.userspace_addr
-        self._pending.append(_Pending(len(self.changes), change.as_id, change.slot, gpa, hva))
-        self._note((change, ChangeKind.DELETE, None, *rest))
+        self._settle(slot >> 16)
+        self._pending.append(_Pending(len(self.changes), slot >> 16, slot & 0xFFFF, gpa, hva))
 
     def _settle(self, as_id: int, *, last: bool = False) -> None:
         """Deletes of assumed slots of which creates have told the size are done; all of them if this is the end."""
@@ -289,16 +302,15 @@ class Replay:
             npages = (each.end - each.start) >> PAGE_SHIFT or 1
             start = each.start if each.end else each.gpa
             old = Slot(as_id, each.slot, start >> PAGE_SHIFT, npages, each.hva, 0)
-            self.changes[each.index] = self.changes[each.index]._replace(old=old)
+            self.changes.old[each.index] = self.changes.assume(old)
             self.assumed[each.index] = old
         self._pending = left
 
     def slots(self) -> tuple[Slot, ...]:
         """The slots as they are now, by address space and frame. O(n)."""
-        return tuple(slot for as_id in sorted(self._spaces) for slot in self._spaces[as_id].slots)
-
-    def _note(self, fields: tuple[object, ...]) -> None:
-        self.changes.append(_new(RecordedChange, fields))
+        return tuple(
+            self.changes.made_by(maker) for as_id in sorted(self._spaces) for maker in self._spaces[as_id].makers
+        )
 
     def _refuse(self, message: str, line: int, text: str, *, starts_late: bool = False) -> NoReturn:
         if starts_late:

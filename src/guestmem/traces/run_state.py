@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .evidence import Cause, Event, ExitMeaning, Irqchip, Loss, Stretch, Where
-from .whereabouts import Kinds, Losses, Track, joined, word
+from .whereabouts import INSIDE, NOT_KNOWN, Kinds, Losses, Track, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["RunState", "Vcpu"]
 
 
-@dataclass(frozen=True, slots=True)
-class Vcpu:
+class Vcpu(NamedTuple):
     """A vCPU: the thread that runs it, and its number where the trace tells it. A thread of 0 is not known.
 
     >>> str(Vcpu(21671, 0)), str(Vcpu(21671)), str(Vcpu(0, 3))
@@ -32,7 +30,7 @@ class Vcpu:
     """
 
     thread: int
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # what a tuple has by that name is not missed
 
     def __str__(self) -> str:
         if self.index is None:
@@ -55,7 +53,19 @@ class RunState:
     [(0.0, 'user'), (1.0, 'guest'), (2.0, 'user'), (3.0, 'guest'), (4.0, 'user')]
     """
 
-    __slots__ = ("_tracks", "first", "irqchip", "kinds", "last", "losses", "missing", "resolution", "source")
+    __slots__ = (
+        "_by_thread",
+        "_tracks",
+        "first",
+        "irqchip",
+        "kinds",
+        "last",
+        "losses",
+        "missing",
+        "resolution",
+        "source",
+        "vcpus",
+    )
 
     def __init__(
         self,
@@ -86,6 +96,9 @@ class RunState:
         missing: tuple[int, ...],
     ) -> None:
         self._tracks = dict(sorted(tracks.items(), key=lambda item: item[0].thread))
+        self._by_thread = {vcpu.thread: track for vcpu, track in self._tracks.items()}
+        self.vcpus = tuple(self._tracks)
+        """All vCPUs of which there is an event, by thread."""
         self.kinds, self.losses, self.irqchip, self.missing = kinds, Losses(losses), irqchip, missing
 
     @classmethod
@@ -108,11 +121,6 @@ class RunState:
         return state
 
     @property
-    def vcpus(self) -> tuple[Vcpu, ...]:
-        """All vCPUs of which there is an event, by thread."""
-        return tuple(self._tracks)
-
-    @property
     def events(self) -> int:
         """How many events of vCPUs are known."""
         return sum(len(track.times) for track in self._tracks.values())
@@ -125,9 +133,15 @@ class RunState:
         track = self._tracks.get(vcpu)
         if track is None:
             return (Stretch(-math.inf, math.inf, Where.UNKNOWN),)
-        if not self.losses:
-            return tuple(track.pieces(start, end, self.kinds, self.last))
-        return tuple(joined(track.stretches(start, end, self.kinds, self.losses, self.last)))
+        return tuple(track.pieces(start, end, self.kinds, self.losses, self.last))
+
+    def inside(self, vcpu: Vcpu, start: float, end: float, *, known: bool = True) -> Sequence[Stretch]:
+        """``stretches`` but for those in user space, of a vCPU that has events; with ``known`` False those not known.
+
+        Where events were lost, or the recording begins or ends, there may be others among them.
+        """
+        which = INSIDE if known else NOT_KNOWN
+        return self._tracks[vcpu].pieces(start, end, self.kinds, self.losses, self.last, which)
 
     @property
     def lost(self) -> int:
@@ -169,19 +183,9 @@ class RunState:
         return iter(()) if track is None else track.returns(start, end, fatal=True)
 
     def last_returns(self, vcpu: Vcpu, start: float, end: float) -> Iterator[Return]:
-        """All of them after which the vCPU was in user space until ``end``, the last one first."""
+        """Those without a reason after which the vCPU was in user space until ``end``, the last one first."""
         track = self._tracks.get(vcpu)
-        if track is None:
-            return
-        for each in track.returns_backwards(start, end):
-            pieces = track.stretches(each.time, end, self.kinds, self.losses, self.last)
-            if any(
-                piece.where is not Where.USER
-                for piece in pieces
-                if each.time <= piece.start < end and piece.end > piece.start
-            ):
-                return
-            yield each
+        return iter(()) if track is None else track.last_returns(start, end, self.kinds, self.losses, self.last)
 
     def guest_exits(self, vcpu: Vcpu, start: float, end: float) -> tuple[float, ...]:
         """Stamps in ``[start, end]`` of exits from guest mode that only guest code can cause, in order."""
@@ -193,10 +197,8 @@ class RunState:
 
         Strictly before: what it did at ``time`` itself may be seen by the end of it.
         """
-        for vcpu, track in self._tracks.items():
-            if vcpu.thread == thread:
-                return track.last_outside(time)
-        return None
+        track = self._by_thread.get(thread)
+        return None if track is None else track.last_outside(time)
 
     def ran_between(self, thread: int, start: float, end: float) -> bool:
         """Whether ``thread`` runs a vCPU and came back to user space from it between the stamps, by an exit or fault.

@@ -19,6 +19,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from .columns import NO_THREAD
 from .evidence import Irqchip
 from .prefix import resolution_of
 from .requests import integer, request_name
@@ -258,10 +259,10 @@ class StraceReader:
         if self._root is None:
             return
         changes = self._recording.machines.replay.changes
-        for i, each in enumerate(changes):
-            if each.thread is not None:
+        for i, thread in enumerate(changes.thread):
+            if thread != NO_THREAD:
                 break
-            changes[i] = each._replace(thread=self._root)
+            changes.thread[i] = self._root
 
     def _begins(self, number: int, text: str, call: str, thread: int, time: float | None) -> bool:
         """A line on which an ioctl begins, and ends, unless it is split."""
@@ -438,7 +439,7 @@ class StraceReader:
         for each in list(self._open_changes) if self._saw_split else [thread] if thread in self._open_changes else []:
             index = self._open_changes.pop(each)
             if index >= 0:
-                changes[index] = changes[index]._replace(ended=time)
+                changes.ended[index] = time
 
     def _end_open_runs(self, thread: int, time: float) -> None:
         """KVM_RUNs without a duration end at the next line, at the latest."""

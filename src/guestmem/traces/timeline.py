@@ -7,6 +7,8 @@ Values only; readers make them, ``check`` and ``compare`` use them. KVM's own wo
 from __future__ import annotations
 
 import enum
+import math
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +20,8 @@ from .run_state import RunState, Vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from .columns import Changes, Transactions
 
 __all__ = [
     "DirtyLogClear",
@@ -206,8 +210,8 @@ class Timeline:
         self,
         path: str,
         format: str,  # noqa: A002 (the word for it)
-        changes: Sequence[RecordedChange],
-        transactions: Sequence[Transaction],
+        changes: Changes,
+        transactions: Transactions,
         *,
         gap: float,
         run_state: RunState | None = None,
@@ -233,12 +237,14 @@ class Timeline:
     @property
     def refused(self) -> tuple[RecordedChange, ...]:
         """The changes that KVM refused. O(n)."""
-        return tuple(each for each in self.changes if each.ret < 0)
+        return tuple([self.changes[i] for i, ret in enumerate(self.changes.ret) if ret < 0])
 
     @property
     def span(self) -> tuple[float, float] | None:
         """Earliest and latest stamp of a change, in seconds, or None without stamps. O(n)."""
-        times = [each.time for each in self.changes if each.time is not None]
+        times = self.changes.time
+        if any(map(math.isnan, times)):
+            times = array("d", [time for time in times if not math.isnan(time)])
         return (min(times), max(times)) if times else None
 
     def _repr_html_(self) -> str:

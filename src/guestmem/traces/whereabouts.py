@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
+import re
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
     from .evidence import Loss
 
-__all__ = ["Kinds", "Losses", "Return", "Track", "joined", "word"]
+_new = tuple.__new__
+"""Makes a named tuple in half the time that its own constructor takes."""
+
+__all__ = ["INSIDE", "NOT_KNOWN", "Kinds", "Losses", "Return", "Track", "joined", "word"]
 
 ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) for each in Event)
 TAIL, MANY, FEW = 1024, 8192, 1 << 16
@@ -33,6 +38,14 @@ CPU_SHIFT, CPU_MAX = 16, 0xFFFE
 ERRNOS = {"EINTR": 0xF1, "EAGAIN": 0xF2, "EFAULT": 0xF3}
 OTHER_ERRNO = 0xF0
 NAMES = {number + 1: f"KVM_EXIT_{name}" for name, number in KVM_EXIT.items()}
+PLACES = tuple(Where)
+NOWHERE = len(PLACES)
+_GUEST, _RUN, _KVM, _USER, _UNKNOWN = (bytes([place]) for place in range(NOWHERE))
+_STAY = b"|".join(b"%b[%b%b]*" % (each, each, bytes([NOWHERE])) for each in (_RUN, _KVM, _UNKNOWN))
+INSIDE = re.compile(b"%b|%b" % (_GUEST, _STAY), re.DOTALL)
+"""Pieces that are not in user space."""
+NOT_KNOWN = re.compile(b"%b[%b%b]*" % (_UNKNOWN, _UNKNOWN, bytes([NOWHERE])), re.DOTALL)
+RUNS = re.compile(b"%b|%b|%b[%b%b]*" % (_GUEST, _STAY, _USER, _USER, bytes([NOWHERE])), re.DOTALL)
 NAMES |= {code: name for name, code in ERRNOS.items()} | {OTHER_ERRNO: "an error"}
 
 
@@ -133,7 +146,7 @@ class Track:
     until: float = -math.inf
     full: int = sys.maxsize
     _places: tuple[array[int], array[int], array[int]] | None = None
-    _wheres: dict[tuple[int, int], Where] = field(default_factory=dict)
+    _codes: bytes | None = None
 
     def add(self, time: float, event: int) -> None:
         """Append an event; stamps of one thread that step back are put in order later."""
@@ -237,57 +250,93 @@ class Track:
         where = self._after(event, kinds)
         return Where.RUN if where is Where.GUEST else where  # no exit was seen: in the guest, or no longer
 
-    def pieces(self, start: float, end: float, kinds: Kinds, last: float) -> list[Stretch]:
-        """``stretches`` of a recording that lost nothing, neighbours in one place as one. O(log n + pieces)."""
-        times, words, wheres, n = self.times, self.words, self._wheres, len(self.times)
+    def pieces(
+        self,
+        start: float,
+        end: float,
+        kinds: Kinds,
+        losses: Losses,
+        last: float,
+        which: re.Pattern[bytes] | None = None,
+    ) -> list[Stretch]:
+        """``stretches``, neighbours in one place as one; ``which`` may leave some out: INSIDE or NOT_KNOWN.
+
+        O(log n + pieces) once the places between all events are known, of which each is a byte.
+        """
+        times = self.times
+        if self._codes is None:
+            self._codes = self._all_codes(kinds)
         i = bisect_left(times, start) - 1
-        if i < 0 or (n and times[-1] <= end):
-            return joined(self.stretches(start, end, kinds, Losses(()), last))
-        result: list[Stretch] = []
-        begin, before = times[i], words[i]
-        open_where, open_from = None, begin
-        while begin <= end:
-            i += 1
-            stop, after = times[i], words[i]
-            if stop > begin:
-                where = wheres.get((before, after))
-                if where is None:
-                    where = wheres[before, after] = self._between(before, after, kinds)
-                if where is not open_where or where is Where.GUEST:
-                    if open_where is not None:
-                        result.append(Stretch(open_from, begin, open_where))
-                    open_where, open_from = where, begin
-            begin, before = stop, after
-        if open_where is not None:
-            result.append(Stretch(open_from, begin, open_where))
-        return result
+        j = bisect_right(times, end, max(i, 0))
+        if i < 0 or j >= len(times) or (losses and losses.first_in(times[i], times[j]) is not None):
+            return joined(self.stretches(start, end, kinds, losses, last))
+        codes = self._codes
+        found = []
+        for run in (which or RUNS).finditer(codes, i, j):
+            first, after = run.span()
+            found.append(_new(Stretch, (times[first], times[after], PLACES[codes[first]])))
+        return found
+
+    def _all_codes(self, kinds: Kinds) -> bytes:
+        """Where the vCPU is after each event, as a place in PLACES; NOWHERE if the next one has the same stamp."""
+        words = self.words
+
+        class Between(dict[tuple[int, int], int]):
+            def __missing__(table, pair: tuple[int, int]) -> int:  # noqa: N805 (self is the track)
+                code = table[pair] = PLACES.index(self._between(*pair, kinds))
+                return code
+
+        following = memoryview(words)[1:]
+        codes = bytearray(map(Between().__getitem__, zip(words, following, strict=False)))
+        times = self.times
+        for i, same in enumerate(map(operator.eq, times, memoryview(times)[1:])):
+            if same:
+                codes[i] = NOWHERE
+        return bytes(codes)
 
     def _find(self) -> tuple[array[int], array[int], array[int]]:
         """Where in the arrays the returns, the fatal ones, and the exits by guest code stand. O(n) once."""
         if self._places is None:
             ends = (USER_EXIT, RUN_END, FORGOTTEN)
-            returns = array("Q", [i for i, each in enumerate(self.words) if each & KIND in ends])
-            fatal = array("Q", [i for i in returns if self.words[i] & FATAL])
+            returns = array("I", (i for i, each in enumerate(self.words) if each & KIND in ends))
+            fatal = array("I", (i for i in returns if self.words[i] & FATAL))
             caused = EXIT | GUEST_CAUSED
-            guest = [i for i, each in enumerate(self.words) if each & (KIND | GUEST_CAUSED) == caused]
-            self._places = returns, fatal, array("Q", guest)
+            guest = array("I", (i for i, each in enumerate(self.words) if each & (KIND | GUEST_CAUSED) == caused))
+            self._places = returns, fatal, guest
         return self._places
 
     def returns(self, start: float, end: float, *, fatal: bool = False) -> Iterator[Return]:
         """The returns to user space stamped in ``[start, end]``, or the fatal among them. O(log n + result)."""
         places = self._find()[fatal]
+        if not places:
+            return
         low, high = bisect_left(self.times, start), bisect_right(self.times, end)
         for k in range(bisect_left(places, low), bisect_left(places, high)):
             if self.words[places[k]] & KIND != FORGOTTEN:
                 yield self._return(places[k])
 
-    def returns_backwards(self, start: float, end: float) -> Iterator[Return]:
-        """The same, the last one first."""
+    def last_returns(self, start: float, end: float, kinds: Kinds, losses: Losses, last: float) -> Iterator[Return]:
+        """Those without a reason after which the vCPU was in user space until ``end``, the last one first."""
         places = self._find()[0]
         low, high = bisect_left(self.times, start), bisect_right(self.times, end)
         for k in range(bisect_left(places, high) - 1, bisect_left(places, low) - 1, -1):
-            if self.words[places[k]] & KIND != FORGOTTEN:
-                yield self._return(places[k])
+            i = places[k]
+            if self.words[i] & KIND == FORGOTTEN:
+                continue
+            if self._leaves(i, end):
+                return
+            if self.words[i] & (FATAL | NUMBER_MASK << NUMBER_SHIFT):
+                continue
+            at = self.times[i]
+            for piece in self.stretches(at, end, kinds, losses, last):
+                if piece.where is not Where.USER and at <= piece.start < end and piece.end > piece.start:
+                    return
+            yield self._return(i)
+
+    def _leaves(self, i: int, end: float) -> bool:
+        """Whether the event after ``i`` shows, before ``end``, that the vCPU does not stay in user space. O(1)."""
+        times, n = self.times, i + 1
+        return n < len(times) and times[i] < times[n] < end and self.words[n] & KIND in (ENTRY, RUN_BEGIN)
 
     def guest_returns(self, start: float, end: float) -> Iterator[Return]:
         """The returns in ``[start, end]`` that show that guest code ran. O(log n + returns in between)."""
@@ -321,6 +370,8 @@ class Track:
     def guest_exits(self, start: float, end: float) -> Iterator[float]:
         """Stamps in ``[start, end]`` of kvm_exit events that only guest code can cause. O(log n + result)."""
         places = self._find()[2]
+        if not places:
+            return
         low, high = bisect_left(self.times, start), bisect_right(self.times, end)
         for i in places[bisect_left(places, low) : bisect_left(places, high)]:
             yield self.times[i]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...check import Primitive
 from ...memslots.changes import ChangeKind
+from ...traces.columns import IMPLIED, KIND, KINDS, NO_THREAD, REFUSED
 from ...traces.evidence import Where
 from ...units import PAGE_SHIFT
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ...check import Hole, Report
     from ...traces import RunState, Timeline, Vcpu
     from ...traces.evidence import Stretch
+    from ...traces.timeline import RecordedChange
 
 __all__ = ["page_data"]
 
@@ -31,19 +33,20 @@ LETTERS = {
     ChangeKind.FLAGS_ONLY: "f",
     ChangeKind.NOTHING: "n",
 }
-REFUSED = "r"
+REFUSAL = "r"
 MOST_STRETCHES = 200_000
 """Pieces of vCPU lanes that a page carries; beyond, runs of short ones that are far from any hole are drawn as one."""
 
 
 def page_data(report: Report, timeline: Timeline) -> dict[str, Any]:
     """All that the script needs, as JSON takes it. O(n) in changes, O(n log n) in stretches of vCPUs."""
-    index = {id(each): i for i, each in enumerate(timeline.changes)}
-    origin = next((each.time for each in timeline.changes if each.time is not None), 0.0) if report.timed else None
+    changes = timeline.changes
+    index = {key: i for i, key in enumerate(zip(changes.line, map(IMPLIED.__and__, changes.code), strict=True))}
+    origin = changes.time[0] if report.timed else None
     return {
         "timed": report.timed,
         "origin": origin,
-        "changes": _changes(timeline, origin, index),
+        "changes": _changes(timeline, origin),
         "holes": _holes(report.holes, index),
         "lanes": [] if origin is None else _lanes(timeline.run_state, report.holes, origin),
     }
@@ -53,27 +56,26 @@ def _ns(seconds: float, origin: float) -> int:
     return round((seconds - origin) * 1e9)
 
 
-def _changes(timeline: Timeline, origin: float | None, index: dict[int, int]) -> dict[str, Any]:
-    changes = timeline.changes
+def _changes(timeline: Timeline, origin: float | None) -> dict[str, Any]:
+    changes, transactions = timeline.changes, timeline.transactions
     transaction = [-1] * len(changes)
-    for each in timeline.transactions:
-        for change in each.changes:
-            transaction[index[id(change)]] = each.index
-    refused = [i for i, each in enumerate(changes) if each.ret < 0]
+    for number in range(len(transactions)):
+        for i in transactions.indices(number):
+            transaction[i] = number
     return {
-        "kind": "".join(LETTERS[each.kind] if each.ret >= 0 else REFUSED for each in changes),
-        "space": [each.change.as_id for each in changes],
-        "slot": [each.change.slot for each in changes],
-        "gfn": [each.change.base_gfn for each in changes],
-        "pages": [each.change.npages for each in changes],
-        "host": [each.change.userspace_addr >> PAGE_SHIFT for each in changes],
-        "flags": [each.change.flags for each in changes],
-        "line": [each.line for each in changes],
-        "thread": [each.thread for each in changes],
-        "ns": None if origin is None else [_ns(each.time or 0.0, origin) for each in changes],
+        "kind": "".join(LETTERS[KINDS[code & KIND]] if code < REFUSED else REFUSAL for code in changes.code),
+        "space": [slot >> 16 for slot in changes.slot],
+        "slot": [slot & 0xFFFF for slot in changes.slot],
+        "gfn": list(changes.base),
+        "pages": list(changes.npages),
+        "host": [hva >> PAGE_SHIFT for hva in changes.hva],
+        "flags": list(changes.flags),
+        "line": list(changes.line),
+        "thread": [None if thread == NO_THREAD else thread for thread in changes.thread],
+        "ns": None if origin is None else [_ns(time, origin) for time in changes.time],
         "transaction": transaction,
-        "implied": [i for i, each in enumerate(changes) if each.implied],
-        "refused": [[i, _errno(changes[i].ret)] for i in refused],
+        "implied": [i for i, code in enumerate(changes.code) if code & IMPLIED],
+        "refused": [[i, _errno(changes.ret[i])] for i, code in enumerate(changes.code) if code >= REFUSED],
     }
 
 
@@ -81,10 +83,15 @@ def _errno(ret: int) -> str:
     return errno.errorcode.get(-ret, str(ret))
 
 
-def _holes(holes: Sequence[Hole], index: dict[int, int]) -> dict[str, Any]:
+def _holes(holes: Sequence[Hole], index: Mapping[tuple[int, int], int]) -> dict[str, Any]:
     reasons: dict[str, int] = {}
     rules: dict[str, int] = {}
     primitives = [each.value for each in Primitive]
+
+    def at(change: RecordedChange) -> int:
+        return index[change.line, IMPLIED * change.implied]
+
+    holes = list(holes)
     return {
         "transaction": [hole.transaction for hole in holes],
         "space": [hole.as_id for hole in holes],
@@ -97,7 +104,7 @@ def _holes(holes: Sequence[Hole], index: dict[int, int]) -> dict[str, Any]:
         "bytes": [hole.nbytes for hole in holes],
         "same": [{True: "the same", False: "other", None: "partly other"}[hole.same_host_memory] for hole in holes],
         "ranges": [
-            [[each.start_gfn, each.npages, index[id(each.removed)], index[id(each.restored)]] for each in hole.ranges]
+            [[each.start_gfn, each.npages, at(each.removed), at(each.restored)] for each in hole.ranges]
             for hole in holes
         ],
         "primitives": primitives,
@@ -105,7 +112,7 @@ def _holes(holes: Sequence[Hole], index: dict[int, int]) -> dict[str, Any]:
             [
                 [
                     [primitives.index(primitive.value) for primitive in each.primitives],
-                    [index[id(change)] for change in each.changes],
+                    [at(change) for change in each.changes],
                 ]
                 for each in hole.atomic_sets
             ]

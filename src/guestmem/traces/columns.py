@@ -1,0 +1,236 @@
+"""A trace's changes and transactions as columns of numbers, since a boot under test may have a million of them.
+
+``Changes`` and ``Transactions`` are read like lists of ``RecordedChange`` and ``Transaction``, which are made when
+somebody asks for one; who looks at all of them goes over the columns. A change costs 81 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+from ..memslots.changes import Change, ChangeKind
+from ..memslots.slot import Slot
+from .timeline import RecordedChange, Separation, Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "CODES",
+    "CREATE",
+    "DELETE",
+    "FLAGS_ONLY",
+    "IMPLIED",
+    "KIND",
+    "KINDS",
+    "MOVE",
+    "NOTHING",
+    "NO_SLOT",
+    "NO_THREAD",
+    "REFUSED",
+    "Changes",
+    "Transactions",
+]
+
+KINDS = (ChangeKind.CREATE, ChangeKind.DELETE, ChangeKind.MOVE, ChangeKind.FLAGS_ONLY, ChangeKind.NOTHING)
+CREATE, DELETE, MOVE, FLAGS_ONLY, NOTHING = range(5)
+KIND, IMPLIED, REFUSED = 7, 8, 16
+"""A change's ``code``: its kind, and two bits; what is below REFUSED was carried out."""
+CODES = {kind: code for code, kind in enumerate(KINDS)}
+NO_SLOT = -1
+"""In the column ``old``: there was no slot of this number. 0 or more: who made it; below: see ``assume``."""
+NO_THREAD = -(1 << 63)
+LARGEST = (1 << 63) - 1
+SEPARATIONS = tuple(Separation)
+
+
+def _or_nan(time: float | None) -> float:
+    return math.nan if time is None else time
+
+
+def _or_none(time: float) -> float | None:
+    return None if time != time else time  # noqa: PLR0124 (not a number)
+
+
+class Changes(Sequence[RecordedChange]):
+    """The changes of one trace, in the order in which they took effect.
+
+    Columns, one entry a change: ``slot`` (address space in the upper half), ``base`` and ``npages`` in frames, ``hva``
+    in bytes, ``flags``, ``code`` (see KIND), ``old``, ``line``, ``ret``, ``thread`` (or NO_THREAD), and ``time``,
+    ``began``, ``ended`` in seconds (or NaN). ``seen_flags`` are all flags that some change had.
+    """
+
+    __slots__ = (
+        "_extra",
+        "base",
+        "began",
+        "code",
+        "ended",
+        "flags",
+        "hva",
+        "line",
+        "npages",
+        "old",
+        "path",
+        "ret",
+        "seen_flags",
+        "slot",
+        "thread",
+        "time",
+    )
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+        self._extra: list[Slot] = []
+        """Slots that no change made: they were there before the trace began."""
+        self.seen_flags = 0
+        self.slot, self.flags = array("I"), array("I")
+        self.base, self.npages, self.hva = array("Q"), array("Q"), array("Q")
+        self.code = array("B")
+        self.old = array("i")
+        self.line = array("Q")
+        self.ret, self.thread = array("q"), array("q")
+        self.time, self.began, self.ended = array("d"), array("d"), array("d")
+
+    def append(
+        self,
+        slot: int,
+        base: int,
+        npages: int,
+        hva: int,
+        flags: int,
+        code: int,
+        old: int,
+        line: int,
+        ret: int,
+        thread: int | None,
+        time: float | None,
+        began: float | None,
+        ended: float | None,
+    ) -> None:
+        """One more change; ``slot``, ``code`` and ``old`` as in the columns."""
+        self.slot.append(slot)
+        self.base.append(base)
+        self.npages.append(npages)
+        self.hva.append(hva)
+        self.flags.append(flags)
+        self.seen_flags |= flags
+        self.code.append(code)
+        self.old.append(old)
+        self.line.append(line)
+        self.ret.append(max(-LARGEST, min(ret, LARGEST)))
+        self.thread.append(NO_THREAD if thread is None else thread)
+        self.time.append(_or_nan(time))
+        self.began.append(_or_nan(began))
+        self.ended.append(_or_nan(ended))
+
+    def assume(self, slot: Slot) -> int:
+        """What ``old`` says for a slot that no change made."""
+        self._extra.append(slot)
+        return -1 - len(self._extra)
+
+    def made_by(self, maker: int) -> Slot:
+        """The slot that change ``maker`` made, or one that was assumed."""
+        if maker < NO_SLOT:
+            return self._extra[-2 - maker]
+        slot = self.slot[maker]
+        return Slot(slot >> 16, slot & 0xFFFF, self.base[maker], self.npages[maker], self.hva[maker], self.flags[maker])
+
+    def old_slot(self, index: int) -> Slot | None:
+        """The slot that had the number of change ``index`` before it."""
+        maker = self.old[index]
+        return None if maker == NO_SLOT else self.made_by(maker)
+
+    def __len__(self) -> int:
+        return len(self.code)
+
+    @overload
+    def __getitem__(self, index: int) -> RecordedChange: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RecordedChange, ...]: ...
+    def __getitem__(self, index: int | slice) -> RecordedChange | tuple[RecordedChange, ...]:
+        if isinstance(index, slice):
+            return tuple([self[i] for i in range(*index.indices(len(self)))])
+        slot, code, thread = self.slot[index], self.code[index], self.thread[index]
+        return RecordedChange(
+            Change(slot & 0xFFFF, self.base[index], self.npages[index], self.hva[index], self.flags[index], slot >> 16),
+            KINDS[code & KIND],
+            self.old_slot(index),
+            self.line[index],
+            self.path,
+            _or_none(self.time[index]),
+            None if thread == NO_THREAD else thread,
+            self.ret[index],
+            bool(code & IMPLIED),
+            _or_none(self.began[index]),
+            _or_none(self.ended[index]),
+        )
+
+    def pick(self, indices: Iterable[int]) -> tuple[RecordedChange, ...]:
+        """The changes at ``indices``."""
+        return tuple([self[i] for i in indices])
+
+
+class Transactions(Sequence[Transaction]):
+    """The transactions of one trace, by first change.
+
+    Mostly a transaction is a run of changes that follow one another: then only its first and its length are kept.
+    """
+
+    __slots__ = ("_counts", "_firsts", "_scattered", "changes", "pauses", "separations")
+
+    def __init__(self, changes: Changes) -> None:
+        self.changes = changes
+        self._firsts, self._counts = array("Q"), array("Q")
+        self._scattered: dict[int, list[int]] = {}
+        self.separations = array("B")
+        """Why each is none with the one before, as a place in SEPARATIONS."""
+        self.pauses = array("d")
+
+    def begin(self, index: int, why: Separation, pause: float) -> int:
+        """A transaction begins with change ``index``; its number."""
+        self._firsts.append(index)
+        self._counts.append(1)
+        self.separations.append(SEPARATIONS.index(why))
+        self.pauses.append(pause)
+        return len(self._firsts) - 1
+
+    def go_on(self, number: int, index: int) -> None:
+        """Change ``index`` belongs to transaction ``number``."""
+        if number in self._scattered:
+            self._scattered[number].append(index)
+        elif index != self._firsts[number] + self._counts[number]:
+            self._scattered[number] = [*self.indices(number), index]
+        self._counts[number] += 1
+
+    def indices(self, number: int) -> Sequence[int]:
+        """The changes of a transaction, by their place among all."""
+        if self._scattered and number in self._scattered:
+            return self._scattered[number]
+        first = self._firsts[number]
+        return range(first, first + self._counts[number])
+
+    def as_id(self, number: int) -> int:
+        """The address space of a transaction."""
+        return self.changes.slot[self._firsts[number]] >> 16
+
+    def separation(self, number: int) -> Separation:
+        """Why a transaction is none with the one before it in its address space."""
+        return SEPARATIONS[self.separations[number]]
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    @overload
+    def __getitem__(self, index: int) -> Transaction: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Transaction, ...]: ...
+    def __getitem__(self, index: int | slice) -> Transaction | tuple[Transaction, ...]:
+        if isinstance(index, slice):
+            return tuple([self[i] for i in range(*index.indices(len(self)))])
+        number = range(len(self))[index]
+        changes = self.changes.pick(self.indices(number))
+        return Transaction(number, changes[0].change.as_id, changes, self.separation(number), self.pauses[number])
