@@ -21,6 +21,7 @@ COMMANDS = {
     "map": "What does memory look like, and what does a change of it cost?",
     "history": "Does one instant explain what everybody saw of an update?",
     "conform": "Does this kernel behave as KVM documents?",
+    "explain": "Which kernels take this call, and what do the others answer?",
     "demo": "Watch the failure, and what prevents it.",
     "bench": "What does it cost, beside its peers in the same run?",
 }
