@@ -13,8 +13,8 @@ from guestmem.engines.kvm import load_layout
 from guestmem.engines.soft import layout as soft
 from guestmem.errors import InvariantError
 from guestmem.explore import load
+from guestmem.memslots import Change, Slot
 from guestmem.memslots import layout as memslots
-from guestmem.memslots.slot import Slot
 from guestmem.rcu import srcu
 from guestmem.stage2 import layout as stage2
 from guestmem.stage2 import rwlock, tlb_layout
@@ -73,8 +73,20 @@ def test_one_name_has_one_value_in_the_table_and_in_its_tlb() -> None:
     assert {name for name in table.keys() & tlb.keys() if table[name] != tlb[name]} == set()
 
 
-def test_a_slot_is_the_first_words_of_its_record() -> None:
-    assert memslots.RECORD.names[: memslots.SLOT_WORDS] == tuple(name.upper() for name in Slot._fields)
+def test_a_slot_is_one_piece_of_its_record() -> None:
+    first = int(memslots.FIRST_FIELD)
+    names = memslots.RECORD.names[first : first + int(memslots.SLOT_WORDS)]
+    assert names == tuple(name.upper() for name in Slot._fields)
+
+
+def test_a_change_is_one_piece_of_the_desk() -> None:
+    first = memslots.DESK.names.index("ASKED_SLOT")
+    names = [name.removeprefix("ASKED_").lower() for name in memslots.DESK.names[first : first + len(Change._fields)]]
+    assert names == [name.removeprefix("guest_memfd_") for name in Change._fields]
+    assert memslots.DESK.names[first + len(names)] == "ASKED_IDS", "ids follow the change: Memslots.ask"
+
+
+def test_what_a_lookup_and_a_fault_read_is_on_the_records_first_line() -> None:
     assert memslots.RECORD_WORDS > 8
     assert int(memslots.DIRTY_BITMAP) < LINE, "what a fault reads is on the first line"
 

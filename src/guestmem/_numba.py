@@ -110,17 +110,34 @@ def _can_cache() -> bool:
     return os.access(cache_directory(), os.W_OK) and not config.CACHE_LOCATOR_CLASSES
 
 
+def _type_of(annotation: str | None, names: dict[str, Any]) -> Any:
+    """The Numba type of an annotation, or None: a word, an array of words, or a NamedTuple of such."""
+    if annotation in _TYPES:
+        return _TYPES[annotation]
+    bundle = names.get(annotation) if isinstance(annotation, str) else None
+    if not (isinstance(bundle, type) and issubclass(bundle, tuple)):
+        return None
+    kinds = (getattr(kind, "__forward_arg__", kind) for kind in bundle.__annotations__.values())
+    inside = [_TYPES.get("U64" if kind in (int, "int") else str(kind)) for kind in kinds]
+    return None if None in inside else types.BaseTuple.from_types(inside, bundle)
+
+
 def declared_signature(function: Any) -> Any:
     """The Numba signature that a function's annotations declare; TypeError names what cannot be compiled."""
     code = function.__code__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    names = (*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], "return")
     where = f"{function.__module__}.{function.__qualname__}"
-    for name in (*names, "return"):
+    found = []
+    for name in names:
         annotation = function.__annotations__.get(name)
-        if annotation not in _TYPES:
+        kind = _type_of(annotation, function.__globals__)
+        if kind is None:
             hint = "" if annotation is None or isinstance(annotation, str) else "; annotations must not be evaluated"
-            raise TypeError(f"{where}: {name} is annotated {annotation!r}, not one of {[*_TYPES]}{hint}")
-    return _TYPES[function.__annotations__["return"]](*(_TYPES[function.__annotations__[name]] for name in names))
+            raise TypeError(
+                f"{where}: {name} is annotated {annotation!r}, not one of {[*_TYPES]} or a tuple of them{hint}"
+            )
+        found.append(kind)
+    return found[-1](*found[:-1])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from guestmem import MemslotError
 from guestmem.abi.checks import Host
 from guestmem.abi.structures import EnableCap, MemoryIoctl, MemoryRegion
 from guestmem.atomics import poke
+from guestmem.memslots import SlotKey
 from guestmem.memslots.layout import GENERATION, active_set
 from guestmem.vm import KvmModel
 
@@ -111,11 +112,11 @@ def test_when_they_come_round_every_translation_goes(short_of_it: int, entered: 
     ring = vm.dirty.rings[0]
     assert ring is not None
     begin_at(vm, 0, (1 << 19) - short_of_it)
-    vm.dirty.mark(0, 2, 0)
+    vm.dirty.mark(SlotKey(0, 0), 2, 0)
     assert len(ring.harvest()) == 1
     for flags in (1, 0):
         vm.ioctl(SET, region(1, 16, 4, flags))
-    vm.dirty.mark(0, 2, 0)
+    vm.dirty.mark(SlotKey(0, 0), 2, 0)
     assert len(ring.harvest()) == entered
-    vm.dirty.mark(0, 2, 0)
+    vm.dirty.mark(SlotKey(0, 0), 2, 0)
     assert not ring.harvest()

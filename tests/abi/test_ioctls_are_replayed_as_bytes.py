@@ -134,7 +134,9 @@ def test_a_recorded_run_is_replayed_call_by_call() -> None:
 def test_a_log_is_copied_to_its_pointer() -> None:
     vm = KvmModel()
     vm.ioctl(0x4020AE46, RECORDED)
-    bitmap = vm.slots[4].bitmap
+    held = vm.slot(4)
+    assert held is not None
+    bitmap = held.bitmap
     assert bitmap is not None
     bitmap.mark(9)
     buffer = ctypes.create_string_buffer(b"\xff" * 16, 16)

@@ -12,6 +12,7 @@ from guestmem.abi.versions import VERSIONS, KernelVersion
 from guestmem.atomics import peek, poke
 from guestmem.dirty import DirtyEntry, DirtyRing
 from guestmem.dirty.ring import DIRTY_INDEX, RESET_INDEX, ring_size
+from guestmem.memslots import SlotKey
 from guestmem.vm import KvmModel
 
 RING = 192
@@ -88,8 +89,8 @@ def test_an_offset_that_wraps_is_dropped_or_not(version: KernelVersion) -> None:
     vm.ioctl(MemoryIoctl.SET_USER_MEMORY_REGION, MemoryRegion(0, 1, 0, 4 * PAGE, 0).pack())
     ring = vm.dirty.rings[0]
     assert ring is not None
-    vm.dirty.mark(0, 0, 0)
-    assert vm.dirty.writable == {(0, 0)}
+    vm.dirty.mark(SlotKey(0, 0), 0, 0)
+    assert vm.dirty.writable == {(SlotKey(0, 0), 0)}
     ring.harvest()
     ring.words = DirtyRing(256).words  # that entry is taken away: user space can write what it likes
     ring._next = 0
@@ -97,7 +98,7 @@ def test_an_offset_that_wraps_is_dropped_or_not(version: KernelVersion) -> None:
     ring.push(0, 0)
     assert len(ring.harvest()) == 2
     assert vm.ioctl(MemoryIoctl.RESET_DIRTY_RINGS) == 2
-    assert ((0, 0) in vm.dirty.writable) is version.ring_reset_is_overflow_safe
+    assert ((SlotKey(0, 0), 0) in vm.dirty.writable) is version.ring_reset_is_overflow_safe
 
 
 def test_the_reserve_is_larger_where_the_hardware_logs() -> None:

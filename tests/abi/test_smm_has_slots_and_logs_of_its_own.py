@@ -11,6 +11,7 @@ from guestmem import MemslotError, UsageError
 from guestmem.abi.checks import Host
 from guestmem.abi.structures import DirtyLog, MemoryIoctl, MemoryRegion
 from guestmem.dirty import DirtyEntry
+from guestmem.memslots import SlotKey
 from guestmem.vm import Hlt, KvmModel, Mmio, Vm, Write
 
 PAGE = 0x1000
@@ -92,7 +93,7 @@ def test_ring_entries_name_the_space() -> None:
 def test_get_dirty_log_takes_the_space_in_the_upper_half() -> None:
     vm = KvmModel(Host(address_spaces=2))
     vm.ioctl(SET, region(SMM | 5, 0, 4, 1).pack())
-    vm.dirty.mark(SMM | 5, 2, None)
+    vm.dirty.mark(SlotKey(1, 5), 2, None)
     buffer = ctypes.create_string_buffer(8)
     vm.ioctl(MemoryIoctl.GET_DIRTY_LOG, DirtyLog(SMM | 5, 0, ctypes.addressof(buffer)).pack())
     assert buffer.raw == bytes([4]) + bytes(7)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from guestmem import MemslotError, UsageError
+from guestmem.abi import model
 from guestmem.abi.checks import Host
 from guestmem.abi.dirty_state import DirtyState
 from guestmem.abi.model import KvmModel, ModelSlot
@@ -21,7 +22,7 @@ from guestmem.conform.modelled import ModelledVm
 from guestmem.conform.run import Answers, Outcome, ask_model, conform
 from guestmem.conform.shrink import shrink
 from guestmem.dirty import DirtyBitmap
-from guestmem.memslots import Change, ChangeKind, Memslots, Slot
+from guestmem.memslots import Change, ChangeKind, Memslots, Slot, SlotKey, classify
 
 
 class Pretended:
@@ -29,7 +30,7 @@ class Pretended:
 
     name = "a pretended kernel"
 
-    def __init__(self, host: Host, patched: tuple[type, str, object] | None = None) -> None:
+    def __init__(self, host: Host, patched: tuple[object, str, object] | None = None) -> None:
         self._host, self._patched = host, patched
 
     def answers(self, calls: Sequence[Call], expected: Answers) -> Answers:
@@ -59,7 +60,7 @@ def run(side: Pretended, seed: int, blocks: int = 60, *, rings: bool = False) ->
 def test_a_kernel_that_forgets_the_log_at_a_move(seed: int) -> None:
     keep = DirtyState.bitmap_for
 
-    def forget(state: DirtyState, key: int, old: ModelSlot | None, npages: int) -> DirtyBitmap | None:
+    def forget(state: DirtyState, key: SlotKey, old: ModelSlot | None, npages: int) -> DirtyBitmap | None:
         return keep(state, key, old if state.ring_entries else None, npages)
 
     side = Pretended(Host(), (DirtyState, "bitmap_for", forget))
@@ -76,17 +77,15 @@ def test_a_kernel_that_forgets_the_log_at_a_move(seed: int) -> None:
 
 
 def test_a_kernel_that_lets_readonly_change(seed: int) -> None:
-    judge = KvmModel._kind_of_existing
-
-    def lenient(change: Change, was: Slot) -> ChangeKind:
+    def lenient(change: Change, was: Slot | None) -> ChangeKind:
         try:
-            return judge(change, was)
-        except Exception as error:
-            if "flags" not in str(error):
+            return classify(change, was)
+        except MemslotError as error:
+            if "flags" not in str(error) or was is None:
                 raise
-            return judge(change._replace(flags=was.flags), was)
+            return classify(change._replace(flags=was.flags), was)
 
-    found = run(Pretended(Host(), (KvmModel, "_kind_of_existing", staticmethod(lenient))), seed).divergence
+    found = run(Pretended(Host(), (model, "classify", lenient)), seed).divergence
     assert found is not None
     assert len(found.calls) == 2
     assert found.expected[1] == Answer(-errno.EINVAL)

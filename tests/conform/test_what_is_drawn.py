@@ -117,7 +117,7 @@ def test_a_slot_of_the_second_address_space_can_be_made() -> None:
     vm = ModelledVm(Host(address_spaces=2))
     for call in calls:
         vm.answer(call)
-        if any(key >> 16 for key in vm.vm.slots):
+        if any(key.as_id for key in vm.vm.slots):
             return
     pytest.fail("no slot of address space 1 was made")
 

@@ -13,6 +13,7 @@ from guestmem.compiled import words
 from guestmem.engines.kvm.address_map import map_begin, map_find, map_insert, map_log, map_words
 from guestmem.engines.kvm.answered_writes import AnsweredWrites, mark_answered
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
+from guestmem.slot_key import SlotKey
 from kvm_window import AFTER, RESTLESS, Window, died
 
 STORE = bytes.fromhex("488903")  # mov [rbx], rax
@@ -136,7 +137,7 @@ def test_a_slot_that_begins_to_log_later_a_moved_one_and_one_that_logs_no_more(g
 @pytest.mark.no_kvm
 @pytest.mark.parametrize("manual", [False, True])
 def test_against_a_set_of_pages(manual: bool, rng: random.Random) -> None:
-    writes, pages, npages, key = AnsweredWrites(), set[int](), 200, 1 << 16 | 5
+    writes, pages, npages, key = AnsweredWrites(), set[int](), 200, SlotKey(1, 5)
     if manual:
         writes.after(MemoryIoctl.ENABLE_CAP, EnableCap(MemoryCap.MANUAL_DIRTY_LOG_PROTECT2, 0, MANUAL).pack())
     entries = words(map_words(2))
@@ -152,13 +153,13 @@ def test_against_a_set_of_pages(manual: bool, rng: random.Random) -> None:
         given = (ctypes.c_uint64 * 4)(*(rng.getrandbits(64) for _ in range(4)))
         if rng.random() < 0.5:
             before = {page for page in range(256) if given[page // 64] >> page % 64 & 1}
-            writes.after(MemoryIoctl.GET_DIRTY_LOG, DirtyLog(key, 0, ctypes.addressof(given)).pack())
+            writes.after(MemoryIoctl.GET_DIRTY_LOG, DirtyLog(key.word, 0, ctypes.addressof(given)).pack())
             assert {page for page in range(256) if given[page // 64] >> page % 64 & 1} == before | pages
             if not manual:
                 pages.clear()
         elif manual:
             first = rng.randrange(4)
-            clear = ClearDirtyLog(key, npages - 64 * first, 64 * first, ctypes.addressof(given))
+            clear = ClearDirtyLog(key.word, npages - 64 * first, 64 * first, ctypes.addressof(given))
             writes.after(MemoryIoctl.CLEAR_DIRTY_LOG, clear.pack())
             pages -= {64 * first + page for page in range(256) if given[page // 64] >> page % 64 & 1}
-    assert sorted(writes.harvest()) == sorted((key, page) for page in pages)
+    assert sorted(writes.harvest()) == sorted((key.word, page) for page in pages)

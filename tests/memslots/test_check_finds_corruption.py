@@ -32,7 +32,7 @@ def _leaf(cells: memoryview, tree: int) -> int:
 
 
 def _first_record(cells: memoryview, set_: int) -> int:
-    return layout.RECORD_WORDS * cells[_leaf(cells, set_) + 1 + cells[set_ + 2]]
+    return layout.RECORD_WORDS * cells[_leaf(cells, set_) + 1 + cells[set_ + 2]] + int(layout.FIRST_FIELD)
 
 
 def _add(index: Callable[[memoryview, int], int], value: int) -> Plant:
@@ -62,7 +62,7 @@ def _free_twice(memslots: Memslots, cells: memoryview, _set: int) -> None:
 
 
 def _free_a_used_record(memslots: Memslots, cells: memoryview, set_: int) -> None:
-    used = _first_record(cells, set_) // 8
+    used = _first_record(cells, set_) // layout.RECORD_WORDS
     cells[layout.RECORD_WORDS * used + int(layout.ORIGIN)] = int(memslots.desk[int(layout.RECORD_FREE)])
     memslots.desk[int(layout.RECORD_FREE)] = used
 
@@ -112,6 +112,8 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "space of a slot": (_add(_first_record, 1), "address space"),
     "id of a slot": (_add(lambda cells, set_: _first_record(cells, set_) + 1, 500), "not below"),
     "flags of a slot": (_add(lambda cells, set_: _first_record(cells, set_) + 5, 64), "flags"),
+    "file of a slot": (_add(lambda cells, set_: _first_record(cells, set_) + 6, 9), "guest_memfd 9 from 0x0"),
+    "offset of a slot": (_add(lambda cells, set_: _first_record(cells, set_) + 7, 0x1000), "guest_memfd 0 from 0x1000"),
     "end by gfn": (_add(lambda cells, set_: _leaf(cells, set_) + 2 + 2 * cells[set_ + 2], -1), "by gfn at"),
     "mark left over": (_add(lambda cells, set_: _first_record(cells, set_) + 5, 1 << 16), "INVALID"),
     "generation in progress": (_add(lambda cells, _set: cells[ACTIVE] + 4, 1 << 63), "generation"),

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from guestmem import Change, ChangeKind, Memslots
+from guestmem.memslots import Slot
 from guestmem.rcu.srcu import Srcu
 
 BIT63 = 1 << 63
@@ -90,5 +91,5 @@ def test_taking_back_published_marks_costs_two() -> None:
         update.publish()
         update.synchronize()
     assert memslots.generation() == 3
-    assert memslots.find(0) == (0, 0, 0, 1, 0, 0)
+    assert memslots.find(0) == Slot(0, 0, 0, 1, 0)
     memslots.check()

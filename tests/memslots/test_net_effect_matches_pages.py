@@ -12,12 +12,24 @@ from guestmem import Change, Memslots
 from guestmem.memslots import Action, Effect, Slot
 
 FRAMES = 300
-LOG, READONLY = 1, 2
-Pages = dict[int, tuple[int, int]]
+LOG, READONLY, GUEST_MEMFD = 1, 2, 4
+Memory = tuple[int, int, int, int]
+Pages = dict[int, tuple[Memory, int]]
+
+
+def _memory(slot: Slot, start: int, gfn: int) -> Memory:
+    """What is behind a frame, as the slot goes on from ``start``: host page, file, place in it, attributes."""
+    past = (gfn - start) << 12
+    place = slot.guest_memfd_offset + ((start - slot.base_gfn) << 12) + past if slot.guest_memfd else 0
+    return slot.hva(start) + past, slot.guest_memfd, place, slot.attributes
 
 
 def _pages(slots: dict[int, Slot]) -> Pages:
-    return {gfn: (slot.hva(gfn), slot.flags) for slot in slots.values() for gfn in range(slot.base_gfn, slot.end_gfn)}
+    return {
+        gfn: (_memory(slot, gfn, gfn), slot.flags)
+        for slot in slots.values()
+        for gfn in range(slot.base_gfn, slot.end_gfn)
+    }
 
 
 def _expected(old: Pages, new: Pages, gfn: int) -> Action | None:
@@ -34,7 +46,7 @@ def _expected(old: Pages, new: Pages, gfn: int) -> Action | None:
 def _goes_on(first: Slot | None, second: Slot | None, start: int, gfn: int) -> bool:
     if first is None or second is None:
         return first is second
-    return first.hva(start) + ((gfn - start) << 12) == second.hva(gfn) and first.flags == second.flags
+    return _memory(first, start, gfn) == _memory(second, gfn, gfn) and first.flags == second.flags
 
 
 def _compare(effects: list[Effect], old: dict[int, Slot], new: dict[int, Slot]) -> None:
@@ -48,8 +60,7 @@ def _compare(effects: list[Effect], old: dict[int, Slot], new: dict[int, Slot]) 
             for slot, pages in ((effect.old, before), (effect.new, after)):
                 assert (slot is None) == (gfn not in pages)
                 if slot is not None:
-                    hva = slot.hva(effect.start_gfn) + ((gfn - effect.start_gfn) << 12)
-                    assert (hva, slot.flags) == pages[gfn]
+                    assert (_memory(slot, effect.start_gfn, gfn), slot.flags) == pages[gfn]
     touched = [slot for a, b in ((old, new), (new, old)) for slot in a.values() if b.get(slot.id) is not slot]
     frames = {gfn for slot in touched for gfn in range(slot.base_gfn, slot.end_gfn)}
     assert actions == {gfn: _expected(before, after, gfn) for gfn in frames}
@@ -67,7 +78,7 @@ def _compare(effects: list[Effect], old: dict[int, Slot], new: dict[int, Slot]) 
 def _run(slots: list[Slot], changes: list[Change]) -> list[Effect]:
     memslots = Memslots()
     for slot in slots:
-        memslots.create(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags)
+        memslots.apply(Change.of(slot))
     with memslots.update() as update:
         update.stage_all(changes)
         return update.net_effect()
@@ -103,6 +114,33 @@ def test_rights(before: int, after: int, action: Action) -> None:
     slot = Slot(0, 0, 16, 16, 0x10000, before)
     effects = _run([slot], [Change(0), Change(0, 16, 16, 0x10000, after)])
     assert effects == [(16, 32, action, slot, slot._replace(flags=after))]
+
+
+_BOUND = Slot(0, 0, 16, 16, 0x10000, GUEST_MEMFD, 7, 0x8000)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        _BOUND._replace(guest_memfd=8),
+        _BOUND._replace(guest_memfd_offset=0x9000),
+        _BOUND._replace(attributes=1),
+        _BOUND._replace(flags=0, guest_memfd=0, guest_memfd_offset=0),
+    ],
+    ids=["file", "offset", "attributes", "no file"],
+)
+def test_another_file_offset_or_attribute_is_other_memory(after: Slot) -> None:
+    for old, new in ((_BOUND, after), (after, _BOUND)):
+        assert _run([old], [Change(0), Change.of(new)]) == [(16, 32, Action.STALL, old, new)]
+
+
+def test_a_split_and_a_merge_of_what_is_in_one_file_keep_all() -> None:
+    halves = [_BOUND._replace(id=1, npages=6), Slot(0, 2, 22, 10, 0x16000, GUEST_MEMFD, 7, 0xE000)]
+    assert _run([_BOUND], [Change(0), *map(Change.of, halves)]) == [(16, 32, Action.KEEP, _BOUND, halves[0])]
+    assert _run(halves, [Change(1), Change(2), Change.of(_BOUND)]) == [(16, 32, Action.KEEP, halves[0], _BOUND)]
+    halves[1] = halves[1]._replace(guest_memfd_offset=0x1000)
+    effects = _run([_BOUND], [Change(0), *map(Change.of, halves)])
+    assert [effect[:3] for effect in effects] == [(16, 22, Action.KEEP), (22, 32, Action.STALL)]
 
 
 def test_what_comes_and_goes_within_a_batch_is_nothing() -> None:
@@ -144,9 +182,12 @@ def test_random_batches(marks: bool, rng: random.Random, sized: Callable[[int, i
             start = max(0, slot.base_gfn + rng.choice((0, 0, 0, -3, 4)))
             npages = max(1, slot.npages + rng.choice((0, 0, -2, 5)))
             hva = (start << 12) + (1 << 30) * rng.choice((1, 1, 1, 2))  # mostly the same host memory for a frame
-            slot = Slot(0, slot_id, start, npages, hva, rng.randrange(4))
+            slot = Slot(0, slot_id, start, npages, hva, rng.randrange(4), attributes=rng.choice((0, 0, 0, 1)))
+            if rng.random() < 0.4:  # mostly the same place in the same file for a frame
+                place = (start << 12) + (1 << 30) * rng.choice((0, 0, 0, 1))
+                slot = slot._replace(flags=GUEST_MEMFD, guest_memfd=rng.choice((7, 7, 7, 8)), guest_memfd_offset=place)
             if all(slot.end_gfn <= other.base_gfn or other.end_gfn <= start for other in new.values()):
-                update.stage(Change(slot_id, start, npages, hva, slot.flags))
+                update.stage(Change.of(slot))
                 new[slot_id] = slot
         effects = update.net_effect()
         seen |= {effect.action for effect in effects}

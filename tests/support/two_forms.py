@@ -6,6 +6,7 @@ Each rule stands in CONTRIBUTING.md with its reason. ``Package`` reads all sourc
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -127,15 +128,52 @@ class Package:
         return found
 
     @cached_property
-    def functions(self) -> dict[tuple[str, str], Function]:
-        """Compiled functions and primitives by (path, name)."""
+    def copies(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """What ``name = compiled_copy(module.function)`` at the top of a module names: (path, name) to the function."""
         return {
-            (path, node.name): Function(path, node, _is_compiled(node))
+            (path, target.id): (self._names[path].get(module, ("", ""))[0], function)
+            for path, tree in self.trees.items()
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+            for module, function in re.findall(r"^compiled_copy\((\w+)\.(\w+)\)$", ast.unparse(node.value))
+        }
+
+    @cached_property
+    def functions(self) -> dict[tuple[str, str], Function]:
+        """Compiled functions, plain ones with a compiled copy, and primitives, by (path, name)."""
+        copied = set(self.copies.values())
+        return {
+            (path, node.name): Function(path, node, _is_compiled(node) or (path, node.name) in copied)
             for path, tree in self.trees.items()
             for node in _top_level(tree)
             if isinstance(node, ast.FunctionDef)
-            and (_is_compiled(node) or path in PRIMITIVES or node.name in {"u64", "wrapping"})
+            and (
+                _is_compiled(node)
+                or path in PRIMITIVES
+                or node.name in {"u64", "wrapping"}
+                or (path, node.name) in copied
+            )
         }
+
+    @cached_property
+    def bundles(self) -> dict[tuple[str, str], list[str]]:
+        """NamedTuples by (path, name), with their fields' annotations: what travels together as one argument."""
+        return {
+            (path, node.name): [ast.unparse(each.annotation) for each in node.body if isinstance(each, ast.AnnAssign)]
+            for path, tree in self.trees.items()
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["NamedTuple"]
+        }
+
+    def bundle(self, path: str, name: str) -> list[str] | None:
+        """The fields' annotations of the NamedTuple that ``name`` means in ``path``, or None."""
+        for _ in range(8):
+            if (path, name) in self.bundles:
+                return self.bundles[path, name]
+            path, name = self._names.get(path, {}).get(name, ("", ""))
+        return None
 
     def compiled(self, path: str = "") -> list[Function]:
         """Compiled functions, of one file if it is named."""
@@ -144,6 +182,7 @@ class Package:
     def resolve(self, path: str, name: str) -> Function | None:
         """The compiled function or primitive that ``name`` means in ``path``, through re-exports."""
         for _ in range(8):
+            path, name = self.copies.get((path, name), (path, name))
             if (path, name) in self.functions:
                 return self.functions[path, name]
             path, name = self._names.get(path, {}).get(name, ("", ""))
@@ -327,7 +366,8 @@ class _Lint:
     def _call(self, node: ast.Call) -> None:
         callee = self.package.callee(self.path, node.func)
         name = ast.unparse(node.func)
-        if callee is None and name not in BUILTINS and not self._is_length(node):
+        bundle = self.package.bundle(self.path, name)
+        if callee is None and bundle is None and name not in BUILTINS and not self._is_length(node):
             self.refuse(node, f"calls {name}, which is neither compiled nor an operation of atomics")
         if node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
             self.refuse(node, f"{name}: arguments go by position")

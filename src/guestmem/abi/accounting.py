@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from ..errors import BatchError, InvariantError, MemslotError, UsageError
 from ..memslots.changes import Change
+from ..memslots.slot import SlotKey
 
 __all__ = ["MIN_ALLOC_MMU_PAGES", "MmuPagesForm", "PageAccounting", "default_mmu_pages"]
 
@@ -120,16 +121,16 @@ class PageAccounting:
     def _underflows(self, npages: int) -> MemslotError:
         return MemslotError(errno.EIO, f"npages: {npages:#x} are more than the {self.pages:#x} there are")
 
-    def foresee(self, changes: Iterable[Change], there: Callable[[int], int]) -> None:
+    def foresee(self, changes: Iterable[Change], there: Callable[[SlotKey], int]) -> None:
         """Raise BatchError for the first of ``changes``, carried out in order, that would wrap the word, or underflow.
 
-        ``there``: pages of the slot that has a key (id | as_id << 16) now, 0 without one. Nothing changes here, and
+        ``there``: pages of the slot that has a key now, 0 without one. Nothing changes here, and
         what else may be wrong with a change is not looked at. O(changes).
         """
         pages = self.pages
-        now: dict[int, int] = {}
+        now: dict[SlotKey, int] = {}
         for entry, change in enumerate(changes):
-            key = change.as_id << 16 | change.slot
+            key = change.key
             pages += change.npages - (now[key] if key in now else there(key))
             now[key] = change.npages
             if not 0 <= pages <= self.largest:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..dirty.bitmap import DirtyBitmap
 from ..dirty.ring import ENTRY_BYTES, MAX_ENTRIES, RESERVED_ENTRIES, DirtyRing, Run, ring_size
 from ..errors import MemslotError
+from ..slot_key import SlotKey
 from .guest_memfds import create_guest_memfd
 from .structures import (
     KVM_DIRTY_LOG_INITIALLY_SET,
@@ -61,8 +62,8 @@ class DirtyState:
         self.ring_entries = 0
         self.rings: dict[int, DirtyRing | None] = {}
         """vCPUs by id, and their rings if the VM has rings."""
-        self.writable: set[tuple[int, int]] = set()
-        """With rings: pages (id | as_id << 16, page) that were written and not write-protected since."""
+        self.writable: set[tuple[SlotKey, int]] = set()
+        """With rings: pages (slot, page) that were written and not write-protected since."""
         self._mmio_zaps = 0
         """``KvmModel.mmio_zaps`` when the first of these was written."""
         self._next_file = _FIRST_FILE
@@ -154,7 +155,7 @@ class DirtyState:
 
     # -- bitmaps -------------------------------------------------------------------------------------------------------
 
-    def bitmap_for(self, key: int, old: ModelSlot | None, npages: int) -> DirtyBitmap | None:
+    def bitmap_for(self, key: SlotKey, old: ModelSlot | None, npages: int) -> DirtyBitmap | None:
         """The bitmap of a slot that logs from now on: the one it had, else a new one; none if the VM has rings.
 
         Logging switched on write-protects the slot's pages, except with INITIALLY_SET, which leaves that to the first
@@ -171,9 +172,9 @@ class DirtyState:
             return None
         return DirtyBitmap(npages, ones=self.initially_set)
 
-    def marked(self, key: int) -> DirtyBitmap | None:
+    def marked(self, key: SlotKey) -> DirtyBitmap | None:
         """The bitmap that vCPU threads mark for a slot, if there are such."""
-        return None if self._logs is None else self._logs.bitmap(key & 0xFFFF, key >> 16)
+        return None if self._logs is None else self._logs.bitmap(key.slot, key.as_id)
 
     def zapped(self) -> None:
         """A DELETE or MOVE threw all translations away: the next write to any page is noticed again."""
@@ -185,22 +186,22 @@ class DirtyState:
         if self._mmio_zaps != self._vm.mmio_zaps:
             self.zapped()
 
-    def _can_write(self, key: int, page: int) -> None:
+    def _can_write(self, key: SlotKey, page: int) -> None:
         if not self.writable:
             self._mmio_zaps = self._vm.mmio_zaps
         self.writable.add((key, page))
 
-    def _logged(self, slot: int) -> tuple[ModelSlot, DirtyBitmap]:
-        """The slot of a log ioctl and its bitmap, or the errno that KVM has for it."""
-        host = self._vm.host
-        if slot >> 16 >= host.address_spaces or slot & 0xFFFF >= host.user_slots:
-            raise MemslotError(errno.EINVAL, f"slot: {slot:#x} is no slot id with address space")
-        return self._with_bitmap(slot)
+    def _named(self, word: int) -> SlotKey:
+        """The slot that a log ioctl names, or EINVAL."""
+        key = SlotKey.of(word)
+        if key.as_id >= self._vm.host.address_spaces or key.slot >= self._vm.host.user_slots:
+            raise MemslotError(errno.EINVAL, f"slot: {word:#x} is no slot id with address space")
+        return key
 
-    def _with_bitmap(self, slot: int) -> tuple[ModelSlot, DirtyBitmap]:
-        held = self._vm.slots.get(slot)
+    def _with_bitmap(self, key: SlotKey) -> tuple[ModelSlot, DirtyBitmap]:
+        held = self._vm.slots.get(key)
         if held is None or held.bitmap is None:
-            raise MemslotError(errno.ENOENT, f"slot {slot & 0xFFFF}: it does not exist, or has no dirty bitmap")
+            raise MemslotError(errno.ENOENT, f"slot {key.slot}: it does not exist, or has no dirty bitmap")
         return held, held.bitmap
 
     def get_dirty_log(self, argument: bytes) -> int:
@@ -211,11 +212,12 @@ class DirtyState:
         log = DirtyLog.unpack(argument)
         if self.ring_entries:
             raise MemslotError(errno.ENXIO, "dirty log: the VM logs by rings")
-        _, bitmap = self._logged(log.slot)
+        key = self._named(log.slot)
+        _, bitmap = self._with_bitmap(key)
         if self.manual:
             taken = bitmap.copy()
-        elif self._logs is not None and bitmap is self.marked(log.slot):
-            taken = self._logs.get(log.slot & 0xFFFF, log.slot >> 16)
+        elif self._logs is not None and bitmap is self.marked(key):
+            taken = self._logs.get(key.slot, key.as_id)
         else:
             taken = bitmap.take()
         self._vm.user.write(log.dirty_bitmap, taken)
@@ -226,13 +228,11 @@ class DirtyState:
         log = ClearDirtyLog.unpack(argument)
         if self.ring_entries:
             raise MemslotError(errno.ENXIO, "dirty log: the VM logs by rings")
-        host = self._vm.host
-        name = f"slot {log.slot & 0xFFFF}"
-        if log.slot >> 16 >= host.address_spaces or log.slot & 0xFFFF >= host.user_slots:
-            raise MemslotError(errno.EINVAL, f"slot: {log.slot:#x} is no slot id with address space")
+        key = self._named(log.slot)
+        name = f"slot {key.slot}"
         if log.first_page & 63:
             raise MemslotError(errno.EINVAL, f"{name}: first_page {log.first_page} is not a multiple of 64")
-        held, bitmap = self._with_bitmap(log.slot)
+        held, bitmap = self._with_bitmap(key)
         npages = held.slot.npages
         if log.first_page > npages or log.num_pages > npages - log.first_page:
             raise MemslotError(
@@ -243,8 +243,8 @@ class DirtyState:
                 errno.EINVAL, f"{name}: num_pages {log.num_pages} is not a multiple of 64, nor up to the slot's end"
             )
         bits = self._vm.user.read(log.dirty_bitmap, (log.num_pages + 63) // 64 * 8)
-        if log.num_pages and self._logs is not None and bitmap is self.marked(log.slot):
-            self._logs.clear(log.slot & 0xFFFF, log.first_page, log.num_pages, bits, log.slot >> 16)
+        if log.num_pages and self._logs is not None and bitmap is self.marked(key):
+            self._logs.clear(key.slot, log.first_page, log.num_pages, bits, key.as_id)
         elif log.num_pages:
             bitmap.clear(log.first_page, log.num_pages, bits)
         return 0
@@ -266,7 +266,7 @@ class DirtyState:
 
     def _protect(self, run: Run) -> None:
         """Write-protect a run's pages; one that names a slot or pages that are not there is dropped."""
-        key = run.as_id << 16 | run.slot
+        key = SlotKey(run.as_id, run.slot)
         held = self._vm.slots.get(key)
         last = run.offset + run.mask.bit_length() - 1
         if not self._vm.host.version.ring_reset_is_overflow_safe:
@@ -279,7 +279,7 @@ class DirtyState:
 
     # -- vCPUs ---------------------------------------------------------------------------------------------------------
 
-    def mark(self, key: int, page: int, vcpu: int | None) -> bool:
+    def mark(self, key: SlotKey, page: int, vcpu: int | None) -> bool:
         """A write to a page of a slot that logs: into the vCPU's ring, else into the bitmap; whether the ring is full.
 
         Without a vCPU (KVM's own writes) only a bitmap takes it. Source: ``mark_page_dirty_in_slot()``.
@@ -297,4 +297,4 @@ class DirtyState:
         if (key, page) in self.writable:
             return False
         self._can_write(key, page)
-        return ring.push(key & 0xFFFF, page, key >> 16)
+        return ring.push(key.slot, page, key.as_id)

@@ -7,13 +7,17 @@ and who may see it, is another room's business (``gmem``).
 from __future__ import annotations
 
 import errno
+import itertools
 
 from ..errors import MemslotError
+from ..memslots.slot import SlotKey
 from ..units import PAGE_SIZE
 from .checks import Host
 from .versions import KernelVersion
 
 __all__ = ["GuestMemfd", "create_guest_memfd"]
+
+_numbers = itertools.count(1)
 
 
 def create_guest_memfd(owner: object, size: int, flags: int, host: Host) -> GuestMemfd:
@@ -35,8 +39,10 @@ class GuestMemfd:
 
     def __init__(self, owner: object, size: int, flags: int = 0) -> None:
         self.owner, self.size, self.flags = owner, size, flags
-        self.bound: dict[tuple[int, int], tuple[int, int]] = {}
-        """By (as_id, slot id): offset and size in bytes."""
+        self.number = next(_numbers)
+        """This file's alone: what ``Slot.guest_memfd`` says."""
+        self.bound: dict[SlotKey, tuple[int, int]] = {}
+        """Offset and size in bytes."""
 
     def check_bind(self, owner: object, name: int, offset: int, size: int, version: KernelVersion) -> None:
         """Step 19: MemslotError unless slot ``name`` of the VM ``owner`` may bind ``[offset, offset + size)``."""

@@ -17,20 +17,29 @@ from dataclasses import dataclass
 
 from ..dirty.bitmap import DirtyBitmap
 from ..errors import InvariantError, MemslotError
-from ..memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, ChangeKind, Memslots, Slot
+from ..memslots import (
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    Change,
+    ChangeKind,
+    Memslots,
+    Slot,
+    SlotKey,
+    classify,
+)
+from ..memslots.checks import NO_FILE, OVERLAPS, refusal_of
 from ..units import U64_MAX
 from .accounting import MmuPagesForm, PageAccounting
 from .arguments import content_of, whole
 from .checks import Host, check_region
 from .dirty_state import DirtyState, MarkedLogs
 from .guest_memfds import GuestMemfd
-from .structures import KVM_MEM_GUEST_MEMFD, MemoryIoctl, MemoryRegion
+from .structures import MemoryIoctl, MemoryRegion, region_of
 from .take_over import DirtyPage, take_over
 from .user_memory import ProcessMemory, UserMemory
 
 __all__ = ["KvmModel", "ModelSlot"]
 
-_RIGHTS = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
 MMIO_GENERATION_BITS = 19
 """Bits of a generation that an MMIO translation keeps."""
 _REGION = struct.Struct("<IIQQQ")
@@ -92,9 +101,13 @@ class KvmModel:
         self.memslots = (
             Memslots(self.host.address_spaces, max_slots=self.host.user_slots) if memslots is None else memslots
         )
+        self._limits = {
+            (v2, internal): self.host.limits(v2=v2, internal=internal)
+            for v2 in (False, True)
+            for internal in (False, True)
+        }
         self.accounting = PageAccounting(self.host.word_bits, mmu_pages)
-        self.slots: dict[int, ModelSlot] = {}
-        """By id | as_id << 16."""
+        self.slots: dict[SlotKey, ModelSlot] = {}
         self.files: dict[int, object] = {}
         """What file descriptors of a caller are; a GuestMemfd, or anything else, which is none."""
         self.user: UserMemory = ProcessMemory() if user is None else user
@@ -158,13 +171,11 @@ class KvmModel:
             return handler(number)
 
     def _region1(self, argument: bytes) -> int:
-        key, flags, gpa, size, hva = _REGION.unpack(argument)
-        self._set_region(key, flags, gpa, size, hva, 0, 0, False, False)
+        self._set_region(MemoryRegion(*_REGION.unpack(argument)), v2=False)
         return 0
 
     def _region2(self, argument: bytes) -> int:
-        key, flags, gpa, size, hva, offset, file = MemoryRegion.unpack(argument)
-        self._set_region(key, flags, gpa, size, hva, offset, file, True, False)
+        self._set_region(MemoryRegion.unpack(argument), v2=True)
         return 0
 
     def _set_nr_mmu_pages(self, count: int) -> int:
@@ -184,44 +195,40 @@ class KvmModel:
     def set_region(self, region: MemoryRegion, *, v2: bool, internal: bool = False) -> ChangeKind:
         """Steps 3 to 22 of either region ioctl; returns what it came to. O(log n) and grace periods."""
         with self.lock:
-            return self._set_region(*region, v2, internal)
+            return self._set_region(region, v2=v2, internal=internal)
 
-    def _set_region(
-        self, key: int, flags: int, gpa: int, size: int, hva: int, offset: int, file: int, v2: bool, internal: bool
-    ) -> ChangeKind:
-        check_region(self.host, key, flags, gpa, size, hva, offset, v2=v2, internal=internal)
+    def _set_region(self, region: MemoryRegion, *, v2: bool, internal: bool = False) -> ChangeKind:
+        check_region(self._limits[v2, internal], region)
+        word, flags, gpa, size, hva, offset, file = region
+        key = SlotKey.of(word)
         old = self.slots.get(key)
         base_gfn, npages = gpa >> 12, size >> 12
-        change = Change(key & 0xFFFF, base_gfn, npages, hva, flags, key >> 16)
-        if npages == 0:
-            if old is None:
-                raise MemslotError(errno.EINVAL, f"slot {change.slot}: no such slot")
+        change = Change(key.slot, base_gfn, npages, hva, flags, key.as_id)
+        kind = classify(change, None if old is None else old.slot)
+        if kind is ChangeKind.DELETE and old is not None:
             self._delete(key, change, old, internal=internal)
-            return ChangeKind.DELETE
-        if old is None:
-            kind = ChangeKind.CREATE
-            if npages > self.accounting.largest - self.accounting.pages:
-                raise self._wraps(change)
-        else:
-            kind = self._kind_of_existing(change, old.slot)
-            if kind is ChangeKind.NOTHING:
-                return kind
+            return kind
+        if kind is ChangeKind.NOTHING:
+            return kind
+        if old is None and npages > self.accounting.largest - self.accounting.pages:
+            raise self._wraps(change)
         private = flags & KVM_MEM_GUEST_MEMFD
+        bound = None
         if private or base_gfn + npages - 1 > self.host.max_gfn:
-            self._look_further(change, kind, offset, file)
+            bound = self._look_further(change, kind, offset, file)
+            if bound is not None:
+                change = change._replace(guest_memfd=bound.number, guest_memfd_offset=offset)
         # Steps 17 and 18, and the swaps.
         if internal:
             self.memslots.apply(change, internal=True)
-        elif private:
-            self._apply(change._replace(flags=0))
         else:
             self._apply(change)
         # Source: kvm_commit_memory_region().
-        new = ModelSlot(Slot(key >> 16, key & 0xFFFF, base_gfn, npages, hva, flags))
+        new = ModelSlot(change.as_slot(), guest_memfd=bound)
         if old is None:
             self.accounting.create(npages)
-            if private:
-                self._bind(change, new, offset, file)
+            if bound is not None:
+                bound.bound[key] = (offset, size)
         elif kind is ChangeKind.MOVE:
             self.dirty.zapped()
         if self.dirty.writable:
@@ -231,7 +238,7 @@ class KvmModel:
         self.slots[key] = new
         return kind
 
-    def _delete(self, key: int, change: Change, old: ModelSlot, *, internal: bool) -> None:
+    def _delete(self, key: SlotKey, change: Change, old: ModelSlot, *, internal: bool) -> None:
         npages = old.slot.npages
         if self.accounting.pages < npages:
             raise MemslotError(
@@ -246,7 +253,7 @@ class KvmModel:
         del self.slots[key]
         self.accounting.delete(npages)
         if old.guest_memfd is not None:
-            del old.guest_memfd.bound[change.as_id, change.slot]
+            del old.guest_memfd.bound[key]
 
     def _wraps(self, change: Change) -> MemslotError:
         return MemslotError(
@@ -255,45 +262,18 @@ class KvmModel:
             f"wrap a word of {self.accounting.word_bits} bits",
         )
 
-    @staticmethod
-    def _kind_of_existing(change: Change, was: Slot) -> ChangeKind:
-        """Step 16."""
-        name, base_gfn, npages, hva, flags, _ = change
-        if flags & KVM_MEM_GUEST_MEMFD:
-            raise MemslotError(errno.EINVAL, f"slot {name}: a slot with a guest_memfd can only be deleted")
-        if hva != was.userspace_addr or npages != was.npages or (flags ^ was.flags) & _RIGHTS:
-            for field, given, there in (
-                ("userspace_addr", hva, was.userspace_addr),
-                ("npages", npages, was.npages),
-                ("flags", flags & _RIGHTS, was.flags & _RIGHTS),
-            ):
-                if given != there:
-                    raise MemslotError(
-                        errno.EINVAL,
-                        f"slot {name}: {field} {given:#x} differs from {there:#x}; an existing slot can only be "
-                        "moved, or its logging changed",
-                    )
-        if base_gfn != was.base_gfn:
-            return ChangeKind.MOVE
-        return ChangeKind.FLAGS_ONLY if flags != was.flags else ChangeKind.NOTHING
-
-    def _look_further(self, change: Change, kind: ChangeKind, offset: int, file: int) -> None:
-        """Where step 19 or 21 may refuse: overlap (step 17) comes before them, a way back (22) after."""
-        late = self._late_refusal(change, offset, file)
+    def _look_further(self, change: Change, kind: ChangeKind, offset: int, fd: int) -> GuestMemfd | None:
+        """Where step 19 or 21 may refuse: overlap (step 17) comes before them, a way back (22) after. The file."""
+        late = self._late_refusal(change, offset, fd)
         if late is None:
-            return
+            file = self.files.get(fd) if change.flags & KVM_MEM_GUEST_MEMFD else None
+            return file if isinstance(file, GuestMemfd) else None
         for other in self.memslots.overlapping(change.base_gfn, change.base_gfn + change.npages, change.as_id):
             if other.id != change.slot:
-                raise MemslotError(errno.EEXIST, f"slot {change.slot}: it overlaps {other!r}")
+                raise refusal_of(OVERLAPS, change, other)
         if kind is ChangeKind.MOVE:
             self._invalidate_and_revert(change)
         raise late
-
-    def _bind(self, change: Change, new: ModelSlot, offset: int, fd: int) -> None:
-        file = self.files[fd]
-        assert isinstance(file, GuestMemfd)
-        file.bound[change.as_id, change.slot] = (offset, change.memory_size)
-        new.guest_memfd = file
 
     def _late_refusal(self, change: Change, offset: int, fd: int) -> MemslotError | None:
         """Steps 19 and 21: why they refuse, or None."""
@@ -301,7 +281,7 @@ class KvmModel:
         if change.flags & KVM_MEM_GUEST_MEMFD:
             file = self.files.get(fd)
             if file is None:
-                return MemslotError(errno.EBADF, f"slot {name}: guest_memfd {fd} is not open")
+                return refusal_of(NO_FILE, change._replace(guest_memfd=fd))
             if not isinstance(file, GuestMemfd):
                 return MemslotError(errno.EINVAL, f"slot {name}: file {fd} is no guest_memfd")
             try:
@@ -326,7 +306,7 @@ class KvmModel:
 
     def slot(self, id_: int, as_id: int = 0) -> ModelSlot | None:
         """What the kernel keeps of a slot, or None. O(1)."""
-        return self.slots.get(as_id << 16 | id_)
+        return self.slots.get(SlotKey(as_id, id_))
 
     @property
     def mmio_zaps(self) -> int:
@@ -339,14 +319,12 @@ class KvmModel:
 
     def check_change(self, change: Change) -> None:
         """Steps 3 to 13 for a change that a design will carry out; what concerns slots is the design's to find."""
-        key = change.as_id << 16 | change.slot
-        gpa, size = change.guest_phys_addr, change.memory_size
-        check_region(self.host, key, change.flags, gpa, size, change.userspace_addr, v2=False)
-        if size and change.base_gfn + change.npages - 1 > self.host.max_gfn:
+        check_region(self._limits[False, False], region_of(change))
+        if change.npages and change.base_gfn + change.npages - 1 > self.host.max_gfn:
             raise MemslotError(errno.EINVAL, f"slot {change.slot}: it ends past frame {self.host.max_gfn:#x}")
 
-    def changed_by_a_design(self, keys: Iterable[int]) -> list[DirtyPage]:
-        """A design has changed slots ``keys`` (id | as_id << 16) by ways of its own: take over what is there now.
+    def changed_by_a_design(self, keys: Iterable[SlotKey]) -> list[DirtyPage]:
+        """A design has changed slots ``keys`` by ways of its own: take over what is there now.
 
         A page keeps its bit as long as frame and host page stay a pair and it is logged; dirty pages for which that
         ended are returned. O(pages of these slots).
@@ -357,12 +335,17 @@ class KvmModel:
     def check(self) -> None:
         """Raise InvariantError unless slots, sets, accounting and bitmaps agree. O(n)."""
         self.memslots.check()
-        there = {slot.id | slot.as_id << 16: slot for slot in self.memslots}
+        there = {slot.key: slot for slot in self.memslots}
         if there.keys() != self.slots.keys():
             raise InvariantError(f"model: the sets have slots {sorted(there)}, the ABI {sorted(self.slots)}")
         for key, held in self.slots.items():
-            if there[key][:5] != held.slot[:5]:
+            if there[key] != held.slot:
                 raise InvariantError(f"model: {held.slot!r} is {there[key]!r} in the sets")
+            file = held.guest_memfd
+            if held.slot.guest_memfd != (0 if file is None else file.number):
+                raise InvariantError(f"model: {held.slot!r} has {file and file.number} as its guest_memfd")
+            if file is not None and file.bound.get(key) != (held.slot.guest_memfd_offset, held.slot.npages << 12):
+                raise InvariantError(f"model: {held.slot!r} is bound as {file.bound.get(key)}")
             if held.bitmap is not None:
                 held.bitmap.check()
                 if held.bitmap.npages != held.slot.npages or not held.slot.logs_dirty_pages:

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from ..memslots.changes import Change
+from ..memslots.slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, SlotKey
+from ..units import PAGE_SHIFT
 
 __all__ = [
     "GUEST_MEMFD_FLAG_INIT_SHARED",
@@ -31,9 +33,10 @@ __all__ = [
     "MemoryCap",
     "MemoryIoctl",
     "MemoryRegion",
+    "change_of",
+    "region_of",
 ]
 
-KVM_MEM_GUEST_MEMFD = 1 << 2
 GUEST_MEMFD_FLAG_MMAP = 1 << 0
 GUEST_MEMFD_FLAG_INIT_SHARED = 1 << 1
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
@@ -157,14 +160,19 @@ class MemoryRegion(NamedTuple):
     guest_memfd: int = 0
 
     @property
+    def key(self) -> SlotKey:
+        """Which slot it is about."""
+        return SlotKey.of(self.slot)
+
+    @property
     def id(self) -> int:
         """The slot's id."""
-        return self.slot & 0xFFFF
+        return self.key.slot
 
     @property
     def as_id(self) -> int:
         """The slot's address space."""
-        return self.slot >> 16
+        return self.key.as_id
 
     def pack(self) -> bytes:
         """As the 32 bytes of the first form."""
@@ -188,6 +196,32 @@ class MemoryRegion(NamedTuple):
             raise UsageError(
                 f"MemoryRegion: {_shown(argument)}; the structure has {_REGION.size} or {_REGION2_BYTES} bytes"
             ) from None
+
+
+def change_of(region: MemoryRegion) -> Change:
+    """A region as a change: whole frames only. ``guest_memfd`` is the file, and one more: 0 is none."""
+    bound = region.flags & KVM_MEM_GUEST_MEMFD
+    return Change(
+        region.id,
+        region.guest_phys_addr >> PAGE_SHIFT,
+        region.memory_size >> PAGE_SHIFT,
+        region.userspace_addr,
+        region.flags,
+        region.as_id,
+        region.guest_memfd + 1 if bound else 0,
+        region.guest_memfd_offset if bound else 0,
+    )
+
+
+def region_of(change: Change) -> MemoryRegion:
+    """A change as the ioctl's structure, for a slot without a guest_memfd.
+
+    >>> region_of(Change(3, 1, 2, 0x7000))
+    MemoryRegion(slot=3, flags=0, guest_phys_addr=4096, memory_size=8192, userspace_addr=28672, \
+guest_memfd_offset=0, guest_memfd=0)
+    """
+    slot, _, _, userspace_addr, flags, as_id, *_ = change
+    return MemoryRegion(SlotKey(as_id, slot).word, flags, change.guest_phys_addr, change.memory_size, userspace_addr)
 
 
 class DirtyLog(NamedTuple):

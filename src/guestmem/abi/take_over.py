@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..dirty.bitmap import DirtyBitmap
 
 if TYPE_CHECKING:
+    from ..memslots.slot import SlotKey
     from .model import KvmModel
 
 __all__ = ["DirtyPage", "take_over"]
@@ -26,14 +27,14 @@ class DirtyPage(NamedTuple):
     as_id: int = 0
 
 
-def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
+def take_over(vm: KvmModel, keys: list[SlotKey]) -> list[DirtyPage]:
     """Bring accounting and bitmaps of slots ``keys`` to what the sets have; returns dirty pairs that ended."""
     import numpy as np
 
     from .model import ModelSlot
 
     _count(vm, keys)
-    old: list[tuple[int, Any, Any, Any, DirtyBitmap]] = []  # by slot that logged: key, frames, host pages, bits
+    old: list[tuple[SlotKey, Any, Any, Any, DirtyBitmap]] = []  # by slot that logged: key, frames, host pages, bits
     for key in keys:
         held = vm.slots.pop(key, None)
         if held is None:
@@ -41,9 +42,9 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
         if held.bitmap is not None:
             frames, hosts = _pairs(held.slot)
             old.append((key, frames, hosts, held.bitmap.array(), held.bitmap))
-    kept: list[tuple[int, Any]] = []
+    kept: list[tuple[SlotKey, Any]] = []
     for key in keys:
-        slot = vm.memslots.by_id(key & 0xFFFF, key >> 16)
+        slot = vm.memslots.by_id(key.slot, key.as_id)
         if slot is None:
             continue
         made = vm.slots[key] = ModelSlot(slot)
@@ -57,7 +58,7 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
         _, hosts = _pairs(slot)
         bits = np.full(slot.npages, vm.dirty.initially_set)
         for was, frames, were, dirty, _ in old:
-            if was >> 16 != slot.as_id:
+            if was.as_id != slot.as_id:
                 continue
             inside = (frames >= slot.base_gfn) & (frames < slot.end_gfn)
             at = frames[inside] - np.uint64(slot.base_gfn)
@@ -73,17 +74,17 @@ def take_over(vm: KvmModel, keys: list[int]) -> list[DirtyPage]:
             if was == key and len(lived):
                 gone[lived - frames[0]] = False
         ended += [
-            DirtyPage(key & 0xFFFF, int(gfn), int(host), key >> 16)
+            DirtyPage(key.slot, int(gfn), int(host), key.as_id)
             for gfn, host in zip(frames[gone], hosts[gone], strict=True)
         ]
     return ended
 
 
-def _count(vm: KvmModel, keys: list[int]) -> None:
+def _count(vm: KvmModel, keys: list[SlotKey]) -> None:
     """The total of pages, and with it the MMU's, where slots came and went; a move alone touches neither."""
     went = came = 0
     for key in keys:
-        held, slot = vm.slots.get(key), vm.memslots.by_id(key & 0xFFFF, key >> 16)
+        held, slot = vm.slots.get(key), vm.memslots.by_id(key.slot, key.as_id)
         before, after = 0 if held is None else held.slot.npages, 0 if slot is None else slot.npages
         if before != after:
             went += before

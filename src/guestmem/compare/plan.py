@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..abi.structures import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES
+from ..abi.structures import KVM_MEM_MAX_NR_PAGES
 from ..engines import HostMemory, Load, Target
 from ..engines.load_words import TAG_BYTE
 from ..errors import GuestmemError, UsageError
 from ..memslots import Change, ChangeKind, Slot
-from ..memslots.slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from ..memslots.slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from ..traces import RecordedChange, Timeline, Transaction
 from ..units import PAGE_SHIFT, PAGE_SIZE, format_size
 
@@ -288,7 +288,7 @@ def _before_it_began(timeline: Timeline) -> list[Transaction]:
                     f"{where}: it may have overlapped slot {other.change.slot} before the trace began; record from the "
                     "VM's start"
                 )
-        change = Change(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags, slot.as_id)
+        change = Change.of(slot)
         mine.append(first._replace(change=change, kind=ChangeKind.CREATE, old=None, implied=False))
     return [Transaction(0, as_id, tuple(mine)) for as_id, mine in sorted(creates.items())]
 

@@ -7,7 +7,6 @@ import errno
 from ..abi.checks import Host
 from ..abi.model import KvmModel, ModelSlot
 from ..abi.structures import (
-    KVM_MEM_GUEST_MEMFD,
     ClearDirtyLog,
     CreateGuestMemfd,
     DirtyLog,
@@ -17,7 +16,7 @@ from ..abi.structures import (
 )
 from ..abi.user_memory import BufferMemory
 from ..errors import MemslotError
-from ..memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
+from ..memslots import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot, SlotKey
 from .calls import (
     ARENA,
     ARENA_BYTES,
@@ -82,9 +81,10 @@ class ModelledVm:
         INITIALLY_SET with rings protects nothing when logging is switched on, and a shadow MMU maps neighbours of a
         page, writable, when it maps that.
         """
-        before = self.vm.slots.get(key)
+        named = SlotKey.of(key)
+        before = self.vm.slots.get(named)
         answer = self._ioctl(request, argument)
-        after = self.vm.slots.get(key)
+        after = self.vm.slots.get(named)
         self._came_to(key, before, after)
         if before is None or after is None or before.slot.base_gfn != after.slot.base_gfn:
             if before is not None:
@@ -219,7 +219,7 @@ class ModelledVm:
                 self.why = "EFAULT: no host memory"
                 return Answer(-errno.EFAULT, exits=in_short(exits))
             if write:
-                vm.dirty.mark(slot.id, gfn - slot.base_gfn, vcpu)
+                vm.dirty.mark(slot.key, gfn - slot.base_gfn, vcpu)
                 self._writers.setdefault(slot.id, set()).add(vcpu)
         else:
             exits.append(("dirty ring full" if ring is not None and ring.soft_full else "done", -1))
@@ -234,7 +234,7 @@ class ModelledVm:
         for gfn in range(first, first + pages):
             slot = self.vm.memslots.find(gfn)
             key = slot.id if slot is not None else 0
-            if slot is not None and self.vm.slots[key].slot.flags & KVM_MEM_GUEST_MEMFD:
+            if slot is not None and slot.flags & KVM_MEM_GUEST_MEMFD:
                 return None  # where its memory comes from depends on attributes: not memslots' business
             if slot is not None and (key in self._unsure or slot.hva(gfn) >= _STACKS):
                 return None  # see _set_region; there may be a stack of this very process

@@ -60,7 +60,7 @@ def _take_back(engine: Engine, changes: Sequence[Change], before: Sequence[Slot 
             continue
         undo = Change(change.slot, as_id=change.as_id)
         if was is not None:
-            undo = Change(was.id, was.base_gfn, was.npages, was.userspace_addr, was.flags, was.as_id)
+            undo = Change.of(was)
         try:
             engine.set_memory_region(undo)
         except GuestmemError as again:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..atomics import fetch_or, load_acquire, load_relaxed, peek, store_relaxed, store_release
 from ..compiled import U64, Own, Words, compiled, const, own, u64, words, wrapping
 from ..errors import InvariantError, MemslotError, UsageError
+from ..slot_key import SlotKey
 
 __all__ = [
     "ENTRY_BYTES",
@@ -55,7 +56,7 @@ def ring_used(ring: Words) -> U64:
 
 @compiled
 def ring_push(ring: Words, size: U64, soft_limit: U64, slot: U64, offset: U64) -> bool:
-    """The vCPU wrote page ``offset`` of ``slot`` (id | as_id << 16); returns whether the ring is soft full now. O(1).
+    """The vCPU wrote page ``offset`` of ``slot`` (``SlotKey.word``); returns whether the ring is soft full now. O(1).
 
     Release: who sees the flags sees the offset. A ring that is hard full is overwritten, as in KVM, which only warns:
     the reserve exists so that it never is.
@@ -143,6 +144,12 @@ class DirtyEntry(NamedTuple):
     offset: int
     as_id: int = 0
 
+    @classmethod
+    def of(cls, word: int, offset: int) -> DirtyEntry:
+        """From the two words of an entry."""
+        key = SlotKey.of(word)
+        return cls(key.slot, offset, key.as_id)
+
 
 class Run(NamedTuple):
     """Pages of one slot to write-protect again: bit i of ``mask`` is page ``offset + i``."""
@@ -211,14 +218,13 @@ class DirtyRing:
             raise UsageError(f"entry: slot {slot}, as_id {as_id}, offset {offset} are not 16, 16 and 64 bits")
         if self.used >= self.size:
             raise InvariantError(f"dirty ring: hard full at {self.size} entries")
-        return bool(ring_push(self.words, self.size, self.soft_limit, as_id << 16 | slot, offset))
+        return bool(ring_push(self.words, self.size, self.soft_limit, SlotKey(as_id, slot).word, offset))
 
     def harvest(self) -> list[DirtyEntry]:
         """User space: take all dirty entries, in order. They come back to the vCPU by ``reset``."""
         found = []
         while ring_harvest(self.words, self.size, self._next & 0xFFFFFFFF, self._out):
-            slot = int(self._out[0])
-            found.append(DirtyEntry(slot & 0xFFFF, int(self._out[1]), slot >> 16))
+            found.append(DirtyEntry.of(int(self._out[0]), int(self._out[1])))
             self._next += 1
         return found
 
@@ -228,7 +234,8 @@ class DirtyRing:
         runs = []
         for at in range(1, 1 + 3 * int(self._runs[0]), 3):
             slot, offset, mask = (int(self._runs[at + word]) for word in range(3))
-            runs.append(Run(slot & 0xFFFF, offset, mask, slot >> 16))
+            key = SlotKey.of(slot)
+            runs.append(Run(key.slot, offset, mask, key.as_id))
         return count, runs
 
     def check(self) -> None:

@@ -8,8 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .changes import Action, Change, ChangeKind, Effect, classify
-from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS, Slot
+from .changes import Action, Change, ChangeKind, Effect
+from .checks import classify
+from .slot import (
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEM_SLOTS_NUM,
+    KVM_USER_MEM_SLOTS,
+    Slot,
+    SlotKey,
+)
 
 if TYPE_CHECKING:
     from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, KVM_MEMSLOT_INVALID
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS",
     "KVM_MEMSLOT_INVALID",
+    "KVM_MEM_GUEST_MEMFD",
     "KVM_MEM_LOG_DIRTY_PAGES",
     "KVM_MEM_READONLY",
     "KVM_MEM_SLOTS_NUM",
@@ -29,6 +39,7 @@ __all__ = [
     "Effect",
     "Memslots",
     "Slot",
+    "SlotKey",
     "Update",
     "classify",
 ]

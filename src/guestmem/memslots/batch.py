@@ -15,10 +15,13 @@ from ..compiled import U64, Own, Words, compiled, const, own, u64, wrapping
 from .changes import Action, Effect
 from .edit import origin
 from .layout import (
+    ATTRIBUTES,
     BASE_GFN,
     CHAIN,
     EDITED,
     FLAGS,
+    GUEST_MEMFD,
+    GUEST_MEMFD_OFFSET,
     NPAGES,
     OTHER,
     RECORD_SHIFT,
@@ -94,11 +97,35 @@ def _rights(memslots: Words, record: U64) -> U64:
 
 
 @compiled
+def _place_in_file(memslots: Words, record: U64, gfn: U64) -> U64:
+    """Offset of a frame in the record's guest_memfd, in bytes; as ``_host``."""
+    words = record << RECORD_SHIFT
+    return wrapping(
+        load_relaxed(memslots, words + GUEST_MEMFD_OFFSET) + ((gfn - load_relaxed(memslots, words + BASE_GFN)) << 12)
+    )
+
+
+@compiled
+def _same_memory(memslots: Words, old: U64, new: U64, gfn: U64) -> bool:
+    """Whether a frame is the same in both records: host memory, place in a guest_memfd, attributes."""
+    was = old << RECORD_SHIFT
+    now = new << RECORD_SHIFT
+    if _host(memslots, old, gfn) != _host(memslots, new, gfn):
+        return False
+    if load_relaxed(memslots, was + ATTRIBUTES) != load_relaxed(memslots, now + ATTRIBUTES):
+        return False
+    file = load_relaxed(memslots, was + GUEST_MEMFD)
+    if file != load_relaxed(memslots, now + GUEST_MEMFD):
+        return False
+    return file == 0 or _place_in_file(memslots, old, gfn) == _place_in_file(memslots, new, gfn)
+
+
+@compiled
 def _action(memslots: Words, old: U64, new: U64, gfn: U64) -> U64:
     """What a frame needs that ``old`` held (0: none) and ``new`` will hold."""
     if old == 0:
         return _FILL
-    if new == 0 or _host(memslots, old, gfn) != _host(memslots, new, gfn):
+    if new == 0 or not _same_memory(memslots, old, new, gfn):
         return _STALL
     before = _rights(memslots, old)
     after = _rights(memslots, new)
@@ -108,14 +135,13 @@ def _action(memslots: Words, old: U64, new: U64, gfn: U64) -> U64:
 
 
 @compiled
-def _goes_on(memslots: Words, first: U64, start_gfn: U64, record: U64, gfn: U64) -> bool:
-    """Whether ``record`` at ``gfn`` goes on with the host memory and the flags of ``first`` at ``start_gfn``."""
+def _goes_on(memslots: Words, first: U64, record: U64, gfn: U64) -> bool:
+    """Whether ``record`` at ``gfn`` goes on with the memory and the flags of ``first``, which begins before."""
     if first == record:
         return True
     if first == 0 or record == 0:
         return False
-    wanted = wrapping(_host(memslots, first, start_gfn) + ((gfn - start_gfn) << 12))
-    return _host(memslots, record, gfn) == wanted and _rights(memslots, first) == _rights(memslots, record)
+    return _same_memory(memslots, first, record, gfn) and _rights(memslots, first) == _rights(memslots, record)
 
 
 @compiled
@@ -200,8 +226,8 @@ def compare_sets(memslots: Words, desk: Own, pairs: Own, was: Own, now: Own, out
                     found > 0
                     and out[at + _ONE] == gfn
                     and out[at + u64(2)] == action
-                    and _goes_on(memslots, out[at + u64(3)], out[at], before, gfn)
-                    and _goes_on(memslots, out[at + u64(4)], out[at], after, gfn)
+                    and _goes_on(memslots, out[at + u64(3)], before, gfn)
+                    and _goes_on(memslots, out[at + u64(4)], after, gfn)
                 ):
                     out[at + _ONE] = stop
                 else:

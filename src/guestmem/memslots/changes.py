@@ -6,14 +6,12 @@ Source: ``enum kvm_mr_change`` and ``kvm_set_memory_region()``, Linux 6.18, ``vi
 from __future__ import annotations
 
 import enum
-import errno
 from typing import NamedTuple
 
-from ..errors import MemslotError
 from ..units import PAGE_SHIFT, format_frames
-from .slot import KVM_MEM_READONLY, Slot
+from .slot import Slot, SlotKey
 
-__all__ = ["Action", "Change", "ChangeKind", "Effect", "classify"]
+__all__ = ["KINDS", "Action", "Change", "ChangeKind", "Effect"]
 
 
 class ChangeKind(enum.Enum):
@@ -26,10 +24,15 @@ class ChangeKind(enum.Enum):
     NOTHING = "nothing"
 
 
+KINDS: tuple[ChangeKind, ...] = (ChangeKind.NOTHING, *ChangeKind)
+"""Kind by status word of ``checks.kind_of``, from 1 on."""
+
+
 class Change(NamedTuple):
     """One call of KVM_SET_USER_MEMORY_REGION, in frames: ``npages`` 0 deletes the slot.
 
-    KVM ignores all but ``as_id`` and ``slot`` of a delete; VMMs differ in what they leave in the rest.
+    The last three fields are those of ``Slot``. KVM ignores all but ``as_id`` and ``slot`` of a delete; VMMs differ in
+    what they leave in the rest.
 
     >>> Change(slot=4, base_gfn=0x100, npages=0xFF00, userspace_addr=0x7F0000000000)
     Change(slot 4: [0x100000, 0x10000000) 255 MiB -> 0x7f0000000000)
@@ -43,6 +46,20 @@ class Change(NamedTuple):
     userspace_addr: int = 0
     flags: int = 0
     as_id: int = 0
+    guest_memfd: int = 0
+    guest_memfd_offset: int = 0
+    attributes: int = 0
+
+    @classmethod
+    def of(cls, slot: Slot) -> Change:
+        """What makes ``slot``, with all that it has."""
+        as_id, id_, base_gfn, npages, userspace_addr, flags, *backing = slot
+        return cls(id_, base_gfn, npages, userspace_addr, flags, as_id, *backing)
+
+    @property
+    def key(self) -> SlotKey:
+        """Which slot it is about."""
+        return SlotKey(self.as_id, self.slot)
 
     @property
     def deletes(self) -> bool:
@@ -61,7 +78,8 @@ class Change(NamedTuple):
 
     def as_slot(self) -> Slot:
         """The slot as it is after a CREATE, MOVE or FLAGS_ONLY."""
-        return Slot(self.as_id, self.slot, self.base_gfn, self.npages, self.userspace_addr, self.flags)
+        slot, base_gfn, npages, userspace_addr, flags, as_id, *backing = self
+        return Slot(as_id, slot, base_gfn, npages, userspace_addr, flags, *backing)
 
     def __repr__(self) -> str:
         space = f"{self.as_id}:" if self.as_id else ""
@@ -70,35 +88,6 @@ class Change(NamedTuple):
         flags = f" flags={self.flags:#x}" if self.flags else ""
         frames = format_frames(self.base_gfn, self.base_gfn + self.npages)
         return f"Change(slot {space}{self.slot}: {frames} -> {self.userspace_addr:#x}{flags})"
-
-
-def classify(change: Change, old: Slot | None) -> ChangeKind:
-    """Which kind ``change`` is when ``old`` is the slot that has its id now. O(1).
-
-    Raises MemslotError (EINVAL) for what KVM refuses: delete of no slot, resize, another host address, a read-only
-    toggle. Overlap with other slots is not looked at here.
-
-    >>> classify(Change(slot=1, base_gfn=5, npages=2), Slot(0, 1, 3, 2, 0))
-    <ChangeKind.MOVE: 'move'>
-    """
-    if change.npages == 0:
-        if old is None:
-            raise MemslotError(errno.EINVAL, f"slot {change.slot}: no such slot to delete")
-        return ChangeKind.DELETE
-    if old is None:
-        return ChangeKind.CREATE
-    for name in ("userspace_addr", "npages"):
-        if getattr(change, name) != getattr(old, name):
-            raise MemslotError(
-                errno.EINVAL,
-                f"slot {change.slot}: {name} {getattr(change, name):#x} differs from {getattr(old, name):#x}; "
-                "an existing slot can only be moved, or its logging changed",
-            )
-    if (change.flags ^ old.flags) & KVM_MEM_READONLY:
-        raise MemslotError(errno.EINVAL, f"slot {change.slot}: KVM_MEM_READONLY of an existing slot cannot change")
-    if change.base_gfn != old.base_gfn:
-        return ChangeKind.MOVE
-    return ChangeKind.FLAGS_ONLY if change.flags != old.flags else ChangeKind.NOTHING
 
 
 class Action(enum.Enum):

@@ -10,6 +10,15 @@ from ..atomics import load_relaxed, store_relaxed
 from ..compiled import U64, Own, Words, compiled, const, u64
 from .layout import (
     AS_ID,
+    ASKED_AS_ID,
+    ASKED_ATTRIBUTES,
+    ASKED_BASE_GFN,
+    ASKED_FLAGS,
+    ASKED_GUEST_MEMFD,
+    ASKED_NPAGES,
+    ASKED_OFFSET,
+    ASKED_SLOT,
+    ASKED_USERSPACE_ADDR,
     ATTRIBUTES,
     BASE_GFN,
     CHAIN,
@@ -34,6 +43,7 @@ from .layout import (
     TOUCHED_COUNT,
     USERSPACE_ADDR,
 )
+from .slot import KVM_MEM_GUEST_MEMFD
 from .tree import tree_insert, tree_remove, tree_replace
 
 __all__ = [
@@ -54,6 +64,7 @@ __all__ = [
 _ONE = const(1)
 CREATE, DELETE, MOVE, FLAGS_ONLY, NOTHING = (const(kind) for kind in range(1, 6))
 """Kinds of change as status words."""
+_GUEST_MEMFD = const(KVM_MEM_GUEST_MEMFD)
 
 
 @compiled
@@ -140,27 +151,27 @@ def _touch(desk: Own, id_: U64) -> None:
 
 
 @compiled
-def edit(
-    memslots: Words, desk: Own, as_id: U64, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, kind: U64
-) -> None:
-    """Carry out a judged change on the edited set. O(log n)."""
+def edit(memslots: Words, desk: Own, kind: U64) -> None:
+    """Carry out the judged change that the desk asks for on the edited set. O(log n)."""
     set_ = desk[EDITED]
+    id_ = desk[ASKED_SLOT]
     old = load_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_)
     new = u64(0)
     if kind != DELETE:
         new = _take_record(memslots, desk)
         words = new << RECORD_SHIFT
-        store_relaxed(memslots, words + AS_ID, as_id)
+        bound = desk[ASKED_FLAGS] & _GUEST_MEMFD != 0
+        store_relaxed(memslots, words + AS_ID, desk[ASKED_AS_ID])
         store_relaxed(memslots, words + ID, id_)
-        store_relaxed(memslots, words + BASE_GFN, gfn)
-        store_relaxed(memslots, words + NPAGES, npages)
-        store_relaxed(memslots, words + USERSPACE_ADDR, hva)
-        store_relaxed(memslots, words + FLAGS, flags)
+        store_relaxed(memslots, words + BASE_GFN, desk[ASKED_BASE_GFN])
+        store_relaxed(memslots, words + NPAGES, desk[ASKED_NPAGES])
+        store_relaxed(memslots, words + USERSPACE_ADDR, desk[ASKED_USERSPACE_ADDR])
+        store_relaxed(memslots, words + FLAGS, desk[ASKED_FLAGS])
         store_relaxed(memslots, words + ORIGIN, u64(0))
         store_relaxed(memslots, words + DIRTY_BITMAP, u64(0))
-        store_relaxed(memslots, words + GUEST_MEMFD, u64(0))
-        store_relaxed(memslots, words + GUEST_MEMFD_OFFSET, u64(0))
-        store_relaxed(memslots, words + ATTRIBUTES, u64(0))
+        store_relaxed(memslots, words + GUEST_MEMFD, desk[ASKED_GUEST_MEMFD] if bound else u64(0))
+        store_relaxed(memslots, words + GUEST_MEMFD_OFFSET, desk[ASKED_OFFSET] if bound else u64(0))
+        store_relaxed(memslots, words + ATTRIBUTES, desk[ASKED_ATTRIBUTES])
     if kind != FLAGS_ONLY or not exchange_in_place(memslots, desk, set_, old, new):
         if old != 0:
             drop(memslots, desk, set_, old)

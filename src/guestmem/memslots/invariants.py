@@ -14,6 +14,7 @@ from ..compiled import Own
 from ..errors import InvariantError
 from . import layout, phases
 from .layout import Geometry
+from .slot import KVM_MEM_GUEST_MEMFD
 
 __all__ = ["check_memslots"]
 
@@ -39,8 +40,8 @@ def _require(holds: bool, broken: str) -> None:
 
 def _slot(cells: memoryview, record: int) -> list[int]:
     """A record's words that are Slot's fields."""
-    words = record << _SHIFT
-    return cells[words : words + layout.SLOT_WORDS].tolist()
+    words = (record << _SHIFT) + int(layout.FIRST_FIELD)
+    return cells[words : words + int(layout.SLOT_WORDS)].tolist()
 
 
 def _entries(cells: memoryview, node: int, fanout: int, columns: int) -> list[_Entry]:
@@ -102,19 +103,24 @@ def _set(shape: Geometry, cells: memoryview, as_id: int, set_: int, nodes: list[
         _require(
             shape.first_record <= record < shape.first_record + shape.records, f"{name}: {record} is no slot record"
         )
-        space, id_, base, npages, _, flags = _slot(cells, record)
+        space, id_, base, npages, _, flags, file, offset, _ = _slot(cells, record)
         _require(space == as_id, f"{name}: slot {id_} is of address space {space}")
         _require(id_ < shape.ids, f"{name}: slot id {id_} is not below {shape.ids}")
         _require(table[id_] == record, f"{name}: the table says record {table[id_]} for slot {id_}, the tree {record}")
         _require(entry.key == base, f"{name}: slot {id_} begins at {base:#x}, its key is {entry.key:#x}")
         _require(npages > 0, f"{name}: slot {id_} is empty")
         _require(base >= stop, f"{name}: slot {id_} from {base:#x} overlaps the slot before it, to {stop:#x}")
-        _require(flags & ~(_INVALID | 3) == 0, f"{name}: slot {id_} has flags {flags:#x}")
+        _require(flags & ~(_INVALID | 7) == 0, f"{name}: slot {id_} has flags {flags:#x}")
+        bound = bool(flags & KVM_MEM_GUEST_MEMFD)
+        _require(
+            bound == bool(file) and (bound or offset == 0),
+            f"{name}: slot {id_} has flags {flags:#x} and guest_memfd {file} from {offset:#x} on",
+        )
         stop = base + npages
         _require(entry.end == stop, f"{name}: slot {id_} ends at {stop:#x}, by gfn at {entry.end:#x}")
     for entry in by_hva:
         record = entry.value
-        _, id_, _, npages, hva, _ = _slot(cells, record)
+        _, id_, _, npages, hva, *_ = _slot(cells, record)
         _require(
             entry == (hva, id_, record, hva + (npages << 12)), f"{name}: slot {id_} is at {hva:#x}, by hva {entry}"
         )

@@ -23,6 +23,7 @@ __all__ = [
     "KVM_MEM_MAX_NR_PAGES",
     "MAX_ADDRESS_SPACES",
     "RECORD_WORDS",
+    "SLOT_WORDS",
     "Geometry",
     "active_set",
     "format_memslots",
@@ -46,23 +47,24 @@ KVM_MEM_MAX_NR_PAGES = const((1 << 31) - 1)
 MAX_ADDRESS_SPACES = 2
 """As x86 with SMM."""
 
-# A record's first six words are Slot's fields in their order; a vCPU's lookup reads no more than its first cache line.
+# The fields of ``Slot``, in its order, are one piece; what a vCPU's lookup reads is in the first cache line.
 RECORD_SHIFT = const(4)
 RECORD = Structure("record", "a slot; record r starts at word r << RECORD_SHIFT", size=1 << int(RECORD_SHIFT))
+ORIGIN = RECORD.word("of an INVALID copy, the record it stands for; of a free record, the next free one")
+DIRTY_BITMAP = RECORD.word("host address of the bitmap that vCPUs mark, or 0; written before the record is published")
 AS_ID = RECORD.word("address space")
 ID = RECORD.word("slot id")
 BASE_GFN = RECORD.word("first frame")
 NPAGES = RECORD.word("number of frames")
 USERSPACE_ADDR = RECORD.word("host address of its first byte")
 FLAGS = RECORD.word("KVM_MEM_…, KVM_MEMSLOT_INVALID")
-ORIGIN = RECORD.word("of an INVALID copy, the record it stands for; of a free record, the next free one")
-DIRTY_BITMAP = RECORD.word("host address of the bitmap that vCPUs mark, or 0; written before the record is published")
-GUEST_MEMFD = RECORD.word("the guest_memfd that is bound to it: its number + 1, or 0")
+GUEST_MEMFD = RECORD.word("number of the guest_memfd that is bound to it, or 0")
 GUEST_MEMFD_OFFSET = RECORD.word("of the first frame in the guest_memfd, in bytes")
-ATTRIBUTES = RECORD.word("where the slot's memory attributes are kept, or 0")
+ATTRIBUTES = RECORD.word("a number that is another for memory with other attributes")
 RECORD_WORDS = RECORD.size
-SLOT_WORDS = int(FLAGS) + 1
-"""Words that are Slot's fields."""
+FIRST_FIELD = const(int(AS_ID))
+SLOT_WORDS = const(int(ATTRIBUTES) + 1 - int(AS_ID))
+"""Words that are Slot's fields, from ``FIRST_FIELD`` on."""
 
 TREE = Structure("tree", "slots by gfn or by hva", size=4)
 ROOT = TREE.word("word index of the root node")
@@ -107,6 +109,16 @@ NODE_END = DESK.word("end of the nodes")
 NODES_USED = DESK.word("nodes in use")
 NODE_WORDS = DESK.word("words of a node")
 DETAIL = DESK.word("record that an error names")
+ASKED_SLOT = DESK.word("the change that is asked for: Change's fields, in its order")
+ASKED_BASE_GFN = DESK.word("first frame")
+ASKED_NPAGES = DESK.word("number of frames; 0 deletes")
+ASKED_USERSPACE_ADDR = DESK.word("host address of its first byte")
+ASKED_FLAGS = DESK.word("KVM_MEM_…")
+ASKED_AS_ID = DESK.word("address space")
+ASKED_GUEST_MEMFD = DESK.word("number of the guest_memfd, or 0")
+ASKED_OFFSET = DESK.word("of the first frame in the guest_memfd, in bytes")
+ASKED_ATTRIBUTES = DESK.word("number of the memory's attributes")
+ASKED_IDS = DESK.word("slot ids that may be used are below")
 PATH = DESK.words(48, "the way from a root to a leaf")
 CHAIN = DESK.words(0, "word CHAIN + id is 0 (untouched), 1 (last of the chain) or the next id + 2")
 

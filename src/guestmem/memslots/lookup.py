@@ -15,6 +15,7 @@ from ..rcu.srcu import srcu_enter, srcu_exit
 from .layout import (
     BASE_GFN,
     FANOUT,
+    FIRST_FIELD,
     GENERATION,
     HEIGHT,
     HVA_TREE,
@@ -22,6 +23,7 @@ from .layout import (
     NPAGES,
     RECORD_SHIFT,
     ROOT,
+    SLOT_WORDS,
     TABLE,
     active_set,
 )
@@ -260,10 +262,10 @@ def hva_next(memslots: Words, cursor: Own) -> U64:
 
 @compiled
 def copy_record(memslots: Words, record: U64, out: Own, at: U64) -> None:
-    """Copy a record's six fields, in the order of ``Slot``'s."""
-    words = record << RECORD_SHIFT
+    """Copy a record's fields that are ``Slot``'s, in its order."""
+    words = (record << RECORD_SHIFT) + FIRST_FIELD
     field = u64(0)
-    while field < 6:
+    while field < SLOT_WORDS:
         out[at + field] = load_relaxed(memslots, words + field)
         field += _ONE
 
@@ -309,9 +311,9 @@ def copy_slots(memslots: Words, srcu: Words, as_id: U64, start: U64, end: U64, b
         record = hva_next(memslots, out) if by_hva else gfn_next(memslots, out)
         if record == 0:
             break
-        if at + u64(6) <= room:
+        if at + SLOT_WORDS <= room:
             copy_record(memslots, record, out, at)
-            at += u64(6)
+            at += SLOT_WORDS
         count += _ONE
     srcu_exit(srcu, u64(0), u64(0))
     return count

@@ -11,11 +11,13 @@ A function returns a status word: below ``FIRST_REASON`` a kind of change, else 
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed, store_release
-from ..compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ..compiled import U64, Own, Words, compiled, compiled_copy, const, u64, wrapping
+from . import checks
+from .changes import Change
+from .checks import Limits
 from .edit import (
     CREATE,
     DELETE,
-    FLAGS_ONLY,
     MOVE,
     NOTHING,
     add,
@@ -28,12 +30,27 @@ from .edit import (
 )
 from .layout import (
     ADDRESS_SPACES,
+    AS_ID,
+    ASKED_AS_ID,
+    ASKED_ATTRIBUTES,
+    ASKED_BASE_GFN,
+    ASKED_FLAGS,
+    ASKED_GUEST_MEMFD,
+    ASKED_IDS,
+    ASKED_NPAGES,
+    ASKED_OFFSET,
+    ASKED_SLOT,
+    ASKED_USERSPACE_ADDR,
+    ATTRIBUTES,
     BASE_GFN,
     CHAIN,
     DETAIL,
     EDITED,
     FLAGS,
     GENERATION,
+    GUEST_MEMFD,
+    GUEST_MEMFD_OFFSET,
+    ID,
     IDS,
     KVM_MEM_MAX_NR_PAGES,
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
@@ -53,39 +70,7 @@ from .layout import (
     active_set,
 )
 from .lookup import last_before
-
-__all__ = [
-    "DELETE",
-    "EDITING",
-    "EDITING_AFTER_MARKS",
-    "EXISTS",
-    "FIRST_REASON",
-    "FLAGS_BAD",
-    "GFN_WRAPS",
-    "HVA_DIFFERS",
-    "HVA_UNALIGNED",
-    "HVA_WRAPS",
-    "IDLE",
-    "ID_BAD",
-    "MARKING",
-    "MARKS_SWAPPED",
-    "MOVE",
-    "NOTHING",
-    "NO_SLOT",
-    "NPAGES_DIFFER",
-    "OUT_OF_PHASE",
-    "OVERLAPS",
-    "READONLY_DIFFERS",
-    "SETTLED",
-    "SWAPPED",
-    "TOO_LARGE",
-    "bring",
-    "invalidate",
-    "open_change",
-    "publish",
-    "settle",
-    "stage",
-]
+from .slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
 
 _ONE = const(1)
 
@@ -94,28 +79,26 @@ _AFTER_MARKS = const(8)
 EDITING_AFTER_MARKS = const(9)
 """Bit of the phase EDITING: the active set holds INVALID copies, so the other must be published or undone."""
 
-FIRST_REASON = 16
-(
-    NO_SLOT,
-    HVA_DIFFERS,
-    NPAGES_DIFFER,
-    READONLY_DIFFERS,
-    OVERLAPS,
-    ID_BAD,
-    FLAGS_BAD,
-    TOO_LARGE,
-    GFN_WRAPS,
-    HVA_UNALIGNED,
-    HVA_WRAPS,
-    OUT_OF_PHASE,
-    EXISTS,
-) = (const(reason) for reason in range(FIRST_REASON, FIRST_REASON + 13))
+FIRST_REASON = checks.FIRST_REASON
+NO_SLOT, ID_BAD, OVERLAPS, NO_FILE, EXISTS, OUT_OF_PHASE, GPA_WRAPS = (
+    const(reason)
+    for reason in (
+        checks.NO_SLOT,
+        checks.ID_BAD,
+        checks.OVERLAPS,
+        checks.NO_FILE,
+        checks.EXISTS,
+        checks.OUT_OF_PHASE,
+        checks.GPA_WRAPS,
+    )
+)
 
-_READONLY = const(2)
-_USER_FLAGS = const(3)
 _FRAMES = const(1 << 52)
 _LARGEST = const((1 << 64) - 1)
-_PAGE_MASK = const(4095)
+_GUEST_MEMFD = const(KVM_MEM_GUEST_MEMFD)
+_USER_FLAGS = const(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)
+_refused = compiled_copy(checks.refused)
+_kind_of = compiled_copy(checks.kind_of)
 
 
 @compiled
@@ -130,51 +113,117 @@ def _begin(memslots: Words, desk: Own, as_id: U64, phase: U64) -> None:
 
 
 @compiled
-def _judge(
-    memslots: Words, desk: Own, set_: U64, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, ids: U64
-) -> U64:
-    """The kind of a change against a set, or the reason why it is refused. O(log n).
+def ask(desk: Own, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, as_id: U64, ids: U64) -> None:
+    """Write a change of a slot without guest_memfd to the desk. ``ids``: slot ids that may be used are below."""
+    desk[ASKED_SLOT] = id_
+    desk[ASKED_BASE_GFN] = gfn
+    desk[ASKED_NPAGES] = npages
+    desk[ASKED_USERSPACE_ADDR] = hva
+    desk[ASKED_FLAGS] = flags
+    desk[ASKED_AS_ID] = as_id
+    desk[ASKED_GUEST_MEMFD] = u64(0)
+    desk[ASKED_OFFSET] = u64(0)
+    desk[ASKED_ATTRIBUTES] = u64(0)
+    desk[ASKED_IDS] = ids
 
-    ``ids``: ids below it may be used, all of them for a change of KVM's own. A slot may overlap where it itself was.
+
+@compiled
+def _slot(memslots: Words, record: U64) -> Slot:
+    """A record's fields; of record 0, which no slot has, none."""
+    if record == 0:
+        return Slot(record, record, record, record, record, record, record, record, record)
+    words = record << RECORD_SHIFT
+    return Slot(
+        load_relaxed(memslots, words + AS_ID),
+        load_relaxed(memslots, words + ID),
+        load_relaxed(memslots, words + BASE_GFN),
+        load_relaxed(memslots, words + NPAGES),
+        load_relaxed(memslots, words + USERSPACE_ADDR),
+        load_relaxed(memslots, words + FLAGS),
+        load_relaxed(memslots, words + GUEST_MEMFD),
+        load_relaxed(memslots, words + GUEST_MEMFD_OFFSET),
+        load_relaxed(memslots, words + ATTRIBUTES),
+    )
+
+
+@compiled
+def limits_of(address_spaces: U64, ids: U64, all_ids: U64) -> Limits:
+    """What a set can hold; a host's own limits are narrower. KVM's own slots, above user space's, may be larger."""
+    return Limits(
+        ids,
+        u64(0),
+        _LARGEST - _USER_FLAGS,
+        _LARGEST - _GUEST_MEMFD,
+        _LARGEST,
+        _LARGEST,
+        address_spaces,
+        KVM_MEM_MAX_NR_PAGES if ids < all_ids else _LARGEST,
+    )
+
+
+@compiled
+def _judge(memslots: Words, desk: Own, set_: U64) -> U64:
+    """The kind of the change that the desk asks for against a set, or the reason why it is refused. O(log n).
+
+    A slot may overlap where it itself was.
     """
-    if id_ >= ids:
-        return ID_BAD
-    old = load_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_)
+    asked = Change(
+        desk[ASKED_SLOT],
+        desk[ASKED_BASE_GFN],
+        desk[ASKED_NPAGES],
+        desk[ASKED_USERSPACE_ADDR],
+        desk[ASKED_FLAGS],
+        desk[ASKED_AS_ID],
+        desk[ASKED_GUEST_MEMFD],
+        desk[ASKED_OFFSET],
+        desk[ASKED_ATTRIBUTES],
+    )
+    if asked.base_gfn >= _FRAMES or asked.npages >= _FRAMES:
+        return GPA_WRAPS
+    gpa = asked.base_gfn << 12
+    size = asked.npages << 12
+    limits = limits_of(load_relaxed(memslots, ADDRESS_SPACES), desk[ASKED_IDS], load_relaxed(memslots, IDS))
+    reason = _refused(
+        asked.slot, asked.as_id, asked.flags, gpa, size, asked.userspace_addr, asked.guest_memfd_offset, limits
+    )
+    if reason != 0:
+        return reason
+    old = load_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + asked.slot)
     desk[DETAIL] = old
-    if npages == 0:
-        return NO_SLOT if old == 0 else DELETE
-    if flags & (_LARGEST - _USER_FLAGS) != 0:
-        return FLAGS_BAD
-    if npages > KVM_MEM_MAX_NR_PAGES and ids < load_relaxed(memslots, IDS):  # KVM's own slots may be larger
-        return TOO_LARGE
-    if gfn >= _FRAMES or gfn + npages >= _FRAMES:
-        return GFN_WRAPS
-    if hva & _PAGE_MASK != 0:
-        return HVA_UNALIGNED
-    if hva > _LARGEST - (npages << 12):
-        return HVA_WRAPS
-    kind = CREATE
-    if old != 0:
-        words = old << RECORD_SHIFT
-        if load_relaxed(memslots, words + USERSPACE_ADDR) != hva:
-            return HVA_DIFFERS
-        if load_relaxed(memslots, words + NPAGES) != npages:
-            return NPAGES_DIFFER
-        was = load_relaxed(memslots, words + FLAGS)
-        if (was ^ flags) & _READONLY != 0:
-            return READONLY_DIFFERS
-        if load_relaxed(memslots, words + BASE_GFN) == gfn:
-            return NOTHING if was == flags else FLAGS_ONLY
-        kind = MOVE
-    near = last_before(memslots, set_, gfn + npages - _ONE)
+    kind = _kind_of(asked, _slot(memslots, old))
+    if kind != CREATE and kind != MOVE:
+        return kind
+    near = last_before(memslots, set_, asked.base_gfn + asked.npages - _ONE)
     if near != 0 and near == old:  # what overlaps, if anything, is the slot before it
         base = load_relaxed(memslots, (old << RECORD_SHIFT) + BASE_GFN)
-        near = last_before(memslots, set_, base - _ONE) if base > gfn else u64(0)
+        near = last_before(memslots, set_, base - _ONE) if base > asked.base_gfn else u64(0)
     if near != 0 and near != old:
         base = load_relaxed(memslots, (near << RECORD_SHIFT) + BASE_GFN)
-        if base < gfn + npages and base + load_relaxed(memslots, (near << RECORD_SHIFT) + NPAGES) > gfn:
+        npages = load_relaxed(memslots, (near << RECORD_SHIFT) + NPAGES)
+        if base < asked.base_gfn + asked.npages and base + npages > asked.base_gfn:
             desk[DETAIL] = near
             return OVERLAPS
+    if asked.flags & _GUEST_MEMFD != 0 and asked.guest_memfd == 0:
+        return NO_FILE
+    return kind
+
+
+@compiled
+def stage_asked(memslots: Words, desk: Own) -> U64:
+    """Carry out the change that the desk asks for on the inactive set, seeing what earlier ones did. O(log n).
+
+    Its kind, or the reason why it is refused, and then nothing is changed.
+    """
+    phase = desk[PHASE]
+    if phase == IDLE:
+        _begin(memslots, desk, desk[ASKED_AS_ID], EDITING)
+    elif phase & (_AFTER_MARKS - _ONE) != EDITING:
+        return OUT_OF_PHASE
+    kind = _judge(memslots, desk, desk[EDITED])
+    if kind < NOTHING:
+        edit(memslots, desk, kind)
+    elif phase == IDLE:
+        desk[PHASE] = IDLE
     return kind
 
 
@@ -182,21 +231,9 @@ def _judge(
 def stage(
     memslots: Words, desk: Own, as_id: U64, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, ids: U64
 ) -> U64:
-    """Carry out one change on the inactive set, seeing what earlier ones did; returns its kind or a reason. O(log n).
-
-    A refused change changes nothing. Source of the order of checks: ``kvm_set_memory_region()``.
-    """
-    phase = desk[PHASE]
-    if phase == IDLE:
-        _begin(memslots, desk, as_id, EDITING)
-    elif phase & (_AFTER_MARKS - _ONE) != EDITING:
-        return OUT_OF_PHASE
-    kind = _judge(memslots, desk, desk[EDITED], id_, gfn, npages, hva, flags, ids)
-    if kind < NOTHING:
-        edit(memslots, desk, as_id, id_, gfn, npages, hva, flags, kind)
-    elif phase == IDLE:
-        desk[PHASE] = IDLE
-    return kind
+    """``ask`` and ``stage_asked``: one change of a slot without guest_memfd. O(log n)."""
+    ask(desk, id_, gfn, npages, hva, flags, as_id, ids)
+    return stage_asked(memslots, desk)
 
 
 @compiled
@@ -217,33 +254,22 @@ def invalidate(memslots: Words, desk: Own, as_id: U64, id_: U64) -> U64:
 
 
 @compiled
-def open_change(
-    memslots: Words,
-    desk: Own,
-    as_id: U64,
-    id_: U64,
-    gfn: U64,
-    npages: U64,
-    hva: U64,
-    flags: U64,
-    ids: U64,
-    create: bool,
-) -> U64:
+def open_change(memslots: Words, desk: Own, create: bool) -> U64:
     """Begin one whole change as KVM does it: stage a CREATE or FLAGS_ONLY; mark the slot of a DELETE or MOVE.
 
-    Returns its kind or a reason; with ``create``, a slot that exists is refused. O(log n).
+    The desk asks for it. Returns its kind or a reason; with ``create``, a slot that exists is refused. O(log n).
     """
     if desk[PHASE] != IDLE:
         return OUT_OF_PHASE
-    _begin(memslots, desk, as_id, EDITING)
-    kind = _judge(memslots, desk, desk[EDITED], id_, gfn, npages, hva, flags, ids)
+    _begin(memslots, desk, desk[ASKED_AS_ID], EDITING)
+    kind = _judge(memslots, desk, desk[EDITED])
     if create and CREATE < kind <= NOTHING:
         kind = EXISTS
     if DELETE <= kind <= MOVE:
         desk[PHASE] = MARKING
-        mark(memslots, desk, id_)
+        mark(memslots, desk, desk[ASKED_SLOT])
     elif kind < NOTHING:
-        edit(memslots, desk, as_id, id_, gfn, npages, hva, flags, kind)
+        edit(memslots, desk, kind)
     else:
         desk[PHASE] = IDLE
     return kind

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..compiled import INTERPRETED, Own, own
@@ -19,10 +20,13 @@ from ..notebook import SHOWN, html_table
 from ..rcu.srcu import Srcu
 from ..units import U64_MAX, format_frames
 from .batch import EffectRoom
-from .changes import Change, ChangeKind
+from .changes import KINDS, Change, ChangeKind
+from .edit import NOTHING
 from .invariants import check_memslots
 from .layout import (
+    ASKED_SLOT,
     COUNT,
+    FIRST_FIELD,
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
     PHASE,
     RECORD_WORDS,
@@ -33,10 +37,10 @@ from .layout import (
     new_memslots,
 )
 from .lookup import CURSOR_WORDS, copy_by_id, copy_find, copy_slots
-from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, NOTHING, SWAPPED, bring, settle, stage
+from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, SWAPPED, bring, settle, stage_asked
 from .refusal import refusal
 from .slot import KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS, Slot
-from .update import KINDS, Update, end_update
+from .update import Update, end_update
 from .whole import UNFINISHED, change_at_once, swap_at_once
 
 __all__ = ["Memslots", "Update"]
@@ -44,6 +48,8 @@ __all__ = ["Memslots", "Update"]
 _INTERNAL = KVM_MEM_SLOTS_NUM - KVM_USER_MEM_SLOTS
 _FRAMES = 1 << 52
 _UNFINISHED = int(UNFINISHED)
+_FIRST_FIELD, _SLOT_WORDS = int(FIRST_FIELD), int(SLOT_WORDS)
+_ASKED, _ASKED_AT = struct.Struct(f"={len(Change._fields) + 1}Q"), 8 * int(ASKED_SLOT)
 _COPIED = 16  # slots that a range query's first try has room for
 
 
@@ -103,7 +109,7 @@ class Memslots:
 
     @staticmethod
     def _room(slots: int = _COPIED) -> tuple[Own, memoryview]:
-        made = own(CURSOR_WORDS + SLOT_WORDS * slots)
+        made = own(CURSOR_WORDS + _SLOT_WORDS * slots)
         return made, memoryview(made)  # type: ignore[arg-type] # an ndarray or a memoryview
 
     def _space(self, as_id: int) -> int:
@@ -113,7 +119,8 @@ class Memslots:
 
     def slot_of(self, record: int) -> Slot:
         """The slot of a record that cannot be reused meanwhile (inside an SRCU section, or under ``slots_lock``)."""
-        return Slot._make(self._cells[record * RECORD_WORDS : record * RECORD_WORDS + SLOT_WORDS].tolist())
+        first = record * RECORD_WORDS + _FIRST_FIELD
+        return Slot._make(self._cells[first : first + _SLOT_WORDS].tolist())
 
     # Lookups: from any thread, without a lock. What a compiled call copies comes from one set.
 
@@ -127,7 +134,7 @@ class Memslots:
             room = self._room()
         slot = None
         if self._copy_find(self.words, self.srcu.words, as_id, gfn, room[0]):
-            slot = Slot._make(room[1][:6].tolist())
+            slot = Slot._make(room[1][:_SLOT_WORDS].tolist())
         self._spare.append(room)
         return slot
 
@@ -141,7 +148,7 @@ class Memslots:
             room = self._room()
         slot = None
         if self._copy_by_id(self.words, self.srcu.words, as_id, slot_id, room[0]):
-            slot = Slot._make(room[1][:6].tolist())
+            slot = Slot._make(room[1][:_SLOT_WORDS].tolist())
         self._spare.append(room)
         return slot
 
@@ -212,13 +219,13 @@ class Memslots:
             room = self._room()
         while True:
             count = self._copy_slots(self.words, self.srcu.words, as_id, start, end, by_hva, room[0])
-            if CURSOR_WORDS + SLOT_WORDS * count <= len(room[1]):
+            if CURSOR_WORDS + _SLOT_WORDS * count <= len(room[1]):
                 break
             room = self._room(count + _COPIED)
-        numbers = room[1][CURSOR_WORDS : CURSOR_WORDS + SLOT_WORDS * count].tolist()
-        if len(room[1]) <= CURSOR_WORDS + SLOT_WORDS * _COPIED:
+        numbers = room[1][CURSOR_WORDS : CURSOR_WORDS + _SLOT_WORDS * count].tolist()
+        if len(room[1]) <= CURSOR_WORDS + _SLOT_WORDS * _COPIED:
             self._spare.append(room)
-        return [Slot._make(numbers[at : at + SLOT_WORDS]) for at in range(0, SLOT_WORDS * count, SLOT_WORDS)]
+        return [Slot._make(numbers[at : at + _SLOT_WORDS]) for at in range(0, _SLOT_WORDS * count, _SLOT_WORDS)]
 
     def _no_word(self, name: str, value: int, as_id: int) -> MemslotError:
         if value >> 64:
@@ -291,7 +298,7 @@ class Memslots:
         old = self.by_id(slot, as_id)
         if old is None:
             raise refusal(self, NO_SLOT, Change(slot, as_id=as_id), self.ids)
-        return Change(slot, old.base_gfn, old.npages, old.userspace_addr, old.flags, as_id)
+        return Change.of(old)
 
     def _change(self, change: Change, *, internal: bool = False, create: bool = False) -> ChangeKind:
         with self.slots_lock:
@@ -299,33 +306,41 @@ class Memslots:
 
     def _whole(self, change: Change, *, internal: bool = False, create: bool = False) -> ChangeKind:
         """One whole change, under ``slots_lock``."""
-        slot, base_gfn, npages, userspace_addr, flags, as_id = change
-        if (slot | base_gfn | npages | userspace_addr | flags | as_id) >> 64:
-            raise refusal(self, 0, change, 0)
-        if as_id >= self.address_spaces:
-            self._space(as_id)
+        if change.as_id >= self.address_spaces:
+            self._space(change.as_id)
         desk, srcu = self.desk, self.srcu
-        ids = self.ids if internal else self.max_slots
         if desk[PHASE]:
             self.finish_interrupted()
-        fields = (as_id, slot, base_gfn, npages, userspace_addr, flags, ids)
-        kind = change_at_once(self.words, desk, srcu.words, srcu.readers, *fields, create)
+        self.ask(change, internal=internal)
+        kind = change_at_once(self.words, desk, srcu.words, srcu.readers, create)
         if kind < NOTHING:
             return KINDS[kind]
         if kind & _UNFINISHED:
-            return self._finish(kind - _UNFINISHED, fields)
+            return self._finish(kind - _UNFINISHED)
         if kind >= FIRST_REASON:
-            raise refusal(self, kind, change, ids)
+            raise refusal(self, kind, change, self.ids if internal else self.max_slots)
         return ChangeKind.NOTHING
 
-    def _finish(self, kind: int, fields: Sequence[int]) -> ChangeKind:
+    def ask(self, change: Change, *, internal: bool = False) -> None:
+        """Write a change to the desk, under ``slots_lock``; MemslotError for a field that is no word."""
+        ids = self.ids if internal else self.max_slots
+        try:
+            if INTERPRETED:
+                for word, value in enumerate((*change, ids), _ASKED_AT // 8):
+                    self.desk[word] = value
+            else:
+                _ASKED.pack_into(self.desk, _ASKED_AT, *change, ids)  # type: ignore[arg-type]  # an ndarray
+        except (struct.error, ValueError):
+            raise refusal(self, 0, change, 0) from None
+
+    def _finish(self, kind: int) -> ChangeKind:
         """Go on with a change that has to wait for readers; after Ctrl-C the next change may have to end it."""
         words, desk, srcu = self.words, self.desk, self.srcu
         try:
             if desk[PHASE] == MARKS_SWAPPED:
                 srcu.synchronize()
                 settle(words, desk)
-                stage(words, desk, *fields)
+                stage_asked(words, desk)
                 swap_at_once(words, desk, srcu.words, srcu.readers)
             if desk[PHASE] == SWAPPED:
                 srcu.synchronize()

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..slot_key import SlotKey
 from ..units import PAGE_SHIFT, format_frames
 
-__all__ = ["KVM_MEM_LOG_DIRTY_PAGES", "KVM_MEM_READONLY", "KVM_MEM_SLOTS_NUM", "KVM_USER_MEM_SLOTS", "Slot"]
+__all__ = [
+    "KVM_MEM_GUEST_MEMFD",
+    "KVM_MEM_LOG_DIRTY_PAGES",
+    "KVM_MEM_READONLY",
+    "KVM_MEM_SLOTS_NUM",
+    "KVM_USER_MEM_SLOTS",
+    "Slot",
+    "SlotKey",
+]
 
 KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
 KVM_MEM_READONLY = 1 << 1
+KVM_MEM_GUEST_MEMFD = 1 << 2
 
 KVM_MEM_SLOTS_NUM = 32767
 """Slots in one address space, internal ones included (SHRT_MAX)."""
@@ -25,6 +35,8 @@ class Slot(NamedTuple):
     """One memslot; immutable, ordered by address space and id.
 
     Frames ``[base_gfn, base_gfn + npages)`` of the guest are the host bytes from ``userspace_addr`` on.
+    ``guest_memfd`` is a number that one file alone has (0: none is bound), ``guest_memfd_offset`` where in it the slot
+    begins, in bytes; ``attributes`` a number that is another for memory with other attributes.
 
     >>> slot = Slot(as_id=0, id=4, base_gfn=0x100, npages=0xFF00, userspace_addr=0x7F0000000000)
     >>> slot
@@ -39,6 +51,14 @@ class Slot(NamedTuple):
     npages: int
     userspace_addr: int
     flags: int = 0
+    guest_memfd: int = 0
+    guest_memfd_offset: int = 0
+    attributes: int = 0
+
+    @property
+    def key(self) -> SlotKey:
+        """Address space and id."""
+        return SlotKey(self.as_id, self.id)
 
     @property
     def end_gfn(self) -> int:
@@ -62,4 +82,5 @@ class Slot(NamedTuple):
     def __repr__(self) -> str:
         space = f"{self.as_id}:" if self.as_id else ""
         flags = (" ro" if self.readonly else "") + (" log" if self.logs_dirty_pages else "")
+        flags += f" guest_memfd {self.guest_memfd}+{self.guest_memfd_offset:#x}" if self.guest_memfd else ""
         return f"Slot {space}{self.id} {format_frames(self.base_gfn, self.end_gfn)} -> {self.userspace_addr:#x}{flags}"

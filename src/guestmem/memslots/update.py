@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BatchError, MemslotError, UsageError
 from .batch import Effect, net_effect
-from .changes import Change, ChangeKind
+from .changes import KINDS, Change, ChangeKind
 from .layout import PHASE
 from .phases import (
     EDITING,
@@ -26,17 +26,15 @@ from .phases import (
     invalidate,
     publish,
     settle,
-    stage,
+    stage_asked,
 )
 from .refusal import refusal
 
 if TYPE_CHECKING:
     from .set import Memslots
 
-__all__ = ["KINDS", "Update", "end_update"]
+__all__ = ["Update", "end_update"]
 
-KINDS: tuple[ChangeKind, ...] = (ChangeKind.NOTHING, *ChangeKind)
-"""Kind by status word of ``stage``, from 1 on."""
 _MOMENT_NS = 50_000_000
 
 
@@ -99,13 +97,12 @@ class Update:
         """
         self._begun()
         memslots = self.memslots
-        id_, gfn, npages, hva, flags, as_id = change
-        if (id_ | gfn | npages | hva | flags) >> 64 or as_id != self.as_id:
+        if change.as_id != self.as_id:
             raise self._out_of_words(change)
-        ids = memslots.ids if internal else memslots.max_slots
-        status = stage(memslots.words, memslots.desk, as_id, id_, gfn, npages, hva, flags, ids)
+        memslots.ask(change, internal=internal)
+        status = stage_asked(memslots.words, memslots.desk)
         if status >= FIRST_REASON:
-            raise refusal(memslots, status, change, ids)
+            raise refusal(memslots, status, change, memslots.ids if internal else memslots.max_slots)
         return KINDS[status]
 
     def stage_all(self, changes: Iterable[Change], *, internal: bool = False) -> list[ChangeKind]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..compiled import U64, Own, Words, compiled, const, u64
 from ..rcu.srcu import srcu_expired, srcu_start
-from .phases import DELETE, MOVE, NOTHING, bring, open_change, publish, settle, stage
+from .edit import DELETE, MOVE, NOTHING
+from .phases import bring, open_change, publish, settle, stage_asked
 
 __all__ = ["UNFINISHED", "change_at_once", "swap_at_once"]
 
@@ -25,31 +26,18 @@ def swap_at_once(memslots: Words, desk: Own, srcu: Words, readers: U64) -> bool:
 
 
 @compiled
-def change_at_once(
-    memslots: Words,
-    desk: Own,
-    srcu: Words,
-    readers: U64,
-    as_id: U64,
-    id_: U64,
-    gfn: U64,
-    npages: U64,
-    hva: U64,
-    flags: U64,
-    ids: U64,
-    create: bool,
-) -> U64:
-    """Carry out a change from its checks to the mirror; its kind, or the reason why not; maybe with UNFINISHED.
+def change_at_once(memslots: Words, desk: Own, srcu: Words, readers: U64, create: bool) -> U64:
+    """Carry out the change that the desk asks for, from its checks to the mirror: see ``open_change``.
 
-    What it takes is what ``open_change`` takes. O(log n + readers), no waiting.
+    Its kind, or the reason why not; maybe with UNFINISHED. O(log n + readers), no waiting.
     """
-    kind = open_change(memslots, desk, as_id, id_, gfn, npages, hva, flags, ids, create)
+    kind = open_change(memslots, desk, create)
     if kind >= NOTHING:
         return kind
     if not swap_at_once(memslots, desk, srcu, readers):
         return kind | UNFINISHED
     if DELETE <= kind <= MOVE:
-        stage(memslots, desk, as_id, id_, gfn, npages, hva, flags, ids)
+        stage_asked(memslots, desk)
         if not swap_at_once(memslots, desk, srcu, readers):
             return kind | UNFINISHED
     bring(memslots, desk, False)

@@ -14,7 +14,8 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import MemslotError, TraceError
-from ..memslots.changes import Change, classify
+from ..memslots.changes import Change
+from ..memslots.checks import classify
 from ..memslots.slot import KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_frames
 from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes

@@ -13,7 +13,7 @@ from ..abi.structures import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
 from ..designs.registry import find
 from ..errors import BatchError, MemslotError
 from ..interrupts import Section
-from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..memslots import Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
 from .memory import Memory
 from .protocol import Vcpu
@@ -119,15 +119,12 @@ class SoftBackend:
         self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None
     ) -> ChangeKind:
         """Through the model."""
-        region = MemoryRegion(as_id << 16 | slot, flags, gpa, size, hva)
+        region = MemoryRegion(SlotKey(as_id, slot).word, flags, gpa, size, hva)
         with self._section, owning(self, region, piece):
             return self.model.set_region(region, v2=False)
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """O(1)."""
-        held = self.model.slots.get(as_id << 16 | slot)
-        if held is not None and held.guest_memfd is not None:
-            return held.slot
         return self.memslots.by_id(slot, as_id) if as_id < self.memslots.address_spaces else None
 
     def apply(
@@ -144,25 +141,25 @@ class SoftBackend:
             check_entries(self._check, changes)
             self.model.accounting.foresee(changes, self._npages)
             carry_out = find(design or self.design).prepare(self.engine)
-            keys = {change.as_id << 16 | change.slot for change in changes}
+            keys = {change.key for change in changes}
             expect(self.owned, changes, brought)
             try:
                 carry_out(self.engine, changes)
             finally:
                 dirty += self.model.changed_by_a_design(keys)
                 for key in keys:
-                    self.owned.settle(key, self.slot(key & 0xFFFF, key >> 16))
+                    self.owned.settle(key, self.slot(key.slot, key.as_id))
         return design or self.design, "asked for" if design else self.why
 
     def _check(self, change: Change) -> None:
         """What can be refused whatever slots there are, and slots with a guest_memfd, which no design can carry."""
-        held = self.model.slots.get(change.as_id << 16 | change.slot)
+        held = self.model.slots.get(change.key)
         if held is not None and held.guest_memfd is not None:
             raise MemslotError(errno.EINVAL, f"slot {change.slot}: it has a guest_memfd; delete it by itself")
         self.model.check_change(change)
 
-    def _npages(self, key: int) -> int:
-        """Pages of a slot by id | as_id << 16, 0 without one. O(1)."""
+    def _npages(self, key: SlotKey) -> int:
+        """Pages of a slot, 0 without one. O(1)."""
         held = self.model.slots.get(key)
         return 0 if held is None else held.slot.npages
 
@@ -180,14 +177,14 @@ class SoftBackend:
 @contextmanager
 def owning(backend: Backend, region: MemoryRegion, piece: HostPiece | None = None) -> Iterator[None]:
     """Around one change of a slot: its memory is ours before, and what no slot reaches afterwards is let go."""
-    key, owned = region.slot, backend.owned
+    key, owned = region.key, backend.owned
     if region.memory_size:
         hva, size = region.userspace_addr, region.memory_size
         owned.expect(key, owned.reaching(hva, size) if piece is None or piece.buffer is None else (piece,))
     try:
         yield
     finally:
-        owned.settle(key, backend.slot(region.id, region.as_id))
+        owned.settle(key, backend.slot(key.slot, key.as_id))
 
 
 def expect(owned: SlotMemory, changes: Sequence[Change], brought: Brought) -> None:
@@ -195,10 +192,10 @@ def expect(owned: SlotMemory, changes: Sequence[Change], brought: Brought) -> No
     known = {slot for slot, _ in brought}
     as_id = changes[0].as_id
     for slot, pieces in brought:
-        owned.expect(as_id << 16 | slot, pieces)
+        owned.expect(SlotKey(as_id, slot), pieces)
     for change in changes:
         if not change.deletes and change.slot not in known:
-            owned.expect(change.as_id << 16 | change.slot, owned.reaching(change.userspace_addr, change.memory_size))
+            owned.expect(change.key, owned.reaching(change.userspace_addr, change.memory_size))
 
 
 class ClosedBackend:

@@ -10,9 +10,9 @@ import errno
 import os
 
 from ..abi.checks import Host, check_region
-from ..abi.structures import ClearDirtyLog, DirtyLog, MemoryIoctl, MemoryRegion
+from ..abi.structures import ClearDirtyLog, DirtyLog, MemoryIoctl, MemoryRegion, change_of
 from ..errors import MemslotError
-from ..memslots import Change, Memslots
+from ..memslots import Change, Memslots, SlotKey
 
 __all__ = ["KNOWN", "check_argument", "ioctl_refused", "region_refused", "try_changes", "try_region"]
 
@@ -38,8 +38,8 @@ def check_argument(request: int, argument: bytes | int) -> None:
 
 def try_region(host: Host, region: MemoryRegion, *, v2: bool = False) -> None:
     """MemslotError for what is wrong with a region by itself."""
-    key, flags, gpa, size, hva, offset, _ = region
-    check_region(host, key, flags, gpa, size, hva, offset, v2=v2)
+    check_region(host.limits(v2=v2), region)
+    gpa, size = region.guest_phys_addr, region.memory_size
     if size and (gpa + size - 1) >> 12 > host.max_gfn:
         raise MemslotError(
             errno.EINVAL, f"slot {region.id}: its last frame is past {host.max_gfn:#x}, the last of this host"
@@ -54,14 +54,7 @@ def try_changes(memslots: Memslots, changes: list[Change]) -> None:
 
 def region_refused(error: MemslotError, host: Host, memslots: Memslots, region: MemoryRegion, *, v2: bool) -> Exception:
     """What to raise for a region that the kernel refused with ``error``."""
-    change = Change(
-        region.id,
-        region.guest_phys_addr >> 12,
-        region.memory_size >> 12,
-        region.userspace_addr,
-        region.flags & 3,
-        region.as_id,
-    )
+    change = change_of(region)
     try:
         try_region(host, region, v2=v2)
         with memslots.update(region.as_id) as update:
@@ -95,7 +88,7 @@ def ioctl_refused(request: int, argument: bytes | int, number: int) -> MemslotEr
             )
         elif number == errno.EINVAL:
             words = "no id of a slot, or no address space"
-        return MemslotError(number, f"slot {log.slot & 0xFFFF}: {words}")
+        return MemslotError(number, f"slot {SlotKey.of(log.slot).slot}: {words}")
     if request == MemoryIoctl.RESET_DIRTY_RINGS and number == errno.EINVAL:
         words = "the VM has no dirty rings"
     return MemslotError(number, f"{name}: {words}")

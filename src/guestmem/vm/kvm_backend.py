@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..abi.checks import Host
-from ..abi.structures import KVM_MEM_GUEST_MEMFD, KVM_MEM_MAX_NR_PAGES, MemoryCap, MemoryIoctl, MemoryRegion
+from ..abi.structures import KVM_MEM_MAX_NR_PAGES, MemoryCap, MemoryIoctl, MemoryRegion, change_of, region_of
 from ..abi.versions import VERSIONS, version_of
 from ..designs.registry import find
 from ..designs.sequential import apply_with
 from ..dirty.bitmap import as_array
 from ..errors import CapabilityError, MemslotError, UnsafeError, UsageError
 from ..interrupts import Section
-from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .backends import REGION_REQUESTS, Brought, check_entries, expect, owning
@@ -55,8 +55,6 @@ class KvmBackend:
         self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
         self.owned = vm.owner = SlotMemory(self.memslots)
         self._section = Section()
-        self._private: dict[tuple[int, int], Slot] = {}
-        """Slots with a guest_memfd: the engine answers nothing from them."""
         self.design = "pause_if_overlap"
         self.why = "vCPUs are stopped where a removed range overlaps an added one: no hole that neither memory has"
 
@@ -93,41 +91,28 @@ class KvmBackend:
         self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None
     ) -> ChangeKind:
         """KVM_SET_USER_MEMORY_REGION."""
-        region = MemoryRegion(as_id << 16 | slot, flags, gpa, size, hva)
+        region = MemoryRegion(SlotKey(as_id, slot).word, flags, gpa, size, hva)
         return self._region(region, b"", MemoryIoctl.SET_USER_MEMORY_REGION, piece)
 
     def _region(
         self, region: MemoryRegion, argument: bytes, request: int, piece: HostPiece | None = None
     ) -> ChangeKind:
-        """Through the engine; what it need not know (a guest_memfd, a region that will be refused) straight on."""
-        gpa, size = region.guest_phys_addr, region.memory_size
-        key = (region.as_id, region.id)
-        change = Change(
-            region.id,
-            gpa >> PAGE_SHIFT,
-            size >> PAGE_SHIFT,
-            region.userspace_addr,
-            region.flags & ~KVM_MEM_GUEST_MEMFD,
-            region.as_id,
-        )
-        refused = (gpa | size) % PAGE_SIZE or change.npages > KVM_MEM_MAX_NR_PAGES
-        straight = refused or region.flags & KVM_MEM_GUEST_MEMFD or key in self._private
+        """Through the engine; what it cannot know (a region that will be refused) straight on."""
+        change = change_of(region)
+        refused = (region.guest_phys_addr | region.memory_size) % PAGE_SIZE or change.npages > KVM_MEM_MAX_NR_PAGES
+        if request == MemoryIoctl.SET_USER_MEMORY_REGION and region.flags & KVM_MEM_GUEST_MEMFD:
+            refused = True  # the first form does not know this flag
         # The kernel's slots and ours change together, and memory goes after both.
         with self._section, owning(self, region, piece):
             try:
-                if straight:
+                if refused:
                     self._raw(request, argument or region.pack())
-                    kind = ChangeKind.CREATE if size else ChangeKind.DELETE
-                    self._private.pop(key, None)
-                    if size:
-                        self._private[key] = change.as_slot()._replace(flags=region.flags)
-                else:
-                    kind = self._carry_out(change)
+                kind = self._carry_out(change)
             except MemslotError as error:
                 v2 = request == MemoryIoctl.SET_USER_MEMORY_REGION2
                 raise region_refused(error, self._host, self.memslots, region, v2=v2) from None
             finally:
-                self._mirror({key})
+                self._mirror({region.key})
         return kind
 
     def _carry_out(self, change: Change) -> ChangeKind:
@@ -142,9 +127,6 @@ class KvmBackend:
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """O(1). From our own slots, which change as a whole: the engine's change one by one."""
-        private = self._private.get((as_id, slot))
-        if private is not None:
-            return private
         return self.memslots.by_id(slot, as_id) if as_id < self.memslots.address_spaces else None
 
     def apply(
@@ -175,7 +157,7 @@ class KvmBackend:
         check_entries(self._check, changes)
         try_changes(self.memslots, changes)
         carry_out = find(design).prepare(self.engine, reset=False)
-        keys = {(change.as_id, change.slot) for change in changes}
+        keys = {change.key for change in changes}
         ending = self._ending_logs(changes)
         judged = design == "exit_retry"
         taken: dict[Slot, bytes] = {}
@@ -198,7 +180,7 @@ class KvmBackend:
                         carry_out(self.engine, changes)
                 except BaseException:
                     for slot in [slot for slot in taken if self.engine.slot(slot.id, slot.as_id) == slot]:
-                        self.engine.vm.answered.give_back(slot.as_id << 16 | slot.id, taken.pop(slot))
+                        self.engine.vm.answered.give_back(slot.key, taken.pop(slot))
                     raise
         finally:
             for slot, log in taken.items():
@@ -207,8 +189,8 @@ class KvmBackend:
                     for page in as_array(log, slot.npages).nonzero()[0].tolist()
                 )
             self._mirror(keys)
-            for as_id, id_ in keys:
-                self.owned.settle(as_id << 16 | id_, self.slot(id_, as_id))
+            for key in keys:
+                self.owned.settle(key, self.slot(key.slot, key.as_id))
         return design, why
 
     def _exit_retry(self, changes: list[Change], ending: list[Slot], stopped: contextlib.ExitStack) -> None:
@@ -217,12 +199,12 @@ class KvmBackend:
         Up to then nothing of what changes can have been read by an emulation that is not over; and the first slot that
         goes takes with it all that KVM shadows, tables that the guest once had among it.
         """
-        logs = {(slot.as_id, slot.id) for slot in ending}
+        logs = {slot.key for slot in ending}
         last = -1
         for place, change in enumerate(changes):
             old = self.slot(change.slot, change.as_id)
             goes = old is not None and (change.deletes or change.base_gfn != old.base_gfn)
-            if (goes and last < 0) or (change.as_id, change.slot) in logs:
+            if (goes and last < 0) or change.key in logs:
                 last = place
 
         def done(entry: int) -> None:
@@ -236,10 +218,10 @@ class KvmBackend:
 
     def _check(self, change: Change) -> None:
         """What can be refused whatever slots there are; and slots with a guest_memfd, which no design can carry."""
-        if (change.as_id, change.slot) in self._private:
+        held = self.slot(change.slot, change.as_id)
+        if held is not None and held.guest_memfd:
             raise MemslotError(errno.EINVAL, f"slot {change.slot}: it has a guest_memfd; delete it by itself")
-        key, gpa, size = change.as_id << 16 | change.slot, change.guest_phys_addr, change.memory_size
-        try_region(self._host, MemoryRegion(key, change.flags, gpa, size, change.userspace_addr))
+        try_region(self._host, region_of(change))
 
     def _ending_logs(self, changes: Sequence[Change]) -> list[Slot]:
         """Slots whose dirty bitmaps end: they are deleted, or no longer logged. With rings there are no bitmaps."""
@@ -249,7 +231,7 @@ class KvmBackend:
         for change in changes:
             old = self.slot(change.slot, change.as_id)
             if old is not None and old.logs_dirty_pages and (change.deletes or not change.as_slot().logs_dirty_pages):
-                ending[change.as_id, change.slot] = old
+                ending[change.key] = old
         return [*ending.values()]
 
     def _judge(self, changes: Sequence[Change], unsafe: str) -> tuple[str, str]:
@@ -261,7 +243,7 @@ class KvmBackend:
             raise UnsafeError(f"design exit_retry is refused: {'; '.join(safety.reasons)}")
         return safety.design, str(safety)
 
-    def _mirror(self, keys: set[tuple[int, int]]) -> None:
+    def _mirror(self, keys: set[SlotKey]) -> None:
         """Bring our own slots to what the engine has, whatever happened; whole for who looks meanwhile."""
         changes: dict[int, list[Change]] = {}
         come: dict[int, list[Change]] = {}
@@ -269,15 +251,12 @@ class KvmBackend:
             if as_id >= self.memslots.address_spaces:
                 continue
             held, now = self.memslots.by_id(id_, as_id), self.engine.slot(id_, as_id)
-            if now is None and (private := self._private.get((as_id, id_))) is not None:
-                now = private._replace(flags=private.flags & ~KVM_MEM_GUEST_MEMFD)
             if held == now:
                 continue
             if held is not None:
                 changes.setdefault(as_id, []).append(Change(id_, as_id=as_id))
             if now is not None:
-                new = Change(id_, now.base_gfn, now.npages, now.userspace_addr, now.flags, as_id)
-                come.setdefault(as_id, []).append(new)
+                come.setdefault(as_id, []).append(Change.of(now))
         for as_id in sorted({*changes, *come}):
             batch = [*changes.get(as_id, ()), *come.get(as_id, ())]
             if len(batch) == 1:

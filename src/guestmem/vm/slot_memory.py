@@ -18,7 +18,7 @@ from typing import Any
 from ..abi.arguments import whole
 from ..abi.structures import KVM_MEM_MAX_NR_PAGES
 from ..errors import MemslotError, UsageError
-from ..memslots import Memslots, Slot
+from ..memslots import Memslots, Slot, SlotKey
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
 
 __all__ = ["Era", "HostPiece", "SlotMemory", "host_address"]
@@ -98,15 +98,15 @@ class Era:
 
 
 class SlotMemory:
-    """Which host memory is kept for which slot; by id | as_id << 16. Changed under the backend's lock only."""
+    """Which host memory is kept for which slot; by its key. Changed under the backend's lock only."""
 
     def __init__(self, memslots: Memslots) -> None:
         self._memslots = memslots
-        self._kept: dict[int, tuple[HostPiece, ...]] = {}
+        self._kept: dict[SlotKey, tuple[HostPiece, ...]] = {}
         self.era = Era()
         """Held in a local name from before a look-up of slots to the end of an access, it keeps their memory mapped."""
 
-    def of_slot(self, key: int) -> tuple[HostPiece, ...]:
+    def of_slot(self, key: SlotKey) -> tuple[HostPiece, ...]:
         """What is kept for a slot. O(1)."""
         return self._kept.get(key, ())
 
@@ -116,16 +116,16 @@ class SlotMemory:
         found: dict[int, HostPiece] = {}
         for as_id in range(self._memslots.address_spaces):
             for slot in self._memslots.by_hva(address, end, as_id):
-                for piece in self.of_slot(slot.id | slot.as_id << 16):
+                for piece in self.of_slot(slot.key):
                     if piece.overlaps(address, end):
                         found[id(piece)] = piece
         return tuple(found.values())
 
-    def expect(self, key: int, pieces: Iterable[HostPiece]) -> None:
+    def expect(self, key: SlotKey, pieces: Iterable[HostPiece]) -> None:
         """Slot ``key`` may soon reach ``pieces``, too. Before the kernel is asked."""
         self._kept[key] = (*self.of_slot(key), *pieces)
 
-    def settle(self, key: int, slot: Slot | None) -> None:
+    def settle(self, key: SlotKey, slot: Slot | None) -> None:
         """Slot ``key`` is ``slot`` now, for certain: what it cannot reach is let go. After readers see it, too."""
         kept = self.of_slot(key)
         if not kept:

@@ -145,7 +145,7 @@ class SoftVcpu:
             gfn = at // PAGE_SIZE
             slot = self._model.memslots.find(gfn, int(self.smm))
             if slot is not None:
-                full = self._model.dirty.mark(slot.id | slot.as_id << 16, gfn - slot.base_gfn, self.index)
+                full = self._model.dirty.mark(slot.key, gfn - slot.base_gfn, self.index)
                 if full:
                     yield DirtyRingFull()
         self._asked = None

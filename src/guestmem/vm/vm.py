@@ -20,6 +20,7 @@ from ..dirty.bitmap import as_array
 from ..dirty.ring import ENTRY_BYTES, DirtyEntry, ring_size
 from ..errors import MemslotError, UsageError
 from ..interrupts import held
+from ..slot_key import SlotKey
 from .backends import Backend, ClosedBackend, SoftBackend, enable
 from .memory import Memory
 from .protocol import Vcpu
@@ -164,7 +165,7 @@ class Vm:
         held = self._now.slot(slot, as_id)
         npages = 64 if held is None else held.npages  # the ioctl says what is wrong
         buffer = ctypes.create_string_buffer((npages + 63) // 64 * 8)
-        log = DirtyLog(as_id << 16 | slot, 0, ctypes.addressof(buffer))
+        log = DirtyLog(SlotKey(as_id, slot).word, 0, ctypes.addressof(buffer))
         self.ioctl(MemoryIoctl.GET_DIRTY_LOG, log.pack())
         array: npt.NDArray[np.bool_] = as_array(buffer.raw, npages)
         return array
@@ -182,7 +183,9 @@ class Vm:
             raise UsageError(f"pages: {type(pages).__name__} is not a sequence of booleans, one a page")
         bits = np.packbits(flags, bitorder="little").tobytes()
         held = ctypes.create_string_buffer(bits.ljust((len(flags) + 63) // 64 * 8 or 8, b"\0"))
-        log = ClearDirtyLog(as_id << 16 | slot, len(flags), whole("first_page", first_page), ctypes.addressof(held))
+        log = ClearDirtyLog(
+            SlotKey(as_id, slot).word, len(flags), whole("first_page", first_page), ctypes.addressof(held)
+        )
         self.ioctl(MemoryIoctl.CLEAR_DIRTY_LOG, log.pack())
 
     def harvest(self) -> list[DirtyEntry]:
@@ -193,7 +196,7 @@ class Vm:
         if self.model is not None:
             return [entry for ring in self.model.dirty.rings.values() for entry in ring.harvest()]
         pairs = [pair for vcpu in self.engine.vm.vcpus for pair in vcpu.harvest()]
-        return [DirtyEntry(slot & 0xFFFF, offset, slot >> 16) for slot, offset in pairs]
+        return [DirtyEntry.of(word, offset) for word, offset in pairs]
 
     def reset_dirty_rings(self) -> int:
         """KVM_RESET_DIRTY_RINGS: how many harvested entries were given back."""

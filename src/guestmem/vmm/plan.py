@@ -130,9 +130,7 @@ def _ordered(
     changes = [Change(slot.id, as_id=as_id) for slot in sorted(gone) if slot not in moved]
     changes += [Change(slot.id, *piece, as_id) for slot, piece in moved.items()]
     changes += [
-        Change(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, flags, as_id)
-        for slot, flags in kept.items()
-        if flags != slot.flags
+        Change.of(slot)._replace(flags=flags, as_id=as_id) for slot, flags in kept.items() if flags != slot.flags
     ]
     used = {*others, *(slot.id for slot in [*kept, *moved])}
     free = (slot for slot in range(max_slots) if slot not in used)
@@ -179,9 +177,7 @@ def restored(now: Iterable[Slot], before: Iterable[Slot], as_id: int = 0) -> lis
     stay = {slot.id for slot in flags} | {slot.id for slot in wanted.values() if there.get(slot.id) == slot}
     changes = [Change(slot, as_id=as_id) for slot in there if slot not in stay]
     again = [*flags, *(slot for slot in wanted.values() if slot.id not in stay)]
-    return changes + [
-        Change(slot.id, slot.base_gfn, slot.npages, slot.userspace_addr, slot.flags, as_id) for slot in again
-    ]
+    return changes + [Change.of(slot)._replace(as_id=as_id) for slot in again]
 
 
 def slots_after(slots: Iterable[Slot], changes: Iterable[Change]) -> list[Slot]:

@@ -11,6 +11,7 @@ from ...atomics import host_fetch_or, load_relaxed
 from ...compiled import U64, Words, compiled, const, u64
 from ...dirty.bitmap import DirtyBitmap, as_array, bitmap_words
 from ...process_memory import read_memory, write_memory
+from ...slot_key import SlotKey
 from .address_map import MAP_BITS
 
 __all__ = ["AnsweredWrites", "mark_answered"]
@@ -32,33 +33,33 @@ def mark_answered(entries: Words, entry: U64, place: U64) -> None:
 
 
 class AnsweredWrites:
-    """The bitmaps of one VM, by slot | as_id << 16."""
+    """The bitmaps of one VM, by slot."""
 
     def __init__(self, *, rings: bool = False) -> None:
-        self._logs: dict[int, DirtyBitmap] = {}
+        self._logs: dict[SlotKey, DirtyBitmap] = {}
         self._manual = False
         self._rings = rings
         self._ended: list[tuple[int, int]] = []
         """With rings: what was written before its log ended, for the next harvest."""
 
-    def begin(self, key: int, npages: int) -> bool:
+    def begin(self, key: SlotKey, npages: int) -> bool:
         """The slot is going to log; False if it does already. ``end`` if it comes to nothing."""
         if key in self._logs:
             return False
         self._logs[key] = DirtyBitmap(npages)
         return True
 
-    def address(self, key: int) -> int:
+    def address(self, key: SlotKey) -> int:
         """Host address of the slot's bits."""
         return self._logs[key].address
 
-    def give_back(self, key: int, bits: bytes) -> None:
+    def give_back(self, key: SlotKey, bits: bytes) -> None:
         """Bits that were taken from the kernel's log of a slot that goes on after all: the next look has them."""
         log = self._logs.get(key)
         if log is not None:
             log.merge(bits)
 
-    def end(self, key: int) -> None:
+    def end(self, key: SlotKey) -> None:
         """The slot is gone, or logs no more. No entry of the map has its bits.
 
         As KVM's own: a bitmap goes with its slot, what is in a ring stays there.
@@ -75,7 +76,7 @@ class AnsweredWrites:
             argument = read_memory(argument, request >> 16 & 0x3FFF)
         if request == MemoryIoctl.GET_DIRTY_LOG:
             log = DirtyLog.unpack(argument)
-            self._merge(self._logs.get(log.slot), log.dirty_bitmap)
+            self._merge(self._logs.get(SlotKey.of(log.slot)), log.dirty_bitmap)
         elif request == MemoryIoctl.CLEAR_DIRTY_LOG:
             self._clear(ClearDirtyLog.unpack(argument))
         elif EnableCap.unpack(argument).cap == MemoryCap.MANUAL_DIRTY_LOG_PROTECT2:
@@ -93,13 +94,13 @@ class AnsweredWrites:
             write_memory(address, (given | np.frombuffer(bits, np.uint64)).tobytes())
 
     def _clear(self, asked: ClearDirtyLog) -> None:
-        log = self._logs.get(asked.slot)
+        log = self._logs.get(SlotKey.of(asked.slot))
         if log is not None and asked.num_pages:
             bits = read_memory(asked.dirty_bitmap, 8 * bitmap_words(asked.num_pages))
             log.clear(asked.first_page, asked.num_pages, bits)
 
     def harvest(self) -> list[tuple[int, int]]:
-        """All pages, as entries of a dirty ring: (slot | as_id << 16, page of the slot). None is left."""
+        """All pages, as entries of a dirty ring: (``SlotKey.word``, page of the slot). None is left."""
         ended = len(self._ended)  # more may come meanwhile
         found = self._ended[:ended]
         del self._ended[:ended]
@@ -108,9 +109,9 @@ class AnsweredWrites:
         return found
 
 
-def _entries(key: int, log: DirtyBitmap) -> list[tuple[int, int]]:
+def _entries(key: SlotKey, log: DirtyBitmap) -> list[tuple[int, int]]:
     """What is set in a log, as entries of a ring; it is empty then."""
     bits = log.take()
     if not bits.strip(b"\0"):
         return []
-    return [(key, page) for page in as_array(bits, log.npages).nonzero()[0].tolist()]
+    return [(key.word, page) for page in as_array(bits, log.npages).nonzero()[0].tolist()]

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from ...errors import CapabilityError, GuestmemError, MemslotError
 from ...interrupts import Section
-from ...memslots import Change, ChangeKind, Slot, classify
+from ...memslots import Change, ChangeKind, Slot, SlotKey, classify
 from ...units import PAGE_SHIFT, format_size
 from ..protocol import Capability, Counts, Update
 from . import layout as at
@@ -58,7 +58,7 @@ class KvmEngine:
         self.cores = len(os.sched_getaffinity(0))
         self.host = str(self.vm.host)
         self.counts = Counts()
-        self._slots: dict[tuple[int, int], Slot] = {}
+        self._slots: dict[SlotKey, Slot] = {}
         self._lock = Section()
         self._held = 0
         self._retries = False
@@ -79,12 +79,12 @@ class KvmEngine:
 
     def _set_memory_region(self, change: Change) -> ChangeKind:
         """All that can fail is before the kernel is asked; after it, words and dictionaries only."""
-        key, log = (change.as_id, change.slot), change.as_id << 16 | change.slot
+        key = change.key
         old, space = self._slots.get(key), change.as_id << int(SPACE_SHIFT)
         if old is None and change.npages >= _LARGE_PAGES:
             _afford(change)
         logs = not change.deletes and change.as_slot().logs_dirty_pages
-        begins = logs and self.vm.answered.begin(log, change.npages)
+        begins = logs and self.vm.answered.begin(key, change.npages)
         begun = _clock()
         error: BaseException | None = None
         try:
@@ -92,19 +92,20 @@ class KvmEngine:
         except BaseException as raised:
             if isinstance(raised, GuestmemError) or not self._is_done(change):
                 if begins:
-                    self.vm.answered.end(log)
+                    self.vm.answered.end(key)
                 raise
             error = raised
         self.counts.edit_ns += _clock() - begun
         kind = classify(change, old)
-        if old is not None and kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
+        answers = not (change.guest_memfd if old is None else old.guest_memfd)  # what is private is not ours to read
+        if old is not None and answers and kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
             self.vm.map_remove(old.base_gfn << PAGE_SHIFT | space)
-        if kind in {ChangeKind.CREATE, ChangeKind.MOVE}:
+        if answers and kind in {ChangeKind.CREATE, ChangeKind.MOVE}:
             self.vm.map_insert(change.guest_phys_addr | space, change.memory_size, change.userspace_addr, change.flags)
         if kind is ChangeKind.DELETE:
-            self.vm.answered.end(log)
+            self.vm.answered.end(key)
         elif logs or (old is not None and old.logs_dirty_pages):
-            self.vm.map_log(change.guest_phys_addr | space, change.npages, log, logs=logs)
+            self.vm.map_log(change.guest_phys_addr | space, change.npages, key, logs=logs)
         if change.deletes:
             del self._slots[key]
         else:
@@ -114,7 +115,22 @@ class KvmEngine:
         return kind
 
     def _ask_kernel(self, change: Change) -> None:
-        """KVM_SET_USER_MEMORY_REGION; MemslotError if it is refused, and then nothing was done."""
+        """KVM_SET_USER_MEMORY_REGION; MemslotError if it is refused, and then nothing was done.
+
+        ``guest_memfd`` is the VM's file, and one more: 0 is none.
+        """
+        if change.guest_memfd:
+            self.vm.set_user_memory_region2(
+                change.slot,
+                change.guest_phys_addr,
+                change.memory_size,
+                change.userspace_addr,
+                change.flags,
+                change.as_id,
+                guest_memfd=change.guest_memfd - 1,
+                guest_memfd_offset=change.guest_memfd_offset,
+            )
+            return
         self.vm.set_user_memory_region(
             change.slot,
             change.guest_phys_addr,
@@ -132,12 +148,12 @@ class KvmEngine:
         try:
             self._ask_kernel(change)
         except MemslotError as error:
-            return bool(change.deletes and error.errno == errno.EINVAL and (change.as_id, change.slot) in self._slots)
+            return bool(change.deletes and error.errno == errno.EINVAL and change.key in self._slots)
         return True
 
     def slot(self, slot: int, as_id: int = 0) -> Slot | None:
         """The slot that has this id now."""
-        return self._slots.get((as_id, slot))
+        return self._slots.get(SlotKey(as_id, slot))
 
     def slots(self) -> list[Slot]:
         """All slots, by address space and id."""

@@ -317,7 +317,7 @@ class KvmVcpu:
     # -- dirty ring ------------------------------------------------------------------------------------------------
 
     def harvest(self) -> list[tuple[int, int]]:
-        """Take the filled entries of the dirty ring: (slot | as_id << 16, frame in the slot). The VM resets them.
+        """Take the filled entries of the dirty ring: (``SlotKey.word``, frame in the slot). The VM resets them.
 
         Those that answers under exit_retry wrote are among them, any vCPU's.
 

@@ -31,6 +31,7 @@ from ...atomics import peek, poke, wake_all
 from ...compiled import own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from ...interrupts import held
+from ...slot_key import SlotKey
 from . import layout as at
 from .abi import Ioctl
 from .address_map import forget_readonly, map_begin, map_insert, map_log, map_remove, map_words, readonly_gone
@@ -142,7 +143,7 @@ class KvmVm:
 
         The VMM's own map of slots is ``map_insert`` and ``map_remove``: see ``KvmEngine``.
         """
-        region = MemoryRegion(as_id << 16 | slot, flags, guest_phys_addr, memory_size, userspace_addr)
+        region = MemoryRegion(SlotKey(as_id, slot).word, flags, guest_phys_addr, memory_size, userspace_addr)
         self._memory(
             MemoryIoctl.SET_USER_MEMORY_REGION, region.pack(), f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}"
         )
@@ -162,7 +163,7 @@ class KvmVm:
         """KVM_SET_USER_MEMORY_REGION2: the same, and a guest_memfd behind the slot (flag KVM_MEM_GUEST_MEMFD)."""
         self.device.need(MemoryCap.USER_MEMORY2)
         region = MemoryRegion(
-            as_id << 16 | slot,
+            SlotKey(as_id, slot).word,
             flags,
             guest_phys_addr,
             memory_size,
@@ -229,8 +230,8 @@ class KvmVm:
         """The slot that begins at ``gpa`` answers nothing any more."""
         map_remove(self.map, gpa)
 
-    def map_log(self, gpa: int, npages: int, key: int, *, logs: bool) -> None:
-        """Whether the slot at ``gpa``, whose ``key`` is id | as_id << 16, logs. Only when ``map_insert`` may be."""
+    def map_log(self, gpa: int, npages: int, key: SlotKey, *, logs: bool) -> None:
+        """Whether the slot at ``gpa``, of this ``key``, logs. Only when ``map_insert`` may be."""
         if logs:
             self.answered.begin(key, npages)
         map_log(self.map, gpa, self.answered.address(key) if logs else 0)
@@ -240,7 +241,7 @@ class KvmVm:
     def get_dirty_log(self, slot: int, npages: int, as_id: int = 0) -> bytes:
         """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared."""
         bitmap = ctypes.create_string_buffer((npages + 63) // 64 * 8)
-        argument = DirtyLog(as_id << 16 | slot, dirty_bitmap=ctypes.addressof(bitmap)).pack()
+        argument = DirtyLog(SlotKey(as_id, slot).word, dirty_bitmap=ctypes.addressof(bitmap)).pack()
         self._memory(MemoryIoctl.GET_DIRTY_LOG, argument, f"slot {slot}")
         return bitmap.raw
 
@@ -249,7 +250,7 @@ class KvmVm:
         if len(bitmap) < (num_pages + 63) // 64 * 8:
             raise UsageError(f"bitmap: {len(bitmap)} bytes; {num_pages} pages need {(num_pages + 63) // 64 * 8}")
         held = ctypes.create_string_buffer(bitmap, len(bitmap) or 1)
-        argument = ClearDirtyLog(as_id << 16 | slot, num_pages, first_page, ctypes.addressof(held)).pack()
+        argument = ClearDirtyLog(SlotKey(as_id, slot).word, num_pages, first_page, ctypes.addressof(held)).pack()
         self._memory(MemoryIoctl.CLEAR_DIRTY_LOG, argument, f"slot {slot}")
 
     def reset_dirty_rings(self) -> int:

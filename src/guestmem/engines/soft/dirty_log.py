@@ -16,7 +16,7 @@ from ...atomics import load_relaxed
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...dirty.bitmap import DirtyBitmap, bitmap_clear, bitmap_take
 from ...errors import InvariantError, MemslotError, UsageError
-from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind, Slot
+from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind, Slot, SlotKey
 from ...memslots.set import Memslots
 from ...stage2 import layout
 from ...stage2.free_list import cache_topup
@@ -194,7 +194,7 @@ class DirtyLogs:
         self.initially_set = how.initially_set
         self.enabled = stage2 is not None
         """False: slots that log get no bitmap (a VM with dirty rings)."""
-        self._bitmaps: dict[int, DirtyBitmap] = {}
+        self._bitmaps: dict[SlotKey, DirtyBitmap] = {}
         self._retired: list[DirtyBitmap] = []
         """Of slots that are gone; a vCPU that looked before may still mark in them until the grace period is over."""
 
@@ -202,7 +202,7 @@ class DirtyLogs:
 
     def concerns(self, change: Change) -> bool:
         """Whether a change is of a slot that logs before or after it. O(1)."""
-        return bool(change.flags & KVM_MEM_LOG_DIRTY_PAGES or (change.as_id << 16 | change.slot) in self._bitmaps)
+        return bool(change.flags & KVM_MEM_LOG_DIRTY_PAGES or change.key in self._bitmaps)
 
     def attach(self, staged: list[tuple[Change, ChangeKind]]) -> None:
         """Before a set is published: every slot that was staged and logs gets its bitmap, new or the one it had.
@@ -215,7 +215,7 @@ class DirtyLogs:
         for change, kind in staged:
             if kind is ChangeKind.NOTHING:
                 continue
-            key = change.as_id << 16 | change.slot
+            key = change.key
             logs = self.enabled and not change.deletes and change.flags & KVM_MEM_LOG_DIRTY_PAGES
             old = self._bitmaps.pop(key, None)
             bitmap = old if alone and kind in {ChangeKind.MOVE, ChangeKind.FLAGS_ONLY} else None
@@ -231,12 +231,12 @@ class DirtyLogs:
         """The bitmap that a change by itself leaves its slot with: the one it had, a new one, or none."""
         if not (self.enabled and change.flags & KVM_MEM_LOG_DIRTY_PAGES and not change.deletes):
             return None
-        old = self._bitmaps.get(change.as_id << 16 | change.slot)
+        old = self._bitmaps.get(change.key)
         return DirtyBitmap(change.npages, ones=self.initially_set) if old is None else old
 
     def carried_out(self, change: Change, bitmap: DirtyBitmap | None) -> None:
         """``bitmap`` is that of the change's slot from now on; no vCPU is left that looked before."""
-        key = change.as_id << 16 | change.slot
+        key = change.key
         if bitmap is not None:
             self._bitmaps[key] = bitmap
         else:
@@ -245,7 +245,7 @@ class DirtyLogs:
     def attach_all(self) -> None:
         """Before vCPUs run: every slot that logs has its bitmap, whoever made it log."""
         for key, bitmap in self._bitmaps.items():
-            attach_now(self._memslots.words, key >> 16, key & 0xFFFF, bitmap.address)
+            attach_now(self._memslots.words, key.as_id, key.slot, bitmap.address)
 
     def settled(self) -> None:
         """No vCPU is left that looked before: bitmaps of slots that are gone may go."""
@@ -287,7 +287,7 @@ class DirtyLogs:
 
     def bitmap(self, slot: int, as_id: int = 0) -> DirtyBitmap | None:
         """The bitmap that vCPUs mark for a slot, or None. O(1)."""
-        return self._bitmaps.get(as_id << 16 | slot)
+        return self._bitmaps.get(SlotKey(as_id, slot))
 
     def _logged(self, slot: int, as_id: int) -> tuple[Slot, DirtyBitmap, Stage2]:
         found, bitmap = self._memslots.by_id(slot, as_id), self.bitmap(slot, as_id)
@@ -344,11 +344,11 @@ class DirtyLogs:
             return
         shift = self._stage2.format.geometry
         for key, bitmap in self._bitmaps.items():
-            slot = self._memslots.by_id(key & 0xFFFF, key >> 16)
+            slot = self._memslots.by_id(key.slot, key.as_id)
             if slot is None:
-                raise InvariantError(f"dirty log: slot {key & 0xFFFF} is gone, its bitmap is not")
+                raise InvariantError(f"dirty log: slot {key.slot} is gone, its bitmap is not")
             bitmap.check()
-            table = self._stage2.tables[key >> 16]
+            table = self._stage2.tables[key.as_id]
             shape = table.shape
             mask, granted = (int(shape[int(word)]) for word in (layout.WRITE_MASK, layout.WRITE_GRANTED))
             dirty = bitmap.array()

@@ -14,22 +14,30 @@ from ...atomics import load_relaxed, store_relaxed
 from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind
-from ...memslots.edit import FLAGS_ONLY
-from ...memslots.layout import BASE_GFN, DIRTY_BITMAP, EDITED, NPAGES, OTHER, PHASE, RECORD_SHIFT, TABLE, active_set
+from ...memslots.changes import KINDS
+from ...memslots.edit import DELETE, FLAGS_ONLY, MOVE, NOTHING
+from ...memslots.layout import (
+    ASKED_SLOT,
+    BASE_GFN,
+    DIRTY_BITMAP,
+    EDITED,
+    NPAGES,
+    OTHER,
+    PHASE,
+    RECORD_SHIFT,
+    TABLE,
+    active_set,
+)
 from ...memslots.phases import (
-    DELETE,
     FIRST_REASON,
-    MOVE,
-    NOTHING,
     SETTLED,
     bring,
     open_change,
     publish,
     settle,
-    stage,
+    stage_asked,
 )
 from ...memslots.refusal import refusal
-from ...memslots.update import KINDS
 from ...patience import GAVE_UP, deadline
 from ...rcu.srcu import srcu_start, srcu_wait_for
 from .requests import request_all, wake_retries
@@ -103,16 +111,9 @@ def begin_region(
     desk: Own,
     srcu: Words,
     took: Own,
-    as_id: U64,
-    id_: U64,
-    gfn: U64,
-    npages: U64,
-    hva: U64,
-    flags: U64,
-    ids: U64,
     bitmap: U64,
 ) -> U64:
-    """A change up to its first swap: all of a CREATE or FLAGS_ONLY, the INVALID mark of a DELETE or MOVE.
+    """The change that the desk asks for, up to its first swap: all of a CREATE or FLAGS_ONLY, else the INVALID mark.
 
     Its kind, or the reason why not; with GAVE_UP if the swap is to be finished. ``bitmap``: address of the slot's dirty
     bitmap from now on, 0 for none.
@@ -122,15 +123,15 @@ def begin_region(
         took[word] = u64(0)
         word += _ONE
     begun = now()
-    kind = open_change(memslots, desk, as_id, id_, gfn, npages, hva, flags, ids, False)
+    kind = open_change(memslots, desk, False)
     if kind >= NOTHING:
         return kind
     if DELETE <= kind <= MOVE:
-        record = load_relaxed(memslots, load_relaxed(memslots, desk[OTHER] + TABLE) + id_) << RECORD_SHIFT
+        record = load_relaxed(memslots, load_relaxed(memslots, desk[OTHER] + TABLE) + desk[ASKED_SLOT]) << RECORD_SHIFT
         took[START_GFN] = load_relaxed(memslots, record + BASE_GFN)
         took[END_GFN] = took[START_GFN] + load_relaxed(memslots, record + NPAGES)
     elif bitmap != 0:
-        attach(memslots, desk, id_, bitmap)
+        attach(memslots, desk, desk[ASKED_SLOT], bitmap)
     took[EDIT_NS] += now() - begun
     if not _swap(vm, vcpus, targets, memslots, desk, srcu, took):
         return kind | GAVE_UP
@@ -146,20 +147,13 @@ def end_region(
     desk: Own,
     srcu: Words,
     took: Own,
-    as_id: U64,
-    id_: U64,
-    gfn: U64,
-    npages: U64,
-    hva: U64,
-    flags: U64,
-    ids: U64,
     bitmap: U64,
 ) -> bool:
     """The second half of a DELETE or MOVE, after the zap; False if its swap is to be finished."""
     begun = now()
-    stage(memslots, desk, as_id, id_, gfn, npages, hva, flags, ids)
+    stage_asked(memslots, desk)
     if bitmap != 0:
-        attach(memslots, desk, id_, bitmap)
+        attach(memslots, desk, desk[ASKED_SLOT], bitmap)
     took[EDIT_NS] += now() - begun
     return _swap(vm, vcpus, targets, memslots, desk, srcu, took)
 
@@ -183,16 +177,14 @@ def set_memory_region(engine: SoftEngine, change: Change) -> ChangeKind:
 
 def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
     memslots, counts = engine.memslots, engine.counts
-    slot, gfn, npages, hva, flags, as_id = change
-    if (slot | gfn | npages | hva | flags) >> 64:
-        raise refusal(memslots, 0, change, 0)
+    memslots.ask(change)
     dirty = engine.dirty
-    logged = flags & KVM_MEM_LOG_DIRTY_PAGES or dirty.concerns(change)
+    logged = change.flags & KVM_MEM_LOG_DIRTY_PAGES or dirty.concerns(change)
     bitmap = dirty.bitmap_after(change) if logged else None
     words = engine.region_words()
     took = words[-1]
-    fields = (as_id, slot, gfn, npages, hva, flags, memslots.max_slots, 0 if bitmap is None else bitmap.address)
-    kind = int(begin_region(*words, *fields))
+    address = 0 if bitmap is None else bitmap.address
+    kind = int(begin_region(*words, address))
     if kind & _GAVE_UP:
         kind -= _GAVE_UP
         _wait(engine)
@@ -202,8 +194,8 @@ def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
         return ChangeKind.NOTHING
     swaps = 1
     if _DELETE <= kind <= _MOVE:
-        engine.flush_shadow(as_id, ((int(took[START_GFN]), int(took[END_GFN])),), ())
-        if not end_region(*words, *fields):
+        engine.flush_shadow(change.as_id, ((int(took[START_GFN]), int(took[END_GFN])),), ())
+        if not end_region(*words, address):
             _wait(engine)
         swaps = 2
     if logged:
