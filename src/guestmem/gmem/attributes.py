@@ -45,7 +45,7 @@ class Attributes(States):
                         raise in_use(int(inode.found[0]))  # noqa: TRY301 - the lock is given back below
                 with inode.invalidation(first, last, "shared" if private else "private"):
                     if not private:
-                        inode.ungroup(first, last)
+                        inode.prepare_shared(first, last)
                     inode.states.store(first, last + 1, value, reserved=True)
                     if private:
                         inode.regroup(first, last)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,8 @@ class Inode:
             poke(self.words, int(place), value)
         self.files: list[GuestMemfd] = []
         self.pins: set[Pin] = set()
+        self.on_shared: Callable[[int, int], None] | None = None
+        """What the platform does to the bytes of pages that are about to be shared; nothing: they stay."""
         self.python_host = threading.Lock()
         """Python's threads share one place among those who access the mapping."""
         self.mappings = 0
@@ -142,10 +144,12 @@ class Inode:
             for page in self.poisoned(first, last):
                 window.bar(page * PAGE_SIZE, (page + 1) * PAGE_SIZE)
 
-    def ungroup(self, first: int, last: int) -> None:
-        """Split huge folios that pages [first, last] touch: no huge folio has a shared page."""
+    def prepare_shared(self, first: int, last: int) -> None:
+        """Split huge folios that pages [first, last] touch, and call ``on_shared``: nobody has them mapped now."""
         if self.order:
             folios_split(self.words, first, last)
+        if self.on_shared is not None:
+            self.on_shared(first, last)
 
     def regroup(self, first: int, last: int) -> None:
         """Join pages to huge folios where a block around [first, last] has no shared page any more."""

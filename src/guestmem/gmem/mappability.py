@@ -51,7 +51,7 @@ class Mappability(States):
         try:
             with room_for(inode, first), inode.invalidation(first, last, "both"):
                 self._forget(inode, first, last)
-                inode.ungroup(first, last)
+                inode.prepare_shared(first, last)
                 inode.states.store(first, last + 1, ALL_MAPPABLE, reserved=True)
                 inode.window_follows(first, last)
         except BaseException:

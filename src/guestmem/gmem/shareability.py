@@ -44,7 +44,7 @@ class Shareability(States):
                         inode.window_follows(first, last)
                         raise in_use(int(inode.found[0]))  # noqa: TRY301 - the lock is given back below
                 else:
-                    inode.ungroup(first, last)
+                    inode.prepare_shared(first, last)
                 inode.states.store(first, last + 1, value, reserved=True)
                 if private:
                     inode.regroup(first, last)

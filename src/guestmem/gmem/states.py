@@ -46,8 +46,8 @@ class InodeOfStates(Protocol):
     def regroup(self, first: int, last: int) -> None:
         """Split or join huge folios around pages [first, last], as their states now are."""
 
-    def ungroup(self, first: int, last: int) -> None:
-        """Split huge folios that pages [first, last] touch."""
+    def prepare_shared(self, first: int, last: int) -> None:
+        """Pages [first, last] are about to be shared: split huge folios, and do to bytes what the platform does."""
 
 
 class States:

@@ -1,0 +1,105 @@
+"""A vCPU's stage-2 fault on memory of a guest_memfd: from a private or shared access to a leaf, or to an exit.
+
+In the order of ``gmem_abort()``, Linux ``arch/arm64/kvm/mmu.c``, and ``kvm_mmu_faultin_pfn_gmem()``,
+``arch/x86/kvm/mmu/mmu.c``: table pages before any lock; the invalidation sequence; the page, with its state, under the
+file's lock; the table's lock for reading; whether an invalidation ran meanwhile; the leaf. Whoever changes a state
+holds the file's lock and an invalidation of the range, so a leaf made from the old state is either zapped or not made.
+
+A shared access goes by an input address of its own, as with the SHARED bit of TDX: both kinds of one frame have leaves
+of their own, and a conversion zaps those of the old kind.
+"""
+
+from __future__ import annotations
+
+from ...atomics import load_relaxed
+from ...compiled import U64, Own, Words, compiled, const, u64
+from ...gmem.fault import guest_fault
+from ...gmem.invalidate_lock import read_lock as gmem_read_lock
+from ...gmem.invalidate_lock import read_unlock as gmem_read_unlock
+from ...gmem.layout import OK, WRONG_KIND
+from ...ranges.lookup import ranges_load
+from ...stage2.discipline import reclaim_tables
+from ...stage2.layout import EBUSY, ENOMEM, IPA_END, LAST_LEVEL, LOCK_BASE, SHARED, VCPUS, WALKER
+from ...stage2.locked import refill
+from ...stage2.map import map_range
+from ...stage2.retry import invalidate_seq, must_retry
+from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
+from ...stage2.zap import zap
+
+__all__ = ["gmem_abort"]
+
+_ZERO, _ONE = const(0), const(1)
+_PAGE_SHIFT = const(12)
+_HUGE_ORDER = const(9)
+_HUGE_PAGES = const(512)
+_PRIVATE = const(8)
+
+
+@compiled(nogil=True)
+def gmem_abort(
+    inode: Words,
+    states: Words,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    gfn: U64,
+    private: bool,
+    shared_bit: U64,
+    userspace: U64,
+    attributes: U64,
+    out: Own,
+) -> U64:
+    """Handle a fault of frame ``gfn``, page ``gfn`` of the file, outside the guest; a status of ``gmem.layout``.
+
+    OK: the leaf is there, or an invalidation ran meanwhile: enter and try again. WRONG_KIND, BARRED: the exit
+    KVM_EXIT_MEMORY_FAULT. ``userspace``: where shared memory is, if not in the file (then states are the VM's); 0 else.
+    """
+    if refill(shape, pool, pages, mmu, desk) != OK:
+        zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
+        return OK
+    seq = invalidate_seq(mmu)
+    status = OK
+    if userspace != 0 and not private:
+        gmem_read_lock(inode)
+        state = ranges_load(states, gfn)
+        gmem_read_unlock(inode)
+        if state & _PRIVATE != 0:
+            return WRONG_KIND
+        out[0] = userspace + (gfn << _PAGE_SHIFT)
+        out[1] = u64(0)
+    else:
+        status = guest_fault(inode, states, gfn, private, True, out)
+    if status != OK:
+        return status
+    level = shape[LAST_LEVEL]
+    count = _ONE
+    first = gfn
+    address = out[0]
+    if out[1] >= _HUGE_ORDER:
+        within = gfn & (_HUGE_PAGES - _ONE)
+        if (address - (within << _PAGE_SHIFT)) & ((_HUGE_PAGES << _PAGE_SHIFT) - _ONE) == 0:
+            level -= _ONE
+            count = _HUGE_PAGES
+            first = gfn - within
+            address -= within << _PAGE_SHIFT
+    ipa = first << _PAGE_SHIFT
+    if not private:
+        ipa |= shared_bit
+    size = count << _PAGE_SHIFT
+    lock = load_relaxed(mmu, LOCK_BASE)
+    read_lock(mmu, lock, desk[WALKER])
+    if must_retry(mmu, seq, ipa, ipa + size):
+        read_unlock(mmu, lock, desk[WALKER])
+        return OK
+    mapped = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, SHARED)
+    read_unlock(mmu, lock, desk[WALKER])
+    if mapped == EBUSY:
+        write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
+        if not must_retry(mmu, seq, ipa, ipa + size):
+            mapped = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, _ZERO)
+        write_unlock(mmu, lock)
+    if mapped == ENOMEM:
+        reclaim_tables(shape, pool, pages, mmu, desk, True)
+    return OK
