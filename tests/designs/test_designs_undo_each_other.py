@@ -7,7 +7,12 @@ import pytest
 from guestmem.designs import DESIGNS, find
 from guestmem.engines import Capability, Counts
 
-ANSWERS = {"sequential_answered": (True, False), "exit_retry": (False, True)}
+ANSWERS = {
+    "sequential_answered": (True, False),
+    "exit_retry": (False, True),
+    "mmio_retry": (False, True),
+    "user_exit": (False, True),
+}
 """What a design has on afterwards: MMIO answered, exits retried. All others: nothing."""
 
 
@@ -20,15 +25,15 @@ class Switches:
 
     def __init__(self) -> None:
         self.counts = Counts()
-        self.answers = self.retries = False
+        self.answers = self.retries = self.fetches_only = False
         self.calls: list[tuple[str, bool]] = []
 
     def answer_mmio(self, answer: bool) -> None:
         self.answers = answer
         self.calls.append(("answer_mmio", answer))
 
-    def retry_exits(self, retry: bool) -> None:
-        self.retries = retry
+    def retry_exits(self, retry: bool, *, fetches_only: bool = False) -> None:
+        self.retries, self.fetches_only = retry, fetches_only
         self.calls.append(("retry_exits", retry))
 
 
@@ -40,6 +45,7 @@ def test_the_last_one_decides(first: str, then: str) -> None:
     assert (engine.answers, engine.retries) == ANSWERS[first]
     find(then).prepare(engine)  # type: ignore[arg-type] # as above
     assert (engine.answers, engine.retries) == ANSWERS.get(then, (False, False))
+    assert engine.fetches_only == (then == "mmio_retry")
 
 
 def test_what_a_design_needs_is_never_off_for_a_moment() -> None:

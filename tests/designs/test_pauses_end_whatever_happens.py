@@ -12,7 +12,7 @@ from guestmem.engines.soft import layout as at
 from guestmem.errors import MemslotError
 from soft_guest import Guest
 
-PAUSES = {"pause": 1, "pause_if_overlap": 1}
+PAUSES = {"pause": 1, "pause_if_overlap": 1, "kick_all": 1}
 
 
 @pytest.mark.parametrize("name", [design.name for design in DESIGNS if not design.needs & ~SoftEngine.capabilities])

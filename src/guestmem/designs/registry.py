@@ -63,7 +63,13 @@ DESIGNS = (
     Design("pause", "stop all vCPUs, then sequential"),
     Design("pause_if_overlap", "stop them only if a removed range overlaps an added one: QEMU since 8.0"),
     Design("exit_retry", "nobody is stopped; exits that fall into the update are carried out after it"),
+    Design("mmio_retry", "a fetch that fails in the update is run again after it; data accesses are not"),
     Design("batch", "invalidate all, swap, apply all, swap: the 2022 RFC"),
+    Design("user_exit", "what goes is flagged: who touches it exits, and is held until all is applied"),
+    Design("kick_all", "block all vCPUs in the kernel, apply all as one batch, let them go on"),
+    Design("replace_all", "all slots are replaced by a new list: every translation goes"),
+    Design("primitives", "split, merge, grow, truncate, toggle read-only in one call each; else sequential"),
+    Design("resize_notify", "a slot is resized in place; else sequential"),
     Design("atomic", "one instant for all changes; only vCPUs that touch them wait"),
     Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True),
 )

@@ -33,6 +33,8 @@ class Capability(enum.Flag):
     """Several changes as phases of one update: stage, invalidate, swap, stall, publish."""
     RETRY_EXITS = enum.auto()
     """Exits that fall into an update wait for its end and are carried out then."""
+    RETRY_FETCHES = enum.auto()
+    """The same for failed fetches alone."""
 
 
 @dataclass(slots=True)
@@ -140,8 +142,11 @@ class Engine(Protocol):
     def answer_mmio(self, answer: bool) -> None:
         """Whether MMIO in a hole is answered from the memory behind it."""
 
-    def retry_exits(self, retry: bool) -> None:
-        """Whether exits that fall into ``exits_held()`` wait for its end, and are carried out then."""
+    def retry_exits(self, retry: bool, *, fetches_only: bool = False) -> None:
+        """Whether exits that fall into ``exits_held()`` wait for its end, and are carried out then.
+
+        ``fetches_only``: those of failed fetches alone (Capability.RETRY_FETCHES).
+        """
 
     def exits_held(self) -> AbstractContextManager[None]:
         """An update goes on; vCPUs run, and only exits wait (if ``retry_exits``)."""

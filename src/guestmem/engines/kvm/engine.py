@@ -184,8 +184,10 @@ class KvmEngine:
         """Whether MMIO in a hole is answered at once from the memory behind it (a load guest's; else by the caller)."""
         self._set_holes(at.ANSWER, answer)
 
-    def retry_exits(self, retry: bool) -> None:
+    def retry_exits(self, retry: bool, *, fetches_only: bool = False) -> None:
         """Whether exits that fall into ``exits_held()`` wait for its end and are answered from what is there then."""
+        if fetches_only:
+            raise CapabilityError("engine kvm: it holds all exits that fall into an update, not those of fetches alone")
         self._set_holes(at.RETRY, retry)
 
     def _set_holes(self, what: int, on: bool) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "SAW_HOLE",
     "SAW_READONLY",
     "WRITE",
+    "is_held",
     "kind_of",
     "left_out",
     "meet_hole",
@@ -139,6 +140,12 @@ def meet_hole(vm: Words, own: Own, kind: U64, must: bool, behind: U64) -> U64:
     else:
         own[at.HOLES_READ + kind] += _ONE
     return SAW_HOLE
+
+
+@compiled
+def is_held(vm: Words, kind: U64) -> bool:
+    """Whether an exit of this kind that falls into an update waits for its end."""
+    return kind == FETCH or load_relaxed(vm, at.FETCHES_ONLY) == 0
 
 
 @compiled

@@ -67,6 +67,7 @@ class SoftEngine(VcpuThreads):
         | Capability.ANSWER_MMIO
         | Capability.UPDATE
         | Capability.RETRY_EXITS
+        | Capability.RETRY_FETCHES
     )
     entries_at_once = ENTRIES_MAX
     host = ""
@@ -167,9 +168,10 @@ class SoftEngine(VcpuThreads):
         """Whether the VMM answers data accesses in a hole from the memory behind it."""
         poke(self._vm, int(at.ANSWERS), int(answer))
 
-    def retry_exits(self, retry: bool) -> None:
+    def retry_exits(self, retry: bool, *, fetches_only: bool = False) -> None:
         """Whether accesses that find a hole during ``exits_held()`` wait for its end and are made again."""
         self._retries = retry
+        poke(self._vm, int(at.FETCHES_ONLY), int(fetches_only))
 
     @contextmanager
     def exits_held(self) -> Iterator[None]:

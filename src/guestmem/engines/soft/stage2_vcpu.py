@@ -19,6 +19,7 @@ from .accesses import (
     SAW_HOLE,
     SAW_READONLY,
     WRITE,
+    is_held,
     kind_of,
     left_out,
     meet_hole,
@@ -114,7 +115,7 @@ def stage2_exit(
         own[at.READONLY_WRITES] += _ONE
         came_to = u64(3)
         inside = True
-    elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
+    elif (updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates) and is_held(vm, kind):
         running = wait_out_update(vm, load, own, vcpu)
     else:
         came_to = u64(2)

@@ -21,6 +21,7 @@ from .accesses import (
     SAW_HOLE,
     SAW_READONLY,
     WRITE,
+    is_held,
     kind_of,
     left_out,
     meet_hole,
@@ -306,7 +307,7 @@ def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu:
             own[at.READONLY_WRITES] += _ONE
             saw = SAW_READONLY
             break
-        elif updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates:
+        elif (updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates) and is_held(vm, kind):
             running = wait_out_update(vm, load, own, vcpu)
         else:
             saw = meet_hole(vm, own, kind, flags & load_words.MUST != 0, behind)
