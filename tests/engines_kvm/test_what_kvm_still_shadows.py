@@ -7,38 +7,17 @@ access of the guest's 64-bit user code is native. Seen by KVM's own count of emu
 
 from __future__ import annotations
 
-import fcntl
-import os
-import struct
-
 import pytest
 
 from guestmem.engines.kvm import identity_tables, user_mode
 from guestmem.memslots import Change
-from kvm_window import RESTLESS, TABLES, Window, died
+from kvm_window import RESTLESS, TABLES, Window, died, emulated
 
 pytestmark = pytest.mark.compiled_only
-GET_STATS_FD = 0xAECE
 OLD_TABLES = RESTLESS + 0x6000
 UPPER = OLD_TABLES + 0x2800  # an entry of a table above the last level: KVM protects these from writes
 INC = bytes.fromhex("48ff03")  # inc qword ptr [rbx]
 NOP = bytes.fromhex("90")
-
-
-def emulated(guest: Window) -> int:
-    """KVM's vCPU statistic insn_emulation."""
-    fd = fcntl.ioctl(guest.vcpu.fd, GET_STATS_FD, 0)
-    try:
-        header = os.pread(fd, 24, 0)
-        _, name_size, count, _, descriptors, data = struct.unpack("<6I", header)
-        for number in range(count):
-            place = descriptors + number * (16 + name_size)
-            _, _, _, offset, _ = struct.unpack("<IhHII", os.pread(fd, 16, place))
-            if os.pread(fd, name_size, place + 16).rstrip(b"\0") == b"insn_emulation":
-                return int(struct.unpack("<Q", os.pread(fd, 8, data + offset))[0])
-    finally:
-        os.close(fd)
-    pytest.skip("this kernel does not count emulated instructions")
 
 
 def with_old_tables(guest: Window) -> None:

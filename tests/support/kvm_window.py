@@ -7,11 +7,15 @@ guest is in user mode; its code ends with a jump into nothing, whose exit leaves
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
+import os
 import struct
 import threading
 import time
 from typing import NamedTuple
+
+import pytest
 
 from guestmem.engines.kvm import Exit, InternalError, KvmEngine, identity_tables, user_mode
 from guestmem.engines.kvm import layout as at
@@ -19,13 +23,27 @@ from guestmem.errors import GuestmemError
 from guestmem.memslots import Change
 from guestmem.units import PAGE_SHIFT
 
-__all__ = ["AFTER", "CODE", "DEVICE", "END", "NOWHERE", "PRIVATE", "REGISTERS", "RESTLESS", "State", "Window", "died"]
+__all__ = [
+    "AFTER",
+    "CODE",
+    "DEVICE",
+    "END",
+    "NOWHERE",
+    "PRIVATE",
+    "REGISTERS",
+    "RESTLESS",
+    "State",
+    "Window",
+    "died",
+    "emulated",
+]
 
 SIZE = 0x40000
 CODE, TABLES, PRIVATE = 0x1000, 0x8000, 0xF000
 BEFORE, RESTLESS, AFTER = 0x1F000, 0x20000, 0x30000
 ZEROES = 0x25000
 DEVICE, NOWHERE = 0x38000, 0x40000
+_GET_STATS_FD = 0xAECE
 _PATTERN = bytearray(place * 37 % 251 for place in range(SIZE))
 _PATTERN[ZEROES : ZEROES + 0x1000] = bytes(0x1000)
 END = bytes.fromhex("41ffe5")
@@ -160,3 +178,36 @@ class Window:
 def died(exit_: Exit) -> bool:
     """Whether it is the jump into nothing."""
     return isinstance(exit_, InternalError) and exit_.suberror == 1
+
+
+class Emulated:
+    """KVM's vCPU statistic insn_emulation, which can be read while the vCPU is in KVM_RUN."""
+
+    def __init__(self, guest: Window) -> None:
+        self._fd = fcntl.ioctl(guest.vcpu.fd, _GET_STATS_FD, 0)  # waits for a KVM_RUN
+        _, name_size, count, _, descriptors, data = struct.unpack("<6I", os.pread(self._fd, 24, 0))
+        for number in range(count):
+            place = descriptors + number * (16 + name_size)
+            _, _, _, offset, _ = struct.unpack("<IhHII", os.pread(self._fd, 16, place))
+            if os.pread(self._fd, name_size, place + 16).rstrip(b"\0") == b"insn_emulation":
+                self._place = data + offset
+                return
+        self.close()
+        pytest.skip("this kernel does not count emulated instructions")
+
+    def count(self) -> int:
+        """Instructions so far."""
+        return int(struct.unpack("<Q", os.pread(self._fd, 8, self._place))[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def emulated(guest: Window) -> int:
+    """How many instructions KVM has emulated for a vCPU that does not run."""
+    counter = Emulated(guest)
+    try:
+        return counter.count()
+    finally:
+        counter.close()

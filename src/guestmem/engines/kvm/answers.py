@@ -23,7 +23,8 @@ from . import layout as at
 from .abi import RUN_EXIT_REASON, RUN_FLAGS, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
 from .address_map import MAP_HOST, SPACE_SHIFT, map_find, map_readonly, was_readonly
 from .fragments import land, load_fragment, store_fragment
-from .instructions import is_refused
+from .instruction_bytes import set_registers
+from .instructions import AGAIN, REFUSED, verdict
 from .kicks import leave
 from .stalls import begin_stall, end_stall
 from .update_lock import give_shared, try_shared, updates_since, wait_out_update
@@ -103,6 +104,15 @@ def keep_turn(vm: Words, own: Own) -> U64:
 
 
 @compiled
+def refused(own: Own) -> U64:
+    """The exit is kept, and the vCPU stops: FAILED."""
+    own[at.REFUSED] += _ONE
+    own[at.PENDING] = _ONE
+    own[at.ERRNO] = _EOPNOTSUPP
+    return at.FAILED
+
+
+@compiled
 def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -> U64:
     """Answer an MMIO exit from the slots that are there now and complete its instruction.
 
@@ -121,7 +131,7 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -
     own[at.STAGED] = u64(0)
     own[at.AHEAD] = u64(0)
     expected = u64(0)  # where a fragment would go on that the last one left at the end of a page
-    first = own[at.DEVICE] == 0
+    again = own[at.KNOWN] == AGAIN
     while True:
         gpa = host_load(run + RUN_PHYS_ADDR)
         what = host_load(run + RUN_LENGTH)
@@ -131,23 +141,26 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -
             own[at.CROSSINGS] += _ONE
         place = gpa | ((host_load16(run + RUN_FLAGS) & _ONE) << SPACE_SHIFT)
         entry = map_find(entries, place)
+        if again and (entry == 0 or writes):  # half of it is a device's: it cannot be undone
+            status = refused(own)
+            break
         if entry == 0 or (writes and not is_writable(entries, own, entry, place)):
             left_to_device(own, place, size, writes)
             status = at.EXIT
             break
         host = load_relaxed(entries, entry + MAP_HOST) + (place - load_relaxed(entries, entry))
-        if first and is_refused(entries, own, gpa, size, writes):
-            own[at.REFUSED] += _ONE
-            own[at.PENDING] = _ONE
-            own[at.ERRNO] = _EOPNOTSUPP
-            status = at.FAILED
-            break
-        first = False
+        if own[at.KNOWN] == 0:
+            said = verdict(entries, own, gpa, size, writes)
+            if said == REFUSED:
+                status = refused(own)
+                break
+            again = said == AGAIN
         if not host_may_access(host, writes):  # KVM_RUN says the same where it meets such memory itself
             own[at.PENDING] = _ONE
             own[at.ERRNO] = _EFAULT
             status = at.FAILED
             break
+        own[at.KNOWN] = AGAIN if again else _ONE
         if writes:
             store_fragment(entries, own, entry, place, host, size)
         else:
@@ -160,6 +173,8 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -
         if status != NEXT_FRAGMENT:
             break
     land(entries, own)
+    if again and status == at.GO_ON and set_registers(own):
+        own[at.AGAIN] += _ONE  # KVM has dropped a fault that the emulator found, too
     host_store(run, u64(0))
     leave(vm, vcpu, at.OUTSIDE)
     give_shared(vm)
@@ -197,8 +212,10 @@ def complete(own: Own) -> U64:
         if host_load32(run + RUN_EXIT_REASON) == MMIO:
             return NEXT_FRAGMENT
         own[at.DEVICE] = u64(0)
+        own[at.KNOWN] = u64(0)
         return at.EXIT
     own[at.DEVICE] = u64(0)
+    own[at.KNOWN] = u64(0)
     if error == EINTR:
         return at.GO_ON
     own[at.ERRNO] = error

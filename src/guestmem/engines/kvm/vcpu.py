@@ -31,6 +31,9 @@ from .abi import (
 )
 from .answers import finish_pending
 from .exits import Exit, Io, Mmio, decode
+from .instruction_bytes import BEHIND
+from .instruction_bytes import REGS as REGS_PLACE
+from .instruction_list import address_of_list
 from .run_loop import claim, vcpu_run, vcpu_run_for
 from .x86.registers import EVENTS_BYTES, REG_NAMES, REGS, SREGS_BYTES, XCRS, X86Ioctl
 from .zones import has_local_apic
@@ -42,6 +45,8 @@ __all__ = ["KvmVcpu"]
 
 _UNTAKEN = int(at.UNTAKEN)
 _RUN_DATA = 40
+_IS_WRITE = 52
+_MOST_BYTES = 15
 _IMMEDIATE_EXIT = 1
 _SETS = (X86Ioctl.SET_REGS, X86Ioctl.SET_SREGS)
 _FRAGMENTS = 4096
@@ -64,6 +69,7 @@ class KvmVcpu:
         self.words = own(at.OWN_WORDS)
         self.words[int(at.FD)] = self.fd
         self.words[int(at.RUN)] = ctypes.addressof(self._view)
+        self.words[int(at.LISTED)] = address_of_list()
         self._base = int(at.VCPUS) + int(at.VCPU) * index
         poke(vm.words, self._base + int(at.RUN_PAGE), ctypes.addressof(self._view))
 
@@ -255,7 +261,7 @@ class KvmVcpu:
                     raise MemslotError(error.errno or 0, f"vCPU {self.index}: KVM_RUN") from None
             finally:
                 self._run[_IMMEDIATE_EXIT] = 0
-                for word in (at.DEVICE, at.PENDING, at.UNTAKEN):
+                for word in (at.DEVICE, at.KNOWN, at.PENDING, at.UNTAKEN):
                     self.words[int(word)] = 0
                 self.release()
 
@@ -276,15 +282,25 @@ class KvmVcpu:
         number = int(self.words[int(at.ERRNO)])
         if number == errno.EOPNOTSUPP and self.words[int(at.PENDING)]:
             error = GuestmemError(
-                f"vCPU {self.index}: what an update changes was met by a far call, lzcnt, tzcnt, pushf, popf, 16-bit "
-                "enter or a store of a segment register: KVM emulates these otherwise than the processor carries them "
-                "out, so the guest cannot go on (docs/exit-retry.md)"
+                f"vCPU {self.index}: what an update changes was met by an instruction that is not on the list of those "
+                f"which KVM emulates as the processor carries them out: {self._met()}; the guest cannot go on "
+                "(docs/exit-retry.md)"
             )
             error.errno = number
             return error
         error = GuestmemError(f"vCPU {self.index}: KVM_RUN: {os.strerror(number)}")
         error.errno = number
         return error
+
+    def _met(self) -> str:
+        """The instruction whose exit was refused, as bytes: x86 code cannot be read backwards."""
+        behind, rip = int(BEHIND), int(REGS_PLACE) + 8 * REG_NAMES.index("rip")
+        (at_rip,) = struct.unpack_from("<Q", self._run, rip)
+        if self._run[_IS_WRITE]:
+            before = self._run[behind - _MOST_BYTES : behind].hex(" ")
+            return f"a store by the one before rip {at_rip:#x}, where the bytes are {before}"
+        after = self._run[behind : behind + _MOST_BYTES].hex(" ")
+        return f"a load by the one at rip {at_rip:#x}, where the bytes are {after}"
 
     @property
     def is_run_elsewhere(self) -> bool:
