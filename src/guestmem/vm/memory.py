@@ -17,6 +17,7 @@ from ..memslots import Change, ChangeKind, Memslots, Slot
 from ..process_memory import read_memory, write_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX
 from .display import as_html, as_text
+from .primitives import Primitives
 from .slot_memory import HostPiece
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Memory"]
 
 
-class Memory:
+class Memory(Primitives):
     """The memory of a ``Vm``: ``vm.memory``. Iterating gives its slots, by address space and guest address.
 
     >>> from guestmem.vm import Vm
