@@ -25,4 +25,4 @@ class SlotKey(NamedTuple):
     @classmethod
     def of(cls, word: int) -> SlotKey:
         """From such a word."""
-        return cls(word >> 16, word & 0xFFFF)
+        return tuple.__new__(cls, (word >> 16, word & 0xFFFF))

@@ -78,8 +78,8 @@ class Change(NamedTuple):
 
     def as_slot(self) -> Slot:
         """The slot as it is after a CREATE, MOVE or FLAGS_ONLY."""
-        slot, base_gfn, npages, userspace_addr, flags, as_id, *backing = self
-        return Slot(as_id, slot, base_gfn, npages, userspace_addr, flags, *backing)
+        slot, base_gfn, npages, userspace_addr, flags, as_id, file, offset, attributes = self
+        return tuple.__new__(Slot, (as_id, slot, base_gfn, npages, userspace_addr, flags, file, offset, attributes))
 
     def __repr__(self) -> str:
         space = f"{self.as_id}:" if self.as_id else ""

@@ -114,34 +114,36 @@ class Limits(NamedTuple):
 
 def refused(slot: U64, as_id: U64, flags: U64, gpa: U64, size: U64, hva: U64, offset: U64, limits: Limits) -> U64:
     """Steps 3 to 13, of a delete, too: the reason of the first that fails, or 0. Bytes, as the call has them. O(1)."""
-    if flags & limits.not_v1 != 0:
+    ids, not_v1, illegal, illegal_with_file, largest, hva_end, address_spaces, pages = limits
+    if flags & not_v1 != 0:
         return NOT_V1
-    if slot >= limits.ids:
+    if slot >= ids:
         return ID_BAD
-    if flags & KVM_MEM_GUEST_MEMFD != 0:
-        if flags & limits.illegal_with_file != 0:
-            return FLAGS_BAD
-    elif flags & limits.illegal != 0:
-        return OWN_FLAGS if limits.illegal == _LARGEST else FLAGS_BAD
+    if flags != 0:
+        if flags & KVM_MEM_GUEST_MEMFD != 0:
+            if flags & illegal_with_file != 0:
+                return FLAGS_BAD
+        elif flags & illegal != 0:
+            return OWN_FLAGS if illegal == _LARGEST else FLAGS_BAD
     if size & _IN_PAGE != 0:
         return SIZE_UNALIGNED
-    if size > limits.size:
+    if size > largest:
         return SIZE_NO_WORD
     if gpa & _IN_PAGE != 0:
         return GPA_UNALIGNED
     if hva & _IN_PAGE != 0:
         return HVA_UNALIGNED
-    if hva > limits.hva_end or size > limits.hva_end - hva:
+    if hva > hva_end or size > hva_end - hva:
         return HVA_WRAPS
     if flags & KVM_MEM_GUEST_MEMFD != 0 and (offset & _IN_PAGE != 0 or size > _LARGEST - offset):
         return OFFSET_BAD
-    if as_id >= limits.address_spaces:
+    if as_id >= address_spaces:
         return AS_ID_BAD
     if slot >= KVM_MEM_SLOTS_NUM:
         return ID_PAST_ALL
     if size > _LARGEST - gpa:
         return GPA_WRAPS
-    if size >> 12 > limits.pages:
+    if size >> 12 > pages:
         return TOO_LARGE
     return ALLOWED
 

@@ -50,7 +50,17 @@ _FRAMES = 1 << 52
 _UNFINISHED = int(UNFINISHED)
 _FIRST_FIELD, _SLOT_WORDS = int(FIRST_FIELD), int(SLOT_WORDS)
 _ASKED, _ASKED_AT = struct.Struct(f"={len(Change._fields) + 1}Q"), 8 * int(ASKED_SLOT)
+_new = tuple.__new__
 _COPIED = 16  # slots that a range query's first try has room for
+
+
+def _plainly(desk: Own, at: int, *words: int) -> None:
+    """As ``Struct.pack_into``, in whatever ``explore`` gives a thread as its own words."""
+    for word, value in enumerate(words, at // 8):
+        desk[word] = value
+
+
+_write_asked: Callable[..., None] = _plainly if INTERPRETED else _ASKED.pack_into
 
 
 def _one_at_a_time(lock: threading.Lock, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +130,7 @@ class Memslots:
     def slot_of(self, record: int) -> Slot:
         """The slot of a record that cannot be reused meanwhile (inside an SRCU section, or under ``slots_lock``)."""
         first = record * RECORD_WORDS + _FIRST_FIELD
-        return Slot._make(self._cells[first : first + _SLOT_WORDS].tolist())
+        return _new(Slot, self._cells[first : first + _SLOT_WORDS].tolist())
 
     # Lookups: from any thread, without a lock. What a compiled call copies comes from one set.
 
@@ -134,7 +144,7 @@ class Memslots:
             room = self._room()
         slot = None
         if self._copy_find(self.words, self.srcu.words, as_id, gfn, room[0]):
-            slot = Slot._make(room[1][:_SLOT_WORDS].tolist())
+            slot = _new(Slot, room[1][:_SLOT_WORDS].tolist())
         self._spare.append(room)
         return slot
 
@@ -148,7 +158,7 @@ class Memslots:
             room = self._room()
         slot = None
         if self._copy_by_id(self.words, self.srcu.words, as_id, slot_id, room[0]):
-            slot = Slot._make(room[1][:_SLOT_WORDS].tolist())
+            slot = _new(Slot, room[1][:_SLOT_WORDS].tolist())
         self._spare.append(room)
         return slot
 
@@ -225,7 +235,7 @@ class Memslots:
         numbers = room[1][CURSOR_WORDS : CURSOR_WORDS + _SLOT_WORDS * count].tolist()
         if len(room[1]) <= CURSOR_WORDS + _SLOT_WORDS * _COPIED:
             self._spare.append(room)
-        return [Slot._make(numbers[at : at + _SLOT_WORDS]) for at in range(0, _SLOT_WORDS * count, _SLOT_WORDS)]
+        return [_new(Slot, numbers[at : at + _SLOT_WORDS]) for at in range(0, _SLOT_WORDS * count, _SLOT_WORDS)]
 
     def _no_word(self, name: str, value: int, as_id: int) -> MemslotError:
         if value >> 64:
@@ -306,12 +316,13 @@ class Memslots:
 
     def _whole(self, change: Change, *, internal: bool = False, create: bool = False) -> ChangeKind:
         """One whole change, under ``slots_lock``."""
-        if change.as_id >= self.address_spaces:
-            self._space(change.as_id)
+        as_id = change[5]
+        if as_id >= self.address_spaces:
+            self._space(as_id)
         desk, srcu = self.desk, self.srcu
         if desk[PHASE]:
             self.finish_interrupted()
-        self.ask(change, internal=internal)
+        self.ask(change, self.ids if internal else self.max_slots)
         kind = change_at_once(self.words, desk, srcu.words, srcu.readers, create)
         if kind < NOTHING:
             return KINDS[kind]
@@ -321,15 +332,10 @@ class Memslots:
             raise refusal(self, kind, change, self.ids if internal else self.max_slots)
         return ChangeKind.NOTHING
 
-    def ask(self, change: Change, *, internal: bool = False) -> None:
-        """Write a change to the desk, under ``slots_lock``; MemslotError for a field that is no word."""
-        ids = self.ids if internal else self.max_slots
+    def ask(self, change: Change, ids: int) -> None:
+        """Write a change to the desk, under ``slots_lock``, for slots below ``ids``; MemslotError if it is no words."""
         try:
-            if INTERPRETED:
-                for word, value in enumerate((*change, ids), _ASKED_AT // 8):
-                    self.desk[word] = value
-            else:
-                _ASKED.pack_into(self.desk, _ASKED_AT, *change, ids)  # type: ignore[arg-type]  # an ndarray
+            _write_asked(self.desk, _ASKED_AT, *change, ids)
         except (struct.error, ValueError):
             raise refusal(self, 0, change, 0) from None
 

@@ -99,7 +99,7 @@ class Update:
         memslots = self.memslots
         if change.as_id != self.as_id:
             raise self._out_of_words(change)
-        memslots.ask(change, internal=internal)
+        memslots.ask(change, memslots.ids if internal else memslots.max_slots)
         status = stage_asked(memslots.words, memslots.desk)
         if status >= FIRST_REASON:
             raise refusal(memslots, status, change, memslots.ids if internal else memslots.max_slots)

@@ -177,7 +177,7 @@ def set_memory_region(engine: SoftEngine, change: Change) -> ChangeKind:
 
 def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
     memslots, counts = engine.memslots, engine.counts
-    memslots.ask(change)
+    memslots.ask(change, memslots.max_slots)
     dirty = engine.dirty
     logged = change.flags & KVM_MEM_LOG_DIRTY_PAGES or dirty.concerns(change)
     bitmap = dirty.bitmap_after(change) if logged else None
