@@ -182,11 +182,11 @@ def hole_of(transactions: Transactions, number: int, judgement: Judgement) -> Ho
 class Holes(Sequence[Hole]):
     """All holes of a trace, in order; each is made when somebody asks for it, since there may be a hundred thousand.
 
-    ``verdicts`` counts them by verdict, ``longest`` is the place of the one that lasted longest (without times, that
+    ``longest`` is the place of the one that lasted longest (without times, that
     took most memory), ``flag_changes`` are the places of those in which a frame came back with other flags.
     """
 
-    __slots__ = ("_judgements", "_longest", "_numbers", "_transactions", "flag_changes", "longest", "verdicts")
+    __slots__ = ("_counts", "_judgements", "_longest", "_numbers", "_transactions", "flag_changes", "longest")
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -194,7 +194,7 @@ class Holes(Sequence[Hole]):
         self._judgements: list[Judgement] = []
         self._longest = (-1.0, -1)
         self.longest: int | None = None
-        self.verdicts = dict.fromkeys(Verdict, 0)
+        self._counts = {verdict.value: 0 for verdict in Verdict}
         self.flag_changes: list[int] = []
 
     def add(self, number: int, returned: Sequence[Returned], judgement: Judgement) -> None:
@@ -215,9 +215,14 @@ class Holes(Sequence[Hole]):
                 if changes.made_by(changes.old[removed]).flags != changes.flags[restored]:
                     self.flag_changes.append(len(self._numbers))
                     break
-        self.verdicts[judgement.verdict] += 1
+        self._counts[judgement.verdict.value] += 1
         self._numbers.append(number)
         self._judgements.append(judgement)
+
+    @property
+    def verdicts(self) -> dict[Verdict, int]:
+        """How many there are of each verdict."""
+        return {verdict: self._counts[verdict.value] for verdict in Verdict}
 
     def __len__(self) -> int:
         return len(self._numbers)

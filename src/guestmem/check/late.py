@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..traces.columns import CREATE, KIND, MOVE
+from ..traces.columns import CREATE, KIND, MOVE, SEPARATIONS
 from ..traces.timeline import Separation
 from ..units import PAGE_SHIFT
 from .missing import Missing
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LATEST", "LateReturn", "LateReturns", "Why"]
 
+PAUSE, THREAD, SPACE, RUN, ORDER = (
+    SEPARATIONS.index(each)
+    for each in (Separation.PAUSE, Separation.THREAD, Separation.SPACE, Separation.RUN, Separation.ORDER)
+)
 LATEST = 60.0
 """Seconds. What comes back later than that was unplugged and plugged; so was, after LATEST_ELSEWHERE, what another
 thread or a later step gave back."""
@@ -103,20 +107,21 @@ class _Space:
         """How often another address space, another thread, the order, and a vCPU told transactions apart so far."""
         self.pause = 0.0
 
-    def tell_apart(self, why: Separation, pause: float) -> None:
-        """The next transaction begins, for this reason."""
-        if why is Separation.PAUSE:
-            self.pause = max(self.pause, pause)
+    def tell_apart(self, why: int, pause: float) -> None:
+        """The next transaction begins, for this reason: a place in SEPARATIONS."""
+        if why == PAUSE:
+            if pause > self.pause:
+                self.pause = pause
             return
         self.pause = 0.0
         space, thread, order, run = self.mark
-        if why is Separation.ORDER:
+        if why == ORDER:
             self.mark = space, thread, order + 1, run
-        elif why is Separation.THREAD:
+        elif why == THREAD:
             self.mark = space, thread + 1, order, run
-        elif why is Separation.SPACE:
+        elif why == SPACE:
             self.mark = space + 1, thread, order, run
-        elif why is Separation.RUN:
+        elif why == RUN:
             self.mark = space, thread, order, run + 1
 
 
@@ -148,11 +153,12 @@ class LateReturns:
 
     def follow(self, number: int, walked: Walk | None) -> None:
         """Go on with transaction ``number``; ``walked`` is what ``missing.walk`` found in it."""
-        as_id = self._transactions.as_id(number)
+        transactions = self._transactions
+        as_id = transactions.as_id(number)
         space = self._spaces.get(as_id)
         if space is None:
             space = self._spaces[as_id] = _Space()
-        space.tell_apart(self._transactions.separation(number), self._transactions.pauses[number])
+        space.tell_apart(transactions.separations[number], transactions.pauses[number])
         if len(space.missing):
             self._give(number, as_id, space)
         if walked is not None and walked.left:

@@ -220,48 +220,53 @@ def _adds_without_delete(timeline: Timeline) -> Iterator[Remark]:
 
 def _ids(timeline: Timeline) -> Iterator[Remark]:
     """Whether freed numbers are used again, and whether slots pile up."""
-    changes, transactions = timeline.changes, timeline.transactions
-    codes, slots = changes.code, changes.slot
+    changes = timeline.changes
     free: dict[int, set[int]] = defaultdict(set)
     used: dict[int, set[int]] = defaultdict(set)
     fresh: dict[int, list[int]] = defaultdict(list)
     reused: set[int] = set()
-    live, most = 0, 0
-    counts: list[tuple[int, int]] = []
-    for number in range(len(transactions)):
-        before, took = live, False
-        for i in (indices := transactions.indices(number)):
-            kind = codes[i] & KIND
-            if kind == DELETE:
-                live, took = live - 1, True
-                free[slots[i] >> 16].add(slots[i])
-            elif kind == CREATE:
-                live += 1
-                slot = slots[i]
-                as_id = slot >> 16
-                if slot in free[as_id]:
-                    reused.add(as_id)
-                    free[as_id].discard(slot)
-                elif free[as_id] and slot not in used[as_id]:
-                    fresh[as_id].append(i)
-                used[as_id].add(slot)
-        most = max(most, live)
-        if took:
-            counts.append((live - before, changes.line[indices[0]]))
+    for i, (code, slot) in enumerate(zip(changes.code, changes.slot, strict=True)):
+        as_id = slot >> 16
+        if as_id in reused or code >= REFUSED:
+            continue
+        if code & KIND == DELETE:
+            free[as_id].add(slot)
+        elif code & KIND == CREATE:
+            if slot in free[as_id]:
+                reused.add(as_id)
+            elif free[as_id] and slot not in used[as_id]:
+                fresh[as_id].append(i)
+            used[as_id].add(slot)
     for as_id, creates in fresh.items():
         if as_id not in reused and len(creates) >= MANY_FRESH_IDS:
             count, idle = len(used[as_id]), len(free[as_id])
-            text = f"{count} numbers for at most {most} slots at a time; {idle} were free and not taken"
+            text = (
+                f"{count} numbers for at most {_most_slots(timeline)} slots at a time; {idle} were free and not taken"
+            )
             yield _remark("ids-only-grow", _lines(changes, creates), text)
-    growing = 0
-    while growing < len(counts) and counts[-1 - growing][0] > 0:
-        growing += 1
-    if growing >= LEAKING_STEPS:
-        tail = counts[-growing:]
-        text = (
-            f"the last {growing} steps that delete left {sum(step for step, _ in tail)} slots more; {live} at the end"
-        )
-        yield _remark("slots-leaked", [line for _, line in tail[:LINES_SHOWN]], text)
+    grown: list[tuple[int, int]] = []
+    for number in reversed(range(len(timeline.transactions))):
+        step, took = _step(timeline, number)
+        if took and step <= 0:
+            break
+        if took:
+            grown.append((step, changes.line[timeline.transactions.indices(number)[0]]))
+    if len(grown) >= LEAKING_STEPS:
+        more, live = sum(step for step, _ in grown), sum(map(len, _final_slots(changes).values()))
+        text = f"the last {len(grown)} steps that delete left {more} slots more; {live} at the end"
+        yield _remark("slots-leaked", [line for _, line in grown[::-1][:LINES_SHOWN]], text)
+
+
+def _step(timeline: Timeline, number: int) -> tuple[int, bool]:
+    """How many slots more there are after a transaction, and whether it deletes some."""
+    kinds = [timeline.changes.code[i] & KIND for i in timeline.transactions.indices(number)]
+    return kinds.count(CREATE) - kinds.count(DELETE), DELETE in kinds
+
+
+def _most_slots(timeline: Timeline) -> int:
+    """The most slots that there were after a transaction."""
+    steps = (_step(timeline, number)[0] for number in range(len(timeline.transactions)))
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _final_slots(changes: Changes) -> dict[int, list[tuple[Slot, int]]]:

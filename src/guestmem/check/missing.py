@@ -86,7 +86,9 @@ def walk(changes: Changes, indices: Iterable[int]) -> Walk | None:
     is there after it.
     """
     codes, olds, bases, npages, hvas = changes.code, changes.old, changes.base, changes.npages, changes.hva
+    only: Piece | None = None  # what is missing, while it is one piece
     missing: Missing | None = None
+    took = False
     returned: list[Returned] = []
     for i in indices:
         kind = codes[i] & KIND
@@ -99,16 +101,49 @@ def walk(changes: Changes, indices: Iterable[int]) -> Walk | None:
             else:
                 old = changes.made_by(maker)
                 base, count, hva = old.base_gfn, old.npages, old.userspace_addr
-            if missing is None:
-                missing = Missing()
-            missing.add((base, base + count, hva - (base << PAGE_SHIFT), i))
-        if missing is not None and kind in (CREATE, MOVE):
+            piece = (base, base + count, hva - (base << PAGE_SHIFT), i)
+            took = True
+            if only is None and not missing:
+                only = piece
+            else:
+                missing = _several(missing, only)
+                missing.add(piece)
+                only = None
+        if kind not in (CREATE, MOVE):
+            continue
+        if only is not None:
+            start = bases[i]
+            end = start + npages[i]
+            low, high, was, taker = only
+            if start < high and low < end:
+                host = hvas[i] - (start << PAGE_SHIFT)
+                if start <= low:
+                    only = None if end >= high else (end, high, was, taker)
+                elif end >= high:
+                    only = (low, start, was, taker)
+                else:
+                    missing = _several(missing, (low, start, was, taker))
+                    missing.add((end, high, was, taker))
+                    only = None
+                returned.append((max(start, low), min(end, high), taker, i, was == host))
+        elif missing:
             start = bases[i]
             host = hvas[i] - (start << PAGE_SHIFT)
             for low, high, was, taker in missing.take(start, start + npages[i]):
                 returned.append((low, high, taker, i, was == host))
-    if missing is None:
+    if not took:
         return None
     if len(returned) > 1:
         returned.sort()
-    return Walk(returned, missing.pieces() if len(missing) else ())
+    if only is not None:
+        return Walk(returned, (only,))
+    return Walk(returned, missing.pieces() if missing else ())
+
+
+def _several(missing: Missing | None, piece: Piece | None) -> Missing:
+    """``missing``, or a new one, with ``piece`` in it."""
+    if missing is None:
+        missing = Missing()
+    if piece is not None:
+        missing.add(piece)
+    return missing

@@ -1,30 +1,33 @@
 """What guestmem's bpftrace program prints (``recipe``): memslot changes and vCPUs, on one clock.
 
 ``NANOSECONDS PROCESS/THREAD [CPU] EVENT name=value …``. bpftrace prints what each CPU recorded in turns, so the lines
-are put in order again as far as BUFFER of them reach. ``Lost N events`` stands where it could not keep up.
+are put in order again, which works for those that come at most BUFFER lines late. ``Lost N events`` stands where it
+could not keep up.
 """
 
 from __future__ import annotations
 
-import heapq
 import re
 from typing import TYPE_CHECKING
 
 from .evidence import Irqchip
+from .lines import line_of
 from .recipe import HEADER
 from .requests import request_name
 
 if TYPE_CHECKING:
-    from .recording import Recording
+    from .recording import Other, Recording, Rows
 
 __all__ = ["BpfReader"]
 
 BUFFER = 1 << 16
-LINE = re.compile(
+COLUMNS = (
     r"(\d{1,19}) (\d{1,10})/(\d{1,10}) \[(\d{1,5})\] "
     r"(memslot|memslot_end|create_vcpu|create_irqchip|run|run_end|kvm_entry|kvm_exit|kvm_userspace_exit)"
-    r"((?: \w{1,20}=-?\w{1,20}){0,12})\s*$"
+    r"((?: \w{1,20}=-?\w{1,20}){0,12})"
 )
+LINE = re.compile(COLUMNS + r"\s*$")
+ROW = re.compile(f"(?:{COLUMNS}|(.*))\n")
 FIELD = re.compile(r"(\w+)=(-?\w{1,20})")
 LOST = re.compile(r"\s*(?:WARNING: )?Lost \d+ events")
 LIKE = re.compile(r"\d{1,19} \d{1,10}/\d{1,10} \[\d{1,5}\] memslot")
@@ -51,11 +54,13 @@ class BpfReader:
     name = "bpftrace"
     events = "the lines of guestmem's bpftrace program (guestmem record --with bpftrace)"
 
-    __slots__ = ("_creators", "_heap", "_latest", "_open", "_recording", "_runs")
+    pattern = ROW
+
+    __slots__ = ("_creators", "_latest", "_open", "_recording", "_runs", "_waiting")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._heap: list[Record] = []
+        self._waiting: list[Record] = []
         self._latest = 0
         self._open: dict[int, tuple[Record, dict[str, str]]] = {}
         self._runs: set[int] = set()
@@ -70,31 +75,52 @@ class BpfReader:
                 self._recording.run.resolution = 1e-6
                 return True
             if "ost " in text and LOST.match(text):
-                if self._recording.format == self.name or self._heap:
+                if self._recording.format == self.name or self._waiting:
                     self._recording.lost_changes(text.strip(), number)
                 self._recording.run.lost(None, text.strip())
                 return True
             if LIKE.match(text) and self._recording.wants_changes:
                 self._recording.bad_line("memslot: its fields cannot be read", number, text)
             return False
-        record = (int(match[1]), number, int(match[2]), int(match[3]), int(match[4]), match[5], match[6], text)
-        if len(self._heap) < BUFFER:
-            heapq.heappush(self._heap, record)
-        else:
-            self._event(heapq.heappushpop(self._heap, record))
+        self._take((int(match[1]), number, int(match[2]), int(match[3]), int(match[4]), match[5], match[6], text))
         return True
 
+    def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
+        """Take a block of lines as ROW found them."""
+        texts = block.split("\n")
+        waiting = self._waiting
+        for at, (stamp, process, thread, cpu, event, fields, text) in enumerate(rows, number):
+            if event:
+                waiting.append((int(stamp), at, int(process), int(thread), int(cpu), event, fields, texts[at - number]))
+            else:
+                other(at, line_of(text))
+        if len(waiting) >= 2 * BUFFER:
+            self._put_in_order()
+        return 0
+
     def finish(self) -> None:
-        """Take what is still in the buffer."""
-        while self._heap:
-            self._event(heapq.heappop(self._heap))
-        for (_, number, *_, text), _fields in self._open.values():
+        """Take what is still waiting."""
+        self._put_in_order(last=True)
+        for (_, number, *_), _fields in self._open.values():
             if self._recording.wants_changes:
                 self._recording.note("a change of which the end is not recorded, which is not read", number)
-            del text
         run = self._recording.run
         if self._runs and not run.source:
             run.source = "KVM_RUN and " + " and ".join(run.recorded) if run.recorded else "KVM_RUN in bpftrace"
+
+    def _take(self, record: Record) -> None:
+        self._waiting.append(record)
+        if len(self._waiting) >= 2 * BUFFER:
+            self._put_in_order()
+
+    def _put_in_order(self, *, last: bool = False) -> None:
+        """Take all but the latest BUFFER lines in order of time: a line may come that late."""
+        waiting = self._waiting
+        waiting.sort()
+        end = len(waiting) if last else max(len(waiting) - BUFFER, 0)
+        for record in waiting[:end]:
+            self._event(record)
+        del waiting[:end]
 
     def _event(self, record: Record) -> None:
         nanoseconds, number, process, thread, cpu, event, rest, text = record
@@ -103,7 +129,7 @@ class BpfReader:
                 f"more than {BUFFER} lines too late: sort the file by its first column", number, text
             )
         self._latest = nanoseconds
-        fields = dict(FIELD.findall(rest))
+        fields = dict(FIELD.findall(rest)) if rest else {}
         time, run = nanoseconds / 1e9, self._recording.run
         if event == "memslot":
             self._open[thread] = record, fields

@@ -6,10 +6,12 @@ somebody asks for one; who looks at all of them goes over the columns. A change 
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from ..memslots.changes import Change, ChangeKind
 from ..memslots.slot import Slot
@@ -31,7 +33,9 @@ __all__ = [
     "NO_SLOT",
     "NO_THREAD",
     "REFUSED",
+    "SEPARATIONS",
     "Changes",
+    "Plain",
     "Transactions",
 ]
 
@@ -53,6 +57,28 @@ def _or_nan(time: float | None) -> float:
 
 def _or_none(time: float) -> float | None:
     return None if time != time else time  # noqa: PLR0124 (not a number)
+
+
+class Plain(NamedTuple):
+    """Columns of changes, as ``Changes`` keeps them, in which nothing needs a closer look.
+
+    KVM carried out each, all numbers are such as a slot can have, and stamps, which are those of the return, do not
+    step back.
+    """
+
+    slots: list[int]
+    bases: list[int]
+    npages: list[int]
+    hvas: list[int]
+    flags: list[int]
+    threads: list[int]
+    times: list[float]
+
+    def part(self, at: int, count: int) -> Plain:
+        """``count`` of the changes, from ``at`` on."""
+        if at == 0 and count == len(self.slots):
+            return self
+        return Plain._make(column[at : at + count] for column in self)
 
 
 class Changes(Sequence[RecordedChange]):
@@ -127,6 +153,24 @@ class Changes(Sequence[RecordedChange]):
         self.began.append(_or_nan(began))
         self.ended.append(_or_nan(ended))
 
+    def extend(self, plain: Plain, codes: bytearray, olds: list[int], line: int, began: list[float]) -> None:
+        """Many changes at once, on lines that follow ``line``."""
+        count = len(codes)
+        self.slot.extend(plain.slots)
+        self.base.extend(plain.bases)
+        self.npages.extend(plain.npages)
+        self.hva.extend(plain.hvas)
+        self.flags.extend(plain.flags)
+        self.seen_flags |= functools.reduce(operator.or_, plain.flags, 0)
+        self.code.frombytes(codes)
+        self.old.extend(olds)
+        self.line.extend(range(line, line + count))
+        self.ret.frombytes(bytes(8 * count))
+        self.thread.extend(plain.threads)
+        self.time.extend(plain.times)
+        self.began.extend(began)
+        self.ended.extend(plain.times)
+
     def assume(self, slot: Slot) -> int:
         """What ``old`` says for a slot that no change made."""
         self._extra.append(slot)
@@ -200,15 +244,16 @@ class Transactions(Sequence[Transaction]):
 
     def go_on(self, number: int, index: int) -> None:
         """Change ``index`` belongs to transaction ``number``."""
+        count = self._counts[number]
         if number in self._scattered:
             self._scattered[number].append(index)
-        elif index != self._firsts[number] + self._counts[number]:
+        elif index != self._firsts[number] + count:
             self._scattered[number] = [*self.indices(number), index]
-        self._counts[number] += 1
+        self._counts[number] = count + 1
 
     def indices(self, number: int) -> Sequence[int]:
         """The changes of a transaction, by their place among all."""
-        if self._scattered and number in self._scattered:
+        if number in self._scattered:
             return self._scattered[number]
         first = self._firsts[number]
         return range(first, first + self._counts[number])

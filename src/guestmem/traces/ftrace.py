@@ -10,23 +10,29 @@ perf, and the header of a buffer that overwrote its oldest events.
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from . import prefix as columns
+from .lines import line_of
 from .qemu_prefix import TICKS
 from .requests import integer, request_name
 
 if TYPE_CHECKING:
-    from .recording import Recording
+    from .recording import Other, Recording, Rows
 
 __all__ = ["FtraceReader"]
 
-FAST = re.compile(
-    r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +(?:kvm:)?"
-    r"(kvm_entry|kvm_exit|kvm_userspace_exit): +"
-)
+COLUMNS = r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +(?:kvm:)?"
+FAST = re.compile(COLUMNS + r"(kvm_entry|kvm_exit|kvm_userspace_exit): +")
 """An event as all three print it by default."""
+ROW = re.compile(
+    rf"(?:{COLUMNS}kvm_(?:entry: +vcpu (\d{{1,6}}),(.{{0,300}})"
+    r"|exit: +vcpu (\d{1,6}),? reason ([A-Za-z_][\w-]{0,60})(?![\w=-]).{0,300}"
+    r"|userspace_exit: +reason (?:KVM_EXIT_)?(\w{1,40}) \((-?\d{1,10})\).{0,300})|(.*))\n"
+)
+"""The same with its fields; else the whole line."""
 EVENT = re.compile(r"(?:^|[\s:])(kvm_entry|kvm_exit|kvm_userspace_exit)(?::|(?=\())")
 SYSCALL = re.compile(r"(?:^|[\s:])(sys_enter_ioctl: |sys_exit_ioctl: |sys_ioctl\(|sys_ioctl -> )")
 CMD = re.compile(r"\bcmd: (?:0x)?([0-9a-f]{1,16})\b")
@@ -56,6 +62,8 @@ class FtraceReader:
     name = "ftrace"
     events = "kvm_entry, kvm_exit or kvm_userspace_exit (ftrace, trace-cmd, perf script)"
 
+    pattern = ROW
+
     __slots__ = ("_digits", "_in_run", "_lost", "_recording")
 
     def __init__(self, recording: Recording) -> None:
@@ -80,6 +88,28 @@ class FtraceReader:
             return self._syscall(number, text, call)
         self._other_line(number, text)
         return False
+
+    def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
+        """Take a block of lines as ROW found them."""
+        del block
+        run = self._recording.run
+        entry, left, user_exit = run.entry, run.exit, run.user_exit
+        length = 0
+        for at, (word, on, stamp, entered, how, exited, why, name, code, text) in enumerate(rows, number):
+            if not word:
+                other(at, line_of(text))
+                continue
+            if len(stamp) != length:
+                length = len(stamp)
+                self._digits = max(self._digits, length - stamp.index(".") - 1)
+            thread, cpu, time = int(word), int(on), float(stamp)
+            if entered:
+                entry(thread, time, cpu, index=int(entered), immediate="[immediate exit]" in how)
+            elif exited:
+                left(thread, time, cpu, index=int(exited), reason=why)
+            else:
+                user_exit(thread, time, cpu, **_outcome(name, code))
+        return 0
 
     def finish(self) -> None:
         """Say where the run state is from."""
@@ -142,11 +172,8 @@ class FtraceReader:
                 run.user_exit(thread, time, cpu, errno="" if raw is None else ERRNOS.get(raw["errno"], "an error"))
             else:
                 run.user_exit(thread, time, cpu, reason=_reason_number(raw["number"]))
-        elif match["name"] in {"restart", "error"}:
-            errno = ERRNOS.get(match["number"]) or ("EINTR" if match["name"] == "restart" else "an error")
-            run.user_exit(thread, time, cpu, errno=errno)
         else:
-            run.user_exit(thread, time, cpu, reason=abs(int(match["number"])))
+            run.user_exit(thread, time, cpu, **_outcome(match["name"], match["number"]))
 
     def _syscall(self, number: int, text: str, call: re.Match[str]) -> bool:
         """An ioctl begins or ends; which one it was, only the begin tells."""
@@ -193,6 +220,19 @@ class FtraceReader:
 
 
 SEEN = re.compile(r" *[^\[\n]{1,48}?\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +")
+
+
+class _Outcome(TypedDict, total=False):
+    reason: int
+    errno: str
+
+
+@functools.lru_cache(maxsize=256)
+def _outcome(name: str, number: str) -> _Outcome:
+    """How KVM_RUN ended: a negative errno prints ``restart`` (EINTR) or ``error``, else it is a KVM_EXIT_*."""
+    if name in {"restart", "error"}:
+        return {"errno": ERRNOS.get(number) or ("EINTR" if name == "restart" else "an error")}
+    return {"reason": abs(int(number))}
 
 
 def _errno(text: str) -> str:

@@ -55,13 +55,31 @@ def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None
     found = Transactions(changes)
     spaces: dict[int, _Space] = {}
     space_of: dict[int, int] = {}
+    moves = bytes((MOVE,)) in changes.code.tobytes()
+    here, by = -1, NO_THREAD
+    space: _Space | None = None
     for index, (code, slot, thread, time) in enumerate(
         zip(changes.code, changes.slot, changes.thread, changes.time, strict=True)
     ):
         if code >= REFUSED:
             continue
         kind, as_id = code & KIND, slot >> 16
-        space = spaces.get(as_id)
+        if as_id != here:
+            space = spaces.get(as_id)
+            here = as_id
+        elif (
+            thread == by  # issued the one before, in this address space
+            and space is not None
+            and kind <= space.phase <= DELETE  # a create, or one more delete
+            and not abs(time - space.time) > gap
+            and not (run_state is not None and thread in vcpus and _ran(run_state, thread, space.time, time))
+        ):
+            found.go_on(space.number, index)
+            space.phase, space.time = kind, time
+            if moves and kind == CREATE:
+                space.given.add(slot)
+            continue
+        by = thread
         why, pause = Separation.FIRST, 0.0
         if space is None:
             space = spaces[as_id] = _Space(thread)
@@ -87,14 +105,14 @@ def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None
                     space.time = time
                     if kind != NOTHING:
                         space.phase = kind
-                    if kind == CREATE:
+                    if moves and kind == CREATE:
                         space.given.add(slot)
                     continue
                 why = Separation.PAUSE
         space.number = found.begin(index, why, pause)
         space.phase, space.thread, space.time = kind, thread, time
         space.given.clear()
-        if kind == CREATE:
+        if moves and kind == CREATE:
             space.given.add(slot)
         space_of[thread] = as_id
     return found

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LONGEST_LINE", "lines_of"]
+__all__ = ["LONGEST_LINE", "blocks_of", "line_of"]
 
 BLOCK = 1 << 18
 LONGEST_LINE = 1 << 14
 """Characters of a line that are looked at. strace, perf and QEMU print some hundreds at most."""
 
 
-def lines_of(stream: BinaryIO) -> Iterator[list[str]]:
-    """The lines of ``stream`` in lists, each with its line end, as UTF-8 with replacements; at most a block at a time.
+def blocks_of(stream: BinaryIO) -> Iterator[str]:
+    """``stream`` as UTF-8 with replacements, in blocks of whole lines; what has no line end is a block of its own.
 
-    A line of more than LONGEST_LINE characters is cut there (and so has no line end, though another line follows).
+    Such a block is the last line, or the begin of one that is longer than a block: no more of it is looked at.
     """
     rest = b""
     skipping = False
@@ -31,16 +31,20 @@ def lines_of(stream: BinaryIO) -> Iterator[list[str]]:
             if not skipping:
                 rest += block
             if len(rest) > BLOCK:
-                yield [rest.decode("utf-8", "replace")[:LONGEST_LINE]]
+                yield rest.decode("utf-8", "replace")[:LONGEST_LINE]
                 rest, skipping = b"", True
             continue
         whole, tail = block[:end], block[end:]
         if skipping:
             whole = whole[whole.index(b"\n") + 1 :]
             skipping = False
-        lines = (rest + whole).decode("utf-8", "replace").split("\n")
+        if rest or whole:
+            yield (rest + whole).decode("utf-8", "replace")
         rest = tail
-        lines.pop()
-        yield [line + "\n" if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] for line in lines]
     if rest and not skipping:
-        yield [rest.decode("utf-8", "replace")[:LONGEST_LINE]]
+        yield rest.decode("utf-8", "replace")[:LONGEST_LINE]
+
+
+def line_of(text: str) -> str:
+    """``text``, which has no line end, as a reader takes it: with one, or cut if no tracer prints that much."""
+    return text + "\n" if len(text) <= LONGEST_LINE else text[:LONGEST_LINE]

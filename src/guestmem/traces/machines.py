@@ -16,7 +16,7 @@ from ..errors import TraceError
 from .replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
     from .late_start import AssumedSlot
@@ -82,12 +82,12 @@ class Machines:
         """The format names VMs by ``what``: "fd", say."""
         self._what = {True: what, False: "thread"}
 
-    def current(self, key: int | str | None, thread: int | None) -> Replay | None:
-        """The replay of the VM that is read, if a change of ``thread`` is certainly that VM's: the fast way."""
+    def current_of(self, key: int | str | None, threads: Iterable[int]) -> Replay | None:
+        """The replay of the VM that is read, if changes of ``threads`` are certainly that VM's."""
         machine = self._current
         if machine is None or not machine.chosen or machine.key != key or self._restarted:
             return None
-        return machine.replay if thread in machine.threads else None
+        return machine.replay if machine.threads.issuperset(threads) else None
 
     def change(self, number: int, text: str, *, key: int | str | None, **call: Any) -> None:
         """A change: to its VM, if it is the one that is read. Raises TraceError if there are several to choose from."""

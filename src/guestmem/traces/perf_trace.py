@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .requests import request_name
 
 if TYPE_CHECKING:
-    from .recording import Recording
+    from .recording import Other, Recording, Rows
 
 __all__ = ["PerfTraceReader"]
 
@@ -43,6 +43,8 @@ class PerfTraceReader:
     name = "perf trace"
     events = "KVM_RUN in perf trace"
 
+    pattern: re.Pattern[str] | None = None
+
     __slots__ = ("_in_run", "_recording")
 
     def __init__(self, recording: Recording) -> None:
@@ -57,6 +59,10 @@ class PerfTraceReader:
         if "kvm:kvm_" in text and (match := TRACEPOINT.match(text)):
             return self._tracepoint(match)
         return False
+
+    def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
+        """Nothing is read at once."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Say how fine the clock is."""

@@ -11,19 +11,28 @@ it. A change is printed when the call has returned, ``kvm_vcpu_ioctl`` and ``kvm
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import operator
 import re
 from typing import TYPE_CHECKING
 
+from ..memslots.slot import KVM_MEM_SLOTS_NUM
+from ..units import PAGE_SHIFT, PAGE_SIZE
+from .columns import Plain
 from .evidence import Irqchip
+from .lines import line_of
 from .qemu_prefix import Prefix, read_prefix
+from .replay import MAX_SIZE
 from .requests import integer, request_name
 from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .recording import Recording
+    from .recording import Other, Recording, Rows
+    from .replay import Replay
 
 __all__ = ["QemuEvents", "QemuReader"]
 
@@ -36,12 +45,16 @@ FIELDS = (
     r"size=0x([0-9a-f]+) ua=0x([0-9a-f]+)(?: guest_memfd=-?\d+ guest_memfd_offset=0x[0-9a-f]+)? ret=(-?\d{1,10})"
     r"(?: restricted_fd=-?\d+ restricted_offset=0x[0-9a-f]+)?\s*$"
 )
-PLAIN_LINE = re.compile(r"(?:(\d{1,10})@(\d{1,20}\.\d+):)?" + FIELDS)
-"""A change as QEMU's log backend has printed it for years: the one line that has to be read fast."""
-PLAIN_RUN = re.compile(
-    r"(\d{1,10})@(\d{1,20}\.\d+):kvm_(?:run_exit cpu_index (\d{1,6}), reason (\d{1,6})|"
-    r"vcpu_ioctl cpu_index (\d{1,6}), type 0x([0-9a-f]{1,8}), arg )"
+ROW = re.compile(
+    r"(?:(\d{1,10})@(\d{1,20}\.\d+):kvm_(?:set_user_memory AddrSpace#(\d{1,5}) Slot#(\d{1,5}) flags=0x([0-9a-f]{1,8}) "
+    r"gpa=0x([0-9a-f]{1,16}) size=0x([0-9a-f]{1,16}) ua=0x([0-9a-f]{1,16})"
+    r"(?: guest_memfd=-1 guest_memfd_offset=0x0)? ret=(-?\d{1,10})"
+    r"|run_exit cpu_index (\d{1,6}), reason (\d{1,6})"
+    r"|vcpu_ioctl cpu_index (\d{1,6}), type 0x([0-9a-f]{1,8}), arg \S{1,40})"
+    r"|(.*))\n"
 )
+"""Lines of QEMU's log backend as it has printed them for years, a group for each field; else the whole line."""
+CHANGE, RAN, CALLED, OTHER = 8, 9, 11, 13
 SET_USER_MEMORY = re.compile(FIELDS)
 CLEAR_DIRTY_LOG = re.compile(r"kvm_clear_dirty_log slot#(\d{1,10}) start 0x([0-9a-f]+) size 0x([0-9a-f]+)\s*$")
 GLOBAL_DIRTY = re.compile(r"global_dirty_changed bitmask 0x([0-9a-f]+)\s*$")
@@ -250,29 +263,16 @@ class QemuReader:
     name = "qemu"
     events = "QEMU's kvm_set_user_memory, kvm_clear_dirty_log or global_dirty_changed (-trace)"
 
-    __slots__ = ("_events", "_recording", "_threads")
+    pattern = ROW
+
+    __slots__ = ("_events", "_recording")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._events = QemuEvents(recording)
-        self._threads: dict[str | None, int] = {}
-        """Thread numbers that were read, so that a million changes share them."""
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of QEMU's events."""
-        match = PLAIN_LINE.match(text)
-        if match is not None:
-            if self._recording.wants_changes:
-                self._plain_change(number, text, match)
-            return True
-        if (match := PLAIN_RUN.match(text)) is not None:
-            thread, time, exited, reason, called, request = match.groups()
-            prefix = Prefix(None, int(thread), float(time))
-            if exited is not None:
-                self._events.run_exit(int(exited), int(reason), prefix)
-            else:
-                self._events.vcpu_ioctl(int(called), int(request, 16), prefix)
-            return True
         if "kvm_" not in text and "vfio_listener" not in text and "global_dirty" not in text:
             if BEGINS_ANEW.search(text):
                 self._recording.machines.begins_anew(number)
@@ -282,41 +282,88 @@ class QemuReader:
     def finish(self) -> None:
         """Nothing is left open."""
 
-    def _plain_change(self, number: int, text: str, match: re.Match[str]) -> None:
-        """A change as the log backend prints it: what is not the plain case goes the long way."""
-        word, stamp, as_id, slot, flags, gpa, size, hva, ret = match.groups()
-        thread = self._threads.get(word)
-        if thread is None and word is not None:
-            thread = self._threads[word] = int(word)
-        time = None if stamp is None else float(stamp)
+    def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
+        """Take a block of lines as ROW found them."""
+        columns = list(zip(*rows, strict=True))
+        if not any(columns[OTHER]) and all(columns[CHANGE]):
+            self._changes(number, columns, block)
+            return 0
+        texts: list[str] = []
+        for at, row in enumerate(rows, number):
+            if row[RAN]:
+                self._events.run_exit(int(row[RAN]), int(row[RAN + 1]), Prefix(None, int(row[0]), float(row[1])))
+            elif row[CALLED]:
+                self._events.vcpu_ioctl(
+                    int(row[CALLED]), int(row[CALLED + 1], 16), Prefix(None, int(row[0]), float(row[1]))
+                )
+            elif row[CHANGE]:
+                texts = texts or block.split("\n")
+                self.line(at, line_of(texts[at - number]))
+            else:
+                other(at, line_of(row[OTHER]))
+        return 0
+
+    def _changes(self, number: int, columns: list[tuple[str, ...]], block: str) -> None:
+        """Take a block of nothing but changes: at once, as far as they are plain, else line by line."""
         recording = self._recording
-        replay = recording.machines.current(None, thread)
+        if not recording.wants_changes:
+            return
+        found = self._plain(columns)
+        texts: list[str] = []
+        done, first, count = 0, 0, len(columns[0])
+        while done < count:
+            if found is not None:
+                replay, plain = found
+                done += replay.take(number + done, plain, done - first)
+                if done == count:
+                    return
+            texts = texts or block.split("\n")
+            self.line(number + done, line_of(texts[done]))
+            done += 1
+            if found is None and done == 1 < count:  # the first change of all told which VM it is
+                first, found = done, self._plain([column[done:] for column in columns])
+
+    def _plain(self, columns: list[tuple[str, ...]]) -> tuple[Replay, Plain] | None:
+        """The VM of a block of changes and their columns, if all are its own, and have nothing that needs a look."""
+        recording = self._recording
+        words = set(columns[0])
+        replay = recording.machines.current_of(None, [int(word) for word in words])
+        flags = {word: int(word, 16) for word in set(columns[4])}
+        spaces = {word: int(word) << 16 for word in set(columns[2])}
         if (
             replay is None
-            or as_id is None
-            or len(slot) > 4
-            or flags in GUEST_MEMFD_FLAGS
+            or recording.run.has_vcpus
             or self._events.is_told_of_calls
+            or set(columns[CHANGE]) != {"0"}
+            or max(spaces.values()) > 1 << 20
+            or max(flags.values()) > 3  # with a guest_memfd
         ):
-            self._events.change(number, text, match.groups()[2:], Prefix(None, thread, time))
-            return
-        if recording.run.has_vcpus:
-            recording.run.change_at(time)
-        key = int(slot) if as_id == "0" else int(slot) | int(as_id) << 16
-        replay.change(
-            number,
-            text,
-            slot=key,
-            flags=0 if flags == "0" else int(flags, 16),
-            gpa=int(gpa, 16),
-            size=int(size, 16),
-            hva=int(hva, 16),
-            ret=0 if ret == "0" else int(ret),
-            time=time,
-            thread=thread,
-            began=None,
-            ended=time,
-            hides_delete=True,
+            return None
+        hexadecimal = itertools.repeat(16)
+        gpas, sizes, hvas = (list(map(int, columns[i], hexadecimal)) for i in (5, 6, 7))
+        slots = list(map(int, columns[3]))
+        times = list(map(float, columns[1]))
+        odd = functools.reduce(operator.or_, itertools.chain(gpas, sizes, hvas))
+        if (
+            odd & (PAGE_SIZE - 1)
+            or odd >> 62
+            or max(sizes) > MAX_SIZE
+            or max(slots) >= KVM_MEM_SLOTS_NUM
+            or not all(map(operator.le, times, times[1:]))
+        ):
+            return None
+        if any(spaces.values()):
+            slots = list(map(operator.or_, slots, map(spaces.__getitem__, columns[2])))
+        threads = {word: int(word) for word in words}
+        shift = itertools.repeat(PAGE_SHIFT)
+        return replay, Plain(
+            slots,
+            list(map(operator.rshift, gpas, shift)),
+            list(map(operator.rshift, sizes, shift)),
+            hvas,
+            list(map(flags.__getitem__, columns[4])),
+            list(map(threads.__getitem__, columns[0])),
+            times,
         )
 
     def _other_line(self, number: int, text: str) -> bool:

@@ -16,7 +16,7 @@ from .dma import about_dma
 from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
-from .lines import LONGEST_LINE, lines_of
+from .lines import LONGEST_LINE, blocks_of, line_of
 from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
 from .timeline import RunState, Timeline
@@ -163,39 +163,81 @@ def _record(
         recording.run.horizon = max(recording.run.horizon, horizon)
         if changes_at:
             recording.run.changes_are_at(changes_at)
-        readers: list[Reader] = [reader(recording) for reader in READERS]
-        skipped = number = done = 0
+        lines = _Lines(recording)
+        number = done = 0
         text = ""
-        last_used = True
-        first, others = readers[0].line, [reader.line for reader in readers[1:]]
-        for lines in lines_of(stream):
-            for text in lines:
+        used = True
+        for block in blocks_of(stream):
+            if block[-1] != "\n":
+                text = block
+                used = lines.take(number + 1, text)
                 number += 1
-                last_used = first(number, text)
-                if not last_used:
-                    for i, line in enumerate(others):
-                        if line(number, text):
-                            others[i] = first  # the next line is likely of the same kind
-                            first = line
-                            last_used = True
-                            break
-                    else:
-                        skipped += 1
-                        if len(text) == LONGEST_LINE and text[-1] != "\n":
-                            recording.note(
-                                f"a line of more than {LONGEST_LINE} characters, of which the rest is not looked at",
-                                number,
-                            )
+            else:
+                number += lines.take_block(number + 1, block)
+                text = ""
             if progress is not None:
-                done += sum(map(len, lines))
+                done += len(block)
                 progress(done)
         cut = len(text) == LONGEST_LINE
-        if not (last_used or cut or text.endswith("\n")) and text.strip() and not WHOLE_CALL.search(text[-1000:]):
+        if not (used or cut) and text.strip() and not WHOLE_CALL.search(text[-1000:]):
             raise TraceError("the file ends inside a line: truncated?", path=name, line=number, text=text)
-        for reader in readers:
+        for reader in lines.readers:
             reader.finish()
         recording.machines.finish()
-    return recording, number, skipped
+    return recording, number, lines.skipped
+
+
+class _Lines:
+    """Hands each line to the readers, first to the one that took the last, and counts those that none took.
+
+    Blocks of lines go to the reader that took most of the block before: what its ``pattern`` finds is read at once, and
+    the lines in between come one by one.
+    """
+
+    __slots__ = ("_leading", "_recording", "_taken", "readers", "skipped")
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self.readers: list[Reader] = [reader(recording) for reader in READERS]
+        self.skipped = 0
+        self._leading = self.readers[0]
+        self._taken: dict[Reader, int] = {}
+        """Lines of this block that each reader took one by one."""
+
+    def take_block(self, number: int, block: str) -> int:
+        """Take whole lines, of which the first has ``number``; how many they were."""
+        leading, taken = self._leading, self._taken
+        taken.clear()
+        if leading.pattern is not None:
+            rows = leading.pattern.findall(block)
+            count = len(rows)
+            before = self.skipped
+            without_a_word = leading.rows(number, rows, block, self.take)
+            self.skipped += without_a_word
+            taken[leading] = count - (self.skipped - before) - sum(taken.values()) + taken.get(leading, 0)
+        else:
+            texts = block.split("\n")
+            count = len(texts) - 1
+            for i in range(count):
+                self.take(number + i, line_of(texts[i]))
+        if taken:
+            self._leading = max(taken, key=taken.__getitem__)
+        return count
+
+    def take(self, number: int, text: str) -> bool:
+        """Take one line; whether it said anything to anybody."""
+        readers = self.readers
+        for i, reader in enumerate(readers):
+            if reader.line(number, text):
+                if i:
+                    readers[0], readers[i] = reader, readers[0]  # the next line is likely of the same kind
+                self._taken[reader] = self._taken.get(reader, 0) + 1
+                return True
+        self.skipped += 1
+        if len(text) == LONGEST_LINE and text[-1] != "\n":
+            message = f"a line of more than {LONGEST_LINE} characters, of which the rest is not looked at"
+            self._recording.note(message, number)
+        return False
 
 
 def _because(recording: Recording) -> str:

@@ -156,10 +156,11 @@ class RunStateRecorder:
         if thread not in self._tracks:
             self._new_track(thread)
 
-    def _new_track(self, thread: int) -> None:
+    def _new_track(self, thread: int) -> Track:
         self._tracks[thread] = track = Track()
         if self.forgets:
             track.keep(-math.inf)
+        return track
 
     def created(self, index: int, time: float) -> None:
         """VCPU number ``index`` was made, and cannot have run before ``time`` (KVM_CREATE_VCPU)."""
@@ -245,12 +246,23 @@ class RunStateRecorder:
         self._losses.append(Loss(cpu, after, before, text))
 
     def _note(self, thread: int, time: float, cpu: int | None, index: int | None, event: int) -> None:
-        self.saw(time, cpu)
+        if cpu is not None and cpu in self._last_on and not self._open_losses and self.first is not None:
+            self._last_on[cpu] = time
+            if time > self.last:  # type: ignore[operator]  # set with first
+                self.last = time
+            elif time < self.first:
+                self.first = time
+        else:
+            self.saw(time, cpu)
         if time > self._next_mark:
             self._pass_marks(time)
-        if thread not in self._tracks:
-            self._new_track(thread)
-        self._tracks[thread].add(time, event)
+        track = self._tracks.get(thread)
+        if track is None:
+            track = self._new_track(thread)
+        track.times.append(time)
+        track.words.append(event)
+        if len(track.times) > track.full:
+            track.forget()
         if index is not None and 0 <= index < MOST_VCPUS:
             self._index[thread] = index
 

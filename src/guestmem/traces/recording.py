@@ -6,6 +6,7 @@ A reader knows one format; the recording checks and keeps what all formats have 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ..errors import TraceError
@@ -14,12 +15,14 @@ from .recorder import RunStateRecorder
 from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
 
 if TYPE_CHECKING:
+    import re
+
     from .late_start import AssumedSlot
 
 NOTES = 32
 """Different notes that are kept: a hostile file does not fill the screen."""
 
-__all__ = ["Reader", "Recording"]
+__all__ = ["Other", "Reader", "Recording", "Rows"]
 
 
 class Recording:
@@ -105,6 +108,12 @@ class Recording:
         raise TraceError(message, path=self.path, line=line, text=text.strip())
 
 
+Rows = list[tuple[str, ...]]
+"""Lines, each with the groups of a reader's pattern."""
+Other = Callable[[int, str], object]
+"""Takes a line that is none of a reader's pattern, with its number."""
+
+
 class Reader(Protocol):
     """Reads one format. A reader sees each line once, in order, until it or another says that it used the line."""
 
@@ -113,7 +122,18 @@ class Reader(Protocol):
     events: str
     """What it looks for, as the error for a file without any event says it."""
 
+    @property
+    def pattern(self) -> re.Pattern[str] | None:
+        """Matches every line, its end included: in groups those that come by the million, in the last one any other."""
+
     def __init__(self, recording: Recording) -> None: ...
+
+    def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
+        """Take the lines of ``block``, of which the first has ``number``, as ``pattern`` found them.
+
+        Any other line goes to ``other``. Returns how many lines said nothing that ``other`` did not see. A reader
+        without a pattern is never asked.
+        """
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it said something. Raises TraceError if it names an event and cannot be read."""

@@ -10,6 +10,7 @@ guest and host addresses. Such a slot is *assumed*, and said to be.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,12 +19,12 @@ from ..memslots.changes import Change
 from ..memslots.checks import classify
 from ..memslots.slot import KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_frames
-from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes
+from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes, Plain
 
 if TYPE_CHECKING:
     from .late_start import AssumedSlot
 
-__all__ = ["Replay"]
+__all__ = ["MAX_SIZE", "Replay"]
 
 MAX_SIZE = ((1 << 31) - 1) << 16
 """KVM_MEM_MAX_NR_PAGES in bytes, with the largest pages (arm64, 64 KiB): dirty bitmaps have unsigned int indices."""
@@ -210,6 +211,59 @@ class Replay:
         )
         if ret >= 0 and code != NOTHING:
             self._carry_out(index, slot, base, npages, hva, maker, line, text, ret)
+
+    def take(self, line: int, plain: Plain, at: int) -> int:
+        """Carry out the changes of ``plain`` from ``at`` on, up to one that is not plain; how many were carried out.
+
+        They stand on lines that follow ``line``, which is that of ``at``. Plain are the create of a slot that is not
+        there and the delete of one that is, which no slot is in the way of.
+        """
+        if self._pending or self._nameless or self._from_file:
+            return 0
+        if self._returned is not None and plain.times[at] < self._returned:
+            return 0
+        slots, bases, npages = plain.slots[at:], plain.bases[at:], plain.npages[at:]
+        changes, by_id, gone = self.changes, self._by_id, self._gone
+        index = first = len(changes)
+        codes, olds = bytearray(), []
+        as_id = -1
+        for slot, base, count in zip(slots, bases, npages, strict=True):
+            if slot >> 16 != as_id:
+                as_id = slot >> 16
+                space = self._spaces.setdefault(as_id, _Space())
+                starts, ends, makers = space.bases, space.ends, space.makers
+            maker = by_id.get(slot)
+            if count:
+                if maker is not None:
+                    break
+                i = bisect_right(starts, base)
+                if (i and ends[i - 1] > base) or (i < len(starts) and starts[i] < base + count):
+                    break
+                starts.insert(i, base)
+                ends.insert(i, base + count)
+                makers.insert(i, index)
+                by_id[slot] = index
+                codes.append(CREATE)
+                olds.append(NO_SLOT)
+            else:
+                if maker is None:
+                    break
+                i = bisect_right(starts, bases[maker - first] if maker >= first else self._base_of(maker)) - 1
+                del starts[i], ends[i], makers[i], by_id[slot]
+                gone.add(slot)
+                codes.append(DELETE)
+                olds.append(maker)
+            index += 1
+        count = index - first
+        if count:
+            times = plain.times[at : at + count]
+            began = [math.nan if self._returned is None else self._returned, *times[:-1]]
+            self._returned = times[-1]
+            changes.extend(plain.part(at, count), codes, olds, line, began)
+        return count
+
+    def _base_of(self, maker: int) -> int:
+        return self.changes.base[maker] if maker > NO_SLOT else self.changes.made_by(maker).base_gfn
 
     def _carry_out(
         self, index: int, slot: int, base: int, npages: int, hva: int, maker: int, line: int, text: str, ret: int

@@ -10,16 +10,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from .lines import line_of
 from .qemu import FIELDS_BY_NAME, KEY_VALUE, QemuEvents
 from .qemu_prefix import Prefix
 from .requests import integer
 
 if TYPE_CHECKING:
-    from .recording import Recording
+    from .recording import Other, Recording, Rows
 
 __all__ = ["SimpletraceReader"]
 
 LINE = re.compile(r"([A-Za-z_]\w*) (-?\d{1,15}\.\d{3})(?: pid=(\d{1,10}))?((?: \w+=\S.*)?)\s*$")
+ROW = re.compile(r"(?:([A-Za-z_]\w{0,60}) (-?\d{1,15}\.\d{3})(?: pid=(\d{1,10}))?((?: \w+=[^\s].{0,2000})?)|(.*))\n")
 
 
 class SimpletraceReader:
@@ -27,6 +29,8 @@ class SimpletraceReader:
 
     name = "qemu"
     events = "the same events as simpletrace.py prints them"
+
+    pattern = ROW
 
     __slots__ = ("_events", "_nanoseconds", "_recording")
 
@@ -40,7 +44,25 @@ class SimpletraceReader:
         match = LINE.match(text)
         if match is None:
             return False
-        event, delta, process, rest = match.groups()
+        return self._event(number, text, *match.groups())
+
+    def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
+        """Take a block of lines as ROW found them."""
+        texts: list[str] = []
+        skipped = 0
+        for at, (event, delta, process, rest, text) in enumerate(rows, number):
+            if not event:
+                other(at, line_of(text))
+            elif event in FIELDS_BY_NAME or event.startswith("Dropped"):
+                texts = texts or block.split("\n")
+                skipped += not self._event(at, line_of(texts[at - number]), event, delta, process or None, rest)
+            else:
+                self._nanoseconds += round(float(delta) * 1000)
+                skipped += 1
+        return skipped
+
+    def _event(self, number: int, text: str, event: str, delta: str, process: str | None, rest: str) -> bool:
+        """Take an event: its name, microseconds since the one before, process, arguments."""
         self._nanoseconds += round(float(delta) * 1000)
         if event.startswith("Dropped"):
             self._recording.lost_changes(f"simpletrace dropped events{rest}", number)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["ARGUMENTS", "LEADER", "REGION", "RESULT", "Clock", "request_of"]
+from .requests import integer
+
+__all__ = ["ARGUMENTS", "LEADER", "REGION", "Clock", "Request", "Result", "request_of", "result_of"]
 
 LEADER = re.compile(
     r"(?:\s*\[pid\s+(?P<bracket>\d{1,10})(?:<[^\n]{0,64}?>)?(?: /\* [^*\n]{0,80} \*/)?\]"
@@ -62,19 +64,53 @@ def request_of(text: str) -> Request | None:
     return None
 
 
+class Result:
+    """What stands behind ``=``; ``ret`` is None for ``?``."""
+
+    __slots__ = ("comment", "duration", "errno", "ret")
+
+    def __init__(self, match: re.Match[str]) -> None:
+        self.ret = None if match["ret"] == "?" else integer(match["ret"])
+        self.errno = match["errno"] or ""
+        self.comment = match["comment"] or ""
+        duration = match["duration"]
+        self.duration = None if duration is None or duration == "unavailable" else float(duration)
+
+
+def result_of(call: str) -> Result | None:
+    """What stands behind the last ``) = `` of a call, if anything does."""
+    start = call.rfind(" = ")
+    while start > 0:
+        bracket = call.rfind(")", 0, start + 1)
+        if bracket >= 0 and not call[bracket + 1 : start].strip() and (match := RESULT.match(call, bracket)):
+            return Result(match)
+        start = call.rfind(" = ", max(0, start - 500), start)
+    return None
+
+
 class Clock:
     """Seconds of each line's stamp: since 1970 (``-ttt``), since the first midnight (``-tt``), or summed up (``-r``).
 
     ``digits`` is the largest number of places that a stamp had: 0 is whole seconds.
     """
 
-    __slots__ = ("_day", "_first_of_delta", "_relative", "digits", "last")
+    __slots__ = ("_day", "_first_of_delta", "_length", "_relative", "digits", "last")
 
     def __init__(self) -> None:
         self._day = self._relative = 0.0
         self._first_of_delta: float | None = None
         self.last: float | None = None
-        self.digits = 0
+        self.digits = self._length = 0
+
+    def unix(self, stamp: str) -> float:
+        """The time of a line with seconds and their parts since 1970, and nothing else."""
+        time = float(stamp)
+        if self.last is None or time > self.last:
+            self.last = time
+        if len(stamp) != self._length:
+            self._length = len(stamp)
+            self.digits = max(self.digits, len(stamp) - stamp.index(".") - 1)
+        return time
 
     def time(self, stamp: str | None, space: str, *, has_pid: bool, delta: str | None) -> float | None:
         """The time of a line, or None if it has no stamp."""
