@@ -8,11 +8,12 @@ shown in the core, CLOSED over the bound. Every stamp is taken to be off by its 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..traces.columns import NO_THREAD
+from ..traces.columns import CREATE, DELETE, KIND, NO_THREAD
 from ..traces.evidence import Irqchip, Where
+from ..traces.whereabouts import CODE, NO_TIME
 from .rules import RULES, Verdict
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..traces.columns import Changes
     from ..traces.evidence import Stretch
     from ..traces.timeline import RunState, Vcpu
+    from ..traces.whereabouts import Track
     from .missing import Returned
     from .rules import Rule
 
@@ -69,21 +71,22 @@ class _Finding(NamedTuple):
 
 _Doubt = tuple[str, str]
 """A rule's name, and what it says here."""
+TEXTS = {
+    "run-no-irqchip": "{} in KVM_RUN throughout, with no irqchip in the kernel: likely in the guest",
+    "kvm-run": "{} in KVM_RUN, which is not the guest",
+    "served": "{} left the guest, and KVM may have looked at memory for it",
+    "begin-unknown": "{} was inside before the delete had returned",
+    "edge": "{} came or went too close to the edge to tell",
+}
+"""What is said of a vCPU by each rule about a place that is known."""
+RUN, KVM, UNKNOWN = CODE[Where.RUN], CODE[Where.KVM], CODE[Where.UNKNOWN]
+OUTSIDE, IN_RUN = CODE[Where.USER] + NO_TIME, RUN + NO_TIME
 NO_BEGIN, NO_END = "when the delete began is not known", "when the create had returned is not known"
 
 
 RANKS = {name: rank for rank, name in enumerate(RULES)}
 """The place of each rule in the table: the more telling first."""
-DIED, KVM_RUN = RANKS["died"], RANKS["kvm-run"]
-
-
-def _least_rank(where: Where, *, alone: bool) -> int:
-    """The most telling doubt that a piece there can be; ``alone``: it is the only one of its window."""
-    if where is Where.RUN:
-        return RANKS["run-no-irqchip"] if alone else KVM_RUN
-    if where is Where.KVM:
-        return RANKS["served"]
-    return RANKS["begin-unknown"] if where is Where.GUEST else 0
+DIED = RANKS["died"]
 
 
 class _Worst:
@@ -134,10 +137,25 @@ def window_of(changes: Changes, indices: Sequence[int], removed: int, restored: 
     )
 
 
+def _windows(changes: Changes, returned: Iterable[Returned]) -> list[tuple[int, int]]:
+    """Pairs of changes between which memory was missing: what took it away, what gave it back.
+
+    All deletes of a transaction come before its creates. So from the first delete of the hole to its last create some
+    of the memory was missing all the time, and the two are one window; a move, which does both, has its own.
+    """
+    pairs = sorted({(each[2], each[3]) for each in returned})
+    if len(pairs) > 1 and all(
+        changes.code[removed] & KIND == DELETE and changes.code[restored] & KIND == CREATE
+        for removed, restored in pairs
+    ):
+        return [(pairs[0][0], max(restored for _, restored in pairs))]
+    return pairs
+
+
 def judge(
     changes: Changes,
     indices: Sequence[int],
-    returned: Iterable[Returned],
+    returned: Sequence[Returned],
     run_state: RunState | None,
     resolution: float = 1e-6,
 ) -> Judgement:
@@ -152,14 +170,14 @@ def judge(
         return _unknown("no-times", "no times")
     off = resolution + run_state.resolution
     opened: dict[Vcpu, _Finding] = {}
-    bounds: list[tuple[int, Window]] = []
-    for removed, restored in sorted({(each[2], each[3]) for each in returned}):
+    bounds: list[Window] = []
+    for removed, restored in _windows(changes, returned):
         window = window_of(changes, indices, removed, restored, off)
         if window.thread is not None:
             began = run_state.last_return_before(window.thread, changes.time[removed])
             if began is not None and began > window.start:
                 window = window._replace(start=began)
-        bounds.append((removed, window))
+        bounds.append(window)
         for vcpu in run_state.vcpus:
             proof = None if vcpu in opened else _open(window, vcpu, run_state)
             if proof is not None:
@@ -169,12 +187,12 @@ def judge(
         vcpus = tuple(sorted(opened, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
         return Judgement(Verdict.OPEN, RULES[found.rule], vcpus, "; ".join(each.text for each in opened.values()))
     worst = _Worst()
-    for removed, window in bounds:
+    for window in bounds:
         for vcpu in run_state.vcpus:
             _doubts(window, vcpu, run_state, worst)
         for index in run_state.missing:
             worst.take("missing-vcpu", f"nothing is recorded of vCPU {index}")
-        _deaths(changes, removed, window, run_state, worst)
+        _deaths(changes, {each[2] for each in returned}, window, run_state, worst)
     if worst.rule:
         rule = RULES[worst.rule]
         return Judgement(Verdict.UNKNOWN, rule, tuple(worst.about), f"{worst.text}; {rule.record}")
@@ -235,19 +253,53 @@ def _doubts(window: Window, vcpu: Vcpu, run_state: RunState, worst: _Worst) -> N
     if math.isinf(end):
         worst.take("end-unknown", NO_END, vcpu)
         last = window.core_end if window.has_core else first
-    known = (
-        run_state.irqchip is Irqchip.USER or worst.rank > KVM_RUN or (worst.rank == KVM_RUN and vcpu not in worst.about)
-    )
-    pieces = run_state.inside(vcpu, first, last, known=known)
-    alone = len(pieces) == 1
-    for piece in pieces:
-        begin, after, where = piece
-        if where is Where.USER or after <= start or begin >= end:
-            continue
-        least = _least_rank(where, alone=alone)  # what is less telling than one that is known is skipped
-        if worst.rank < least or (worst.rank == least and vcpu in worst.about):
-            continue
-        worst.take(*_doubt(where, max(begin, start), min(after, end), window, vcpu, run_state), vcpu)
+    gaps = run_state.gaps(vcpu, first, last)
+    rule = "" if gaps is None else _worst_of_gaps(*gaps, start, end, window, run_state.irqchip)
+    if gaps is not None and rule is not None:
+        if rule:
+            worst.take(rule, TEXTS[rule], vcpu)
+        return
+    for begin, after, where in run_state.inside(vcpu, first, last):
+        if after > start and begin < end and where is not Where.USER:
+            worst.take(*_doubt(where, max(begin, start), min(after, end), window, vcpu, run_state), vcpu)
+
+
+def _worst_of_gaps(
+    track: Track, i: int, j: int, start: float, end: float, window: Window, irqchip: Irqchip
+) -> str | None:
+    """The rule that ``_doubt`` would name for the most telling piece between events ``i`` and ``j``, by three looks.
+
+    "" if the vCPU was in user space all along, None if it takes more than three: where it was is not known throughout,
+    or the moment for which the memory was missing is shorter than the stamps tell.
+    """
+    times, codes, off = track.times, track.codes, window.off
+    while i < j and times[i + 1] <= start:
+        i += 1
+    while i < j and times[j - 1] >= end:
+        j -= 1
+    inside = codes[i:j].translate(None, OUTSIDE)
+    if not inside:
+        return ""
+    if UNKNOWN in inside or window.core_start + off >= window.core_end - off:
+        return None
+    begins = window.start + off
+    if window.has_core:
+        begins, ends = max(begins, window.core_start + off), window.core_end - off
+        low, high = max(i, bisect_right(times, begins) - 1), min(j, bisect_left(times, ends))
+    else:
+        ends, low, high = math.inf, max(i, bisect_right(times, begins) - 1), j
+    if end > begins and start < ends and low < high and (core := codes[low:high].translate(None, OUTSIDE)):
+        if RUN in core:
+            whole = start <= window.start - off and not codes[i:j].translate(None, IN_RUN)
+            return "run-no-irqchip" if whole and irqchip is Irqchip.USER else "kvm-run"
+        if KVM in core:
+            return "served"
+    if window.has_core and start < ends:
+        low = max(i, bisect_right(times, window.start + off) - 1)
+        high = min(j, bisect_left(times, ends), bisect_right(times, window.core_start + off) - 1)
+        if low < high and codes[low:high].translate(None, OUTSIDE):
+            return "begin-unknown"
+    return "edge"
 
 
 def _doubt(where: Where, start: float, end: float, window: Window, vcpu: Vcpu, run_state: RunState) -> _Doubt:
@@ -259,18 +311,15 @@ def _doubt(where: Where, start: float, end: float, window: Window, vcpu: Vcpu, r
     if where is Where.UNKNOWN:
         return _not_known(start, end, vcpu, run_state)
     if start >= window.core_end - window.off or end <= window.start + window.off:
-        return "edge", "{} came or went too close to the edge to tell"
+        return "edge", TEXTS["edge"]
     if end <= window.core_start + window.off:
-        return "begin-unknown", "{} was inside before the delete had returned"
+        return "begin-unknown", TEXTS["begin-unknown"]
     if where is Where.RUN:
         whole = start <= window.start - window.off and end >= window.end + window.off
-        if whole and run_state.irqchip is Irqchip.USER:
-            text = "{} in KVM_RUN throughout, with no irqchip in the kernel: likely in the guest"
-            return "run-no-irqchip", text
-        return "kvm-run", "{} in KVM_RUN, which is not the guest"
-    if where is Where.KVM:
-        return "served", "{} left the guest, and KVM may have looked at memory for it"
-    return "edge", "{} came or went too close to the edge to tell"
+        rule = "run-no-irqchip" if whole and run_state.irqchip is Irqchip.USER else "kvm-run"
+        return rule, TEXTS[rule]
+    rule = "served" if where is Where.KVM else "edge"
+    return rule, TEXTS[rule]
 
 
 def _not_known(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> _Doubt:
@@ -293,8 +342,8 @@ def _not_known(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> _Do
     return "torn", "events of {} do not fit together"
 
 
-def _deaths(changes: Changes, removed: int, window: Window, run_state: RunState, worst: _Worst) -> None:
-    """VCPUs that left KVM_RUN inside the delete or the hole as those do that die of it."""
+def _deaths(changes: Changes, removed: Iterable[int], window: Window, run_state: RunState, worst: _Worst) -> None:
+    """VCPUs that left KVM_RUN inside a delete or the hole as those do that die of it; ``removed`` are the deletes."""
     until = min(window.core_end if window.has_core else window.end, run_state.last)
     for vcpu in run_state.vcpus:
         if vcpu.thread == window.thread:
@@ -306,10 +355,12 @@ def _deaths(changes: Changes, removed: int, window: Window, run_state: RunState,
         for each in sorted(found):
             if not window.start < each.time < until:
                 continue
-            where = "the hole" if each.time > changes.ended[removed] else "the delete"
+            deletes = sorted(removed)
+            inside = [i for i in deletes if not each.time > changes.ended[i] and not changes.began[i] > each.time]
+            where = "the delete" if inside else "the hole"
             how = f"with {each.name} inside {where}: the death itself" if each.fatal else f"inside {where}"
             typical = "" if each.fatal else " and did not come back: the typical death"
-            line = changes.line[removed]
+            line = changes.line[inside[0] if inside else deletes[0]]
             worst.take("died", f"{{}} left KVM_RUN {how}{typical} (line {line})", vcpu)
             if worst.rank == DIED:
                 break

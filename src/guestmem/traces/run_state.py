@@ -12,7 +12,7 @@ from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 from .evidence import Cause, Event, ExitMeaning, Irqchip, Loss, Stretch, Where
-from .whereabouts import INSIDE, NOT_KNOWN, Kinds, Losses, Track, word
+from .whereabouts import INSIDE, Kinds, Losses, Track, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -135,13 +135,15 @@ class RunState:
             return (Stretch(-math.inf, math.inf, Where.UNKNOWN),)
         return tuple(track.pieces(start, end, self.kinds, self.losses, self.last))
 
-    def inside(self, vcpu: Vcpu, start: float, end: float, *, known: bool = True) -> Sequence[Stretch]:
-        """``stretches`` but for those in user space, of a vCPU that has events; with ``known`` False those not known.
+    def inside(self, vcpu: Vcpu, start: float, end: float) -> Sequence[Stretch]:
+        """``stretches`` but for those in user space, of a vCPU that has events."""
+        return self._tracks[vcpu].pieces(start, end, self.kinds, self.losses, self.last, INSIDE)
 
-        Where events were lost, or the recording begins or ends, there may be others among them.
-        """
-        which = INSIDE if known else NOT_KNOWN
-        return self._tracks[vcpu].pieces(start, end, self.kinds, self.losses, self.last, which)
+    def gaps(self, vcpu: Vcpu, start: float, end: float) -> tuple[Track, int, int] | None:
+        """The events after which ``Track.codes`` tell where ``vcpu`` was from ``start`` to ``end``."""
+        track = self._tracks[vcpu]
+        span = track.span(start, end, self.kinds, self.losses)
+        return None if span is None else (track, *span)
 
     @property
     def lost(self) -> int:
@@ -187,10 +189,10 @@ class RunState:
         track = self._tracks.get(vcpu)
         return iter(()) if track is None else track.last_returns(start, end, self.kinds, self.losses, self.last)
 
-    def guest_exits(self, vcpu: Vcpu, start: float, end: float) -> tuple[float, ...]:
+    def guest_exits(self, vcpu: Vcpu, start: float, end: float) -> Sequence[float]:
         """Stamps in ``[start, end]`` of exits from guest mode that only guest code can cause, in order."""
         track = self._tracks.get(vcpu)
-        return () if track is None else tuple(track.guest_exits(start, end))
+        return () if track is None else track.guest_exits(start, end)
 
     def last_return_before(self, thread: int, time: float) -> float | None:
         """When ``thread``, if it is a vCPU's, was last seen to come to user space before ``time``, and stay there.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
 
-__all__ = ["INSIDE", "NOT_KNOWN", "Kinds", "Losses", "Return", "Track", "joined", "word"]
+__all__ = ["CODE", "INSIDE", "NO_TIME", "Kinds", "Losses", "Return", "Track", "joined", "word"]
 
 ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) for each in Event)
 TAIL, MANY, FEW = 1024, 8192, 1 << 16
@@ -40,12 +40,21 @@ OTHER_ERRNO = 0xF0
 NAMES = {number + 1: f"KVM_EXIT_{name}" for name, number in KVM_EXIT.items()}
 PLACES = tuple(Where)
 NOWHERE = len(PLACES)
-_GUEST, _RUN, _KVM, _USER, _UNKNOWN = (bytes([place]) for place in range(NOWHERE))
-_STAY = b"|".join(b"%b[%b%b]*" % (each, each, bytes([NOWHERE])) for each in (_RUN, _KVM, _UNKNOWN))
-INSIDE = re.compile(b"%b|%b" % (_GUEST, _STAY), re.DOTALL)
-"""Pieces that are not in user space."""
-NOT_KNOWN = re.compile(b"%b[%b%b]*" % (_UNKNOWN, _UNKNOWN, bytes([NOWHERE])), re.DOTALL)
-RUNS = re.compile(b"%b|%b|%b[%b%b]*" % (_GUEST, _STAY, _USER, _USER, bytes([NOWHERE])), re.DOTALL)
+CODE = {where: bytes([place]) for place, where in enumerate(PLACES)}
+NO_TIME = bytes([NOWHERE])
+
+
+def _stays(*places: Where) -> re.Pattern[bytes]:
+    """Matches stays in these places, of several events if they follow one another; one in the guest is one event's."""
+    return re.compile(
+        b"|".join(
+            CODE[each] if each is Where.GUEST else b"%b[%b%b]*" % (CODE[each], CODE[each], NO_TIME) for each in places
+        ),
+        re.DOTALL,
+    )
+
+
+INSIDE, RUNS = _stays(Where.GUEST, Where.RUN, Where.KVM, Where.UNKNOWN), _stays(*Where)
 NAMES |= {code: name for name, code in ERRNOS.items()} | {OTHER_ERRNO: "an error"}
 
 
@@ -135,7 +144,8 @@ class Track:
 
     ``known_from``: the vCPU was in user space from then until its first event (it was made then, or the recorder had
     just been told); infinite if nothing is known before its first event. ``calls``: whether its KVM_RUN calls were
-    recorded, begin and end.
+    recorded, begin and end. ``codes``: where the vCPU is after each event but the last, as a place in PLACES, or
+    NOWHERE if the next has the same stamp; made when somebody asks.
     """
 
     times: array[float] = field(default_factory=lambda: array("d"))
@@ -146,7 +156,7 @@ class Track:
     until: float = -math.inf
     full: int = sys.maxsize
     _places: tuple[array[int], array[int], array[int]] | None = None
-    _codes: bytes | None = None
+    codes: bytes = b""
 
     def add(self, time: float, event: int) -> None:
         """Append an event; stamps of one thread that step back are put in order later."""
@@ -263,19 +273,26 @@ class Track:
 
         O(log n + pieces) once the places between all events are known, of which each is a byte.
         """
+        span = self.span(start, end, kinds, losses)
+        if span is None:
+            return joined(self.stretches(start, end, kinds, losses, last))
+        times, codes = self.times, self.codes
+        runs = [run.span() for run in (which or RUNS).finditer(codes, *span)]
+        return [_new(Stretch, (times[first], times[after], PLACES[codes[first]])) for first, after in runs]
+
+    def span(self, start: float, end: float, kinds: Kinds, losses: Losses) -> tuple[int, int] | None:
+        """The events ``[i, j)`` after which ``codes`` tell where the vCPU was from ``start`` to ``end``. O(log n).
+
+        None where they do not tell all: before the first event, after the last, and where something was lost.
+        """
         times = self.times
-        if self._codes is None:
-            self._codes = self._all_codes(kinds)
+        if not self.codes:
+            self.codes = self._all_codes(kinds)
         i = bisect_left(times, start) - 1
         j = bisect_right(times, end, max(i, 0))
         if i < 0 or j >= len(times) or (losses and losses.first_in(times[i], times[j]) is not None):
-            return joined(self.stretches(start, end, kinds, losses, last))
-        codes = self._codes
-        found = []
-        for run in (which or RUNS).finditer(codes, i, j):
-            first, after = run.span()
-            found.append(_new(Stretch, (times[first], times[after], PLACES[codes[first]])))
-        return found
+            return None
+        return i, j
 
     def _all_codes(self, kinds: Kinds) -> bytes:
         """Where the vCPU is after each event, as a place in PLACES; NOWHERE if the next one has the same stamp."""
@@ -367,14 +384,13 @@ class Track:
             return self.times[i]
         return None
 
-    def guest_exits(self, start: float, end: float) -> Iterator[float]:
+    def guest_exits(self, start: float, end: float) -> Sequence[float]:
         """Stamps in ``[start, end]`` of kvm_exit events that only guest code can cause. O(log n + result)."""
         places = self._find()[2]
         if not places:
-            return
+            return ()
         low, high = bisect_left(self.times, start), bisect_right(self.times, end)
-        for i in places[bisect_left(places, low) : bisect_left(places, high)]:
-            yield self.times[i]
+        return [self.times[i] for i in places[bisect_left(places, low) : bisect_left(places, high)]]
 
 
 def joined(pieces: Iterable[Stretch]) -> list[Stretch]:

@@ -1,0 +1,74 @@
+"""The look at a whole window at once names the doubt that a look at each of its pieces names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guestmem.check import verdict
+from guestmem.traces import Irqchip
+from guestmem.traces.recorder import RunStateRecorder
+
+if TYPE_CHECKING:
+    import random
+
+    from guestmem.traces import RunState
+
+
+def recorded(rng: random.Random) -> RunState:
+    """One vCPU, in whole microseconds, of one kind of recording."""
+    run = RunStateRecorder()
+    run.irqchip = rng.choice(list(Irqchip))
+    calls, points = rng.choice(((True, False), (False, True), (True, True)))
+    time = 0
+
+    def step() -> float:
+        nonlocal time
+        time += rng.choice((0, 1, 1, 2, 5, rng.choice((5, 60))))
+        return time / 1e6
+
+    while time < 120:
+        if rng.random() < 0.3:
+            run.elsewhere(9, step())
+        if calls:
+            run.run_begin(9, step())
+        for _ in range(rng.randrange(1, 3) * points):
+            run.entry(9, step(), 1)
+            run.exit(9, step(), 1, reason=rng.choice(("HLT", "EPT_VIOLATION", "EXTERNAL_INTERRUPT")))
+        if points:
+            run.user_exit(9, step(), 1, reason="KVM_EXIT_IO")
+        if calls:
+            run.run_end(9, step(), reason=rng.choice(("KVM_EXIT_IO", None)))
+        if rng.random() < 0.02:
+            run.exit(9, step(), 1)
+    state = run.finish("")
+    assert state is not None
+    return state
+
+
+def test_the_same_doubt(rng: random.Random) -> None:
+    looked, seen = 0, set()
+    for _ in range(1500):
+        state = recorded(rng)
+        (vcpu,) = state.vcpus
+        start, *rest = sorted(rng.randrange(2, 110) for _ in range(4))
+        core_start, core_end, end = rest if rng.random() < 0.8 else (float("nan"), float("nan"), rest[-1])
+        off = rng.choice((0.5e-6, 2.5e-6))
+        window = verdict.Window(start / 1e6, core_start / 1e6, core_end / 1e6, end / 1e6, off, None)
+        margin = off if rng.random() < 0.8 else -off
+        low, high = window.start - margin, window.end + margin
+        gaps = state.gaps(vcpu, low, high)
+        if gaps is None:
+            continue
+        rule = verdict._worst_of_gaps(*gaps, low, high, window, state.irqchip)
+        if rule is None:
+            continue
+        doubts = [
+            verdict._doubt(each.where, max(each.start, low), min(each.end, high), window, vcpu, state)[0]
+            for each in state.inside(vcpu, low, high)
+            if each.end > low and each.start < high
+        ]
+        assert rule == min(doubts, key=verdict.RANKS.__getitem__, default=""), (window, state.stretches(vcpu))
+        looked += 1
+        seen.add(rule)
+    assert looked > 300
+    assert seen >= {"", "kvm-run", "run-no-irqchip", "served", "begin-unknown", "edge"}, seen
