@@ -2,9 +2,8 @@
 
 Two runs of a thread that stopped with the same key go on alike, whatever they did before, so a search need not tell
 them apart. What a frame is in the middle of, an expression's values so far or the iterator of a loop, lies on its
-evaluation stack. How deep that is at each call follows from the byte code; its values are read where the interpreter
-keeps them, which a check at import tries out. Where it cannot be read, or a value is of a kind that is not known here,
-there is no key, and the run is like no other: a search becomes larger, never wrong.
+evaluation stack (``stops.py``). Where that cannot be read, or a value is of a kind that is not known here, there is no
+key, and the run is like no other: a search becomes larger, never wrong.
 
 Objects that were there when the scene was set up stand for themselves: a thread must not change them.
 """
@@ -12,173 +11,30 @@ Objects that were there when the scene was set up stand for themselves: a thread
 from __future__ import annotations
 
 import ctypes
-import dis
 import functools
 import gc
 import marshal
-import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
-import greenlet
+from .stops import reads_stacks, stack_of, stops
 
-__all__ = ["Keys", "Unknown", "reachable", "reads_stacks"]
+__all__ = ["Keys", "Unknown", "reachable"]
 
-_F_FRAME, _LOCALS_PLUS = 24, 72
-"""Where a frame object has its interpreter frame, and that its locals and stack; CPython 3.11 to 3.13, 64 bits."""
-
-_PLAIN = frozenset({int, str, bytes, bool, float, complex, type(None), type(Ellipsis)})
+_NUMBERS = frozenset({int, bool, float, complex, type(None), type(Ellipsis)})
+_TEXTS = frozenset({str, bytes})
+_PLAIN = _NUMBERS | _TEXTS
 _WHOLE = (types.ModuleType, type, types.CodeType, types.FrameType, types.TracebackType)
 """What stands for itself wherever it is met, whatever it holds."""
-_CALLS = {
-    *("CALL", "CALL_FUNCTION_EX", "CALL_KW", "BINARY_SUBSCR", "BINARY_OP", "COMPARE_OP", "CONTAINS_OP", "LOAD_ATTR"),
-    *("FOR_ITER", "YIELD_VALUE", "RETURN_GENERATOR", "BEFORE_WITH"),
-}
-"""Instructions at which a frame can be stopped; each leaves one value on the stack."""
+_UNSET = object()
+"""In the place of a local that is not set."""
 
 
 class Unknown(Exception):  # noqa: N818 - says what it is
     """A value has no key."""
-
-
-class _Stop(NamedTuple):
-    """A place where a frame can be stopped: which locals are still used, and how many values are on its stack."""
-
-    live: tuple[str, ...]
-    stack: int
-
-
-@functools.lru_cache(maxsize=2048)  # each twin has code objects of its own
-def _stops(code: types.CodeType) -> dict[int, _Stop]:
-    """By offset of a call: what of a frame is used after it."""
-    steps = list(dis.get_instructions(code))
-    at = {step.offset: i for i, step in enumerate(steps)}
-    handlers = [
-        (at[entry.start], max(i for i, step in enumerate(steps) if step.offset < entry.end), at[entry.target], entry)
-        for entry in dis._parse_exception_table(code)  # type: ignore[attr-defined]  # noqa: SLF001 - as dis itself does
-    ]
-    after: list[list[int]] = []
-    for i, step in enumerate(steps):
-        then = [] if step.opname in {"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"} else [i + 1]
-        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
-            then.append(at[step.argval])
-            if step.opname in {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"}:
-                then.remove(i + 1)
-        after.append([k for k in then if k < len(steps)])
-    return _joined(code, steps, after, _live(steps, after, handlers), _depths(steps, after, handlers))
-
-
-def _live(steps: list[Any], after: list[list[int]], handlers: list[Any]) -> list[set[str]]:
-    """Of each instruction, the locals that are used after it before they are set."""
-    into: list[set[str]] = [set() for _ in steps]
-    out: list[set[str]] = [set() for _ in steps]
-    changed = True
-    while changed:
-        changed = False
-        for i in range(len(steps) - 1, -1, -1):
-            step = steps[i]
-            found: set[str] = set().union(*(into[k] for k in after[i]))
-            for first, last, target, _ in handlers:
-                if first <= i <= last:
-                    found |= into[target]
-            out[i] = found
-            names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
-            if step.opname == "STORE_FAST":
-                found = found - {step.argval}
-            elif "_FAST" in step.opname:  # loads, deletions, and what does two at once
-                found = found | {name for name in names if isinstance(name, str)}
-            if found != into[i]:
-                into[i] = found
-                changed = True
-    return out
-
-
-def _depths(steps: list[Any], after: list[list[int]], handlers: list[Any]) -> list[int]:
-    """How many values are on the stack before each instruction; -1 where that is not known."""
-    depths = [-1] * len(steps)
-    todo = [(0, 0)]
-    while todo:
-        i, depth = todo.pop()
-        if depths[i] >= 0:
-            continue
-        depths[i] = depth
-        step = steps[i]
-        for first, last, target, entry in handlers:
-            if first <= i <= last:
-                todo.append((target, entry.depth + 1 + entry.lasti))
-        for k in after[i]:
-            jumps = k != i + 1 or (len(after[i]) == 1 and step.opname.startswith("JUMP"))
-            todo.append((k, depth + dis.stack_effect(step.opcode, step.arg, jump=jumps)))
-    return depths
-
-
-def _joined(
-    code: types.CodeType, steps: list[Any], after: list[list[int]], live: list[set[str]], depths: list[int]
-) -> dict[int, _Stop]:
-    cells = {*code.co_cellvars, *code.co_freevars}
-    stops: dict[int, _Stop] = {}
-    for i, step in enumerate(steps):
-        if step.opname in _CALLS and after[i] and depths[i] >= 0:
-            stack = depths[i] + dis.stack_effect(step.opcode, step.arg, jump=False) - 1
-            stop = _Stop(tuple(sorted(live[i] | cells)), stack)
-            end = steps[i + 1].offset if i + 1 < len(steps) else step.offset + 2
-            for offset in range(step.offset, end, 2):  # also those of the instruction's caches
-                stops[offset] = stop
-    return stops
-
-
-def _size(code: types.CodeType) -> int:
-    """Locals, cells and free variables of a frame; the stack begins after them."""
-    return code.co_nlocals + len({*code.co_cellvars} - {*code.co_varnames}) + len(code.co_freevars)
-
-
-def _stack(frame: types.FrameType, count: int) -> list[Any]:
-    """The lowest values of a frame's evaluation stack; None for an empty place."""
-    inner = ctypes.c_void_p.from_address(id(frame) + _F_FRAME).value
-    assert inner is not None
-    base = inner + _LOCALS_PLUS + 8 * _size(frame.f_code)
-    values: list[Any] = []
-    for k in range(count):
-        address = ctypes.c_void_p.from_address(base + 8 * k).value
-        values.append(ctypes.cast(address, ctypes.py_object).value if address else None)
-    return values
-
-
-def _tried() -> bool:
-    """Whether stacks are where they are looked for: of a function that is stopped in the middle of a loop and a sum."""
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.implementation.name != "cpython":
-        return False
-    main = greenlet.getcurrent()
-    left, right = object(), [7]
-
-    def stopped() -> object:
-        for _ in right:
-            return (left, 5, main.switch())
-        return None
-
-    run = greenlet.greenlet(stopped)
-    run.switch()
-    try:
-        frame = run.gr_frame
-        stop = _stops(frame.f_code).get(frame.f_lasti)
-        if stop is None or stop.stack != 3:
-            return False
-        values = _stack(frame, 3)
-        return isinstance(values[0], type(iter([]))) and values[1] is left and values[2] == 5
-    finally:
-        run.throw(greenlet.GreenletExit)
-
-
-@functools.cache
-def reads_stacks() -> bool:
-    """Whether this interpreter's evaluation stacks can be read."""
-    try:
-        return _tried()
-    except Exception:  # noqa: BLE001 - whatever is not as expected
-        return False
 
 
 def reachable(roots: Iterable[object], beside: Iterable[object]) -> list[object]:
@@ -202,17 +58,34 @@ def reachable(roots: Iterable[object], beside: Iterable[object]) -> list[object]
     return found
 
 
+@functools.lru_cache(maxsize=1024)
+def _attributes(kind: Any) -> tuple[str, tuple[str, ...]] | None:
+    """Of a class made by Python code its name and its slots; None of another."""
+    if not kind.__flags__ & 1 << 9 or issubclass(kind, BaseException):
+        return None
+    slots = [name for each in kind.__mro__ for name in getattr(each, "__slots__", ()) if not name.startswith("__")]
+    return f"{kind.__module__}.{kind.__qualname__}", tuple(slots)
+
+
 class Keys:
     """Makes keys of a world's threads. ``known``: objects of the scene, which stand for themselves.
 
     ``words``: the class of shared words, and ``places`` gives the number of the first of some, None if they have none.
+
+    A key is a hash of a list of plain values in which all that a run holds is written down one after the other, each
+    with its kind and how many follow, so that no two read the same: texts after a ``'``, numbers as they are.
     """
 
     def __init__(self, known: Iterable[object], words: type, places: Callable[[object], int | None]) -> None:
         self._words = words
-        self._held: list[object] = list(known)
+        self._held: list[object] = [*known, _UNSET]
         self._known = {id(each) for each in self._held}
         self._place = places
+        self._stable = False
+        self._out: list[Any] = []
+        self._seen: dict[int, int] = {}
+        self._hold: list[object] = []
+        """What was met while a key is made: as long as it is held, its id is nobody else's."""
         self.unknown: dict[str, int] = {}
         """Kinds of values that had no key, and how often."""
 
@@ -223,134 +96,224 @@ class Keys:
 
     def of(self, frames: Iterable[types.FrameType], more: object) -> bytes | None:
         """The key of a run that is stopped in ``frames``, and of ``more``; None if something in it has none."""
-        seen: dict[int, int] = {}
-        hold: list[object] = []
         try:
-            parts = [self._part(more, seen, hold), *(self._frame(frame, seen, hold) for frame in frames)]
+            self._all((more,))
+            for frame in frames:
+                self._frame(frame)
+            return self._made()
         except Unknown as what:
             self.unknown[str(what)] = self.unknown.get(str(what), 0) + 1
             return None
-        return blake2b(marshal.dumps(parts, 2), digest_size=16).digest()
+        finally:
+            self._clear()
 
     def value(self, value: object, *, stable: bool = False) -> bytes | None:
         """The key of a value; ``stable``: the same in another process."""
         self._stable = stable
         try:
-            return blake2b(marshal.dumps(self._part(value, {}, []), 2), digest_size=16).digest()
+            self._all((value,))
+            return self._made()
         except Unknown:
             return None
         finally:
             self._stable = False
+            self._clear()
 
-    _stable = False
+    def _made(self) -> bytes:
+        return blake2b(marshal.dumps(self._out, 2), digest_size=16).digest()
 
-    def _frame(self, frame: types.FrameType, seen: dict[int, int], hold: list[object]) -> Any:
-        code = frame.f_code
-        stop = _stops(code).get(frame.f_lasti)
-        if stop is None:
-            raise Unknown(f"{code.co_qualname} is stopped where it calls nothing")
-        if stop.stack and not reads_stacks():
-            raise Unknown("evaluation stacks cannot be read")
-        values = _stack(frame, stop.stack) if stop.stack else []
-        held = frame.f_locals
-        self._hold(code)
-        return (
-            id(code),
-            frame.f_lasti,
-            [self._part(value, seen, hold) for value in values],
-            [(name, self._part(held[name], seen, hold)) for name in stop.live if name in held],
-        )
+    def _clear(self) -> None:
+        self._out = []
+        self._seen.clear()
+        self._hold.clear()
 
-    def _hold(self, value: object) -> None:
+    def _keep(self, value: object) -> None:
         """Keep an object that stands for itself, so that its id is nobody else's."""
         if id(value) not in self._known:
             self._known.add(id(value))
             self._held.append(value)
 
-    def _part(self, value: Any, seen: dict[int, int], hold: list[object]) -> Any:
-        kind = type(value)
-        if kind in _PLAIN:
-            return value
-        if kind is range or kind is slice:
-            return ("R", repr(value))
-        if kind is tuple:
-            return ("t", [self._part(each, seen, hold) for each in value])
+    def _frame(self, frame: types.FrameType) -> None:
+        code = frame.f_code
+        stop = stops(code).get(frame.f_lasti)
+        if stop is None:
+            raise Unknown(f"{code.co_qualname} is stopped where it calls nothing")
+        self._keep(code)
+        self._out += ("f", id(code), frame.f_lasti)
+        if stop.stack:
+            if not reads_stacks():
+                raise Unknown("evaluation stacks cannot be read")
+            self._all(stack_of(frame, stop.stack))
+        held = frame.f_locals
+        self._all([held.get(name, _UNSET) for name in stop.live])
+
+    def _all(self, values: Iterable[Any]) -> None:
+        """Write values down, one after the other."""
+        out, known, seen, stable = self._out, self._known, self._seen, self._stable
+        for value in values:
+            kind = type(value)
+            if kind in _NUMBERS:
+                out.append(value)
+                continue
+            if kind in _TEXTS:
+                out += ("'", value)
+                continue
+            me = id(value)
+            if me in known and not stable:
+                out += ("k", me)
+            elif kind is tuple:
+                out += ("t", len(value))
+                self._all(value)
+            elif stable and self._written(value, kind):
+                pass
+            elif me in seen:
+                out += ("s", seen[me])
+            else:
+                seen[me] = len(seen)
+                self._hold.append(value)
+                write = _KINDS.get(kind)
+                if write is None:
+                    self._other(value, kind)
+                else:
+                    write(self, value)
+
+    def _written(self, value: Any, kind: Any) -> bool:
+        """Write down what stands for itself in every process alike; whether it does."""
         if kind is self._words:
             place = self._place(value)
-            if place is not None:
-                return ("w", place)
-            if self._stable:
-                return ("m", len(value))
+            self._out += ("m", len(value)) if place is None else ("w", place)
         elif kind is memoryview:
-            if self._stable:
-                return ("m", value.tobytes())
+            self._out += ("m", value.tobytes())
         elif id(value) in self._known:
-            return ("k", kind.__qualname__) if self._stable else ("k", id(value))
-        if id(value) in seen:
-            return ("s", seen[id(value)])
-        seen[id(value)] = len(seen)
-        hold.append(value)
-        return self._fresh(value, kind, seen, hold)
+            self._out += ("k", kind.__qualname__)
+        else:
+            return False
+        return True
 
-    def _fresh(self, value: Any, kind: Any, seen: dict[int, int], hold: list[object]) -> Any:
-        """A value that was made since: what it is made of."""
+    # By kind.
 
-        def all_of(values: Iterable[Any]) -> list[Any]:
-            return [self._part(each, seen, hold) for each in values]
+    def _view(self, value: memoryview) -> None:
+        whole: Any = value.obj
+        first = self._seen.setdefault(id(whole), len(self._seen))
+        self._hold.append(whole)
+        start = 0
+        if not value.readonly and value.nbytes:
+            address = ctypes.c_char.from_buffer
+            start = ctypes.addressof(address(value)) - ctypes.addressof(address(whole))
+        self._out += ("m", first, start, value.format, value.tobytes())
 
-        if kind is memoryview:
-            whole = value.obj
-            first = seen.setdefault(id(whole), len(seen))
-            hold.append(whole)
-            start = ctypes.addressof(ctypes.c_char.from_buffer(value)) if not value.readonly and value.nbytes else 0
-            begin = ctypes.addressof(ctypes.c_char.from_buffer(whole)) if start else 0
-            return ("m", first, start - begin, value.format, value.tobytes())
-        if kind is list:
-            return ("l", all_of(value))
-        if kind is dict:
-            return ("d", all_of(value), all_of(value.values()))
-        if kind in {set, frozenset}:
-            return ("S", sorted(map(repr, all_of(value))))
-        if kind is bytearray:
-            return ("b", bytes(value))
-        if kind is deque:
-            return ("q", all_of(value))
-        if isinstance(value, types.ModuleType | type | types.CodeType | types.BuiltinFunctionType):
-            if isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, types.ModuleType | None):
-                return ("B", value.__name__, all_of([value.__self__]))
-            self._hold(value)
-            return ("k", getattr(value, "__qualname__", "")) if self._stable else ("k", id(value))
-        if kind is types.MethodType:
-            return ("M", all_of([value.__func__, value.__self__]))
-        if kind is types.FunctionType:
-            self._hold(value.__code__)
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            name = value.__qualname__ if self._stable else id(value.__code__)
-            defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
-            return ("F", name, all_of(cells), all_of(defaults))
-        if kind.__name__ in {"lock", "RLock"} and kind.__module__ in {"_thread", "thread"}:
-            return ("L", repr(value).split()[0])
-        if kind is types.GeneratorType:
-            if value.gi_running or value.gi_frame is None:  # one that runs is among the frames
-                return ("g", value.gi_running)
-            return ("g", self._frame(value.gi_frame, seen, hold))
-        return self._object(value, kind, all_of)
+    def _list(self, value: list[Any]) -> None:
+        self._out += ("l", len(value))
+        self._all(value)
 
-    def _object(self, value: Any, kind: Any, all_of: Callable[[Iterable[Any]], list[Any]]) -> Any:
-        what = f"{kind.__module__}.{kind.__qualname__}"
+    def _dict(self, value: dict[Any, Any]) -> None:
+        self._out += ("d", len(value))
+        self._all(value)
+        self._all(value.values())
+
+    def _set(self, value: set[Any]) -> None:
+        out, each_of = self._out, []
+        for each in value:
+            self._out = []
+            self._all((each,))
+            each_of.append(marshal.dumps(self._out, 2))
+        self._out = out
+        self._out += ("S", len(each_of), *sorted(each_of))
+
+    def _deque(self, value: deque[Any]) -> None:
+        self._out += ("q", len(value))
+        self._all(value)
+
+    def _bytes(self, value: bytearray) -> None:
+        self._out += ("b", bytes(value))
+
+    def _repr(self, value: range | slice) -> None:
+        self._out += ("R", repr(value))
+
+    def _function(self, value: types.FunctionType) -> None:
+        self._keep(value.__code__)
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
+        self._out += ("F", value.__qualname__ if self._stable else id(value.__code__), len(cells), len(defaults))
+        self._all(cells)
+        self._all(defaults)
+
+    def _method(self, value: types.MethodType) -> None:
+        self._out.append("M")
+        self._all((value.__func__, value.__self__))
+
+    def _builtin(self, value: types.BuiltinFunctionType) -> None:
+        if isinstance(value.__self__, types.ModuleType | None):
+            self._itself(value)
+        else:
+            self._out += ("B", value.__name__)
+            self._all((value.__self__,))
+
+    def _itself(self, value: Any) -> None:
+        self._keep(value)
+        self._out += ("k", getattr(value, "__qualname__", "") if self._stable else id(value))
+
+    def _generator(self, value: types.GeneratorType[Any, Any, Any]) -> None:
+        if value.gi_running or value.gi_frame is None:  # one that runs is among the frames
+            self._out += ("g", value.gi_running)
+        else:
+            self._out.append("G")
+            self._frame(value.gi_frame)
+
+    def _other(self, value: Any, kind: Any) -> None:
+        inside = _attributes(kind)
+        if isinstance(value, types.ModuleType | type):
+            self._itself(value)
+        elif kind.__name__ in {"lock", "RLock"} and kind.__module__ in {"_thread", "thread"}:
+            self._out += ("L", repr(value).split()[0])
+        elif inside is not None:
+            self._object(value, *inside)
+        else:
+            self._reduced(value, f"{kind.__module__}.{kind.__qualname__}")
+
+    def _object(self, value: Any, what: str, slots: tuple[str, ...]) -> None:
+        """One of a class made by Python code: its attributes."""
+        own = sorted(getattr(value, "__dict__", ()))
+        self._out += ("o", what, len(own), *own)
+        self._all([getattr(value, name, None) for name in slots])
+        self._all([value.__dict__[name] for name in own])
+        if isinstance(value, tuple | list):
+            self._out.append(len(value))
+            self._all(value)
+        elif isinstance(value, int | str | bytes):
+            self._out.append(repr(value))
+        elif isinstance(value, dict | set):
+            raise Unknown(what)
+
+    def _reduced(self, value: Any, what: str) -> None:
+        """Iterators and the like: they say how they could be made again."""
         if isinstance(value, BaseException | types.FrameType | types.TracebackType):
             raise Unknown(what)
-        if kind.__flags__ & 1 << 9:  # a class made by Python code: its attributes
-            slots = [name for each in kind.__mro__ for name in getattr(each, "__slots__", ()) if name != "__dict__"]
-            inside = [getattr(value, name, None) for name in slots if not name.startswith("__")]
-            more = all_of(value) if isinstance(value, tuple | list) else ()
-            if isinstance(value, int | str | bytes):
-                more = [repr(value)]
-            elif isinstance(value, dict | set):
-                raise Unknown(what)
-            return ("o", what, all_of(inside), all_of(sorted(getattr(value, "__dict__", {}).items())), more)
-        try:  # iterators and the like say how they could be made again
+        try:
             made = value.__reduce_ex__(2)
         except Exception:  # noqa: BLE001 - whatever it says when it cannot
             raise Unknown(what) from None
-        return ("r", what, all_of(made[1:]) if isinstance(made, tuple) else str(made))
+        if isinstance(made, tuple):
+            self._out += ("r", what, len(made))
+            self._all(made[1:])
+        else:
+            self._out += ("n", what, str(made))
+
+
+_BY_KIND = {
+    memoryview: "view",
+    list: "list",
+    dict: "dict",
+    set: "set",
+    frozenset: "set",
+    deque: "deque",
+    bytearray: "bytes",
+    range: "repr",
+    slice: "repr",
+    types.FunctionType: "function",
+    types.MethodType: "method",
+    types.BuiltinFunctionType: "builtin",
+    types.CodeType: "itself",
+    types.GeneratorType: "generator",
+}
+_KINDS: dict[Any, Callable[[Keys, Any], None]] = {kind: getattr(Keys, f"_{name}") for kind, name in _BY_KIND.items()}

@@ -203,9 +203,8 @@ class World:
         self._stack = ExitStack()
         twin = self._stack.enter_context(load((*model.geometry, *self.mutations)))
         try:
-            vars(twin.room("clock"))["now"] = (
-                self._now
-            )  # before any room takes it: real time is no function of a history
+            # Before any room takes them: real time is no function of a history.
+            vars(twin.room("clock")).update(now=self._now, stopwatch=lambda: 0)
             self.atomics = twin.room("atomics")
             self.scene = Scene(twin)
             self.scene.scheduler = self

@@ -8,11 +8,11 @@ guest code, devices.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ...atomics import peek, poke, wake_all
+from ...clock import stopwatch as _clock
 from ...compiled import Own, Words, own
 from ...errors import GuestmemError, UsageError
 from ...memslots import Change, ChangeKind, Slot
@@ -40,7 +40,6 @@ __all__ = ["FLUX_MAX", "SoftEngine"]
 
 FLUX_MAX = at.FLUX_MAX
 _ARCHITECTURES = ("x86", "arm64")
-_clock = time.perf_counter_ns
 
 
 class SoftEngine(VcpuThreads):

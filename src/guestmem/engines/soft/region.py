@@ -7,11 +7,11 @@ takes less time than Python needs to ask for it step by step. Source: ``kvm_set_
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from ...atomics import load_relaxed, store_relaxed
 from ...clock import now
+from ...clock import stopwatch as _clock
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind
 from ...memslots.changes import KINDS
@@ -52,7 +52,6 @@ EDIT_NS, KICK_NS, GRACE_NS, SLEPT, START_GFN, END_GFN = (const(word) for word in
 TOOK_WORDS = const(6)
 _ONE = const(1)
 _GAVE_UP, _NOTHING, _DELETE, _MOVE, _FLAGS_ONLY = (int(word) for word in (GAVE_UP, NOTHING, DELETE, MOVE, FLAGS_ONLY))
-_clock = time.perf_counter_ns
 
 
 @compiled

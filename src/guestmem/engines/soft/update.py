@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ...clock import stopwatch as _clock
 from ...errors import BatchError, MemslotError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Effect, Slot
 from ...memslots.phases import IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
@@ -23,7 +23,6 @@ ENTRIES_MAX = 4096
 """Changes of one batch."""
 _WHOLE = (int(IDLE), int(SETTLED))
 _PUBLISHED = (int(MARKS_SWAPPED), int(SWAPPED))
-_clock = time.perf_counter_ns
 
 
 def covering(ranges: Sequence[tuple[int, int, int]], most: int) -> list[tuple[int, int, int]]:
