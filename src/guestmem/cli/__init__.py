@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "Where can a vCPU of my VMM see memory vanish?",
     "record": "Record a VMM with the tracer that is installed, and check it.",
     "compare": "Which way of updating memory is right, and what does it cost?",
+    "scene": "Make a trace of a load: virtio-mem, PAM, a BAR that moves, poison, VSM.",
     "explore": "Is this concurrent page-table algorithm correct?",
     "replay": "Follow the schedule of a counterexample that explore found.",
     "map": "What does memory look like, and what does a change of it cost?",

@@ -7,6 +7,7 @@ vCPUs touch eight bytes at a place that depends on the frame, so that two frames
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ __all__ = ["Plan", "Step", "plan"]
 
 PAGES_A_RANGE = 16
 PAGES_ELSEWHERE = 64
+ELSEWHERE_SLOTS = 16
+"""Of so many slots, or up to twice as many, that a step does not touch, vCPUs touch that many pages."""
 PAGE_SIZES = (4 << 10, 16 << 10, 64 << 10)
 """Page sizes of hosts: x86 has the first, arm64 all (Linux ``arch/arm64/Kconfig``)."""
 _KNOWN_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
@@ -191,10 +194,9 @@ def _load(as_id: int, changed: list[Range], untouched: Sequence[Slot], words: _W
         for start, end, old, new in changed
         for gfn in _spread(start, end, PAGES_A_RANGE)
     ]
-    elsewhere = sorted((slot.base_gfn, slot.end_gfn, slot) for slot in untouched)
-    for start, end, old in elsewhere[:: max(1, len(elsewhere) // 16)]:
-        count = max(1, PAGES_ELSEWHERE // min(16, len(elsewhere)))
-        targets += [_target(gfn, old, old, changed=False) for gfn in _spread(start, end, count)]
+    for slot in untouched:
+        count = max(1, PAGES_ELSEWHERE // min(ELSEWHERE_SLOTS, len(untouched)))
+        targets += [_target(gfn, slot, slot, changed=False) for gfn in _spread(slot.base_gfn, slot.end_gfn, count)]
     return Load([taken for target in targets if (taken := words.take(target)) is not None], as_id)
 
 
@@ -207,7 +209,7 @@ def _memory(ranges: Sequence[tuple[int, int]]) -> HostMemory:
 
 
 def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
-    """Make a timeline replayable. O(changes + transactions x slots) time; memory is committed only where touched.
+    """Make a timeline replayable. O(changes x slots) time; memory is committed only where touched.
 
     ``page_size`` is that of the recorded guest, in bytes, one of PAGE_SIZES; 0: 4 KiB, or more if a slot is so large
     that KVM takes it with larger pages only. A page is replayed as one page of the engine's, of 4 KiB, so all addresses
@@ -226,13 +228,14 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
         ]
     )
     spaces: dict[int, dict[int, Slot]] = {}
+    orders: dict[int, list[tuple[int, int]]] = {}
     words = _Words()
     steps = []
     for transaction in transactions:
         slots = spaces.setdefault(transaction.as_id, {})
+        ordered = orders.setdefault(transaction.as_id, [])
         touched = {each.change.slot for each in transaction.changes}
         before = [slots[slot] for slot in touched if slot in slots]
-        untouched = [slot for name, slot in slots.items() if name not in touched]
         ranges: list[tuple[int, int]] = []
         changes = []
         for each in transaction.changes:
@@ -241,13 +244,17 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
                 change = change._replace(userspace_addr=memory.translate(change.userspace_addr))
             if (old := slots.pop(change.slot, None)) is not None:
                 ranges.append((old.base_gfn, old.end_gfn))
+                del ordered[bisect_left(ordered, (old.base_gfn, old.id))]
             if not change.deletes:
                 slots[change.slot] = change.as_slot()
+                insort(ordered, (change.base_gfn, change.slot))
                 ranges.append((change.base_gfn, change.base_gfn + change.npages))
             if each.kind is not ChangeKind.NOTHING:
                 changes.append(change)
         # Slots of one set never overlap, so none that is not touched lies in the ranges.
         changed = _cut(ranges, before, [slots[slot] for slot in touched if slot in slots])
+        sample = ordered[:: max(1, len(ordered) // ELSEWHERE_SLOTS)]
+        untouched = [slots[name] for _, name in sample if name not in touched]
         load = _load(transaction.as_id, changed, untouched, words)
         steps.append(
             Step(

@@ -182,10 +182,13 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        from .summary import summary  # which stands on this
+
         result = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rows"}
         return {
             **result,
             "strong_enough": self.strong_enough,
+            "summary": summary(self).as_dict(),
             "rows": [row.as_dict() for row in self.rows],
             "elsewhere": ELSEWHERE,
         }

@@ -10,6 +10,7 @@ import sys
 from typing import TextIO
 
 from ..compare.result import ELSEWHERE, Comparison, Row, Spread
+from ..compare.summary import summary
 from ..history import Verdict
 from ..units import format_ns
 from .design_tables import DesignTable, bad, print_tables, verdict
@@ -95,7 +96,26 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
         )
     if comparison.interrupted:
         stream.write("interrupted: the last row holds what was measured so far\n")
+    stream.writelines(f"{line}\n" for line in _summary(comparison))
     stream.write(verdict(comparison) + "\n")
+
+
+def _summary(comparison: Comparison) -> list[str]:
+    """Which designs were right, and which of these was cheapest; nothing for less than two designs."""
+    found = summary(comparison)
+    if len(found.right) + len(found.unjudged) + len(found.wrong) < 2:
+        return []
+    lines = [f"wrong: {design}: {what}" for design, what in found.wrong.items()]
+    if found.right:
+        lines.append(f"right, with one instant: {', '.join(found.right)}")
+    if found.unjudged:
+        lines.append(f"nothing wrong, one instant not judged: {', '.join(found.unjudged)}")
+    lines += [
+        f"cheapest of these at {vcpus} vCPU{'s' * (vcpus != 1)}: {update} (median update), "
+        f"{stalls} (vCPUs kept waiting)"
+        for vcpus, (update, stalls) in found.cheapest.items()
+    ]
+    return lines
 
 
 def _witness(row: Row) -> str:
