@@ -56,13 +56,15 @@ class BpfReader:
 
     pattern = ROW
 
-    __slots__ = ("_creators", "_latest", "_open", "_recording", "_runs", "_waiting")
+    __slots__ = ("_creators", "_latest", "_open", "_ours", "_recording", "_runs", "_waiting")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._waiting: list[Record] = []
         self._latest = 0
         self._open: dict[int, tuple[Record, dict[str, str]]] = {}
+        self._ours: dict[int, bool] = {}
+        """Whether a thread is of the VM that is read, as far as the changes so far tell."""
         self._runs: set[int] = set()
         self._creators: dict[int, int] = {}
         """Number of the last vCPU that each thread made."""
@@ -84,6 +86,11 @@ class BpfReader:
             return False
         self._take((int(match[1]), number, int(match[2]), int(match[3]), int(match[4]), match[5], match[6], text))
         return True
+
+    @property
+    def is_curious(self) -> bool:
+        """A line of the program's has no word of its own: it is told by its columns."""
+        return bool(self._waiting or self._latest)
 
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
@@ -129,16 +136,32 @@ class BpfReader:
                 f"more than {BUFFER} lines too late: sort the file by its first column", number, text
             )
         self._latest = nanoseconds
-        fields = dict(FIELD.findall(rest)) if rest else {}
         time, run = nanoseconds / 1e9, self._recording.run
-        if event == "memslot":
-            self._open[thread] = record, fields
+        if event in ("memslot", "memslot_end"):
+            self._ours.clear()
+            fields = dict(FIELD.findall(rest))
+            if event == "memslot":
+                self._open[thread] = record, fields
+            else:
+                self._change(record, fields)
             return
-        if event == "memslot_end":
-            self._change(record, fields)
+        ours = self._ours.get(thread)
+        if ours is None:
+            ours = self._ours[thread] = self._recording.machines.is_chosen(process, thread)
+        if not ours:
             return
-        if not self._recording.machines.is_chosen(process, thread):
+        if event == "run":
+            if thread not in self._runs:
+                self._runs.add(thread)
+                if thread in self._creators:  # as QEMU does
+                    run.number(thread, self._creators[thread])
+            run.run_begin(thread, time)
             return
+        if event == "run_end":
+            if thread in self._runs:
+                run.run_end(thread, time, errno="" if rest == " ret=0" else self._errno(rest, "ret", number, text))
+            return
+        fields = dict(FIELD.findall(rest))
         index = _int(fields.get("vcpu"), number, self._recording, text)
         if event == "create_vcpu":
             if index is not None:
@@ -146,16 +169,6 @@ class BpfReader:
                 self._creators[thread] = index
         elif event == "create_irqchip":
             run.irqchip = Irqchip.KERNEL
-        elif event == "run":
-            if thread not in self._runs:
-                self._runs.add(thread)
-                if thread in self._creators:  # as QEMU does
-                    run.number(thread, self._creators[thread])
-            run.run_begin(thread, time)
-        elif event == "run_end":
-            ret = _int(fields.get("ret"), number, self._recording, text) or 0
-            if thread in self._runs:
-                run.run_end(thread, time, errno="" if ret >= 0 else ERRNOS.get(-ret, "an error"))
         elif event == "kvm_entry":
             run.entry(thread, time, cpu, index=index)
         elif event == "kvm_exit":
@@ -163,9 +176,14 @@ class BpfReader:
             names = {"1": VMX, "2": SVM}.get(fields.get("isa", ""), {})
             run.exit(thread, time, cpu, index=index, reason=names.get(reason or 0, "") if reason is not None else "")
         else:
-            failed = _int(fields.get("errno"), number, self._recording, text) or 0
-            reason = None if failed < 0 else _int(fields.get("reason"), number, self._recording, text)
-            run.user_exit(thread, time, cpu, reason=reason, errno=ERRNOS.get(-failed, "an error") if failed < 0 else "")
+            failed = self._errno(rest, "errno", number, text)
+            reason = None if failed else _int(fields.get("reason"), number, self._recording, text)
+            run.user_exit(thread, time, cpu, reason=reason, errno=failed)
+
+    def _errno(self, fields: str, name: str, number: int, text: str) -> str:
+        """The error that field ``name`` tells, "" if none."""
+        value = _int(dict(FIELD.findall(fields)).get(name), number, self._recording, text) or 0
+        return ERRNOS.get(-value, "an error") if value < 0 else ""
 
     def _change(self, end: Record, ended: dict[str, str]) -> None:
         recording = self._recording

@@ -89,6 +89,11 @@ class FtraceReader:
         self._other_line(number, text)
         return False
 
+    @property
+    def is_curious(self) -> bool:
+        """What is left of each CPU is told by any line, if the oldest were overwritten."""
+        return self._recording.run.overwritten
+
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
         del block

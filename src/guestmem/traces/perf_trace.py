@@ -60,6 +60,11 @@ class PerfTraceReader:
             return self._tracepoint(match)
         return False
 
+    @property
+    def is_curious(self) -> bool:
+        """Each of its lines names what it is."""
+        return False
+
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Nothing is read at once."""
         raise NotImplementedError

@@ -55,6 +55,7 @@ ROW = re.compile(
 )
 """Lines of QEMU's log backend as it has printed them for years, a group for each field; else the whole line."""
 CHANGE, RAN, CALLED, OTHER = 8, 9, 11, 13
+KVM_RUN = "ae80"
 SET_USER_MEMORY = re.compile(FIELDS)
 CLEAR_DIRTY_LOG = re.compile(r"kvm_clear_dirty_log slot#(\d{1,10}) start 0x([0-9a-f]+) size 0x([0-9a-f]+)\s*$")
 GLOBAL_DIRTY = re.compile(r"global_dirty_changed bitmask 0x([0-9a-f]+)\s*$")
@@ -158,9 +159,9 @@ class QemuEvents:
                 self._saw_number.add(thread)
                 run.number(thread, index)
                 run.source = "QEMU's kvm_vcpu_ioctl and kvm_run_exit"
+                run.run_begin(thread, prefix.time)
             else:
-                run.elsewhere(thread, prefix.time)
-            run.run_begin(thread, prefix.time)
+                run.run_begins_again(thread, prefix.time)
         else:
             run.saw(prefix.time)
             self._elsewhere(thread if prefix.thread is None else prefix.thread, prefix.time)
@@ -243,6 +244,10 @@ class QemuEvents:
             assert thread is not None
             self._recording.run.elsewhere(thread, time)
 
+    def knows(self, thread: int) -> bool:
+        """Whether ``thread`` runs a vCPU of the VM that is read, and its number was told."""
+        return thread in self._saw_number and self._recording.machines.is_chosen(None, thread)
+
     def _is_ours(self, prefix: Prefix) -> bool:
         return self._recording.machines.is_chosen(prefix.process, prefix.thread)
 
@@ -282,6 +287,11 @@ class QemuReader:
     def finish(self) -> None:
         """Nothing is left open."""
 
+    @property
+    def is_curious(self) -> bool:
+        """Each of its lines names what it is."""
+        return False
+
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
         columns = list(zip(*rows, strict=True))
@@ -289,14 +299,28 @@ class QemuReader:
             self._changes(number, columns, block)
             return 0
         texts: list[str] = []
+        events, run = self._events, self._recording.run
+        vcpus: dict[str, int] = {}
+        """Threads of this block that run a vCPU of our VM."""
         for at, row in enumerate(rows, number):
-            if row[RAN]:
-                self._events.run_exit(int(row[RAN]), int(row[RAN + 1]), Prefix(None, int(row[0]), float(row[1])))
-            elif row[CALLED]:
-                self._events.vcpu_ioctl(
-                    int(row[CALLED]), int(row[CALLED + 1], 16), Prefix(None, int(row[0]), float(row[1]))
-                )
-            elif row[CHANGE]:
+            if row[RAN] or row[CALLED]:
+                word, time = row[0], float(row[1])
+                thread = vcpus.get(word)
+                if thread is not None and row[RAN]:
+                    run.run_end(thread, time, reason=int(row[RAN + 1]))
+                elif thread is not None and row[CALLED + 1] == KVM_RUN:
+                    run.run_begins_again(thread, time)
+                else:
+                    prefix = Prefix(None, thread or int(word), time)
+                    if row[RAN]:
+                        events.run_exit(int(row[RAN]), int(row[RAN + 1]), prefix)
+                    else:
+                        events.vcpu_ioctl(int(row[CALLED]), int(row[CALLED + 1], 16), prefix)
+                    if thread is None and events.knows(int(word)):
+                        vcpus[word] = int(word)
+                continue
+            vcpus.clear()  # a change may tell that the thread is another VM's
+            if row[CHANGE]:
                 texts = texts or block.split("\n")
                 self.line(at, line_of(texts[at - number]))
             else:

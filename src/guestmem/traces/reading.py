@@ -38,6 +38,13 @@ BINARY = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd: zstdcat FILE | guestmem check -",
     b"\xfd7zXZ": "compressed with xz: xzcat FILE | guestmem check -",
 }
+WORDS = (
+    *("kvm_", "KVM_", "ioctl", "vfio_listener", "global_dirty", "guestmem", "#"),
+    *("memslot", "create_", " run"),
+    *("ost ", "lost", "LOST", "dropped", "DROPPED", "overrun", "THROTTLE"),
+    *("libvirt version", "terminating on signal", "shutting down, reason", "QEMU emulator version"),
+)
+"""A line that says something has one of these, but for those that a reader is curious about."""
 WHOLE_CALL = re.compile(r"\)\s+= \S|\+\+\+$")
 
 
@@ -169,6 +176,7 @@ def _record(
         used = True
         for block in blocks_of(stream):
             if block[-1] != "\n":
+                lines.look_at_all()
                 text = block
                 used = lines.take(number + 1, text)
                 number += 1
@@ -194,7 +202,7 @@ class _Lines:
     the lines in between come one by one.
     """
 
-    __slots__ = ("_leading", "_recording", "_taken", "readers", "skipped")
+    __slots__ = ("_curious", "_leading", "_recording", "_taken", "_words", "readers", "skipped")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -203,11 +211,17 @@ class _Lines:
         self._leading = self.readers[0]
         self._taken: dict[Reader, int] = {}
         """Lines of this block that each reader took one by one."""
+        self._words: list[str] | None = None
+        """Those of WORDS that are in this block: a line without any goes to ``_curious`` readers only. None: to all."""
+        self._curious: list[Reader] = []
 
     def take_block(self, number: int, block: str) -> int:
         """Take whole lines, of which the first has ``number``; how many they were."""
         leading, taken = self._leading, self._taken
         taken.clear()
+        if self._recording.format:  # before that, a line may be the first of any
+            self._words = [word for word in WORDS if word in block]
+            self._curious = [reader for reader in self.readers if reader.is_curious]
         if leading.pattern is not None:
             rows = leading.pattern.findall(block)
             count = len(rows)
@@ -224,12 +238,22 @@ class _Lines:
             self._leading = max(taken, key=taken.__getitem__)
         return count
 
+    def look_at_all(self) -> None:
+        """The next line is none of a block's."""
+        self._words = None
+
     def take(self, number: int, text: str) -> bool:
         """Take one line; whether it said anything to anybody."""
         readers = self.readers
+        if self._words is not None:
+            for word in self._words:
+                if word in text:
+                    break
+            else:
+                readers = self._curious
         for i, reader in enumerate(readers):
             if reader.line(number, text):
-                if i:
+                if i and readers is self.readers:
                     readers[0], readers[i] = reader, readers[0]  # the next line is likely of the same kind
                 self._taken[reader] = self._taken.get(reader, 0) + 1
                 return True

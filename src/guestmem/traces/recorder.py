@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import TraceError
 from .evidence import Event, Irqchip, Loss, Where, exit_meaning, userspace_exit_meaning
 from .run_state import RunState, Vcpu
-from .whereabouts import Kinds, Track, word
+from .whereabouts import KIND, Kinds, Track, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +24,7 @@ __all__ = ["RunStateRecorder"]
 MOST_VCPUS = 1 << 14
 """More than any KVM_MAX_VCPUS; a number above is damage, not a vCPU."""
 _RUN_BEGIN, _ELSEWHERE, _END = word(Event.RUN_BEGIN), word(Event.ELSEWHERE), Event.RUN_END
+_RETURNED = int(_END)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -192,6 +193,13 @@ class RunStateRecorder:
         """A KVM_RUN begins: its call had not begun before ``time``."""
         self._note(thread, time, None, None, _RUN_BEGIN)
         self._tracks[thread].calls = True
+
+    def run_begins_again(self, thread: int, time: float) -> None:
+        """``run_begin`` of a thread that had one: if no end of it was seen, it had returned by now at the latest."""
+        words = self._tracks[thread].words if thread in self._tracks else ()
+        if not words or words[-1] & KIND != _RETURNED:
+            self.elsewhere(thread, time)
+        self._note(thread, time, None, None, _RUN_BEGIN)
 
     def run_end(self, thread: int, time: float, *, reason: str | int | None = None, errno: str = "") -> None:
         """The KVM_RUN had returned at ``time``; with which exit or error, if the recording tells.

@@ -126,6 +126,10 @@ class Reader(Protocol):
     def pattern(self) -> re.Pattern[str] | None:
         """Matches every line, its end included: in groups those that come by the million, in the last one any other."""
 
+    @property
+    def is_curious(self) -> bool:
+        """Whether it may learn something from a line that has none of the words that lines of traces have."""
+
     def __init__(self, recording: Recording) -> None: ...
 
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:

@@ -46,6 +46,11 @@ class SimpletraceReader:
             return False
         return self._event(number, text, *match.groups())
 
+    @property
+    def is_curious(self) -> bool:
+        """All lines tell how time went on."""
+        return self._nanoseconds > 0
+
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
         texts: list[str] = []

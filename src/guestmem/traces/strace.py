@@ -151,6 +151,11 @@ class StraceReader:
             recording.note("stamps of whole seconds: they tell the order, not how long anything took", 0)
         run.irqchip = self._runs.irqchip(recording.machines.key)
 
+    @property
+    def is_curious(self) -> bool:
+        """Every system call of a vCPU's thread says that it was outside."""
+        return bool(self._runs.known) or self._recording.format == self.name
+
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
         texts: list[str] = []

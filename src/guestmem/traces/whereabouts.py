@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
 
-__all__ = ["CODE", "INSIDE", "NO_TIME", "Kinds", "Losses", "Return", "Track", "joined", "word"]
+__all__ = ["CODE", "INSIDE", "KIND", "NO_TIME", "Kinds", "Losses", "Return", "Track", "joined", "word"]
 
 ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) for each in Event)
 TAIL, MANY, FEW = 1024, 8192, 1 << 16
