@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 from ..abi.checks import Host
 from ..abi.model import KvmModel
+from ..abi.region_list import REGION_LIST, RegionList, pack_dirty
 from ..abi.structures import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
 from ..designs.registry import find
 from ..errors import BatchError, MemslotError
 from ..interrupts import Section
 from ..memslots import Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
+from ..units import PAGE_SHIFT
 from .memory import Memory
 from .protocol import Vcpu
 from .slot_memory import HostPiece, SlotMemory
@@ -105,6 +107,8 @@ class SoftBackend:
 
     def ioctl(self, request: int, argument: bytes | int) -> int:
         """Of the model; regions are ours to know, too, for their memory."""
+        if request == REGION_LIST:
+            return self._region_list(argument)
         if request not in REGION_REQUESTS:
             return self.model.ioctl(request, argument)
         if not isinstance(argument, bytes):
@@ -114,6 +118,40 @@ class SoftBackend:
         region = MemoryRegion.unpack(argument)
         with self._section, owning(self, region):
             return self.model.ioctl(request, argument)
+
+    def _region_list(self, argument: bytes | int) -> int:
+        """KVM_SET_USER_MEMORY_REGION_LIST (``abi.region_list``): by ``atomic``, whatever the VM's design."""
+        read, write = self.model.user.read, self.model.user.write
+        if not isinstance(argument, bytes):
+            address = argument % (1 << 64)
+            header = read(address, 32)
+            argument = header + read(address + 32, RegionList.entries_of(header))
+        listed = RegionList.unpack(argument)
+        changes = listed.changes()
+        if listed.as_id >= self.memslots.address_spaces:
+            raise MemslotError(
+                errno.EINVAL, f"region list: as_id {listed.as_id}; there are {self.memslots.address_spaces}"
+            )
+        if not changes:
+            return 0
+        with self._section, self.model.lock:
+            ends = [self.model.slots.get(key) for key in {change.key for change in changes}]
+            most = sum(held.slot.npages for held in ends if held is not None and held.bitmap is not None)
+            if most > listed.room:
+                raise MemslotError(
+                    errno.ENOSPC, f"region list: room {listed.room}; {most} pages have a log that may end"
+                )
+            write(listed.dirty, read(listed.dirty, 16 * most)) if most else None  # EFAULT before anything is changed
+            dirty: list[DirtyPage] = []
+            brought = [
+                (change.slot, self.owned.reaching(change.userspace_addr, change.npages << PAGE_SHIFT))
+                for change in changes
+                if not change.deletes
+            ]
+            self.apply(changes, "atomic", dirty, brought=brought)
+            if dirty:
+                write(listed.dirty, pack_dirty(dirty))
+        return len(dirty)
 
     def set_region(
         self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..abi.checks import Host
+from ..abi.region_list import REGION_LIST
 from ..abi.structures import KVM_MEM_MAX_NR_PAGES, MemoryCap, MemoryIoctl, MemoryRegion, change_of, region_of
 from ..abi.versions import VERSIONS, version_of
 from ..designs.registry import find
@@ -67,6 +68,8 @@ class KvmBackend:
 
     def ioctl(self, request: int, argument: bytes | int) -> int:
         """To the kernel; regions through the engine, which must know them. EFAULT for a structure of another size."""
+        if request == REGION_LIST:
+            raise MemslotError(errno.ENOTTY, "KVM_SET_USER_MEMORY_REGION_LIST: no kernel has it (engine soft does)")
         check_argument(request, argument)
         size = request >> 16 & 0x3FFF
         if request in REGION_REQUESTS:
