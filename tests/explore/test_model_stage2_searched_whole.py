@@ -20,6 +20,7 @@ LARGE = {
     "stage2-bbm1-collapse",
     "stage2-bbm2-split",
     "stage2-bbm2-collapse",
+    "stage2-bbm2-recover",
 }
 """Those of some seconds: random runs here; `guestmem explore --all` searches them whole."""
 WEAK = (

@@ -122,7 +122,8 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
         setattr(whole, name, max(getattr(outcome, name) for outcome in outcomes))
     whole.complete = all(outcome.complete for outcome in outcomes)
     whole.stopped = next((outcome.stopped for outcome in outcomes if outcome.stopped), "")
-    whole.note = next((outcome.note for outcome in outcomes if outcome.note), "")
+    notes = [outcome.note for outcome in outcomes if outcome.note]
+    whole.note = min(notes, key=lambda note: "no probability" not in note, default="")
     for outcome in outcomes:
         whole.finals |= outcome.finals
         for finding in outcome.findings:

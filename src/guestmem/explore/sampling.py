@@ -4,6 +4,9 @@ PCT gives threads random priorities and lowers them at ``depth - 1`` random poin
 steps among ``k`` of ``n`` threads is found by each run with probability at least 1 / (n k^(depth - 1)). Source:
 Burckhardt, Kothari, Musuvathi and Nagarakatte, "A randomized scheduler with probabilistic guarantees of finding bugs",
 ASPLOS 2010. Run ``i`` of a seed is the same everywhere, whatever ran before it.
+
+``k`` is the length of the longest run, which nobody knows beforehand. The points are drawn from as many as the longest
+of some runs has; if one turns out to be longer, no probability is claimed.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from .outcome import Budget, Outcome
 __all__ = ["Sampling", "pct_bound"]
 
 _TICK = 16
+_TRIED = 16
+"""Runs by chance of which the longest says how long runs of PCT are taken to be."""
 _NODES = 300_000
 """Histories that are kept; past that, all are forgotten and found again."""
 
@@ -57,8 +62,8 @@ class Sampling:
         self._runs_before = 0
         self._begin()
         self.points = 0
-        if depth is not None:  # PCT wants the length of a run; taken from run 0 of the seed, so that it is no chance
-            self.points = len(self._walk(random.Random(seed))[1])  # noqa: S311 - no secret
+        if depth is not None:  # by the seed, so that it is the same for each part of the runs
+            self.points = max(len(self._walk(random.Random(seed + k))[1]) for k in range(_TRIED))  # noqa: S311
 
     def _begin(self) -> None:
         self.machine = self._make()
@@ -69,12 +74,6 @@ class Sampling:
         """Sample. Raises Reshaped when a word turns out to be shared."""
         outcome = self.outcome
         begun = time.monotonic() - outcome.seconds
-        if self.depth is not None:
-            bound = pct_bound(self.actors, self.points, self.depth)
-            outcome.note = (
-                f"PCT: a bug of depth {self.depth} is found by each run with probability at least {bound:.2g} "
-                f"({self.actors} actors, {self.points} points)"
-            )
         while self.last is None or self.next < self.last:
             if outcome.runs % _TICK == 0 and budget.over(outcome, begun):
                 break
@@ -97,11 +96,26 @@ class Sampling:
                 gc.collect()  # histories know each other: parents and children
         else:
             outcome.complete = True
+        outcome.note = self._bound(outcome.depth)
         outcome.distinct = len(self.ends)
         outcome.finals = set(self.ends)
         outcome.code_runs = self._runs_before + self.machine.tree.runs
         outcome.seconds = time.monotonic() - begun
         return outcome
+
+    def _bound(self, longest: int) -> str:
+        """What PCT promises, if no run was longer than it was taken for."""
+        if self.depth is None:
+            return ""
+        if longest > self.points:
+            return (
+                f"PCT: no probability for a bug of depth {self.depth}: a run had {longest} points, "
+                f"and changes were drawn from {self.points}"
+            )
+        return (
+            f"PCT: a bug of depth {self.depth} is found by each run with probability at least "
+            f"{pct_bound(self.actors, self.points, self.depth):.2g} ({self.actors} actors, {self.points} points)"
+        )
 
     def _over(self, state: State) -> bool:
         """Whether a run is over before its end: a thread failed, an invariant is broken."""

@@ -33,7 +33,7 @@ class SmallTable:
     """A table whose pages have 8 entries, of ``levels`` levels, for ``walkers`` threads under a discipline.
 
     ``cache``: table pages that each walker has at first. ``watched``: by the monitor of
-    break-before-make, which knows no FEAT_BBM.
+    break-before-make, which knows no FEAT_BBM. ``dbm``: hardware grants the first write to a leaf that says so.
     A thread begins with ``enter(desk)`` and returns its desk, alone or first of a tuple.
     """
 
@@ -48,6 +48,7 @@ class SmallTable:
         pages: int = 8,
         annotations: str = "7.1",
         watched: bool = True,
+        dbm: bool = False,
     ) -> None:
         self.scene = scene
         self.monitor = Monitor(scene) if watched else None
@@ -57,7 +58,7 @@ class SmallTable:
         start = 4 - levels
         bits = 12 + 3 * levels
         geometry = Geometry(12, 3, start, bits)
-        self.format = arm.ArmFormat(geometry, 48, format_.Annotations(annotations))
+        self.format = arm.ArmFormat(geometry, 48, format_.Annotations(annotations), dbm=dbm)
         self.pool = pool.Pool(pages, base=POOL_BASE)
         self.table = table.PageTable(
             self.format, self.pool, walkers=walkers, discipline=discipline, cache=max(cache, levels - 1), queue=16

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import UsageError
 from .dpor import Dpor
+from .finding import Finding
 from .machine import Buffers, Machine
 from .outcome import Budget, Outcome
 from .parts import Part
@@ -86,10 +87,13 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
     world.points.update(task.points)
     if store is not None:
         world.points.update(store.points(task.model.name))
+    found: list[Finding] = []
+    """By runs that met a new point: the search begins again, and need not come by there."""
     if not world.points and task.search in {"states", "dpor"}:
-        _sample(world)
+        found = _sample(world)
     while True:
         outcome = Outcome(task.model.name, task.search, task.memory, task.bound)
+        points = tuple(sorted(world.points))
         try:
             search = _search(task, world, outcome)
             if store is not None:
@@ -102,8 +106,10 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
             world.check()
             search.machine.tree.check()
             outcome.shared = len(world.points)
-            points = tuple(search.machine.tree.points)
-            outcome.findings = [replace(finding, points=points) for finding in outcome.findings]
+            outcome.findings = _with(points, outcome)
+            if not outcome.complete or task.search in {"random", "pct"}:
+                for finding in found:
+                    outcome.add(finding)
         except Undetermined as what:
             raise UsageError(str(what)) from None
         except Reshaped:
@@ -111,6 +117,7 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
                 outcome.stopped = "reshaped"
                 outcome.shared = len(world.points)
                 return outcome
+            found += _with(points, outcome)
             if store is not None:
                 store.forget(task.name)
             continue
@@ -121,15 +128,27 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
         return outcome
 
 
-def _sample(world: World) -> None:
-    """Find most shared words by some random runs: an exhaustive search begins again for each that it meets."""
-    outcome = Outcome(world.model.name, "random", "sc")
+def _with(points: tuple[int, ...], outcome: Outcome) -> list[Finding]:
+    """What was found between these points, to be told between them whatever else becomes one."""
+    return [replace(finding, points=points) for finding in outcome.findings]
+
+
+def _sample(world: World) -> list[Finding]:
+    """Find most shared words by some random runs: an exhaustive search begins again for each that it meets.
+
+    Returns what went wrong in them, if no search comes by there. Not a run without end: chance may starve a thread.
+    """
+    found: list[Finding] = []
     while True:
+        outcome = Outcome(world.model.name, "random", "sc")
+        points = tuple(sorted(world.points))
         try:
             Sampling(lambda: machine(world, "sc"), outcome, seed=1, last=_FIRST_RUNS).run(Budget(go_on=True))
         except Reshaped:
             continue
-        return
+        finally:
+            found += [finding for finding in _with(points, outcome) if finding.kind != "livelock"]
+        return found
 
 
 def _saver(store: Store, task: Task, search: States | Dpor | Sampling, world: World) -> Callable[[], object]:

@@ -7,7 +7,7 @@ Linux ``arch/x86/kvm/mmu/tdp_mmu.c``.
 
 from __future__ import annotations
 
-from ..atomics import load_relaxed, store_relaxed, store_release
+from ..atomics import compare_exchange, load_relaxed, store_release
 from ..compiled import U64, Own, Words, compiled, const, u64
 from .collapse import collapse_range
 from .entry import entry_line, is_table, leaf_descriptor, level_shift, page_get, table_page
@@ -63,9 +63,14 @@ def _make_alike(shape: Own, pool: Words, pages: Words, table: U64, level: U64, a
             page_get(pages, entry_line(shape, entry), False)
             store_release(pool, entry, leaf_descriptor(shape, level, address, attributes))
         elif old & shape[VALID] != 0 and not is_table(shape, old, level):
-            new = (old & ~shape[PERMISSION_MASK]) | (attributes & shape[PERMISSION_MASK])
-            if new != old:
-                store_relaxed(pool, entry, new)
+            while True:  # not a plain store: hardware may set a flag in it at any time
+                new = (old & ~shape[PERMISSION_MASK]) | (attributes & shape[PERMISSION_MASK])
+                if new == old:
+                    break
+                seen = compare_exchange(pool, entry, old, new)
+                if seen == old:
+                    break
+                old = seen
         address += granule
         entry += _ONE
 

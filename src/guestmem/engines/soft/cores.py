@@ -20,7 +20,8 @@ _ONE = const(1)
 def take_core(vm: Words) -> U64:
     """Wait for a core token, first come, first served; returns how often it slept."""
     ticket = fetch_add(vm, NEXT_TICKET, _ONE)
-    fence()  # our ticket is taken before we look at SERVING; pairs with give_core
+    # No fence, although give_core counts on our ticket being there before we look at SERVING: who sees an old SERVING
+    # waits, and wait() is a full fence before it looks at SERVING again (a system call, futex(2)).
     slept = u64(0)
     cores = load_relaxed(vm, CORES)
     while True:

@@ -223,7 +223,7 @@ class Monitor:
         self.locked, self.valid = int(shape[int(layout.LOCKED)]), int(shape[int(layout.VALID)])
         self._kind = int(shape[int(layout.TABLE_MASK)]), int(shape[int(layout.TABLE_KIND)])
         self._address = int(shape[int(layout.ADDRESS_MASK)])
-        words = ("PERMISSION_MASK", "ACCESSED", "DIRTY", "SOFTWARE_MASK")
+        words = ("PERMISSION_MASK", "ACCESSED", "DIRTY", "MODIFIER", "SOFTWARE_MASK")
         self.loose = 0
         for word in words:
             self.loose |= int(shape[int(getattr(layout, word))])

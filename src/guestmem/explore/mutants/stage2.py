@@ -12,6 +12,8 @@ __all__ = ["MUTANTS"]
 _ENTRY, _MAP, _UNMAP, _WALK, _BBM = (f"stage2/{name}.py" for name in ("entry", "map", "unmap", "walk", "bbm"))
 _UNLINKED, _DISCIPLINE, _SUBTREE = (f"stage2/{name}.py" for name in ("unlinked", "discipline", "lock_subtree"))
 _TABLE, _TLBI, _LOCKED = "stage2/table.py", "stage2/tlbi.py", "stage2/locked.py"
+_REFS = "stage2/refs.py"
+_PLAIN_RECOVER = "                store_release(pool, entry, new)\n                seen = old\n"
 _GUEST, _TRANSITIONS = "stage2/pkvm/guest.py", "stage2/pkvm/transitions.py"
 
 _TABLE_GOES = "            invalidate_range(mmu, (desk[ADDRESS] - _ONE) >> shift << shift, _ONE << shift)\n"
@@ -217,7 +219,36 @@ MUTANTS = (
         models=("stage2-relax-block",),
         origin="own: stage2_attr_walker() without cmpxchg",
     ),
+    Mutant(
+        "stage2-refs-no-second-look",
+        "walk_refs holds a page, and does not look whether it is still the child",
+        *(
+            _REFS,
+            "    if load_acquire(pool, entry) == descriptor:\n        return True\n",
+            "    if held != 0:\n        return True\n",
+        ),
+        models=("stage2-reuse-refs",),
+        origin="own: step (b) of the rule in docs/stage2.md",
+    ),
     # Flags that hardware sets, FEAT_BBM.
+    Mutant(
+        "stage2-recover-plain",
+        "pages get the rights of their block by a plain store, over a flag that hardware has just set",
+        *("stage2/recover.py", "                seen = compare_exchange(pool, entry, old, new)\n", _PLAIN_RECOVER),
+        models=("stage2-bbm2-recover",),
+        origin="own: an SPTE with volatile bits written without atomics",
+    ),
+    Mutant(
+        "stage2-modifier-stays",
+        "write protection leaves the dirty-bit-modifier: hardware gives the right back",
+        *(
+            "stage2/protect.py",
+            "shape[WRITE_MASK] | shape[MODIFIER], shape[WRITE_DENIED]",
+            "shape[WRITE_MASK], shape[WRITE_DENIED]",
+        ),
+        models=("stage2-dirty-protect",),
+        origin="own: S2AP[1] taken, DBM left",
+    ),
     Mutant(
         "stage2-plain-change",
         "an exclusive change of a leaf stores over a flag that hardware has just set",
