@@ -7,6 +7,7 @@ Hypothesis leaves rules out at random (swarm testing), so that VMs differ in wha
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ _ODD_PLACE = 13 << 20
 _RING_CAPS = (MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL)
 _FEW = ("region", "region2", "get_log", "clear_log", "cap", "cap", "guest_memfd", "extension", "vcpu", "bad_pointer")
 _FEW_CALLS = 8
+_BACKEND = "guestmem-conform"
 
 
 def _calls(block: bytes, kinds: tuple[str, ...]) -> Iterator[Call]:
@@ -129,8 +131,27 @@ def _machine(vms: list[list[Call]], pressed: Callable[[], bool]) -> Any:
     return Sequence
 
 
+@functools.cache
+def _backend() -> str:
+    """Name of a backend of Hypothesis that draws no constants of the modules that happen to be loaded.
+
+    Its own does so, now and then, from all that are not installed as packages (``constants_ast.py``), so what a seed
+    gave depended on what else was imported. Source: "Alternative backends for Hypothesis", in its documentation.
+    """
+    from hypothesis.internal.conjecture import providers
+
+    class Seeded(providers.HypothesisProvider):
+        """Hypothesis' own, but for constants."""
+
+        def _maybe_draw_constant(self, *_choice: Any, **_how: Any) -> None:
+            return None
+
+    providers.AVAILABLE_PROVIDERS[_BACKEND] = Seeded
+    return _BACKEND
+
+
 def drawn(seed: int, count: int, pressed: Callable[[], bool] = lambda: False) -> list[list[Call]]:
-    """Some ``count`` sequences; CapabilityError without Hypothesis. What ``seed`` gives depends on its version.
+    """Some ``count`` sequences, which ``seed`` and Hypothesis' version decide; CapabilityError without Hypothesis.
 
     KeyboardInterrupt, between two of them, once ``pressed()``: a handler that raises anywhere may do so in a callback
     of the garbage collector, of which Hypothesis has one, and there Python prints the exception and goes on.
@@ -142,6 +163,7 @@ def drawn(seed: int, count: int, pressed: Callable[[], bool] = lambda: False) ->
         raise CapabilityError("conform: Hypothesis is not installed; pip install 'guestmem[conform]'") from None
     vms: list[list[Call]] = []
     settings = hypothesis.settings(
+        backend=_backend(),
         max_examples=count,
         stateful_step_count=STEPS,
         database=None,
