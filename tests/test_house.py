@@ -39,7 +39,7 @@ FLOORS = [
     ["atomics", "clock", "structure"],
     ["compiled"],
     ["_intrinsics", "_numba", "_packages", "low_memory"],
-    ["futex", "units", "errors", "interrupts", "notebook", "slot_key"],
+    ["futex", "units", "errors", "interrupts", "notebook", "slot_key", "_face"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LAZY = {

@@ -6,79 +6,46 @@ compiles at import.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._face import face
 
 if TYPE_CHECKING:
-    from .check import check as check_trace
-    from .errors import (
-        BatchError,
-        CapabilityError,
-        GuestmemError,
-        InvariantError,
-        MemslotError,
-        TraceError,
-        UsageError,
-    )
-    from .memslots.changes import Change, ChangeKind
-    from .memslots.set import Memslots
-    from .memslots.slot import Slot
-    from .traces import read as read_trace
-    from .vm import Vm
+    from .check import check
+    from .errors import BatchError as BatchError
+    from .errors import CapabilityError as CapabilityError
+    from .errors import GuestmemError as GuestmemError
+    from .errors import InvariantError as InvariantError
+    from .errors import MemslotError as MemslotError
+    from .errors import TraceError as TraceError
+    from .errors import UsageError as UsageError
+    from .memslots.changes import Change as Change
+    from .memslots.changes import ChangeKind as ChangeKind
+    from .memslots.set import Memslots as Memslots
+    from .memslots.slot import Slot as Slot
+    from .traces import read
+    from .vm import Vm as Vm
 
     __version__: str
-
-__all__ = [
-    "BatchError",
-    "CapabilityError",
-    "Change",
-    "ChangeKind",
-    "GuestmemError",
-    "InvariantError",
-    "MemslotError",
-    "Memslots",
-    "Slot",
-    "TraceError",
-    "UsageError",
-    "Vm",
-    "__version__",
-    "check_trace",
-    "read_trace",
-]
-
-_WHERE = {
-    "BatchError": ("errors", "BatchError"),
-    "CapabilityError": ("errors", "CapabilityError"),
-    "Change": ("memslots.changes", "Change"),
-    "ChangeKind": ("memslots.changes", "ChangeKind"),
-    "GuestmemError": ("errors", "GuestmemError"),
-    "InvariantError": ("errors", "InvariantError"),
-    "MemslotError": ("errors", "MemslotError"),
-    "Memslots": ("memslots.set", "Memslots"),
-    "Slot": ("memslots.slot", "Slot"),
-    "TraceError": ("errors", "TraceError"),
-    "UsageError": ("errors", "UsageError"),
-    "Vm": ("vm", "Vm"),
-    "check_trace": ("check", "check"),
-    "read_trace": ("traces", "read"),
-}
-"""Module and name there of each public name."""
+    check_trace, read_trace = check, read
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
-    if name == "__version__":
-        from importlib.metadata import version
+def _version() -> str:
+    from importlib.metadata import version
 
-        value: Any = version("guestmem")
-    elif name in _WHERE:
-        module, attribute = _WHERE[name]
-        value = getattr(importlib.import_module(f".{module}", __name__), attribute)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    return version("guestmem")
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+def _check_trace() -> object:
+    from .check import check
+
+    return check
+
+
+def _read_trace() -> object:
+    from .traces import read
+
+    return read
+
+
+face(globals(), __version__=_version, check_trace=_check_trace, read_trace=_read_trace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -12,6 +13,11 @@ from ..errors import CapabilityError, UsageError
 from ..memslots import Change
 
 __all__ = ["BROKEN", "DESIGNS", "Design", "control", "find"]
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name}", __package__)
 
 
 class Design(NamedTuple):
@@ -25,7 +31,7 @@ class Design(NamedTuple):
     @property
     def module(self) -> ModuleType:
         """The file that carries it out: ``NEEDS``, ``prepare(engine)``, ``apply(engine, changes)``."""
-        return importlib.import_module(f".{self.name}", __package__)
+        return _module(self.name)
 
     @property
     def needs(self) -> Capability:
@@ -74,6 +80,7 @@ DESIGNS = (
     Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True),
 )
 """In the order in which tables show them."""
+_BY_NAME = {design.name: design for design in DESIGNS}
 
 BROKEN = "atomic_unacknowledged"
 """The design that every measurement has to catch; on an engine that cannot do it, ``sequential``."""
@@ -91,7 +98,7 @@ def find(name: str) -> Design:
     >>> find("atomic").summary
     'one instant for all changes; only vCPUs that touch them wait'
     """
-    for design in DESIGNS:
-        if design.name == name:
-            return design
-    raise UsageError(f"design: {name!r} is not one of {', '.join(design.name for design in DESIGNS)}")
+    design = _BY_NAME.get(name)
+    if design is None:
+        raise UsageError(f"design: {name!r} is not one of {', '.join(_BY_NAME)}")
+    return design

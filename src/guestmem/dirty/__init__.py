@@ -5,21 +5,14 @@ Names are found when first asked for: behind them is compiled code.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._face import face
 
 if TYPE_CHECKING:
-    from .bitmap import DirtyBitmap
-    from .ring import DirtyEntry, DirtyRing, Run
+    from .bitmap import DirtyBitmap as DirtyBitmap
+    from .ring import DirtyEntry as DirtyEntry
+    from .ring import DirtyRing as DirtyRing
+    from .ring import Run as Run
 
-__all__ = ["DirtyBitmap", "DirtyEntry", "DirtyRing", "Run"]
-
-_WHERE = {"DirtyBitmap": "bitmap", "DirtyEntry": "ring", "DirtyRing": "ring", "Run": "ring"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
+face(globals())

@@ -6,60 +6,27 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .twin import Mutation, Twin, load
+from .._face import face
 
 if TYPE_CHECKING:
-    from .finding import Finding
-    from .mutants import Mutant
-    from .outcome import Budget, Outcome
-    from .scene import Model, Scene
-    from .search import Counterexample, Report, explore, replay, tasks
-    from .task import Task, run
-    from .view import View
+    from .finding import Finding as Finding
+    from .mutants import Mutant as Mutant
+    from .outcome import Budget as Budget
+    from .outcome import Outcome as Outcome
+    from .scene import Model as Model
+    from .scene import Scene as Scene
+    from .search import Counterexample as Counterexample
+    from .search import Report as Report
+    from .search import explore as explore
+    from .search import replay as replay
+    from .search import tasks as tasks
+    from .task import Task as Task
+    from .task import run as run
+    from .twin import Mutation as Mutation
+    from .twin import Twin as Twin
+    from .twin import load as load
+    from .view import View as View
 
-__all__ = [
-    "Budget",
-    "Counterexample",
-    "Finding",
-    "Model",
-    "Mutant",
-    "Mutation",
-    "Outcome",
-    "Report",
-    "Scene",
-    "Task",
-    "Twin",
-    "View",
-    "explore",
-    "load",
-    "replay",
-    "run",
-    "tasks",
-]
-
-_HOMES = {
-    "Budget": "outcome",
-    "Counterexample": "search",
-    "Finding": "finding",
-    "Model": "scene",
-    "Mutant": "mutants",
-    "Outcome": "outcome",
-    "Report": "search",
-    "Scene": "scene",
-    "Task": "task",
-    "View": "view",
-    "explore": "search",
-    "replay": "search",
-    "run": "task",
-    "tasks": "search",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name's file when it is first asked for: a twin alone needs no scheduler."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+face(globals())

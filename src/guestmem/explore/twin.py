@@ -28,7 +28,7 @@ _REAL = "guestmem"
 _numbers = itertools.count(1)
 
 SHARED = (
-    *("errors", "units", "memslots.slot", "memslots.changes", "stage2.descriptor", "stage2.geometry"),
+    *("errors", "units", "slot_key", "memslots.slot", "memslots.changes", "stage2.descriptor", "stage2.geometry"),
     *("traces", "check", "report", "cli", "explore"),
 )
 """Modules (and all below them) that a twin takes from the compiled copy: they hold no words that threads share."""

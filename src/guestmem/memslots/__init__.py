@@ -5,56 +5,26 @@ Names with compiled code behind them are found when first asked for, so that tra
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .changes import Action, Change, ChangeKind, Effect
-from .checks import classify
-from .slot import (
-    KVM_MEM_GUEST_MEMFD,
-    KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY,
-    KVM_MEM_SLOTS_NUM,
-    KVM_USER_MEM_SLOTS,
-    Slot,
-    SlotKey,
-)
+from .._face import face
 
 if TYPE_CHECKING:
-    from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, KVM_MEMSLOT_INVALID
-    from .set import Memslots
-    from .update import Update
+    from .changes import Action as Action
+    from .changes import Change as Change
+    from .changes import ChangeKind as ChangeKind
+    from .changes import Effect as Effect
+    from .checks import classify as classify
+    from .layout import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS as KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+    from .layout import KVM_MEMSLOT_INVALID as KVM_MEMSLOT_INVALID
+    from .set import Memslots as Memslots
+    from .slot import KVM_MEM_GUEST_MEMFD as KVM_MEM_GUEST_MEMFD
+    from .slot import KVM_MEM_LOG_DIRTY_PAGES as KVM_MEM_LOG_DIRTY_PAGES
+    from .slot import KVM_MEM_READONLY as KVM_MEM_READONLY
+    from .slot import KVM_MEM_SLOTS_NUM as KVM_MEM_SLOTS_NUM
+    from .slot import KVM_USER_MEM_SLOTS as KVM_USER_MEM_SLOTS
+    from .slot import Slot as Slot
+    from .slot import SlotKey as SlotKey
+    from .update import Update as Update
 
-__all__ = [
-    "KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS",
-    "KVM_MEMSLOT_INVALID",
-    "KVM_MEM_GUEST_MEMFD",
-    "KVM_MEM_LOG_DIRTY_PAGES",
-    "KVM_MEM_READONLY",
-    "KVM_MEM_SLOTS_NUM",
-    "KVM_USER_MEM_SLOTS",
-    "Action",
-    "Change",
-    "ChangeKind",
-    "Effect",
-    "Memslots",
-    "Slot",
-    "SlotKey",
-    "Update",
-    "classify",
-]
-
-_WHERE = {
-    "KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS": "layout",
-    "KVM_MEMSLOT_INVALID": "layout",
-    "Memslots": "set",
-    "Update": "update",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
+face(globals())

@@ -5,21 +5,13 @@ Names are found when first asked for: behind them is compiled code.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._face import face
 
 if TYPE_CHECKING:
-    from .range_map import RangeMap
-    from .snapshot import Ranges, RangeSnapshot
+    from .range_map import RangeMap as RangeMap
+    from .snapshot import Ranges as Ranges
+    from .snapshot import RangeSnapshot as RangeSnapshot
 
-__all__ = ["RangeMap", "RangeSnapshot", "Ranges"]
-
-_WHERE = {"RangeMap": "range_map", "RangeSnapshot": "snapshot", "Ranges": "snapshot"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
+face(globals())

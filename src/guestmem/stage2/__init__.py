@@ -5,74 +5,44 @@ Names are found when first asked for: descriptors and geometry need neither NumP
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._face import face
 
 if TYPE_CHECKING:
-    from .arm import ArmFormat, ArmLeaf, arm_stage2
-    from .descriptor import Empty, Entry, Leaf, Locked, Malformed, Memory, Owned, Rights, Table
-    from .format import Annotations, Format, InvalidType, guest_payload, host_payload
-    from .geometry import Geometry, stage2_geometry
-    from .npt import NptFormat, NptLeaf, NptTable, amd_npt
-    from .pool import Pool
-    from .printer import Range, dump, format_dump, format_tree
-    from .table import DISCIPLINES, PageTable, Translation
-    from .vtcr import Vtcr, vtcr_el2, vttbr_el2
+    from .arm import ArmFormat as ArmFormat
+    from .arm import ArmLeaf as ArmLeaf
+    from .arm import arm_stage2 as arm_stage2
+    from .descriptor import Empty as Empty
+    from .descriptor import Entry as Entry
+    from .descriptor import Leaf as Leaf
+    from .descriptor import Locked as Locked
+    from .descriptor import Malformed as Malformed
+    from .descriptor import Memory as Memory
+    from .descriptor import Owned as Owned
+    from .descriptor import Rights as Rights
+    from .descriptor import Table as Table
+    from .format import Annotations as Annotations
+    from .format import Format as Format
+    from .format import InvalidType as InvalidType
+    from .format import guest_payload as guest_payload
+    from .format import host_payload as host_payload
+    from .geometry import Geometry as Geometry
+    from .geometry import stage2_geometry as stage2_geometry
+    from .npt import NptFormat as NptFormat
+    from .npt import NptLeaf as NptLeaf
+    from .npt import NptTable as NptTable
+    from .npt import amd_npt as amd_npt
+    from .pool import Pool as Pool
+    from .printer import Range as Range
+    from .printer import dump as dump
+    from .printer import format_dump as format_dump
+    from .printer import format_tree as format_tree
+    from .table import DISCIPLINES as DISCIPLINES
+    from .table import PageTable as PageTable
+    from .table import Translation as Translation
+    from .vtcr import Vtcr as Vtcr
+    from .vtcr import vtcr_el2 as vtcr_el2
+    from .vtcr import vttbr_el2 as vttbr_el2
 
-__all__ = [
-    "DISCIPLINES",
-    "Annotations",
-    "ArmFormat",
-    "ArmLeaf",
-    "Empty",
-    "Entry",
-    "Format",
-    "Geometry",
-    "InvalidType",
-    "Leaf",
-    "Locked",
-    "Malformed",
-    "Memory",
-    "NptFormat",
-    "NptLeaf",
-    "NptTable",
-    "Owned",
-    "PageTable",
-    "Pool",
-    "Range",
-    "Rights",
-    "Table",
-    "Translation",
-    "Vtcr",
-    "amd_npt",
-    "arm_stage2",
-    "dump",
-    "format_dump",
-    "format_tree",
-    "guest_payload",
-    "host_payload",
-    "stage2_geometry",
-    "vtcr_el2",
-    "vttbr_el2",
-]
-
-_FILES = {
-    "arm": "ArmFormat ArmLeaf arm_stage2",
-    "descriptor": "Empty Entry Leaf Locked Malformed Memory Owned Rights Table",
-    "format": "Annotations Format InvalidType guest_payload host_payload",
-    "geometry": "Geometry stage2_geometry",
-    "npt": "NptFormat NptLeaf NptTable amd_npt",
-    "pool": "Pool",
-    "printer": "Range dump format_dump format_tree",
-    "table": "DISCIPLINES PageTable Translation",
-    "vtcr": "Vtcr vtcr_el2 vttbr_el2",
-}
-_WHERE = {name: file for file, names in _FILES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
+face(globals())

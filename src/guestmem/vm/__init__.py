@@ -5,69 +5,30 @@ Names are found when first asked for: behind them is compiled code.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._face import face
 
 if TYPE_CHECKING:
-    from ..abi.model import KvmModel
-    from .accesses import Fetch, Read, Write
-    from .exits import (
-        DirtyRingFull,
-        Exit,
-        FailEntry,
-        Hlt,
-        InternalError,
-        Io,
-        MemoryFault,
-        Mmio,
-        OtherExit,
-        Shutdown,
-        SystemEvent,
-    )
-    from .memory import Memory
-    from .transaction import DirtyPage, Transaction
-    from .vcpu import SoftVcpu
-    from .vm import Vm
+    from ..abi.model import KvmModel as KvmModel
+    from .accesses import Fetch as Fetch
+    from .accesses import Read as Read
+    from .accesses import Write as Write
+    from .exits import DirtyRingFull as DirtyRingFull
+    from .exits import Exit as Exit
+    from .exits import FailEntry as FailEntry
+    from .exits import Hlt as Hlt
+    from .exits import InternalError as InternalError
+    from .exits import Io as Io
+    from .exits import MemoryFault as MemoryFault
+    from .exits import Mmio as Mmio
+    from .exits import OtherExit as OtherExit
+    from .exits import Shutdown as Shutdown
+    from .exits import SystemEvent as SystemEvent
+    from .memory import Memory as Memory
+    from .transaction import DirtyPage as DirtyPage
+    from .transaction import Transaction as Transaction
+    from .vcpu import SoftVcpu as SoftVcpu
+    from .vm import Vm as Vm
 
-__all__ = [
-    "DirtyPage",
-    "DirtyRingFull",
-    "Exit",
-    "FailEntry",
-    "Fetch",
-    "Hlt",
-    "InternalError",
-    "Io",
-    "KvmModel",
-    "Memory",
-    "MemoryFault",
-    "Mmio",
-    "OtherExit",
-    "Read",
-    "Shutdown",
-    "SoftVcpu",
-    "SystemEvent",
-    "Transaction",
-    "Vm",
-    "Write",
-]
-
-_WHERE = {
-    "DirtyPage": "transaction",
-    "Fetch": "accesses",
-    "KvmModel": ".abi.model",
-    "Memory": "memory",
-    "Read": "accesses",
-    "SoftVcpu": "vcpu",
-    "Transaction": "transaction",
-    "Vm": "vm",
-    "Write": "accesses",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE.get(name, 'exits')}", __name__), name)
-    globals()[name] = value
-    return value
+face(globals())

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..._face import face
 
 if TYPE_CHECKING:
-    from .el2 import Pkvm, ProtectedVm
-    from .states import Ownership, PageState
+    from .el2 import Pkvm as Pkvm
+    from .el2 import ProtectedVm as ProtectedVm
+    from .states import Ownership as Ownership
+    from .states import PageState as PageState
 
-__all__ = ["Ownership", "PageState", "Pkvm", "ProtectedVm"]
-
-_WHERE = {"Ownership": "states", "PageState": "states", "Pkvm": "el2", "ProtectedVm": "el2"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
+face(globals())
