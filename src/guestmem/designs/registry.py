@@ -20,6 +20,15 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f".{name}", __package__)
 
 
+_ANSWERS, _RETRIES = Capability.ANSWER_MMIO.value, Capability.RETRY_EXITS.value
+
+
+@cache
+def _difference(needs: Capability, capabilities: Capability) -> tuple[Capability, int]:
+    """What is needed and missing; what can be done and is not needed. Flags are slow: once for each pair."""
+    return needs & ~capabilities, (capabilities & ~needs).value
+
+
 class Design(NamedTuple):
     """One way of applying changes: its name is that of its file, ``summary`` says in a line what it does."""
 
@@ -41,7 +50,8 @@ class Design(NamedTuple):
 
     def refuse_unless_able(self, engine: Engine) -> None:
         """CapabilityError, in one line, if ``engine`` cannot do what this design needs."""
-        if missing := self.needs & ~engine.capabilities:
+        missing, _ = _difference(self.needs, engine.capabilities)
+        if missing:
             raise CapabilityError(f"design {self.name}: engine {engine.name} cannot {missing.name}")
 
     def prepare(self, engine: Engine, *, reset: bool = True) -> Callable[[Engine, Sequence[Change]], None]:
@@ -52,12 +62,11 @@ class Design(NamedTuple):
         """
         self.refuse_unless_able(engine)
         if reset:
-            for switch, capability in (
-                (engine.answer_mmio, Capability.ANSWER_MMIO),
-                (engine.retry_exits, Capability.RETRY_EXITS),
-            ):
-                if capability & engine.capabilities & ~self.needs:
-                    switch(False)
+            _, spare = _difference(self.needs, engine.capabilities)
+            if spare & _ANSWERS:
+                engine.answer_mmio(False)
+            if spare & _RETRIES:
+                engine.retry_exits(False)
         self.module.prepare(engine)
         apply: Callable[[Engine, Sequence[Change]], None] = self.module.apply
         return apply
