@@ -7,11 +7,10 @@ shared part is looked up in a hash table; where a row is missing, the state is p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
-from .._numba import dispatcher
 from ..compiled import U64, Own
+from .packed import add_state, find_state, inside, kernel, slot_of
 
 if TYPE_CHECKING:
     Halves = Any
@@ -40,11 +39,7 @@ __all__ = [
     "TOLD",
     "VERDICT",
     "WAKE",
-    "add_first",
     "expand",
-    "fill",
-    "move_rows",
-    "move_states",
 ]
 
 _Z = _u(0)
@@ -53,12 +48,8 @@ _2 = _u(2)
 _8 = _u(8)
 _31 = _u(31)
 _32 = _u(32)
-_33 = _u(33)
 _60 = _u(60)
 _LOW = _u(0xFFFFFFFF)
-_A = _u(0xFF51AFD7ED558CCD)
-_B = _u(0xC4CEB9FE1A85EC53)
-_SEED = _u(0x9E3779B97F4A7C15)
 _TEN = _u(10)
 _SIX = _u(6)
 _SEVEN = _u(7)
@@ -84,37 +75,7 @@ COUNTS = 12
 _N, _ASKED, _OFF, _POINTS, _FOUND, _ENDED, _ROWS, _PAIRS, _STOP, _CHANGED = (_u(i) for i in range(10))
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _kernel(function: _F) -> _F:
-    return cast("_F", dispatcher(function, nogil=True))
-
-
-def _inside(function: _F) -> _F:
-    return cast("_F", dispatcher(function, nogil=True, inline=True))
-
-
-@_inside
-def _mix(x: U64) -> U64:
-    x ^= x >> _33
-    x *= _A
-    x ^= x >> _33
-    x *= _B
-    return x ^ (x >> _33)
-
-
-@_inside
-def _slot(keys: Own, key: U64) -> U64:
-    """Where a key is, or would be."""
-    mask = _u(len(keys)) - _1
-    i = _mix(key) & mask
-    while keys[i] != _Z and keys[i] != key:
-        i = (i + _1) & mask
-    return i
-
-
-@_inside
+@inside
 def _ask(asked: Own, counts: Own, kind: U64, a: U64, b: U64, slot: U64) -> None:
     k = counts[_ASKED] * _2
     asked[k] = kind << _60 | a << _32 | b
@@ -122,11 +83,11 @@ def _ask(asked: Own, counts: Own, kind: U64, a: U64, b: U64, slot: U64) -> None:
     counts[_ASKED] += _1
 
 
-@_inside
+@inside
 def _pair(pkeys: Own, pvalues: Halves, asked: Own, counts: Own, kind: U64, a: U64, b: U64) -> U64:
     """What two numbers come to; PENDING if Python was asked."""
     key = kind << _60 | a << _32 | b
-    i = _slot(pkeys, key)
+    i = slot_of(pkeys, key)
     if pkeys[i] == _Z:
         pkeys[i] = key
         pvalues[i] = PENDING
@@ -135,108 +96,7 @@ def _pair(pkeys: Own, pvalues: Halves, asked: Own, counts: Own, kind: U64, a: U6
     return _u(pvalues[i])
 
 
-@_inside
-def _hash(row: Halves, at: U64, width: U64, mask: U64) -> U64:
-    h = _SEED
-    for k in range(width):
-        h = _mix(h ^ _u(row[at + k]))
-    return h & mask
-
-
-@_inside
-def _add(
-    states: Halves, parents: Halves, table: Halves, row: Halves, width: U64, parent: U64, bounded: U64, n: U64
-) -> U64:
-    """Add a state unless it is there; how many there are. Of a bounded one its last number is the cost: least wins."""
-    mask = _u(len(table)) - _1
-    compared = width - bounded
-    i = _hash(row, _Z, compared, mask)
-    while True:
-        j = _u(table[i])
-        if j == _Z:
-            break
-        at = (j - _1) * width
-        same = True
-        for k in range(compared):
-            if states[at + k] != row[k]:
-                same = False
-                break
-        if same:
-            if bounded == _Z or states[at + compared] <= row[compared]:
-                return n
-            break
-        i = (i + _1) & mask
-    at = n * width
-    for k in range(width):
-        states[at + k] = row[k]
-    parents[n] = parent
-    table[i] = n + _1
-    return n + _1
-
-
-@_inside
-def _find(states: Halves, table: Halves, row: Halves, width: U64, bounded: U64) -> U64:
-    """The number of a state that is there."""
-    mask = _u(len(table)) - _1
-    compared = width - bounded
-    i = _hash(row, _Z, compared, mask)
-    while True:
-        j = _u(table[i]) - _1
-        same = True
-        for k in range(compared):
-            if states[j * width + k] != row[k]:
-                same = False
-                break
-        if same:
-            return j
-        i = (i + _1) & mask
-
-
-@_kernel
-def add_first(states: Halves, parents: Halves, table: Halves, row: Halves, width: U64, bounded: U64) -> U64:
-    """Add the first state."""
-    return _add(states, parents, table, row, width, _Z, bounded, _Z)
-
-
-@_kernel
-def move_states(states: Halves, table: Halves, width: U64, bounded: U64, n: U64) -> None:
-    """Fill a new hash table with states. O(states)."""
-    mask = _u(len(table)) - _1
-    compared = width - bounded
-    for index in range(n):
-        at = _u(index) * width
-        i = _hash(states, at, compared, mask)
-        while table[i] != _Z:
-            if bounded != _Z:  # of two that differ in the cost, the later one is the better
-                other = (_u(table[i]) - _1) * width
-                same = True
-                for k in range(compared):
-                    if states[other + k] != states[at + k]:
-                        same = False
-                if same:
-                    break
-            i = (i + _1) & mask
-        table[i] = _u(index) + _1
-
-
-@_kernel
-def move_rows(keys: Own, values: Halves, new_keys: Own, new_values: Halves) -> None:
-    """Move rows to a larger table. O(rows)."""
-    for j in range(_u(len(keys))):
-        if keys[j] != _Z:
-            i = _slot(new_keys, keys[j])
-            new_keys[i] = keys[j]
-            new_values[i] = values[j]
-
-
-@_kernel
-def fill(values: Halves, answers: Own) -> None:
-    """Put answers in their places: (place, value)."""
-    for j in range(_u(len(answers)) // _2):
-        values[answers[_2 * j]] = answers[_2 * j + _1]
-
-
-@_inside
+@inside
 def _reach(
     states: Halves,
     parents: Halves,
@@ -341,7 +201,7 @@ def _reach(
                 counts[_POINTS] += _1
                 if verdict == _SAID:
                     return True
-                pvalues[_slot(pkeys, VERDICT << _60 | look << _32 | _u(row[0]))] = _SAID
+                pvalues[slot_of(pkeys, VERDICT << _60 | look << _32 | _u(row[0]))] = _SAID
                 tell = True
     if tell:
         at = counts[_FOUND] * (width + _1)
@@ -351,16 +211,16 @@ def _reach(
         counts[_FOUND] += _1
         return True
     if sweeps != _Z:
-        if can_end[_find(states, table, row, width, bounded)] != _Z:
+        if can_end[find_state(states, table, row, width, bounded)] != _Z:
             can_end[s] = _1
         return True
     if bad == _Z:
         counts[_POINTS] += _1
-    counts[_N] = _add(states, parents, table, row, width, s, bounded, counts[_N])
+    counts[_N] = add_state(states, parents, table, row, width, s, bounded, counts[_N])
     return True
 
 
-@_kernel
+@kernel
 def expand(
     states: Halves,
     parents: Halves,
@@ -446,27 +306,9 @@ def expand(
                 row[k] = states[base + k]
             row[_1 + only] = alone[row[_1 + only]]
             whole = _reach(
-                states,
-                parents,
-                table,
-                kinds,
-                points_of,
-                awake,
-                looks,
-                views,
-                pkeys,
-                pvalues,
-                asked,
-                found,
-                row,
-                can_end,
-                counts,
-                options,
-                s,
-                only,
-                _Z,
-                _1,
-            )
+                states, parents, table, kinds, points_of, awake, looks, views, pkeys, pvalues, asked, found,
+                row, can_end, counts, options, s, only, _Z, _1,
+            )  # fmt: skip
         elif whole:
             moved = False
             last = _Z
@@ -480,7 +322,7 @@ def expand(
                 slots[t] = _Z
                 if kinds[own] & RUNS:
                     key = own << _32 | shared
-                    i = _slot(rkeys, key)
+                    i = slot_of(rkeys, key)
                     if rkeys[i] == _Z:
                         rkeys[i] = key
                         rvalues[i] = PENDING
@@ -508,44 +350,11 @@ def expand(
                     cost += _1
                 if not whole or (bounded != _Z and cost > bound):
                     continue
-                if kind & RUNS:
-                    m = slots[t]
-                    while m != _Z:
-                        info = _u(minfo[m])
-                        for k in range(width):
-                            row[k] = states[base + k]
-                        row[0] = mshared[m]
-                        row[_1 + _u(t)] = mlocal[m]
-                        if bounded != _Z:
-                            row[width - _2] = _u(t) + _1
-                            row[width - _1] = cost
-                        whole = (
-                            _reach(
-                                states,
-                                parents,
-                                table,
-                                kinds,
-                                points_of,
-                                awake,
-                                looks,
-                                views,
-                                pkeys,
-                                pvalues,
-                                asked,
-                                found,
-                                row,
-                                can_end,
-                                counts,
-                                options,
-                                s,
-                                _u(t),
-                                info >> _1,
-                                _Z,
-                            )
-                            and whole
-                        )
-                        m = _Z if info & LAST else m + _1
-                elif kind & MAY_RISE or (timeouts and kind & TIMED):
+                m = slots[t]
+                rises = _Z
+                then = _Z
+                if kind & RUNS == _Z and (kind & MAY_RISE or (timeouts and kind & TIMED)):
+                    rises = _1
                     then = _u(rise[own])
                     if then == _Z:
                         rise[own] = PENDING
@@ -553,37 +362,26 @@ def expand(
                     if then == _Z or then == PENDING:  # noqa: SIM109 - no tuples here
                         whole = False
                         continue
+                while m != _Z or rises != _Z:  # each of its moves; a sleeper that rises has one
                     for k in range(width):
                         row[k] = states[base + k]
+                    info = LAST
+                    if rises == _Z:
+                        info = _u(minfo[m])
+                        row[0] = mshared[m]
+                        then = _u(mlocal[m])
                     row[_1 + _u(t)] = then
                     if bounded != _Z:
                         row[width - _2] = _u(t) + _1
                         row[width - _1] = cost
-                    whole = (
-                        _reach(
-                            states,
-                            parents,
-                            table,
-                            kinds,
-                            points_of,
-                            awake,
-                            looks,
-                            views,
-                            pkeys,
-                            pvalues,
-                            asked,
-                            found,
-                            row,
-                            can_end,
-                            counts,
-                            options,
-                            s,
-                            _u(t),
-                            _Z,
-                            _1,
-                        )
-                        and whole
-                    )
+                    reached = _reach(
+                        states, parents, table, kinds, points_of, awake, looks, views, pkeys, pvalues,
+                        asked, found, row, can_end, counts, options, s, _u(t), info >> _1, rises,
+                    )  # fmt: skip
+                    whole = reached and whole
+                    if info & LAST:
+                        break
+                    m += _1
             if sweeps != _Z and not moved and not timeouts:
                 can_end[s] = _1
             elif whole and not moved and not timeouts:

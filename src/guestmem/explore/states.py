@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import expand as ask
+from . import packed
 from .finding import Finding
 from .growing import Growing
 from .judge import Judge
@@ -80,7 +81,7 @@ class States:
         first = [*self.rows.encode(machine.start()), *[0] * (2 * bounded)]
         self._learn()
         self.count = int(
-            ask.add_first(
+            packed.add_first(
                 self._states.data, self._parents.data, self._table.data, np.array(first, np.uint32), self.width, bounded
             )
         )
@@ -306,12 +307,12 @@ class States:
 
     def _rehash(self, size: int) -> None:
         self._table = Growing(size)
-        ask.move_states(self._states.data, self._table.data, self.width, int(self.bound is not None), self.count)
+        packed.move_states(self._states.data, self._table.data, self.width, int(self.bound is not None), self.count)
 
     @staticmethod
     def _larger(keys: Growing, values: Growing) -> tuple[Growing, Growing]:
         new = Growing(4 * len(keys), 64), Growing(4 * len(keys))
-        ask.move_rows(keys.data, values.data, new[0].data, new[1].data)
+        packed.move_rows(keys.data, values.data, new[0].data, new[1].data)
         return new
 
     def _answer(self, asked: Any) -> None:
@@ -319,8 +320,8 @@ class States:
         rows = self.rows
         answers: dict[int, list[int]] = {}
         moves: list[tuple[int, int, int]] = []
-        for packed, slot in asked.reshape(-1, 2).tolist():
-            kind, a, b = packed >> 60, packed >> 32 & 0xFFFFFFF, packed & 0xFFFFFFFF
+        for question, slot in asked.reshape(-1, 2).tolist():
+            kind, a, b = question >> 60, question >> 32 & 0xFFFFFFF, question & 0xFFFFFFFF
             if kind:
                 into = kind if kind >= ask.ALONE or (kind == ask.WAKE and not rows.stale) else 1
                 answers.setdefault(into, []).extend((slot if into == 1 else a, rows.answer(kind, a, b)))
@@ -341,7 +342,7 @@ class States:
         places = {0: self._values, 1: self._pair_values, int(ask.WAKE): self._awake}
         places |= {int(ask.ALONE): self._alone, int(ask.RISE): self._rise}
         for into, pairs in answers.items():
-            ask.fill(places[into].data, np.array(pairs, np.uint64))
+            packed.fill(places[into].data, np.array(pairs, np.uint64))
 
     def _learn(self) -> None:
         """Hand what is new about threads' own parts to the compiled loop."""

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any
 
 import greenlet
 
@@ -24,170 +23,26 @@ from ..errors import UsageError
 from ..units import U64_MAX
 from . import operations as op
 from .continuation import Keys, reachable
-from .scene import Model, Region, Scene
+from .scene import Model, Scene
+from .strand import (
+    Failure,
+    GivenUp,
+    Livelock,
+    Place,
+    Reshaped,
+    Strand,
+    Undetermined,
+    Where,
+    closed_over,
+    failure_of,
+    where_is,
+)
 from .twin import Mutation, load
 
 __all__ = ["Failure", "Livelock", "Place", "Reshaped", "Strand", "Undetermined", "Where", "World"]
 
-_PACKAGE = Path(__file__).parents[1]
 _ALONE = 200_000
 """Operations in a row, without a point, after which a thread counts as caught in a loop."""
-_UNSEEN = {str(_PACKAGE / name) for name in ("atomics.py", "compiled.py", "explore/scene.py", "explore/world.py")}
-
-
-class Reshaped(BaseException):
-    """A word turned out to be shared: what was searched before took too few points."""
-
-
-class Livelock(Exception):  # noqa: N818 - says what it is, as a finding's kind
-    """A thread went on and on."""
-
-
-class Undetermined(BaseException):
-    """A thread that was given the same answers again did something else: it is no function of them."""
-
-
-class Where(NamedTuple):
-    """A line of source: path relative to the package (or the model's file name), line, function."""
-
-    file: str
-    line: int
-    function: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-class Failure(NamedTuple):
-    """An exception that ended a thread."""
-
-    error: str
-    message: str
-    where: Where
-
-
-@dataclass(frozen=True)
-class Place:
-    """A shared word: its region and index."""
-
-    region: Region
-    index: int
-
-    def __str__(self) -> str:
-        return self.region.named(self.index)
-
-
-class Strand:
-    """One run of a thread's code, stopped at a point. ``past`` is answered without a stop, if asked for by ``due``."""
-
-    __slots__ = (
-        "compact",
-        "count",
-        "due",
-        "fed",
-        "fences",
-        "greenlet",
-        "notes",
-        "outcome",
-        "overlay",
-        "past",
-        "pending",
-        "thread",
-        "ticks",
-        "where",
-    )
-
-    def __init__(
-        self,
-        thread: int,
-        compact: dict[int, int],
-        past: Sequence[int],
-        due: Sequence[tuple[int, int, int, int]] = (),
-        *,
-        fences: bool,
-    ) -> None:
-        self.thread, self.compact, self.fences, self.past, self.due = thread, compact, fences, past, due
-        self.greenlet: Any = None
-        self.fed = self.count = self.ticks = 0
-        self.overlay: dict[int, int] = {}
-        self.notes: dict[str, object] = {}
-        self.outcome: Any = None
-        self.pending = (op.ENDED, 0, 0, 0)
-        self.where: Where | None = None
-
-
-class _GivenUp:
-    """In the place of a run that is taken down where it stopped: its ``finally`` clauses must not reach any word."""
-
-    __slots__ = ("instead_of",)
-
-    def __init__(self, instead_of: Strand | None) -> None:
-        self.instead_of = instead_of
-
-    @property
-    def count(self) -> int:
-        raise greenlet.GreenletExit
-
-    @count.setter
-    def count(self, _value: int) -> None:
-        raise greenlet.GreenletExit
-
-
-def _where(frame: FrameType | None) -> Where:
-    """The innermost line that is neither the atomics' nor the explorer's."""
-    while frame is not None and frame.f_code.co_filename in _UNSEEN and frame.f_back is not None:
-        frame = frame.f_back
-    if frame is None:
-        return Where("?", 0, "?")
-    return _relative(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-
-
-@cache
-def _relative(file: str, line: int, function: str) -> Where:
-    path = Path(file)
-    name = path.relative_to(_PACKAGE).as_posix() if path.is_relative_to(_PACKAGE) else path.name
-    return Where(name, line, function)
-
-
-def _failure(error: Exception) -> Failure:
-    trace: TracebackType | None = error.__traceback__
-    seen = Where("?", 0, "?")
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if code.co_filename not in _UNSEEN:
-            seen = _relative(code.co_filename, trace.tb_lineno, code.co_name)
-        trace = trace.tb_next
-    return Failure(type(error).__name__, " ".join(str(error).split()), seen)
-
-
-def _closed(body: Any) -> dict[str, object]:
-    """What a function takes from outside that is plain data, by name, as it is now."""
-    while isinstance(body, partial):
-        body = body.func
-    code = getattr(body, "__code__", None)
-    if code is None:
-        return {}
-    cells = zip(code.co_freevars, body.__closure__ or (), strict=True)
-    outside = {name: body.__globals__[name] for name in code.co_names if name in body.__globals__}
-    for name, cell in cells:
-        with suppress(ValueError):  # an empty cell
-            outside[name] = cell.cell_contents
-    return {name: _plain(value) for name, value in outside.items()}
-
-
-def _plain(value: Any, depth: int = 4) -> object:
-    """A copy of plain data, to compare with; all else is there or is another one."""
-    if not depth or not isinstance(value, int | str | bytes | bytearray | list | tuple | dict | set):
-        return id(value)
-    if isinstance(value, list | tuple):
-        return [type(value), *(_plain(each, depth - 1) for each in value)]
-    if isinstance(value, dict):
-        return [(_plain(key), _plain(each, depth - 1)) for key, each in value.items()]
-    return (
-        sorted(map(repr, value))
-        if isinstance(value, set)
-        else (type(value), bytes(value) if isinstance(value, bytearray) else value)
-    )
 
 
 class World:
@@ -233,7 +88,7 @@ class World:
         self._writers = [0] * len(self.places)
         self.points: set[int] = set()
         self.stale = False
-        self._closed = [_closed(thread.body) for thread in self.threads]
+        self._closed = [closed_over(thread.body) for thread in self.threads]
         self.known = self._known()
         """What was there before threads ran: see ``continuation.Keys``."""
         self.dirty: set[int] = set()
@@ -252,7 +107,7 @@ class World:
         except Exception as error:
             if not self.model.source or isinstance(error, UsageError):
                 raise
-            failure = _failure(error)
+            failure = failure_of(error)
             where, what = failure.where, f"{failure.error}: {failure.message}"
             raise UsageError(f"model {self.model.name}: {where} ({where.function}): {what}") from None
 
@@ -320,10 +175,10 @@ class World:
                 strand.outcome = body(*fresh)
                 strand.pending = (op.ENDED, 0, 0, 0)
             except Exception as error:  # noqa: BLE001 - whatever model code raises is a finding
-                strand.outcome = _failure(error)
+                strand.outcome = failure_of(error)
                 strand.pending = (op.FAILED, 0, 0, 0)
             finally:
-                if isinstance(self.strand, _GivenUp):
+                if isinstance(self.strand, GivenUp):
                     self.strand = self.strand.instead_of
 
         strand.greenlet = greenlet.greenlet(run)
@@ -379,17 +234,17 @@ class World:
                 return self._alone(strand, code, place, first, second)
         if strand.fed < len(strand.past):
             if strand.due and strand.due[strand.fed] != (code, at, first, second):
-                strand.where = _where(sys._getframe(1))  # noqa: SLF001 - as below
+                strand.where = where_is(sys._getframe(1))  # noqa: SLF001 - as below
                 raise self._undetermined(strand)
             strand.fed += 1
             answer: int = strand.past[strand.fed - 1]
             return answer
         strand.pending = (code, at, first, second)
-        strand.where = _where(sys._getframe(1))  # noqa: SLF001 - the caller's line is what a story tells
+        strand.where = where_is(sys._getframe(1))  # noqa: SLF001 - the caller's line is what a story tells
         try:
             answer = self._hub(strand).switch()
         except greenlet.GreenletExit:
-            self.strand = _GivenUp(self.strand)
+            self.strand = GivenUp(self.strand)
             raise
         return answer
 
@@ -404,7 +259,7 @@ class World:
     def check(self) -> None:
         """See that no thread changed a variable that it closes over, or a global one. Raises Undetermined."""
         for thread, before in zip(self.threads, self._closed, strict=True):
-            for name, value in _closed(thread.body).items():
+            for name, value in closed_over(thread.body).items():
                 if before.get(name) != value:
                     raise Undetermined(
                         f"model {self.model.name}: thread {thread.name!r} uses {name!r}, which changed while threads "
