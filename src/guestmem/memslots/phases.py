@@ -79,6 +79,9 @@ _AFTER_MARKS = const(8)
 EDITING_AFTER_MARKS = const(9)
 """Bit of the phase EDITING: the active set holds INVALID copies, so the other must be published or undone."""
 
+BATCH_WORDS = const(10)
+"""Words of a change in a batch, as ``stage_batch`` takes them."""
+
 FIRST_REASON = checks.FIRST_REASON
 NO_SLOT, ID_BAD, OVERLAPS, NO_FILE, EXISTS, OUT_OF_PHASE, GPA_WRAPS = (
     const(reason)
@@ -225,6 +228,36 @@ def stage_asked(memslots: Words, desk: Own) -> U64:
     elif phase == IDLE:
         desk[PHASE] = IDLE
     return kind
+
+
+@compiled
+def stage_batch(memslots: Words, desk: Own, batch: Own, count: U64, ids: U64) -> U64:
+    """Stage ``count`` changes, each in BATCH_WORDS words: a Change's fields, and room for its status. O(k log n).
+
+    Returns how many were staged: the next is refused, with its reason as status.
+    """
+    entry = u64(0)
+    while entry < count:
+        at = entry * BATCH_WORDS
+        ask(
+            desk,
+            batch[at],
+            batch[at + _ONE],
+            batch[at + u64(2)],
+            batch[at + u64(3)],
+            batch[at + u64(4)],
+            batch[at + u64(5)],
+            ids,
+        )
+        desk[ASKED_GUEST_MEMFD] = batch[at + u64(6)]
+        desk[ASKED_OFFSET] = batch[at + u64(7)]
+        desk[ASKED_ATTRIBUTES] = batch[at + u64(8)]
+        status = stage_asked(memslots, desk)
+        batch[at + u64(9)] = status
+        if status >= FIRST_REASON:
+            return entry
+        entry += _ONE
+    return count
 
 
 @compiled

@@ -108,6 +108,8 @@ class Memslots:
         self._cells = self.words.cells if INTERPRETED else memoryview(self.words)  # type: ignore[arg-type] # an ndarray
         self._spare = [self._room()]
         self.effect_room: EffectRoom | None = None
+        self.batch_room: Own | None = None
+        """Words in which changes of a batch are handed over; used under ``slots_lock``."""
         self._copy_find, self._copy_by_id, self._copy_slots = copy_find, copy_by_id, copy_slots
         if (
             INTERPRETED

@@ -6,14 +6,17 @@ Source of the phases: ``kvm_set_memslot()`` and ``kvm_swap_active_memslots()``, 
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..compiled import own
 from ..errors import BatchError, MemslotError, UsageError
 from .batch import Effect, net_effect
 from .changes import KINDS, Change, ChangeKind
 from .layout import PHASE
 from .phases import (
+    BATCH_WORDS,
     EDITING,
     EDITING_AFTER_MARKS,
     FIRST_REASON,
@@ -27,6 +30,7 @@ from .phases import (
     publish,
     settle,
     stage_asked,
+    stage_batch,
 )
 from .refusal import refusal
 
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Update", "end_update"]
 
 _MOMENT_NS = 50_000_000
+_CHANGE = struct.Struct("<9Q")
+_CHANGE_BYTES = 8 * int(BATCH_WORDS)
 
 
 def end_update(memslots: Memslots, *, patient: bool = True) -> bool:
@@ -107,14 +113,30 @@ class Update:
 
     def stage_all(self, changes: Iterable[Change], *, internal: bool = False) -> list[ChangeKind]:
         """Stage changes in order. Raises BatchError naming the first entry refused; then the whole update is undone."""
-        kinds = []
-        for entry, change in enumerate(changes):
+        self._begun()
+        changes = tuple(changes)
+        memslots = self.memslots
+        fit = next((entry for entry, each in enumerate(changes) if each.as_id != self.as_id), len(changes))
+        batch = memslots.batch_room
+        if batch is None or len(batch) < int(BATCH_WORDS) * fit:
+            batch = memslots.batch_room = own(int(BATCH_WORDS) * max(16, 2 * fit))
+        for entry in range(fit):
             try:
-                kinds.append(self.stage(change, internal=internal))
-            except MemslotError as error:
-                self.abort()
-                raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=entry) from None
-        return kinds
+                _CHANGE.pack_into(batch, entry * _CHANGE_BYTES, *changes[entry])  # type: ignore[arg-type] # a buffer
+            except struct.error:  # a field that no word holds
+                fit = entry
+                break
+        ids = memslots.ids if internal else memslots.max_slots
+        done = int(stage_batch(memslots.words, memslots.desk, batch, fit, ids))
+        if done == len(changes):
+            return [KINDS[status] for status in memoryview(batch)[9 : 10 * done : 10]]  # type: ignore[arg-type]
+        change = changes[done]
+        if done < fit:
+            error = refusal(memslots, int(batch[int(BATCH_WORDS) * done + 9]), change, ids)
+        else:
+            error = self._out_of_words(change)
+        self.abort()
+        raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=done) from None
 
     def invalidate(self, slot_id: int) -> None:
         """Put KVM's INVALID mark on a slot (a copy of it in the inactive set), before anything is staged. O(log n)."""

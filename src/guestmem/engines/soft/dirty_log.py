@@ -210,6 +210,8 @@ class DirtyLogs:
         The one it had, if it was moved or changed flags, alone: bits are relative to the slot. In a batch, where slots
         are made of others, each gets a new one; ``abi.take_over`` brings the bits, once nobody can mark in the old.
         """
+        if not self._bitmaps and not any(change.flags & KVM_MEM_LOG_DIRTY_PAGES for change, _ in staged):
+            return
         desk, words = self._memslots.desk, self._memslots.words
         alone = len(staged) == 1
         for change, kind in staged:

@@ -117,8 +117,10 @@ class SoftUpdate:
         if self._engine.stage2 is None:
             return
         for change in changes:
+            if change.deletes:
+                continue
             slot = self._slots.memslots.by_id(change.slot, self._as_id)
-            if slot is None or change.deletes or change.flags == slot.flags:
+            if slot is None or change.flags == slot.flags:
                 continue
             self._relogs = True
             only_logging = change.as_slot() == slot._replace(flags=change.flags)
