@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
+from guestmem.abi.checks import Host
+from guestmem.conform.calls import Answer, Call
+from guestmem.conform.emit import heading
+from guestmem.conform.run import Answers, conform
 from guestmem.engines.kvm.device import unusable
 
 IN_A_CALLBACK = """
@@ -43,3 +48,61 @@ def test_a_signal_in_a_callback_of_the_collector() -> None:
     assert ended.returncode == 130, ended.stdout + ended.stderr
     assert ended.stdout.startswith("interrupted; until then:\n")
     assert ended.stderr == ""
+
+
+class Wrong:
+    """Answers each extension with 7, from the first on; Ctrl-C comes with the n-th question, and the one after."""
+
+    name = "a kernel that answers otherwise"
+
+    def __init__(self, first: int, second: int = 1 << 60) -> None:
+        self.asked, self.first, self.second = 0, first, second
+
+    def pressed(self) -> bool:
+        return self.asked >= self.first
+
+    def answers(self, calls: Sequence[Call], expected: Answers) -> Answers:
+        self.asked += 1
+        if self.asked >= self.second:
+            raise KeyboardInterrupt
+        wrong = Answer(7)
+        return [wrong if call.kind == "extension" else each for call, each in zip(calls, expected, strict=True)]
+
+
+MANY = [Call("mmu_pages", (number,)) for number in range(60)] + [Call("extension", (3,)), Call("reset")]
+
+
+@pytest.mark.no_kvm
+@pytest.mark.parametrize("first", [1, 3, 8])
+def test_while_a_divergence_is_made_shorter_it_is_shown_as_short_as_it_is(first: int) -> None:
+    side = Wrong(first)
+    outcome = conform(Host(), side, steps=10, blocks=lambda *_: [MANY], pressed=side.pressed)
+    found = outcome.divergence
+    assert found is not None
+    assert found.interrupted
+    assert outcome.interrupted
+    assert found.calls[-1] == Call("extension", (3,))
+    assert len(found.calls) <= 61
+    assert first > 3 or len(found.calls) > 1
+    assert side.asked <= first + 3
+    assert any("Ctrl-C ended the search" in line for line in heading(found, side.name))
+
+
+@pytest.mark.no_kvm
+@pytest.mark.parametrize("second", [2, 3, 5])
+def test_a_second_one_does_not_lose_it(second: int) -> None:
+    side = Wrong(1, second)
+    outcome = conform(Host(), side, steps=10, blocks=lambda *_: [MANY], pressed=lambda: False)
+    assert outcome.divergence is not None
+    assert outcome.divergence.interrupted
+    assert outcome.divergence.calls[-1] == Call("extension", (3,))
+    assert side.asked == second
+
+
+@pytest.mark.no_kvm
+def test_left_alone_it_is_made_short() -> None:
+    side = Wrong(1 << 60)
+    outcome = conform(Host(), side, steps=10, blocks=lambda *_: [MANY])
+    assert outcome.divergence is not None
+    assert not outcome.divergence.interrupted
+    assert len(outcome.divergence.calls) == 1

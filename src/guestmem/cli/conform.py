@@ -181,6 +181,7 @@ def _json(outcome: Outcome, emit: str) -> dict[str, Any]:
             "at": found.at,
             "words": heading(found, outcome.name),
             "repeats": found.repeats,
+            "interrupted": found.interrupted,
             "kernel": answer_in_words(found.answered[found.at]),
             "model": answer_in_words(found.expected[found.at]),
             "program": _program(found, outcome.name, emit),

@@ -35,7 +35,7 @@ def conform_against(host: Host, here: Side, path: Path, pressed: Callable[[], bo
     begun = time.perf_counter()
     try:
         for calls, recorded in log.recorded():
-            _block(host, there, here, outcome, calls, recorded)
+            _block(host, there, here, outcome, calls, recorded, pressed)
             if outcome.divergence is not None:
                 break
             if pressed():
@@ -46,7 +46,15 @@ def conform_against(host: Host, here: Side, path: Path, pressed: Callable[[], bo
     return outcome
 
 
-def _block(host: Host, there: Host, here: Side, outcome: Outcome, calls: list[Call], recorded: Answers) -> None:
+def _block(
+    host: Host,
+    there: Host,
+    here: Side,
+    outcome: Outcome,
+    calls: list[Call],
+    recorded: Answers,
+    pressed: Callable[[], bool],
+) -> None:
     asked = time.perf_counter()
     answered = here.answers(calls, recorded)
     outcome.kernel_seconds += time.perf_counter() - asked
@@ -58,7 +66,11 @@ def _block(host: Host, there: Host, here: Side, outcome: Outcome, calls: list[Ca
         named = _named(host, there, calls, recorded, answered)
         outcome.known.update(named)
         if not named:
-            outcome.divergence = _divergence(there, here, calls, recorded, answered)
+            try:
+                outcome.divergence = _divergence(there, here, calls, recorded, answered, pressed)
+            except KeyboardInterrupt:  # the second Ctrl-C: the kernel is not asked any more
+                outcome.divergence = _as_it_was(calls, recorded, answered)
+            outcome.interrupted = outcome.divergence.interrupted
 
 
 def _named(host: Host, there: Host, calls: Sequence[Call], recorded: Answers, answered: Answers) -> list[str]:
@@ -88,7 +100,20 @@ def _named(host: Host, there: Host, calls: Sequence[Call], recorded: Answers, an
     return found or [f"{here.version} against {away.version}"]
 
 
-def _divergence(there: Host, here: Side, calls: Sequence[Call], recorded: Answers, answered: Answers) -> Divergence:
+def _as_it_was(calls: Sequence[Call], recorded: Answers, answered: Answers) -> Divergence:
+    end = 1 + next(i for i, (a, b) in enumerate(zip(recorded, answered, strict=True)) if a != b)
+    made = tuple(calls[:end]), tuple(recorded[:end]), tuple(answered[:end])
+    return Divergence(*made, other=_LOG, interrupted=True)
+
+
+def _divergence(
+    there: Host,
+    here: Side,
+    calls: Sequence[Call],
+    recorded: Answers,
+    answered: Answers,
+    pressed: Callable[[], bool],
+) -> Divergence:
     modelled, words = ask_why(there, calls)
     end = 1 + next(i for i, (a, b) in enumerate(zip(recorded, answered, strict=True)) if a != b)
     if modelled == recorded:
@@ -97,12 +122,13 @@ def _divergence(there: Host, here: Side, calls: Sequence[Call], recorded: Answer
             expected = ask_model(there, tried)
             return expected, here.answers(tried, expected)
 
-        shortest = shortest_of(calls, recorded, answered, ask)
+        shortest = shortest_of(calls, recorded, answered, ask, pressed)
         expected, words = ask_why(there, shortest)
         again = here.answers(shortest, expected)
         if again != expected:
             at = next(i for i, (a, b) in enumerate(zip(expected, again, strict=True)) if a != b)
-            return Divergence(tuple(shortest), tuple(expected), tuple(again), words[at], other=_LOG)
+            made = tuple(shortest), tuple(expected), tuple(again), words[at]
+            return Divergence(*made, other=_LOG, interrupted=pressed())
     why = words[end - 1] if modelled[end - 1] == recorded[end - 1] else ""
     again = here.answers(calls[:end], recorded[:end])
     repeats = again[-1] != recorded[end - 1]

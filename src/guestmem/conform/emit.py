@@ -32,6 +32,8 @@ def heading(found: Divergence, name: str) -> list[str]:
         lines.append(f"Of the promises: {found.promise}.")
     if not found.repeats:
         lines.append("When these calls were made again, the answers agreed: it depends on more than the calls.")
+    if found.interrupted:
+        lines.append("Ctrl-C ended the search for a shorter sequence, and for a known difference that explains it.")
     return lines
 
 

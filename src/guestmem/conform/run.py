@@ -72,6 +72,8 @@ class Divergence:
     """Whose answers ``expected`` are."""
     repeats: bool = True
     """Whether it was there again when the calls were made again."""
+    interrupted: bool = False
+    """Whether Ctrl-C ended the search for a shorter one, or for a known difference that explains it."""
 
     @property
     def at(self) -> int:
@@ -167,9 +169,10 @@ def conform(
     """Compare until ``steps`` calls agreed, ``seconds`` are over, or an answer differs for no known reason.
 
     ``seed`` decides the calls; ``blocks(seed, count)`` draws them; ``recorder`` gets each block and its answers.
-    Ctrl-C, or ``pressed()`` between two VMs, ends it, with what was done so far. UsageError if nothing is drawn.
+    Ctrl-C, or ``pressed()`` between two VMs, ends it, with what was done so far; while a divergence is made shorter,
+    with the shortest found so far. UsageError if nothing is drawn.
     """
-    run = _Run(host, side, recorder)
+    run = _Run(host, side, recorder, pressed)
     outcome = run.outcome
     begun = time.perf_counter()
     turn = 0
@@ -198,10 +201,14 @@ class _Run:
     """A run in progress: the host as it was said to be, and as it turned out to be by known differences."""
 
     def __init__(
-        self, host: Host, side: Side, recorder: Callable[[Sequence[Call], Answers], None] | None = None
+        self,
+        host: Host,
+        side: Side,
+        recorder: Callable[[Sequence[Call], Answers], None] | None,
+        pressed: Callable[[], bool],
     ) -> None:
         self.outcome = Outcome(side.name)
-        self._host, self._side, self._recorder = host, side, recorder
+        self._host, self._side, self._recorder, self._pressed = host, side, recorder, pressed
         ask_model(
             host, [Call("region", (0, 1, 0, 0x1000, 0)), Call("get_log", (0, 0, 0))]
         )  # compiled once, not measured
@@ -219,7 +226,10 @@ class _Run:
         if self._recorder is not None:
             self._recorder(calls, answered)
         if expected != answered:
-            self._differs(calls, expected, answered)
+            try:
+                self._differs(calls, expected, answered)
+            except KeyboardInterrupt:  # the second Ctrl-C: the kernel is not asked any more
+                self._divergence(self._host, calls, expected, answered, interrupted=True)
 
     def _differs(self, calls: list[Call], expected: Answers, answered: Answers) -> None:
         host = self._host
@@ -230,15 +240,14 @@ class _Run:
                 return
             known, other = explained(host, calls, answered)
             if not known:
-                shortest = shortest_of(calls, expected, answered, partial(compare, host, self._side))
+                shortest = shortest_of(calls, expected, answered, partial(compare, host, self._side), self._pressed)
                 first, second = compare(host, self._side, shortest)
                 if first == second:
-                    end = 1 + next(i for i, (a, b) in enumerate(zip(expected, answered, strict=True)) if a != b)
-                    self._divergence(host, calls[:end], expected[:end], answered[:end], repeats=False)
+                    self._divergence(host, calls, expected, answered, repeats=False)
                     return
                 known, other = explained(host, shortest, second)
                 if not known:
-                    self._divergence(host, shortest, first, second)
+                    self._divergence(host, shortest, first, second, interrupted=self._pressed())
                     return
             for name in known:
                 self.outcome.known[name] += 1
@@ -247,11 +256,28 @@ class _Run:
             answered = self._side.answers(calls, expected)
 
     def _divergence(
-        self, host: Host, calls: Sequence[Call], expected: Answers, answered: Answers, *, repeats: bool = True
+        self,
+        host: Host,
+        calls: Sequence[Call],
+        expected: Answers,
+        answered: Answers,
+        *,
+        repeats: bool = True,
+        interrupted: bool = False,
     ) -> None:
+        """Note it; what comes after the first difference is dropped."""
         at = next(i for i, (a, b) in enumerate(zip(expected, answered, strict=True)) if a != b)
         why = ask_why(host, calls)[1][at]
-        self.outcome.divergence = Divergence(tuple(calls), tuple(expected), tuple(answered), why, repeats=repeats)
+        end = at + 1
+        self.outcome.divergence = Divergence(
+            tuple(calls[:end]),
+            tuple(expected[:end]),
+            tuple(answered[:end]),
+            why,
+            repeats=repeats,
+            interrupted=interrupted,
+        )
+        self.outcome.interrupted = interrupted
 
 
 def difference(calls: Sequence[Call], expected: Answers, answered: Answers) -> tuple[str, int, int, bool, bool] | None:
@@ -267,18 +293,19 @@ def shortest_of(
     expected: Answers,
     answered: Answers,
     ask: Callable[[Sequence[Call]], tuple[Answers, Answers]],
+    pressed: Callable[[], bool] = lambda: False,
 ) -> list[Call]:
     """The shortest sequence that diverges as ``calls`` do: in the same kind of call, with the same two results.
 
     ``ask`` gets both sides' answers. What comes after the first difference is dropped. Where making the calls again
-    does not diverge again (in ``_TRIES`` tries), that is what is returned.
+    does not diverge again (in ``_TRIES`` tries), that is what is returned. Once ``pressed()`` nothing more is asked.
     """
     wanted = difference(calls, expected, answered)
     end = 1 + next(i for i, (a, b) in enumerate(zip(expected, answered, strict=True)) if a != b)
     cut = list(calls[:end])
     if not any(difference(cut, *ask(cut)) == wanted for _ in range(_TRIES)):
         return cut
-    return shrink(cut, lambda tried: difference(tried, *ask(tried)) == wanted)
+    return shrink(cut, lambda tried: not pressed() and difference(tried, *ask(tried)) == wanted)
 
 
 def explain(host: Host, calls: Sequence[Call], answered: Answers) -> str:
