@@ -107,8 +107,9 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
             search.machine.tree.check()
             outcome.shared = len(world.points)
             outcome.findings = _with(points, outcome)
-            if not outcome.complete or task.search in {"random", "pct"}:
-                for finding in found:
+            whole = outcome.complete and task.search in {"states", "dpor"}
+            if not whole and (budget.go_on or not outcome.findings):
+                for finding in found if budget.go_on else found[:1]:
                     outcome.add(finding)
         except Undetermined as what:
             raise UsageError(str(what)) from None
