@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from guestmem.compiled import U64, Own, Words, compiled, const, u64, wrapping
-from guestmem.ranges import RangeMap
+from guestmem.ranges import RangeMap, range_map
 from guestmem.ranges.layout import srcu_base
 from guestmem.ranges.lookup import ranges_load
 from guestmem.rcu import srcu_enter, srcu_exit
@@ -241,7 +241,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three sizes, two rounds")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--svg", metavar="FOLDER", help="draw time over number of ranges and over length")
+    parser.add_argument("--small-pages", action="store_true", help="big maps in pages of 4 KiB, as small ones are")
     options = parser.parse_args()
+    if options.small_pages:
+        range_map._HUGE = 1 << 60  # noqa: SLF001 - no map is so big
     sizes = (100, 1_000, 10_000) if options.quick else SIZES
     rounds = 2 if options.quick else 5
 

@@ -190,7 +190,7 @@ def test_a_timeout_fires_when_nothing_else_can_happen() -> None:
 EXHAUSTIVE = [m for m in models() if m.exhaustive and not m.finds]
 LARGE = {
     *("atomic", "atomic-1", "atomic-readonly", "batch", "cached-slot", "fault", "fault-flux", "fault-log"),
-    *("fault-notifier", "flush-2", "memslots-split", "pause-2", "update-lock-2"),
+    *("fault-notifier", "flush-2", "gmem-guest-reads", "memslots-split", "pause-2", "update-lock-2"),
 }
 """Those of seconds; `guestmem explore --all` searches them whole."""
 WHOLE = [m for m in EXHAUSTIVE if m.name not in LARGE and not m.name.startswith("stage2-")]

@@ -16,6 +16,9 @@ __all__ = ["check_bind", "check_create", "check_fallocate", "check_range"]
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 _SIGNED = 1 << 63
+_OF_VFS = frozenset({0, FALLOC_FL_PUNCH_HOLE, 0x8, 0x10, 0x20, 0x40})
+"""What a mode may ask for, one at a time: also to collapse, zero, insert, unshare, which no guest_memfd does."""
+_NEVER_KEEP = frozenset({0x8, 0x20})
 
 
 def _refused(why: str) -> GuestMemfdError:
@@ -46,15 +49,22 @@ def check_bind(file_size: int, offset: int, size: int) -> None:
 
 
 def check_fallocate(file_size: int, mode: int, offset: int, length: int) -> None:
-    """As ``vfs_fallocate()``, then ``kvm_gmem_fallocate()``: EINVAL, EOPNOTSUPP, EFBIG; a hole may lie past the end."""
+    """As ``vfs_fallocate()``, then ``kvm_gmem_fallocate()``: EINVAL, EOPNOTSUPP, EFBIG; a hole may lie past the end.
+
+    Modes that no file has are refused before a sum that wraps (EFBIG), those that only this file has not after it.
+    """
     if not 0 <= offset < _SIGNED or not 0 < length < _SIGNED:
         raise _refused(f"offset {offset:#x} is negative, or length {length:#x} is not positive")
-    if mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE) or not mode & FALLOC_FL_KEEP_SIZE:
-        raise GuestMemfdError(
-            errno.EOPNOTSUPP, f"guest_memfd: mode {mode:#x} is not KEEP_SIZE 0x1, alone or with PUNCH_HOLE 0x2"
-        )
+    keeps, does = mode & FALLOC_FL_KEEP_SIZE, mode & ~FALLOC_FL_KEEP_SIZE
+    refused = GuestMemfdError(
+        errno.EOPNOTSUPP, f"guest_memfd: mode {mode:#x} is not KEEP_SIZE 0x1, alone or with PUNCH_HOLE 0x2"
+    )
+    if does not in _OF_VFS or (does and keeps and does in _NEVER_KEEP) or (does == FALLOC_FL_PUNCH_HOLE and not keeps):
+        raise refused
     if offset + length >= _SIGNED:
         raise GuestMemfdError(errno.EFBIG, f"guest_memfd: offset {offset:#x} with length {length:#x} passes 2**63")
+    if not keeps or does not in {0, FALLOC_FL_PUNCH_HOLE}:
+        raise refused
     if offset % PAGE_SIZE or length % PAGE_SIZE:
         raise _refused(f"offset {offset:#x} and length {length:#x} are not multiples of {PAGE_SIZE:#x}")
     if not mode & FALLOC_FL_PUNCH_HOLE and offset + length > file_size:

@@ -267,6 +267,10 @@ class Inode:
         places = [field.offset for field in at.INODE.fields if field.counter]
         return int(peek(self.words, dict(zip(at.INODE.counter_names, places, strict=True))[name]))
 
+    def mapped_pages(self) -> int:
+        """Pages that the host has mapped. O(1)."""
+        return int(peek(self.words, int(at.MAPPED)))
+
     def poison(self, page: int) -> None:
         """Memory failure: nobody may have the folio of ``page`` any more, and it stays in the file (MF_DELAYED)."""
         with self.changing():
@@ -316,10 +320,8 @@ class Inode:
             if end > self.npages or state not in self.generation.NAMES:
                 raise InvariantError(f"guest_memfd: state {state:#x} up to page {end} is none of {self.npages} pages")
         mapped = int(_sum_of_entries(self.words, self.npages))
-        if mapped != int(peek(self.words, int(at.MAPPED))):
-            raise InvariantError(
-                f"guest_memfd: {mapped} pages are mapped, {int(peek(self.words, int(at.MAPPED)))} were counted"
-            )
+        if mapped != self.mapped_pages():
+            raise InvariantError(f"guest_memfd: {mapped} pages are mapped, {self.mapped_pages()} were counted")
         held = dict[int, int]()
         for pin in self.pins:
             for page in pin.held:

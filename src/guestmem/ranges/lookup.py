@@ -13,7 +13,7 @@ from ..atomics import load_acquire, load_relaxed
 from ..compiled import U64, Own, Words, compiled, const, u64
 from .layout import HEIGHT_BITS, HEIGHT_MASK, ROOT, WIDTH
 
-__all__ = ["last_at_most", "ranges_copy", "ranges_find", "ranges_gap", "ranges_load", "ranges_load_many"]
+__all__ = ["entry_around", "ranges_copy", "ranges_find", "ranges_gap", "ranges_load", "ranges_load_many"]
 
 _ONE = const(1)
 _TWO = const(2)
@@ -53,7 +53,7 @@ def _search(ranges: Words, node: U64, width: U64, index: U64) -> U64:
 
 
 @compiled
-def last_at_most(ranges: Words, node: U64, width: U64, count: U64, index: U64) -> U64:
+def entry_around(ranges: Words, node: U64, width: U64, count: U64, index: U64) -> U64:
     """Which entry of a node is around ``index``. O(width / 8)."""
     return min(_search(ranges, node, width, index), count - _ONE)
 
@@ -99,7 +99,7 @@ def find_from(ranges: Words, root: U64, index: U64, found: Own) -> None:
     last = _LAST
     while True:
         count = node_count(ranges, node, width)
-        at = last_at_most(ranges, node, width, count, index)
+        at = entry_around(ranges, node, width, count, index)
         if at + _ONE < count:
             last = load_relaxed(ranges, node + at + _ONE) - _ONE
         if height == 0:
@@ -133,13 +133,13 @@ def ranges_copy(ranges: Words, root: U64, first: U64, last: U64, out: Own, room:
         bound = _LAST  # last index that this leaf knows of
         while height > 0:
             count = node_count(ranges, node, width)
-            at = last_at_most(ranges, node, width, count, index)
+            at = entry_around(ranges, node, width, count, index)
             if at + _ONE < count:
                 bound = load_relaxed(ranges, node + at + _ONE) - _ONE
             node = load_relaxed(ranges, node + width + at)
             height -= _ONE
         count = node_count(ranges, node, width)
-        at = last_at_most(ranges, node, width, count, index)
+        at = entry_around(ranges, node, width, count, index)
         while at < count and copied < room:
             start = load_relaxed(ranges, node + at)
             if start > last:
@@ -175,13 +175,13 @@ def ranges_gap(ranges: Words, root: U64, first: U64, last: U64, size: U64, found
         bound = _LAST
         while height > 0:
             count = node_count(ranges, node, width)
-            at = last_at_most(ranges, node, width, count, index)
+            at = entry_around(ranges, node, width, count, index)
             if at + _ONE < count:
                 bound = load_relaxed(ranges, node + at + _ONE) - _ONE
             node = load_relaxed(ranges, node + width + at)
             height -= _ONE
         count = node_count(ranges, node, width)
-        at = last_at_most(ranges, node, width, count, index)
+        at = entry_around(ranges, node, width, count, index)
         while at < count:
             start = max(load_relaxed(ranges, node + at), first)
             if start > last:

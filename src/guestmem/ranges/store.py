@@ -46,7 +46,7 @@ from .layout import (
     WAITING,
     WIDTH,
 )
-from .lookup import last_at_most, node_count
+from .lookup import entry_around, node_count
 from .nodes import end_node, forget_values, free_expired, give_node, give_subtree, take_node
 
 __all__ = ["ranges_store", "ranges_store_many", "worst_nodes"]
@@ -70,7 +70,7 @@ def _descend(ranges: Words, desk: Own, path: U64, root: U64, index: U64) -> U64:
     bound = _LAST
     while True:
         count = node_count(ranges, node, width)
-        at = last_at_most(ranges, node, width, count, index)
+        at = entry_around(ranges, node, width, count, index)
         desk[path + level + level] = node
         desk[path + level + level + _ONE] = at
         if level == 0:
@@ -259,7 +259,7 @@ def _boundaries(ranges: Words, desk: Own, start: U64, last: U64, value: U64) -> 
             desk[PATH_B + level + level] = desk[PATH_A + level + level]
             desk[PATH_B + level + level + _ONE] = desk[PATH_A + level + level + _ONE]
             level += _ONE
-        desk[PATH_B + _ONE] = last_at_most(ranges, left, width, node_count(ranges, left, width), after)
+        desk[PATH_B + _ONE] = entry_around(ranges, left, width, node_count(ranges, left, width), after)
     else:
         _descend(ranges, desk, PATH_B, root, after)
     right = desk[PATH_B]

@@ -100,23 +100,17 @@ class GmemVm:
 
     @contextmanager
     def _invalidation(self, _slot: Slot, start: int, end: int, kinds: str) -> Iterator[None]:
-        """Zap leaves of ``kinds``; those of the range that vCPUs are about to make are made again afterwards."""
-        if not self.zaps:
-            yield
-            return
-        ranges = [(start, end)] if kinds != "shared" else []
-        if kinds != "private":
-            ranges.append((start + SHARED_GFN, end + SHARED_GFN))
-        begun = 0
-        try:
-            for first, stop in ranges:
-                self.stage2.begin(0, first, stop)
-                begun += 1
+        """Zap leaves of ``kinds``. One that a vCPU is about to make is not made: see ``gmem_abort``.
+
+        A fault that saw the old state has read the invalidation sequence before this zap, and retries; one that reads
+        it afterwards looks at the state later still, for which it needs the file's lock, which is held here.
+        """
+        if self.zaps:
+            ranges = [(start, end)] if kinds != "shared" else []
+            if kinds != "private":
+                ranges.append((start + SHARED_GFN, end + SHARED_GFN))
             self.stage2.zap(0, ranges)
-            yield
-        finally:
-            for _ in range(begun):
-                self.stage2.end(0)
+        yield
 
     @contextmanager
     def _vm_invalidation(self, start: int, end: int) -> Iterator[None]:
