@@ -10,7 +10,7 @@ from guestmem import traces
 from guestmem.check import check
 from guestmem.traces import Where
 from guestmem.traces.recorder import RunStateRecorder
-from guestmem.traces.whereabouts import FEW, MANY, TAIL
+from guestmem.traces.whereabouts import EDGE, FEW, MANY, TAIL
 
 LINES = FEW * 2
 
@@ -58,3 +58,20 @@ def test_what_is_forgotten_is_unknown_and_what_is_near_a_change_is_not(marked: b
     assert Where.UNKNOWN not in near
     far = {piece.where for piece in state.stretches(vcpu, LINES * 0.75, LINES * 0.75 + 4)}
     assert far == ({Where.UNKNOWN} if marked else {Where.RUN, Where.USER})
+
+
+def test_a_trace_that_is_dense_with_changes_keeps_some_events_of_each(tmp_path: Path) -> None:
+    """Ten boots' worth of changes, each with more KVM_RUNs between them than are kept, and each hole judged."""
+    lines, time, runs = [region(1764400000.0, 4096)], 1764400000.0, EDGE * 3
+    for _ in range(60):
+        lines += [f"101 {time + i * 1e-4:.6f} ioctl(12, KVM_RUN, 0) = 0 <0.000050>\n" for i in range(1, runs)]
+        time += runs * 1e-4
+        lines += [region(time, 0), region(time + 2e-5, 4096)]
+    lines.append(f"101 {time + 1e-4:.6f} ioctl(12, KVM_RUN, 0) = 0 <0.000050>\n")
+    path = tmp_path / "dense.strace"
+    path.write_text("".join(lines))
+    timeline = traces.read(path)
+    assert timeline.run_state is not None
+    assert timeline.run_state.events < 61 * (2 * EDGE + 4) < 60 * runs * 2 / 2
+    verdicts = [hole.verdict.value for hole in check(timeline).holes]
+    assert verdicts == ["closed"] * 60

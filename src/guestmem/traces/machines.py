@@ -59,8 +59,8 @@ class Machines:
     def __init__(self, path: str, selector: str | None, assumed: tuple[AssumedSlot, ...] = ()) -> None:
         self.path, self.selector = path, selector
         self._assumed = assumed
-        self.on_change: Callable[[float | None], None] = _nothing
-        """Told the time of each change of the VM that is read."""
+        self.on_change: Callable[[float | None, bool | None], None] = _nothing
+        """Told the time of each change of the VM that is read, and whether it takes memory away."""
         self._machines: list[Machine] = []
         self._current: Machine | None = None
         self._chosen: Machine | None = None
@@ -95,7 +95,7 @@ class Machines:
         if machine is None or machine.key != key or call["thread"] not in machine.threads or self._restarted:
             machine = self._find(number, text, key, call)
         if machine.chosen:
-            self.on_change(call["time"])
+            self.on_change(call["time"], None if call["ret"] < 0 else call["size"] == 0)
             machine.replay.change(number, text, **call)
         else:
             try:
@@ -240,5 +240,5 @@ def _named(key: int | str, name: int | str | None) -> bool:
     return str(key) in (text, text.partition(":")[0], text.partition(".")[0])
 
 
-def _nothing(time: float | None) -> None:
-    del time
+def _nothing(time: float | None, deletes: bool | None) -> None:
+    del time, deletes

@@ -69,6 +69,7 @@ class RunStateRecorder:
         "_next_mark",
         "_open_losses",
         "_tracks",
+        "_whole",
         "expected",
         "first",
         "forgets",
@@ -92,6 +93,8 @@ class RunStateRecorder:
         self._kinds = 0
         self._marks: list[float] = []
         self._next_mark = math.inf
+        self._whole = False
+        """Whether the last change gave memory, so that none is missing since."""
         self.forgets = False
         self.horizon = 0.05
         self.expected: int | None = None
@@ -127,12 +130,17 @@ class RunStateRecorder:
         """Whether an event of a vCPU was seen."""
         return bool(self._tracks)
 
-    def change_at(self, time: float | None) -> None:
-        """A memslot changes here, at ``time`` if that is known: what happens around it is kept."""
+    def change_at(self, time: float | None, deletes: bool | None = None) -> None:
+        """A memslot changes here, at ``time`` if that is known: what happens around it is kept.
+
+        ``deletes``: whether it takes memory away. Between one that does not and one that does none was missing.
+        """
         if self.forgets and self._tracks:
             until = (self.last or 0.0 if time is None else time) + self.horizon
+            quiet = bool(deletes) and self._whole
             for track in self._tracks.values():
-                track.keep(until)
+                track.keep(until, quiet=quiet)
+        self._whole = deletes is False
 
     def changes_are_at(self, times: Iterable[float]) -> None:
         """The changes are in another recording, at these times of this one's clock: forget what is far from them."""

@@ -258,7 +258,7 @@ class StraceReader:
                 return False
             detached = "<detached" in call[-24:]
             if name.startswith(SET_REGION):
-                self._recording.run.change_at(time)
+                self._recording.run.change_at(time, "memory_size=0, " in call)
             self._open[thread] = _Call(number, UNFINISHED.sub("", call), time, name, detached=detached)
             if name == "KVM_RUN":
                 self._runs.begins(thread, integer(match["fd"]), call, time)

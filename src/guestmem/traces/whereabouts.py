@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
 
-__all__ = ["CODE", "INSIDE", "KIND", "NO_TIME", "Kinds", "Losses", "Return", "Track", "joined", "word"]
+__all__ = ["CODE", "EDGE", "INSIDE", "KIND", "NO_TIME", "Kinds", "Losses", "Return", "Track", "joined", "word"]
 
 ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) for each in Event)
-TAIL, MANY, FEW = 1024, 8192, 1 << 16
-"""Events of a vCPU that are kept before a change, after one, and in any case."""
+TAIL, MANY, FEW, EDGE = 1024, 8192, 1 << 16, 64
+"""Events of a vCPU that are kept before a change, after one, in any case, and at either end of a time in which no
+memory was missing."""
 KIND, GUEST_CAUSED, LOOKS, FATAL, IMMEDIATE = 7, 8, 16, 32, 64
 NUMBER_SHIFT, NUMBER_MASK = 8, 0xFF
 CPU_SHIFT, CPU_MAX = 16, 0xFFFE
@@ -165,24 +166,34 @@ class Track:
         if len(self.times) > self.full:
             self.forget()
 
-    def keep(self, until: float) -> None:
-        """A change is here: what is known now stays, and so do the events up to ``until``, if they are not too many."""
+    def keep(self, until: float, *, quiet: bool = False) -> None:
+        """A change is here: what is known now stays, and so do the events up to ``until``, if they are not too many.
+
+        With ``quiet`` no memory was missing since the change before: of the events since then only EDGE at either end
+        are kept, so that no trace is so dense with changes that all of it stays.
+        """
+        if quiet and len(self.times) - self.settled > 3 * EDGE:
+            self._drop(self.settled + EDGE, len(self.times) - EDGE)
         self.settled = len(self.times)
         self.until = until
         self.full = max(FEW, self.settled + MANY)
 
     def forget(self) -> None:
         """Drop the events since the last change, but for those soon after it and the last TAIL."""
-        times, words = self.times, self.words
+        times = self.times
         start, end = self.settled, len(times) - TAIL
         while start < end and times[start] <= self.until and start - self.settled < MANY // 2:
             start += 1
         self.settled = start
-        if end - start > 2:
-            low, high = min(times[start:end]), max(times[start:end])
-            times[start:end] = array("d", (low, high))
-            words[start:end] = array("I", (FORGOTTEN, FORGOTTEN))
+        self._drop(start, end)
         self.full = max(FEW, len(times) + MANY)
+
+    def _drop(self, start: int, end: int) -> None:
+        """Two marks take the place of the events ``[start, end)``."""
+        if end - start > 2:
+            low, high = min(self.times[start:end]), max(self.times[start:end])
+            self.times[start:end] = array("d", (low, high))
+            self.words[start:end] = array("I", (FORGOTTEN, FORGOTTEN))
 
     def sort(self) -> None:
         """Put the events in order of time, those of one stamp as they came. O(n log n) if they were not."""
