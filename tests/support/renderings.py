@@ -47,13 +47,13 @@ def qemu_log(history: History, rng: random.Random) -> str:
             prefix = f"1970-01-01T00:{seconds // 60:02d}:{seconds % 60:02d}.{micros:06d}Z "
         else:
             prefix = f"{call.thread}@{at}:"
-        lines.append(prefix + _qemu_event(call))
+        lines.append(prefix + qemu_event(call))
     if rng.random() < 0.05:
         lines.pop()
     return "\n".join(lines) + "\n"
 
 
-def _qemu_event(call: Call) -> str:
+def qemu_event(call: Call) -> str:
     size = 0 if call.what == "delete" else 0x8000
     return (
         f"kvm_set_user_memory AddrSpace#0 Slot#{call.slot} flags=0x0 gpa={GPA[call.slot]:#x} size={size:#x} "
@@ -62,7 +62,7 @@ def _qemu_event(call: Call) -> str:
 
 
 class Tracepoints:
-    """KVM's tracepoints in a shape: ``ftrace``, ``trace-cmd`` or ``perf``; the kinds in ``kinds`` only."""
+    """KVM's tracepoints in a shape: ``ftrace``, ``trace-cmd``, ``perf``, ``perf without CPU``; some kinds only."""
 
     def __init__(self, rng: random.Random, shape: str, kinds: set[str]) -> None:
         self.rng, self.shape, self.kinds = rng, shape, kinds
@@ -78,7 +78,8 @@ class Tracepoints:
         if self.shape == "trace-cmd":
             at = rounded(event.time)
             return f" {comm}-{vcpu.thread}  [{event.cpu:03d}]  {at}: {name}:             {fields}"
-        return f" {comm}  {vcpu.thread} [{event.cpu:03d}]  {stamp(event.time)}:       kvm:{name}: {fields}"
+        cpu = "" if self.shape == "perf without CPU" else f"[{event.cpu:03d}]  "
+        return f" {comm}  {vcpu.thread} {cpu}{stamp(event.time)}:       kvm:{name}: {fields}"
 
     def event(self, vcpu: VcpuHistory, event: Event) -> tuple[str, str]:
         index = f"vcpu {vcpu.index}" if self.with_index else ""
@@ -100,7 +101,7 @@ class Tracepoints:
 
 def tracepoints(history: History, rng: random.Random, changes: Sequence[Call] = ()) -> str:
     """A recording of KVM's tracepoints; with ``changes`` QEMU's ftrace backend wrote them into the same file."""
-    shape = "ftrace" if changes else rng.choice(("ftrace", "ftrace", "trace-cmd", "perf"))
+    shape = "ftrace" if changes else rng.choice(("ftrace", "ftrace", "trace-cmd", "perf", "perf without CPU"))
     kinds = {"entry", "exit", "user_exit"}
     if rng.random() < 0.25:
         kinds = set(
@@ -125,7 +126,7 @@ def tracepoints(history: History, rng: random.Random, changes: Sequence[Call] = 
     for call in changes:
         cpu = rng.randrange(4)
         head = f" qemu-system-x86-{call.thread}    [{cpu:03d}] ..... {rounded(call.ended)}:"
-        text = f"{head} tracing_mark_write: {_qemu_event(call)}"
+        text = f"{head} tracing_mark_write: {qemu_event(call)}"
         lines.append((call.ended, cpu, text))
     lines.sort(key=lambda line: line[0])
     header = ["# tracer: nop"] if shape == "ftrace" else []
@@ -187,6 +188,7 @@ def _lose(
         "ftrace": [f"CPU:{cpu} [LOST EVENTS]", f"CPU:{cpu} [LOST {len(gone)} EVENTS]"],
         "trace-cmd": [f"CPU:{cpu} [EVENTS DROPPED]", f"CPU:{cpu} [{len(gone)} EVENTS DROPPED]"],
         "perf": ["PERF_RECORD_LOST lost 3", "LOST 3 EVENTS!"],
+        "perf without CPU": ["PERF_RECORD_LOST lost 3", "LOST 3 EVENTS!"],
     }[shape]
     result = []
     for i, line in enumerate([*lines, (0, 0, "")]):
@@ -266,7 +268,7 @@ def qemu_kvm_log(history: History, rng: random.Random) -> str:
     for call in history.calls:
         if with_begins:
             lines.append((call.began, call.thread, "kvm_vm_ioctl type 0x4020ae46, arg 0x7ffe13b0c970"))
-        lines.append((call.ended, call.thread, _qemu_event(call)))
+        lines.append((call.ended, call.thread, qemu_event(call)))
     for vcpu in history.vcpus:
         for event in vcpu.events:
             if event.kind == "begin":

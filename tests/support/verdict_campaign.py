@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import rare_renderings
 import renderings
 from guestmem import traces
 from guestmem.check import check
@@ -29,8 +30,15 @@ if TYPE_CHECKING:
     from true_histories import History
 
 STEP = 2000
-FORMATS = ("qemu and tracepoints", "qemu in ftrace", "qemu's kvm_*", "strace", "bpftrace")
-ONE_FILE = {"strace": renderings.strace, "qemu's kvm_*": renderings.qemu_kvm_log, "bpftrace": renderings.bpftrace}
+ONE_FILE = {
+    "strace": renderings.strace,
+    "strace with options": rare_renderings.strace_with_options,
+    "qemu's kvm_*": renderings.qemu_kvm_log,
+    "bpftrace": renderings.bpftrace,
+    "simpletrace": rare_renderings.simpletrace,
+}
+TWO_FILES = ("qemu and tracepoints", "stap and tracepoints", "qemu and perf trace")
+FORMATS = ("qemu in ftrace", *ONE_FILE, *TWO_FILES)
 
 
 @dataclass(slots=True)
@@ -53,9 +61,10 @@ def report_of(history: History, form: str, rng: random.Random, folder: Path) -> 
     if form == "qemu in ftrace":
         changes.write_text(renderings.tracepoints(history, rng, history.calls))
         return check(traces.read(changes, gap=1.0))
-    changes.write_text(renderings.qemu_log(history, rng))
+    changes.write_text((rare_renderings.stap if form.startswith("stap") else renderings.qemu_log)(history, rng))
     run_state = folder / "run"
-    run_state.write_text(renderings.tracepoints(history, rng))
+    of_vcpus = rare_renderings.perf_trace if form.endswith("perf trace") else renderings.tracepoints
+    run_state.write_text(of_vcpus(history, rng))
     return check(traces.read(changes, gap=1.0, run_state=run_state))
 
 

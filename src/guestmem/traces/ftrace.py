@@ -35,6 +35,8 @@ ROW = re.compile(
 """The same with its fields; else the whole line."""
 EVENT = re.compile(r"(?:^|[\s:])(kvm_entry|kvm_exit|kvm_userspace_exit)(?::|(?=\())")
 SYSCALL = re.compile(r"(?:^|[\s:])(sys_enter_ioctl: |sys_exit_ioctl: |sys_ioctl\(|sys_ioctl -> )")
+IMMEDIATE = re.compile(r"\[immediate exit\]|\bimmediate_exit=(?:0x0*)?[1-9]")
+"""The vCPU is thrown out before its first instruction: as the tracepoint prints it, and raw."""
 CMD = re.compile(r"\bcmd: (?:0x)?([0-9a-f]{1,16})\b")
 INDEX = re.compile(r"\s*(?:vcpu |vcpu_id=)(\d{1,6}),?")
 REASON = re.compile(r"\s*(?:vcpu \d{1,6},? )?(?:reason )?([A-Za-z_][\w-]*)(?![\w=])")
@@ -162,7 +164,7 @@ class FtraceReader:
         index = INDEX.match(text, at)
         number = int(index[1]) if index else None
         if name == "kvm_entry":
-            run.entry(thread, time, cpu, index=number, immediate="[immediate exit]" in text)
+            run.entry(thread, time, cpu, index=number, immediate=IMMEDIATE.search(text, at) is not None)
         else:
             reason = REASON.match(text, index.end() if index else at)
             run.exit(thread, time, cpu, index=number, reason=reason[1] if reason else "")

@@ -34,7 +34,7 @@ CALL = re.compile(
 )
 CMD = re.compile(r"\bcmd: ([\w() ,]{1,40}?)(?:, arg: |\))")
 RETURNED = re.compile(r"\)\s{0,80}= (-?\d{1,10})(?: (E[A-Z]+))?")
-FIELD = re.compile(r"\b(vcpu_id|vcpu|reason|exit_reason|errno)[:=]? ?(-?\d{1,10})")
+FIELD = re.compile(r"\b(vcpu_id|vcpu|reason|exit_reason|errno|immediate_exit)[:=]? ?(-?\d{1,10})")
 
 
 class PerfTraceReader:
@@ -115,7 +115,8 @@ class PerfTraceReader:
         thread = int(match["thread"]) if match["thread"] else -1 - int(index or 0)
         time, run = float(match["time"]) / 1e3, self._recording.run
         if match["event"] == "kvm_entry":
-            run.entry(thread, time, index=None if index is None else int(index))
+            immediate = fields.get("immediate_exit", "0") != "0" or "[immediate exit]" in match["fields"]
+            run.entry(thread, time, index=None if index is None else int(index), immediate=immediate)
         elif match["event"] == "kvm_exit":
             run.exit(thread, time, index=None if index is None else int(index))
         else:
