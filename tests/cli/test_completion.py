@@ -20,7 +20,7 @@ def completed(*words: str) -> set[str]:
     ("words", "wanted"),
     [
         (("compare", "x.log", "--design", "pau"), {"pause", "pause_if_overlap"}),
-        (("compare", "--scenario", "dirty-log", "--design", "split+l"), {"split+lazy"}),
+        (("dirty-log", "--design", "split+l"), {"split+lazy"}),
         (("compare", "x.log", "--engine", ""), {"soft", "kvm"}),
         (("demo", "bios-relocation", "--engine", "k"), {"kvm"}),
         (("demo", "bios-relocation", "--design", "exit"), {"exit_retry"}),

@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "Where can a vCPU of my VMM see memory vanish?",
     "record": "Record a VMM with the tracer that is installed, and check it.",
     "compare": "Which way of updating memory is right, and what does it cost?",
+    "dirty-log": "Which way of logging dirty pages is right, and what does it cost?",
     "scene": "Make a trace of a load: virtio-mem, PAM, a BAR that moves, poison, VSM.",
     "explore": "Is this concurrent page-table algorithm correct?",
     "replay": "Follow the schedule of a counterexample that explore found.",
@@ -43,7 +44,7 @@ class Commands(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".{cmd_name}", __name__).command
+        command: click.Command = importlib.import_module(f".{cmd_name.replace('-', '_')}", __name__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

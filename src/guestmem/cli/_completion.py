@@ -12,24 +12,29 @@ if TYPE_CHECKING:
 
     import click
 
-__all__ = ["designs", "engines", "models"]
+__all__ = ["designs", "engines", "models", "ways"]
 
 
 def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def designs(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Of ``--design``; with ``--scenario dirty-log`` those of the scenario."""
+def designs(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Of ``--design``."""
     try:
-        if context.params.get("scenario"):
-            from ..compare.dirty_log import DESIGNS as WAYS
-
-            return _starting((way.name for way in WAYS if not way.broken), incomplete)
         from ..designs import DESIGNS
     except ImportError:
         return []
     return _starting((design.name for design in DESIGNS), incomplete)
+
+
+def ways(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Of ``--design`` of ``dirty-log``."""
+    try:
+        from ..compare.dirty_log import DESIGNS
+    except ImportError:
+        return []
+    return _starting((way.name for way in DESIGNS if not way.broken), incomplete)
 
 
 def engines(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What ``guestmem compare --scenario dirty-log`` prints: what was lost, how long each phase took, what it did."""
+"""What ``guestmem dirty-log`` prints: what was lost, how long each phase took, what it did."""
 
 from __future__ import annotations
 
