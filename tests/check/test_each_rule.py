@@ -253,15 +253,20 @@ def test_a_change_without_a_time_has_no_place_among_those_with_one(tmp_path: Pat
 
 def test_of_two_doubts_the_more_telling_is_named(tmp_path: Path) -> None:
     """Whoever comes first: KVM_RUN all along, with no irqchip, tells more than for a while; what is lost tells most."""
-    throughout, awhile = (1.5, 1.5), (1.9, 0.15)
+    throughout, awhile = (1.5, 1.5), (2.05, 1.0)
     for first, second in ((throughout, awhile), (awhile, throughout)):
-        hole = judged(tmp_path, strace(*NEW_VM, SECOND_VCPU, run(*first), other_run(*second)))
+        hole = judged(
+            tmp_path,
+            strace(*NEW_VM, SECOND_VCPU, run(0.9, 0.05), other_run(0.9, 0.05), run(*first), other_run(*second)),
+        )
         assert hole.rule.name == "run-no-irqchip", hole.reason
         assert [each.index for each in hole.vcpus] == [0 if first is throughout else 1]
     order = list(RULES)
     assert order.index("lost") < order.index("run-no-irqchip") < order.index("kvm-run") < order.index("served")
     events = (*BEFORE, "CPU:1 [LOST EVENTS]", *AFTER)
-    served = points("entry 1.5 @2", "exit 1.6 @2", "entry 3.0 @2", "exit 3.1 @2", thread=10, header="")
+    served = points("entry 1.5 @2", "exit 1.6 @2", "entry 3.0 @2", "exit 3.1 @2", thread=10, header="").replace(
+        "vcpu 0", "vcpu 1"
+    )
     for run_state in (points(*events) + served, served + points(*events)):
         assert judged(tmp_path, changes(), run_state).rule.name == "lost"
 
