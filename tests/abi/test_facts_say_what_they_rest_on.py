@@ -12,6 +12,7 @@ from guestmem.abi.facts import ARCHITECTURES, CALLS, FACTS, KERNELS, TREES, call
 from guestmem.abi.structures import MemoryCap, MemoryIoctl
 from guestmem.abi.versions import VERSIONS
 from guestmem.cli import main
+from guestmem.conform.gmem_files import FILE_PROMISES
 from guestmem.conform.promises import PROMISES
 from guestmem.report.explain import facts_lines
 
@@ -24,14 +25,14 @@ def test_how_many_were_run_and_how_many_read(capsys: pytest.CaptureFixture[str])
     assert (
         out.splitlines()[-1] == f"{len(FACTS)} answers: {len(RUN)} run on a kernel, {len(FACTS) - len(RUN)} by source"
     )
-    assert len(RUN) >= 14
+    assert len(RUN) >= 20
     assert all(call in out for call in CALLS)
     assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("fact", RUN, ids=lambda fact: fact.answer[:40])
 def test_what_was_run_is_a_promise_of_conform(fact) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
-    assert fact.promise in {promise.name for promise in PROMISES}
+    assert fact.promise in {promise.name for promise in (*PROMISES, *FILE_PROMISES)}
     assert "6.18" in fact.kernels, "that is the kernel that it was run on"
     assert "x86-64" in fact.architectures
     assert fact.evidence.startswith("run on Linux 6.18 x86-64")

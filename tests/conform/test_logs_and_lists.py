@@ -13,6 +13,7 @@ from guestmem.abi.checks import Host
 from guestmem.abi.versions import LINUX_7_3
 from guestmem.cli import main
 from guestmem.conform.calls import CALL_BYTES, RANGES, Answer, Call, decode, decode_block
+from guestmem.conform.gmem_files import FILE_PROMISES
 from guestmem.conform.log import LogSide, write_block, write_header
 from guestmem.conform.promises import PROMISES
 from guestmem.conform.run import ask_model
@@ -97,12 +98,13 @@ def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform", "--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(PROMISES)
-    assert all(promise.source in line and promise.says in line for promise, line in zip(PROMISES, lines, strict=True))
+    *lines, last = capsys.readouterr().out.splitlines()
+    promises = (*PROMISES, *FILE_PROMISES)
+    assert all(promise.source in line and promise.says in line for promise, line in zip(promises, lines, strict=True))
+    assert last.startswith(f"these {len(promises)} are run on the kernel that is asked")
     assert main(["conform", "--list", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [promise.name for promise in PROMISES]
-    assert len({promise.name for promise in PROMISES}) == len(PROMISES)
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [promise.name for promise in promises]
+    assert len({promise.name for promise in promises}) == len(promises)
 
 
 def test_no_device_is_one_line_and_status_2(

@@ -13,11 +13,13 @@ import click
 from ._interrupts import interruptible
 
 if TYPE_CHECKING:
+    from ..conform.gmem_files import FileOutcome
     from ..conform.run import Divergence, Outcome
 
 __all__ = ["command"]
 
 _INTERRUPTED = 130
+_FILE_STEPS = 5000
 
 
 @click.command("conform", short_help="Does this kernel behave as KVM documents?")
@@ -96,10 +98,46 @@ def command(
                 outcome = random(recorder=lambda calls, answers: write_block(file, calls, answers))
         else:
             outcome = random()
-    print(json.dumps(_json(outcome, emit), indent=2) if as_json else _text(outcome, emit))
-    if outcome.divergence is not None:
+        files = None
+        if against is None and record is None and outcome.divergence is None and host.guest_memfd:
+            from ..conform.gmem_files import conform_files
+
+            files = conform_files(kernel, steps=min(steps, _FILE_STEPS), seed=seed, flags=host.gmem_flags, stop=pressed)
+    if as_json:
+        print(json.dumps(_json(outcome, emit) | {"files": None if files is None else _files_json(files)}, indent=2))
+    else:
+        print(_text(outcome, emit))
+        if files is not None:
+            print(_files_text(files))
+    if outcome.divergence is not None or (files is not None and files.divergence):
         return 1
     return _INTERRUPTED if outcome.interrupted else 0
+
+
+def _files_text(files: FileOutcome) -> str:
+    from ..conform.gmem_files import FILE_PROMISES
+
+    checked = files.checked()
+    if files.divergence:
+        return "\n".join(["files of guest_memfd:", *map(str, files.program), files.divergence])
+    said = (
+        f"files of guest_memfd: {files.steps} system calls and touches, all answered as by the model; "
+        f"{len(checked)} of {len(FILE_PROMISES)} promises checked in every case"
+    )
+    unmet = [promise.name for promise in FILE_PROMISES if promise.name not in checked]
+    return "\n".join([said, *(["not every case met: " + ", ".join(unmet)] if unmet else [])])
+
+
+def _files_json(files: FileOutcome) -> dict[str, Any]:
+    from ..conform.gmem_files import FILE_PROMISES
+
+    checked = set(files.checked())
+    return {
+        "steps": files.steps,
+        "promises": {promise.name: promise.name in checked for promise in FILE_PROMISES},
+        "divergence": files.divergence,
+        "program": list(map(str, files.program)),
+    }
 
 
 def _number(value: float | None) -> float | None:
@@ -109,13 +147,21 @@ def _number(value: float | None) -> float | None:
 
 
 def _list(*, as_json: bool) -> int:
+    from ..abi.facts import FACTS
+    from ..conform.gmem_files import FILE_PROMISES
     from ..conform.promises import PROMISES
 
+    promises = (*PROMISES, *FILE_PROMISES)
     if as_json:
-        print(json.dumps([{"name": p.name, "says": p.says, "source": p.source} for p in PROMISES], indent=2))
+        print(json.dumps([{"name": p.name, "says": p.says, "source": p.source} for p in promises], indent=2))
     else:
-        for promise in PROMISES:
+        for promise in promises:
             print(promise)
+        read = sum(not fact.promise for fact in FACTS)
+        print(
+            f"these {len(promises)} are run on the kernel that is asked; of guest_memfd and its like, {read} more "
+            "answers are by source (guestmem explain)"
+        )
     return 0
 
 
