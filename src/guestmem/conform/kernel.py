@@ -28,6 +28,7 @@ from ..engines.kvm import abi
 from ..engines.kvm.device import Device
 from ..engines.kvm.device import host as kvm_host
 from ..engines.kvm.exits import DirtyRingFull, Exit, InternalError, Mmio, Shutdown, decode
+from ..engines.kvm.ioctls import raw_ioctl
 from ..engines.kvm.x86 import REG_NAMES, REGS, SREGS_BYTES, X86Ioctl, supported_cpuid, user_mode
 from ..errors import CapabilityError, GuestmemError, UsageError
 from .calls import (
@@ -76,7 +77,6 @@ class Kernel:
         self._libc.mmap.restype = ctypes.c_void_p
         self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
         self._open = True
         try:
             if Kernel._users == 0:
@@ -98,11 +98,7 @@ class Kernel:
 
     def ioctl(self, fd: int, request: int, argument: int | bytes = 0) -> int:
         """The kernel's result, or minus its errno. Bytes are passed by address."""
-        if isinstance(argument, bytes):
-            held = ctypes.create_string_buffer(argument, len(argument))
-            argument = ctypes.addressof(held)
-        result: int = self._libc.ioctl(fd, request, argument)
-        return result if result >= 0 else -ctypes.get_errno()
+        return raw_ioctl(fd, request, argument)
 
     def vm(self) -> KernelVm:
         """A new VM."""

@@ -115,7 +115,7 @@ class Update(Protocol):
 
 
 class Engine(Protocol):
-    """Memory, vCPUs, and today's ways of changing what they see."""
+    """What designs call: memory, vCPUs, and ways of changing what they see. A VMM calls ``vm``'s ``Backend``."""
 
     name: str
     capabilities: Capability

@@ -12,6 +12,8 @@ from ..abi.model import KvmModel
 from ..abi.region_list import REGION_LIST, RegionList, pack_dirty
 from ..abi.structures import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
 from ..designs.registry import find
+from ..dirty.ring import DirtyEntry
+from ..engines import Engine
 from ..errors import BatchError, MemslotError
 from ..interrupts import Section
 from ..memslots import Change, ChangeKind, Memslots, Slot, SlotKey
@@ -41,9 +43,15 @@ Brought = Sequence[tuple[int, Sequence[HostPiece]]]
 
 
 class Backend(Protocol):
-    """What ``Vm``, ``Memory`` and ``Transaction`` need."""
+    """What a VMM calls through ``Vm``: ioctls, slots with their memory, transactions.
 
-    engine: Any
+    Not an ``Engine``, which is what designs call: one change, a pause, an update in phases on running vCPUs.
+    """
+
+    @property
+    def engine(self) -> Engine:
+        """What carries the changes out."""
+
     memslots: Memslots
     owned: SlotMemory
     design: str
@@ -73,6 +81,9 @@ class Backend(Protocol):
         ``dirty`` gets dirty pages that would be lost. ``unsafe``: see ``Memory.transaction``. ``brought``: host memory
         by slot that is created.
         """
+
+    def harvest(self) -> list[DirtyEntry]:
+        """All entries of all vCPUs' dirty rings."""
 
     def make_vcpus(self, memory: Memory) -> Sequence[Vcpu]:
         """The vCPUs."""
@@ -200,6 +211,10 @@ class SoftBackend:
         """Pages of a slot, 0 without one. O(1)."""
         held = self.model.slots.get(key)
         return 0 if held is None else held.slot.npages
+
+    def harvest(self) -> list[DirtyEntry]:
+        """All entries of all vCPUs' dirty rings."""
+        return [entry for ring in self.model.dirty.rings.values() if ring is not None for entry in ring.harvest()]
 
     def make_vcpus(self, memory: Memory) -> list[SoftVcpu]:
         """Make vCPUs that carry out accesses."""

@@ -6,13 +6,12 @@ Every call is the kernel's to judge; why it refused, ``kernel_words`` finds out.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..abi.checks import Host
 from ..abi.region_list import REGION_LIST
@@ -21,6 +20,7 @@ from ..abi.versions import VERSIONS, version_of
 from ..designs.registry import find
 from ..designs.sequential import apply_with
 from ..dirty.bitmap import as_array
+from ..dirty.ring import DirtyEntry
 from ..errors import CapabilityError, MemslotError, UnsafeError, UsageError
 from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
@@ -52,8 +52,6 @@ class KvmBackend:
             self.engine.close()
             raise CapabilityError(f"engine kvm: smm: this kernel has {vm.address_spaces} address space")
         self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
-        self._libc: Any = ctypes.CDLL(None, use_errno=True)
-        self._libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
         self.owned = vm.owner = SlotMemory(self.memslots)
         self._section = Section()
         self.design = "pause_if_overlap"
@@ -80,13 +78,11 @@ class KvmBackend:
         return self._raw(request, argument)
 
     def _raw(self, request: int, argument: bytes | int) -> int:
-        given: bytes | int = argument
-        if isinstance(given, bytes):
-            held = ctypes.create_string_buffer(given, max(len(given), 1))
-            given = ctypes.addressof(held)
-        result: int = self._libc.ioctl(self.engine.vm.file, request, given)
+        from ..engines.kvm.ioctls import raw_ioctl
+
+        result = raw_ioctl(self.engine.vm.file, request, argument)
         if result < 0:
-            raise ioctl_refused(request, argument, ctypes.get_errno())
+            raise ioctl_refused(request, argument, -result)
         self.engine.vm.noted(request, argument)  # pages that exit_retry wrote are dirty, too; zones
         return result
 
@@ -268,6 +264,10 @@ class KvmBackend:
             with self.memslots.update(as_id) as update:
                 update.stage_all(batch)
                 update.publish()
+
+    def harvest(self) -> list[DirtyEntry]:
+        """All entries of all vCPUs' dirty rings."""
+        return [DirtyEntry.of(*pair) for vcpu in self.engine.vm.vcpus for pair in vcpu.harvest()]
 
     # -- vCPUs -------------------------------------------------------------------------------------------------------
 

@@ -193,10 +193,7 @@ class Vm:
         if not self.rings:
             raise UsageError("dirty rings: the VM was made without (ring_entries)")
         self._open()
-        if self.model is not None:
-            return [entry for ring in self.model.dirty.rings.values() for entry in ring.harvest()]
-        pairs = [pair for vcpu in self.engine.vm.vcpus for pair in vcpu.harvest()]
-        return [DirtyEntry.of(word, offset) for word, offset in pairs]
+        return self._backend.harvest()
 
     def reset_dirty_rings(self) -> int:
         """KVM_RESET_DIRTY_RINGS: how many harvested entries were given back."""
