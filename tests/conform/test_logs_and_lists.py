@@ -13,9 +13,9 @@ from guestmem.abi.checks import Host
 from guestmem.abi.versions import LINUX_7_3
 from guestmem.cli import main
 from guestmem.conform.calls import CALL_BYTES, RANGES, Answer, Call, decode, decode_block
-from guestmem.conform.gmem_files import FILE_PROMISES
+from guestmem.conform.gmem_files import FILE_PROMISES, FilePromise
 from guestmem.conform.log import LogSide, write_block, write_header
-from guestmem.conform.promises import PROMISES
+from guestmem.conform.promises import PROMISES, Promise
 from guestmem.conform.run import ask_model
 from guestmem.engines.kvm.device import unusable
 
@@ -99,7 +99,7 @@ def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform", "--list"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    promises = (*PROMISES, *FILE_PROMISES)
+    promises: list[Promise | FilePromise] = [*PROMISES, *FILE_PROMISES]
     assert all(promise.source in line and promise.says in line for promise, line in zip(promises, lines, strict=True))
     assert last.startswith(f"these {len(promises)} are run on the kernel that is asked")
     assert main(["conform", "--list", "--json"]) == 0
