@@ -3,7 +3,7 @@
     python benchmarks/bench_abi.py [--json FILE] [--quick]
 
 Each call is a structure in bytes through the front door's ``ioctl``; the kernel gets the same bytes. Both in turns, so
-that both see the same mood of the machine; medians in µs, and the ratio of the software engine's to the kernel's. With
+that both see the machine in the same state; medians in µs, and the ratio of the software engine's to the kernel's. With
 ``vcpu``, a vCPU runs in the guest of the side whose turn it is, since only then there is somebody to wait for; the
 other side's is paused, or three busy threads would share the cores. Without a usable ``/dev/kvm`` only the software
 engine is shown.

@@ -5,7 +5,7 @@ each operation is a schedule point: while a scheduler is installed (``schedule()
 
 Orders: ``relaxed`` promises only that the word is read or written once and whole; ``acquire`` keeps later accesses
 after it, ``release`` earlier ones before it; read-modify-writes are both. Store, then load of another word, on two
-sides, needs ``fence`` between: nothing weaker keeps that order (style.md, two forms, rule 10).
+sides, needs ``fence`` between: nothing weaker keeps that order (CONTRIBUTING.md, two forms).
 
 Indices are not checked in the compiled form. A wait compares the low 32 bits of the word, which is all a futex has.
 """

@@ -91,7 +91,7 @@ def map_find(entries: Words, gpa: U64) -> U64:
 
 @compiled
 def map_readonly(entries: Words, entry: U64) -> bool:
-    """Whether guest writes to the entry's slot are none of its memory's."""
+    """Whether the entry's slot is read-only: guest writes exit, and do not reach its memory."""
     return load_relaxed(entries, entry + _FLAGS) & _READONLY != 0
 
 

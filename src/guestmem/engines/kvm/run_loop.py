@@ -1,6 +1,6 @@
 """A vCPU's loop around KVM_RUN: compiled, without the GIL, no Python between an exit and the next entry.
 
-It leaves for Python only with an exit that is none of its business. What an exit in a hole means is HOLES' word:
+It leaves for Python only with an exit that it does not handle. What an exit in a hole leads to, the word HOLES says:
 report it, answer it at once from the memory behind, or retry. With a load guest (``load_guest.py``) it counts what the
 guest's accesses met, and starts a killed guest again.
 """
