@@ -94,8 +94,8 @@ def _may_stand(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, page: U6
     """Whether the page for ``ipa`` may be used though an invalidation with another level's hint covers it. O(levels).
 
     A walker inside a table that was taken away still breaks leaves there, and invalidates them by level and address.
-    The block that stands there now is of another level, and that invalidation does not concern it. A wrong hint, too, leaves an entry of
-    another level; but then the table maps its page elsewhere or not, and nobody is about to say so.
+    The block that stands there now is of another level, and that invalidation does not concern it. A wrong hint, too,
+    leaves an entry of another level; but then the table maps its page elsewhere or not, and nobody is about to say so.
     """
     page_shift = shape[PAGE_SHIFT]
     at = shape[START_LEVEL]
