@@ -18,21 +18,21 @@ from ..tables import PAGE, SmallTable
 
 __all__ = ["MODELS"]
 
-_GFN, _OLD, _NEW, _FREED = 1, 1, 2, 0
+GFN, _OLD, _NEW, _FREED = 1, 1, 2, 0
 _IDS, _NODE_WORDS = 2, 17
 _READ = 1
 _OK, _TRANSLATION = 0, 1
 
-_Update = Callable[["_Host", Own, Own, Own], None]
+_Update = Callable[["Host", Own, Own, Own], None]
 
 
-class _Host:
+class Host:
     """What the updater calls: parts of an update of the slot, in the order that the model chooses."""
 
     def __init__(self, scene: Scene) -> None:
         self.small = SmallTable(scene, walkers=2)  # first: its monitor has to know of invalidations before rooms do
         self.atomics, self.at = scene.room("atomics"), scene.room("engines.soft.layout")
-        self._layout, self._phases = scene.room("memslots.layout"), scene.room("memslots.phases")
+        self._layout, self.phases = scene.room("memslots.layout"), scene.room("memslots.phases")
         self._srcu, self._zap = scene.room("rcu.srcu"), scene.room("stage2.zap")
         self._flux, self._retry = scene.room("engines.soft.flux"), scene.room("stage2.retry")
         self._rwlock = scene.room("stage2.rwlock")
@@ -42,17 +42,18 @@ class _Host:
         self.old, self.new = scene.host("old page", [_OLD]), scene.host("new page", [_NEW])
         self._stage(self.desk, 1, self.old)
         self.publish(self.desk)
-        assert self._phases.settle(self.memslots, self.desk)
-        assert self._phases.bring(self.memslots, self.desk, False)
+        assert self.phases.settle(self.memslots, self.desk)
+        assert self.phases.bring(self.memslots, self.desk, False)
         self.vm = scene.words("vm", self.at.vm_words(1), vm_label(scene))
         scene.words("memslots", self.memslots, memslots_label(scene, shape.first_record, shape.first_node))
         scene.words("srcu", self.domain.words, srcu_label)
-        self.ranges = scene.own([_GFN, _GFN + 1, int(self.at.STALLS_ALL)])
+        self.ids = _IDS
+        self.ranges = scene.own([GFN, GFN + 1, int(self.at.STALLS_ALL)])
         self.lock = int(self.small.layout.MMU_FIXED)
 
     def _stage(self, desk: Own, npages: int, hva: int) -> None:
-        done = self._phases.stage(self.memslots, desk, 0, 0, _GFN if npages else 0, npages, hva, 0, _IDS)
-        assert done < self._phases.FIRST_REASON
+        done = self.phases.stage(self.memslots, desk, 0, 0, GFN if npages else 0, npages, hva, 0, _IDS)
+        assert done < self.phases.FIRST_REASON
 
     def stage(self, desk: Own) -> None:
         """Delete and create, on the inactive set."""
@@ -61,17 +62,17 @@ class _Host:
 
     def publish(self, desk: Own) -> None:
         """The instant."""
-        assert self._phases.publish(self.memslots, desk)
+        assert self.phases.publish(self.memslots, desk)
 
     def zap(self, desk: Own) -> None:
         """The frame, with the lock, as an invalidation."""
-        self._zap.zap(*self.small.words, desk, _GFN * PAGE, PAGE, True)
+        self._zap.zap(*self.small.words, desk, GFN * PAGE, PAGE, True)
 
     def begin(self) -> None:
         """As ``Stage2.begin``."""
         mmu = self.small.table.mmu
         self._rwlock.write_lock(mmu, self.lock, 2)
-        self._retry.invalidate_begin(mmu, _GFN * PAGE, (_GFN + 1) * PAGE)
+        self._retry.invalidate_begin(mmu, GFN * PAGE, (GFN + 1) * PAGE)
         self._rwlock.write_unlock(mmu, self.lock)
 
     def end(self) -> None:
@@ -96,7 +97,7 @@ class _Host:
 
 def build(scene: Scene, faults: int, update: _Update) -> None:
     """A vCPU reads the frame, faulting ``faults`` times at most, while ``update`` gives the slot other memory."""
-    host = _Host(scene)
+    host = Host(scene)
     small, at = host.small, host.at
     walk, fault = scene.room("stage2.tlb_walk"), scene.room("engines.soft.user_mem_abort")
     code, address = scene.room("engines.soft.vcpu"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
@@ -109,7 +110,7 @@ def build(scene: Scene, faults: int, update: _Update) -> None:
         left = faults
         while True:
             walk.tlb_enter(shape, pool, mmu, tlb)
-            status = walk.tlb_translate(shape, pool, mmu, tlb, _GFN * PAGE, _GFN * PAGE, _READ)
+            status = walk.tlb_translate(shape, pool, mmu, tlb, GFN * PAGE, GFN * PAGE, _READ)
             if status == _OK:
                 saw: int = host.atomics.host_load(tlb[address])
                 assert saw != _FREED, "an access went to the old memory after the update was over"
@@ -121,7 +122,7 @@ def build(scene: Scene, faults: int, update: _Update) -> None:
                 return 0
             left -= 1
             outcome = fault.stage2_fault(
-                *(host.vm, host.memslots, host.domain.words, own, *small.words, desk, tlb, _GFN, False, False)
+                *(host.vm, host.memslots, host.domain.words, own, *small.words, desk, tlb, GFN, False, False)
             )
             if outcome == code.IN_FLUX:
                 while host.atomics.load_acquire(host.vm, at.FLUX) == own[at.STALL_FLUX]:
@@ -142,14 +143,14 @@ def build(scene: Scene, faults: int, update: _Update) -> None:
     scene.final("nothing is left in flux", lambda view: view.word("vm", int(at.FLUX)) & 255 == 0)
 
 
-def slot(host: _Host, desk: Own, slots: Own, _ranges: Own) -> None:
+def slot(host: Host, desk: Own, slots: Own, _ranges: Own) -> None:
     """Publish, zap, wait."""
     host.publish(slots)
     host.zap(desk)
     host.synchronize()
 
 
-def notifier(host: _Host, desk: Own, slots: Own, _ranges: Own) -> None:
+def notifier(host: Host, desk: Own, slots: Own, _ranges: Own) -> None:
     """The change happens between an invalidation's begin, with the zap, and its end."""
     host.begin()
     host.zap(desk)
@@ -158,7 +159,7 @@ def notifier(host: _Host, desk: Own, slots: Own, _ranges: Own) -> None:
     host.end()
 
 
-def flux(host: _Host, desk: Own, slots: Own, ranges: Own) -> None:
+def flux(host: Host, desk: Own, slots: Own, ranges: Own) -> None:
     """Who faults meanwhile waits."""
     host.mark(ranges)
     host.zap(desk)

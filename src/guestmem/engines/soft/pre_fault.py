@@ -1,0 +1,111 @@
+"""KVM_PRE_FAULT_MEMORY: a vCPU's stage-2 table is built for a range before the guest touches it.
+
+Page by page, as read faults of the vCPU (``user_mem_abort``); what was done stays, and the range says what is left. A
+slot that is INVALID just now is EAGAIN: the fault has left its read-side section by then, so the update that waits for
+readers goes on. Until 6.18 KVM tried again inside the section, for ever. Source: ``kvm_vcpu_pre_fault_memory()``,
+Linux 6.18, ``virt/kvm/kvm_main.c``; Documentation/virt/kvm/api.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...abi.versions import LINUX_6_18, KernelVersion
+from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
+from ...units import PAGE_SIZE
+from .user_mem_abort import stage2_fault
+from .vcpu import FILLED, INVALID
+
+if TYPE_CHECKING:
+    from .engine import SoftEngine
+
+__all__ = ["PreFault", "pre_fault_memory"]
+
+_FILLED, _INVALID = int(FILLED), int(INVALID)
+_TRIES = 64
+
+
+class PreFault(NamedTuple):
+    """What is left of a range: ``struct kvm_pre_fault_memory`` as the call leaves it. Bytes."""
+
+    gpa: int
+    size: int
+
+
+def _refused(number: int, why: str) -> MemslotError:
+    return MemslotError(number, f"pre-fault: {why}")
+
+
+def pre_fault_memory(
+    engine: SoftEngine,
+    vcpu: int,
+    gpa: int,
+    size: int,
+    flags: int = 0,
+    *,
+    version: KernelVersion = LINUX_6_18,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> PreFault:
+    """Map [gpa, gpa + size) in the stage-2 table of vCPU ``vcpu``, which does not run; returns what is left.
+
+    Size 0 left: all done. Less was done if a signal came (``interrupted``) or a page was refused; an error is raised
+    only if nothing was done: EINVAL (flags, alignment, size 0, wrap), ENOENT (no slot), EINTR, EAGAIN (the slot is
+    INVALID; GuestmemError for a version that would not return). CapabilityError without stage 2 (EOPNOTSUPP), and on
+    arm64, which has the call from 7.4 on. O(pages).
+
+    >>> from guestmem.engines.soft import SoftEngine
+    >>> from guestmem.memslots import Change
+    >>> engine = SoftEngine()
+    >>> _ = engine.set_memory_region(Change(0, 0, 16, 0x7F0000000000))
+    >>> pre_fault_memory(engine, 0, 0xE000, 0x4000)
+    PreFault(gpa=65536, size=8192)
+    >>> pre_fault_memory(engine, 0, 0x10000, 0x2000)
+    Traceback (most recent call last):
+    guestmem.errors.MemslotError: ENOENT: pre-fault: gpa 0x10000 is in no slot
+    """
+    if engine.stage2 is None:
+        raise CapabilityError("pre-fault: EOPNOTSUPP: this engine has no stage 2, as a kernel with shadow paging")
+    if engine.arch != "x86":
+        raise CapabilityError("pre-fault: arm64 has it from 7.4 on, which this model has not")
+    if not 0 <= vcpu < engine.vcpus or engine.running:
+        raise UsageError(f"vcpu: {vcpu} is not one of {engine.vcpus}, or runs")
+    if flags:
+        raise _refused(errno.EINVAL, f"flags {flags:#x} are not 0")
+    if gpa < 0 or size <= 0 or gpa % PAGE_SIZE or size % PAGE_SIZE or gpa + size >= 1 << 64:
+        raise _refused(errno.EINVAL, f"gpa {gpa:#x} with size {size:#x} is empty, unaligned, or wraps")
+    first = gpa
+    while size:
+        number, why = (errno.EINTR, "a signal came") if interrupted() else _page(engine, vcpu, gpa, version)
+        if number:
+            if gpa == first:
+                raise _refused(number, why)
+            break
+        gpa, size = gpa + PAGE_SIZE, size - PAGE_SIZE
+    return PreFault(gpa, size)
+
+
+def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tuple[int, str]:
+    """Fault one page in: 0, or why not."""
+    assert engine.stage2 is not None
+    vm, memslots, srcu, _load, mine = engine.vcpu_words(vcpu)
+    table, tlb = engine.stage2.tables[0], engine.stage2.tlbs[0][vcpu].words
+    for _ in range(_TRIES):
+        if table.lookup(gpa) is not None:
+            return 0, ""
+        outcome = int(
+            stage2_fault(
+                *(vm, memslots, srcu, mine, *table.words, table.desks[1 + vcpu], tlb, gpa // PAGE_SIZE, False, False)
+            )
+        )
+        if outcome == _INVALID:
+            if version.prefault_retries:
+                raise GuestmemError(
+                    f"pre-fault: {version} would not return: it tries again inside the read-side section for which the "
+                    "update of the slot waits"
+                )
+            return errno.EAGAIN, f"the slot at gpa {gpa:#x} is being deleted or moved"
+        if outcome != _FILLED:
+            return errno.ENOENT, f"gpa {gpa:#x} is in no slot"
+    return errno.EAGAIN, f"gpa {gpa:#x} was zapped {_TRIES} times"
