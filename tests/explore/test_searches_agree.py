@@ -190,6 +190,7 @@ def test_a_timeout_fires_when_nothing_else_can_happen() -> None:
 EXHAUSTIVE = [m for m in models() if m.exhaustive and not m.finds]
 LARGE = {
     *("atomic", "atomic-1", "atomic-readonly", "batch", "cached-slot", "fault", "fault-flux", "fault-log"),
+    *(m.name for m in EXHAUSTIVE if not m.dpor),
     *("fault-notifier", "flush-2", "gmem-guest-reads", "memslots-split", "pause-2", "update-lock-2"),
 }
 """Those of seconds; `guestmem explore --all` searches them whole."""

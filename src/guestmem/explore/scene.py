@@ -37,7 +37,8 @@ class Model:
     may wait in a store buffer; with 1, none overtakes. ``geometry``: replacements that make constants small enough
     (they are no mutants). ``exhaustive`` is false for a configuration that only random search gets through. ``finds``:
     what is found (the kind of finding), for a model of a design that is known to be wrong; empty for one that is to be
-    clean. ``source``: the file of one that is the user's own; ``edits``: changes to it (old, new) that are made first.
+    clean. ``dpor``: whether partial-order reduction gets through, too. ``source``: the file of one that is the user's
+    own; ``edits``: changes to it (old, new) that are made first.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Model:
     geometry: tuple[Mutation, ...] = ()
     exhaustive: bool = True
     finds: str = ""
+    dpor: bool = True
     source: str = ""
     edits: tuple[tuple[str, str], ...] = ()
 
@@ -68,6 +70,8 @@ class Model:
         bounds = [self.size]
         if self.buffer != Model.buffer:
             bounds.append(f"at most {self.buffer} store{'s' * (self.buffer > 1)} in a buffer")
+        if not self.dpor:
+            bounds.append("over states only: too many orders for partial-order reduction")
         if self.spurious:
             bounds.append(f"at most {self.spurious} wakeups without a cause a thread")
         return "; ".join(bounds)

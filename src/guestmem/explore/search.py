@@ -111,7 +111,7 @@ def tasks(
     if pct is not None:
         return [replace(whole, search="pct", memory=memory, last=runs, depth=pct) for memory in memories]
     found = [replace(whole, memory=memory, bound=bound) for memory in memories]
-    if bound is None and not model.spurious:
+    if bound is None and model.dpor and not model.spurious:
         found.insert(1, replace(whole, search="dpor"))
     return found
 

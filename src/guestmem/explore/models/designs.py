@@ -140,8 +140,8 @@ _KEPT = "no write comes after a batch that took the right to write, and none is 
 MODELS = (
     Model("sequential", _HOLE, "1 vCPU, 1 access, delete and create", sequential, geometry=SMALL, finds="assertion"),
     Model("pause-batch", _INSTANT, "1 vCPU, 2 accesses, delete and create in a pause", paused, geometry=SMALL),
-    Model("batch", _INSTANT, "1 vCPU, 1 access, a batch of delete and create (x86)", batch, geometry=SMALL, buffer=1),
-    Model("atomic", _INSTANT, "1 vCPU, 2 accesses, a batch that re-hosts 2 slots", atomic, geometry=SMALL, buffer=1),
+    Model("batch", _INSTANT, "1 vCPU, 1 access, a batch of delete and create (x86)", batch, geometry=SMALL, buffer=2),
+    Model("atomic", _INSTANT, "1 vCPU, 2 accesses, a batch that re-hosts 2 slots", atomic, geometry=SMALL, buffer=2),
     Model("atomic-1", _INSTANT, "1 vCPU, 1 access, a batch that re-hosts a slot", atomic_1, geometry=SMALL, buffer=2),
     Model(
         *("atomic-2", _INSTANT, "2 vCPUs, 2 cores, 2 accesses each, a batch that re-hosts 2 slots", atomic_2),

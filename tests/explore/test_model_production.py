@@ -1,0 +1,25 @@
+"""Designs on the path that production takes, searched whole: SoftEngine(stage2=True), a vCPU that exits, ``apply``."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestmem.explore.models import find
+from guestmem.explore.outcome import Budget
+from guestmem.explore.task import Task, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("design", ["pause", "batch", "atomic"])
+def test_searched_whole(design: str) -> None:
+    outcome = run(Task(find(f"production-{design}"), "states"), Budget())
+    assert outcome.complete, outcome.stopped
+    assert not outcome.findings
+    assert outcome.finals
+
+
+@pytest.mark.parametrize("design", ["sequential", "unacknowledged"])
+def test_a_design_that_is_known_to_be_wrong_is_found_to_be(design: str) -> None:
+    outcome = run(Task(find(f"production-{design}"), "states"), Budget())
+    assert [finding.kind for finding in outcome.findings] == ["assertion"]
