@@ -12,6 +12,7 @@ __all__ = ["MUTANTS"]
 
 _FAULT, _RETRY, _ZAP = "engines/soft/user_mem_abort.py", "stage2/retry.py", "stage2/zap.py"
 _LOCK, _ANSWERS = "engines/kvm/update_lock.py", "engines/kvm/answers.py"
+_KICKS, _LOOP = "engines/kvm/kicks.py", "engines/kvm/run_loop.py"
 
 _SEQ = "    seq = invalidate_seq(mmu)\n    flux = load_acquire(vm, at.FLUX)\n"
 _FIND = "    record = find(memslots, own[at.AS_ID], gfn)\n"
@@ -132,5 +133,43 @@ MUTANTS = (
         "a fetch that failed is taken for genuine when the update is over by then",
         *(_LOCK, "return began & _ONE != 0 or load_acquire(vm, UPDATES) != began", "return began & _ONE != 0"),
         models=("update-lock-fetch",),
+    ),
+    # A pause of the kernel engine.
+    Mutant(
+        "pause-forgets-held-exits",
+        "a vCPU that still has an exit to answer is taken for one that is outside",
+        *(
+            _KICKS,
+            "    if state == HOLDING:\n        return whole\n",
+            "    if state == HOLDING:\n        return False\n",
+        ),
+        models=("kvm-pause", "kvm-pause-update"),
+    ),
+    Mutant(
+        "enter-fence",
+        "a vCPU may look for pauses before it is seen to be inside",
+        *(
+            _LOOP,
+            "        store_release(vm, base + at.STATE, at.IN_KVM_RUN)\n        fence()\n",
+            "        store_release(vm, base + at.STATE, at.IN_KVM_RUN)\n",
+        ),
+        models=("kvm-pause",),
+        origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
+    ),
+    Mutant(
+        "enter-into-pause",
+        "a vCPU goes into the guest although a pause is in force",
+        *(_LOOP, "        if paused == 0:\n", "        if paused != 77:\n"),
+        models=("kvm-pause", "kvm-pause-update"),
+    ),
+    Mutant(
+        "resume-wakes-nobody",
+        "vCPUs that wait for the end of a pause are not told",
+        *(
+            _KICKS,
+            "    if fetch_add(vm, PAUSED, _MINUS_ONE) == 1:\n        wake(vm, PAUSED, _EVERYBODY)\n",
+            "    fetch_add(vm, PAUSED, _MINUS_ONE)\n",
+        ),
+        models=("kvm-pause", "kvm-pause-update"),
     ),
 )

@@ -1,0 +1,95 @@
+"""The kernel engine's pause: when it returns, no vCPU has an exit that is still to be answered.
+
+For a store KVM puts rip behind it before it hands it out, so a vCPU that leaves KVM_RUN with one is HOLDING, until what
+it had to store is in memory. Entering, holding, waiting for an update's end, pausing and resuming are production's
+(``run_loop.enter``, ``answers.keep_turn``, ``kicks``); KVM_RUN is two words, where rip is and what was stored, with a
+full barrier on both sides. Kicks send no signal here (TID is 0): the guest's store ends KVM_RUN by itself.
+"""
+
+from __future__ import annotations
+
+from ...compiled import Own, Words
+from ..scene import Model, Scene
+
+__all__ = ["MODELS"]
+
+_RIP, _STORED = 0, 1
+_DATA = 64
+
+
+class _Vm:
+    """The words of a VM of the kernel engine, and what its threads call."""
+
+    def __init__(self, scene: Scene, vcpus: int) -> None:
+        self.at, self.lock = scene.room("engines.kvm.layout"), scene.room("engines.kvm.update_lock")
+        self.answers, self.kicks = scene.room("engines.kvm.answers"), scene.room("engines.kvm.kicks")
+        self.loop, self.atomics = scene.room("engines.kvm.run_loop"), scene.room("atomics")
+        at = self.at
+        names = {int(getattr(at, name)): name for name in ("STOP", "PAUSED", "ACKS", "WAITING", "UPDATES", "ANSWERING")}
+        for vcpu in range(vcpus):
+            names |= {int(at.VCPUS) + int(at.VCPU) * vcpu + int(at.STATE): f"STATE {vcpu}"}
+        self.vm = scene.words("vm", at.vm_words(vcpus), lambda i: names.get(i, ""))
+        self.guest = scene.words("guest", 2 * vcpus, lambda i: ("rip", "memory")[i % 2])
+        self.vcpus = vcpus
+        scene.final("nobody answers any more", lambda view: view.word(self.vm, int(at.ANSWERING)) == 0)
+        scene.final("no pause is left over", lambda view: view.word(self.vm, int(at.PAUSED)) == 0)
+        for vcpu in range(vcpus):
+            stored = 2 * vcpu + _STORED
+            scene.final(f"the store of vCPU {vcpu} is made", lambda view, at=stored: view.word(self.guest, at) == 1)
+
+    def vcpu(self, vm: Words, guest: Words, own: Own, me: int, run: int) -> None:
+        """A vCPU that stores once where an update may have taken memory away."""
+        at, atomics = self.at, self.atomics
+        own[at.GUEST] = 1  # in the compiled loop, which nobody leaves to look for signals
+        own[at.RUN] = run
+        assert self.loop.enter(vm, own, me) == at.GO_ON, "the VM does not stop"
+        atomics.fence()
+        atomics.store_relaxed(guest, 2 * me + _RIP, 1)
+        atomics.fence()
+        self.kicks.leave(vm, me, at.HOLDING)
+        assert self.answers.keep_turn(vm, own) == at.GO_ON, "the VM does not stop"
+        atomics.store_relaxed(guest, 2 * me + _STORED, 1)
+        self.kicks.leave(vm, me, at.OUTSIDE)
+        self.lock.give_shared(vm)
+
+    def pause(self, vm: Words, guest: Words, targets: Own) -> None:
+        """A snapshot in a pause."""
+        atomics = self.atomics
+        self.kicks.pause_all(vm, self.vcpus, targets, True)
+        for vcpu in range(self.vcpus):
+            rip = atomics.load_relaxed(guest, 2 * vcpu + _RIP)
+            stored = atomics.load_relaxed(guest, 2 * vcpu + _STORED)
+            assert rip == stored, "registers and memory of a snapshot do not belong together"
+        self.kicks.resume_all(vm)
+
+    def update(self, vm: Words) -> None:
+        """An update of slots, which answers wait for."""
+        self.lock.take_exclusive(vm)
+        self.lock.give_exclusive(vm)
+
+
+def _scene(scene: Scene, vcpus: int, *, update: bool) -> None:
+    kvm = _Vm(scene, vcpus)
+    for me in range(vcpus):
+        run = scene.host(f"kvm_run {me}", [0] * _DATA)
+        scene.thread(f"vCPU {me}", kvm.vcpu, kvm.vm, kvm.guest, scene.own(kvm.at.OWN_WORDS), me, run)
+    scene.thread("snapshot", kvm.pause, kvm.vm, kvm.guest, scene.own(vcpus))
+    if update:
+        scene.thread("updater", kvm.update, kvm.vm)
+
+
+def pause_1(scene: Scene) -> None:
+    """One vCPU."""
+    _scene(scene, 1, update=False)
+
+
+def pause_update(scene: Scene) -> None:
+    """One vCPU, whose exit waits for an update, while a pause waits for the exit."""
+    _scene(scene, 1, update=True)
+
+
+_WHOLE = "what a pause finds of a vCPU's registers and memory belongs together, and nobody waits for ever"
+MODELS = (
+    Model("kvm-pause", _WHOLE, "1 vCPU, 1 store, 1 pause", pause_1, stale=True),
+    Model("kvm-pause-update", _WHOLE, "1 vCPU, 1 store, 1 pause, 1 update", pause_update),
+)
