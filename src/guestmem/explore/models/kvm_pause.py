@@ -8,8 +8,11 @@ full barrier on both sides. Kicks send no signal here (TID is 0): the guest's st
 
 from __future__ import annotations
 
+from functools import partial
+
 from ...compiled import Own, Words
 from ..scene import Model, Scene
+from ..view import View
 
 __all__ = ["MODELS"]
 
@@ -34,8 +37,10 @@ class _Vm:
         scene.final("nobody answers any more", lambda view: view.word(self.vm, int(at.ANSWERING)) == 0)
         scene.final("no pause is left over", lambda view: view.word(self.vm, int(at.PAUSED)) == 0)
         for vcpu in range(vcpus):
-            stored = 2 * vcpu + _STORED
-            scene.final(f"the store of vCPU {vcpu} is made", lambda view, at=stored: view.word(self.guest, at) == 1)
+            scene.final(f"the store of vCPU {vcpu} is made", partial(self._is_stored, vcpu))
+
+    def _is_stored(self, vcpu: int, view: View) -> bool:
+        return view.word(self.guest, 2 * vcpu + _STORED) == 1
 
     def vcpu(self, vm: Words, guest: Words, own: Own, me: int, run: int) -> None:
         """A vCPU that stores once where an update may have taken memory away."""

@@ -136,7 +136,7 @@ MUTANTS = (
     ),
     # A pause of the kernel engine.
     Mutant(
-        "pause-forgets-held-exits",
+        "kvm-pause-forgets-held-exits",
         "a vCPU that still has an exit to answer is taken for one that is outside",
         *(
             _KICKS,
@@ -146,7 +146,7 @@ MUTANTS = (
         models=("kvm-pause", "kvm-pause-update"),
     ),
     Mutant(
-        "enter-fence",
+        "kvm-enter-fence",
         "a vCPU may look for pauses before it is seen to be inside",
         *(
             _LOOP,
@@ -157,13 +157,13 @@ MUTANTS = (
         origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
     ),
     Mutant(
-        "enter-into-pause",
+        "kvm-enter-into-pause",
         "a vCPU goes into the guest although a pause is in force",
         *(_LOOP, "        if paused == 0:\n", "        if paused != 77:\n"),
         models=("kvm-pause", "kvm-pause-update"),
     ),
     Mutant(
-        "resume-wakes-nobody",
+        "kvm-resume-wakes-nobody",
         "vCPUs that wait for the end of a pause are not told",
         *(
             _KICKS,
