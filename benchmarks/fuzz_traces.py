@@ -1,8 +1,9 @@
 """Mutated lines of every format, read without a traceback or a hang.
 
 Each format has a corpus of lines, real ones and those of its options. Lines are changed at random (a byte, a cut, a
-piece of another line, a digit repeated many times) and given to all readers, as reading a file does; a TraceError of
-one line is right, any other exception is a defect, and so is a batch that takes longer than SECONDS.
+piece of another line, a digit repeated many times) and given to all readers as reading a file does, one by one and in
+blocks; a TraceError of one line is right, any other exception is a defect, and so is a batch that takes longer than
+SECONDS.
 
     python benchmarks/fuzz_traces.py [--lines 1000000] [--formats qemu,strace] [--seed 1]
 """
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 from guestmem.errors import TraceError
-from guestmem.traces.formats import READERS
+from guestmem.traces.reading import _Lines as Lines
 from guestmem.traces.recording import Recording
 
 ROOT = Path(__file__).parents[1]
@@ -130,20 +131,31 @@ def campaign(name: str, count: int, seed: int) -> tuple[int, int]:
     used = refused = 0
     for start in range(0, count, BATCH):
         recording = Recording("fuzz", wants_changes=rng.random() < 0.9, vm=rng.choice((None, None, "4", "5001")))
-        readers = [reader(recording) for reader in READERS]
+        handed = Lines(recording)
         began = time.process_time()
-        for number in range(start, min(start + BATCH, count)):
-            text = mutated(rng, lines) if rng.random() < 0.8 else rng.choice(lines) + "\n"
+        texts = [
+            mutated(rng, lines) if rng.random() < 0.8 else rng.choice(lines) + "\n"
+            for _ in range(start, min(start + BATCH, count))
+        ]
+        at_once = rng.choice((1, 7, 60))
+        """Lines of a block; an error ends its block, so most are short."""
+        for first in range(0, len(texts), at_once):
+            block = texts[first : first + at_once]
+            number = start + first + 1
+            handed.leading = rng.choice(handed.readers)
             try:
-                for reader in readers:
-                    if reader.line(number + 1, text):
-                        used += 1
-                        break
+                if at_once > 1:
+                    handed.take_block(number, "".join(block))
+                else:
+                    handed.look_at_all()
+                    handed.take(number, block[0])
             except TraceError as error:
                 refused += 1
                 _check_message(error)
             except Exception as error:
-                raise AssertionError(f"{name}, seed {seed}, line {number}: {text!r}") from error
+                raise AssertionError(f"{name}, seed {seed}, lines from {number} on: {block!r}") from error
+        used += len(texts) - handed.skipped
+        readers = handed.readers
         for end in (*(reader.finish for reader in readers), recording.machines.finish):
             try:
                 end()

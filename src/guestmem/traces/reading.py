@@ -202,13 +202,13 @@ class _Lines:
     the lines in between come one by one.
     """
 
-    __slots__ = ("_curious", "_leading", "_recording", "_taken", "_words", "readers", "skipped")
+    __slots__ = ("_curious", "_recording", "_taken", "_words", "leading", "readers", "skipped")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self.readers: list[Reader] = [reader(recording) for reader in READERS]
         self.skipped = 0
-        self._leading = self.readers[0]
+        self.leading = self.readers[0]
         self._taken: dict[Reader, int] = {}
         """Lines of this block that each reader took one by one."""
         self._words: list[str] | None = None
@@ -217,7 +217,7 @@ class _Lines:
 
     def take_block(self, number: int, block: str) -> int:
         """Take whole lines, of which the first has ``number``; how many they were."""
-        leading, taken = self._leading, self._taken
+        leading, taken = self.leading, self._taken
         taken.clear()
         if self._recording.format:  # before that, a line may be the first of any
             self._words = [word for word in WORDS if word in block]
@@ -235,7 +235,7 @@ class _Lines:
             for i in range(count):
                 self.take(number + i, line_of(texts[i]))
         if taken:
-            self._leading = max(taken, key=taken.__getitem__)
+            self.leading = max(taken, key=taken.__getitem__)
         return count
 
     def look_at_all(self) -> None:
