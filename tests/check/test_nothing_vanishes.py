@@ -46,6 +46,8 @@ def test_a_pause_longer_than_the_gap_is_reported_with_the_gap_that_joins_it(tmp_
     text = io.StringIO()
     print_report(report, stream=text)
     assert "8 frames [0x10000, 0x18000) come back after 14.0 ms: a slow transaction or two? --gap 14" in text.getvalue()
+    assert "\nno hole inside a transaction, but see below: no frame" in text.getvalue()
+    assert "\nno hole: " not in text.getvalue()
     assert late.gap is not None
     joined = report_of(tmp_path, *steps, gap=late.gap + 1e-6)
     assert (len(joined.holes), joined.late) == (1, ())

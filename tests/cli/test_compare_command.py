@@ -169,3 +169,11 @@ def test_help_names_the_designs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--help"]) == 0
     help_ = capsys.readouterr().out
     assert not [design.name for design in DESIGNS if not design.broken and design.name not in help_]
+
+
+def test_assumed_slots_are_read_before_anything_is_compiled(tmp_path: Path) -> None:
+    file = tmp_path / "slots.json"
+    file.write_text('[{"guest_phys_addr": 1, "memory_size": 4096}]')
+    status, out, err = run(BOOT, "--assume-slots", str(file))
+    assert (status, out) == (2, "")
+    assert err == f"guestmem: {file}: entry 0: guest_phys_addr 0x1 is not a multiple of the page size 0x1000\n"

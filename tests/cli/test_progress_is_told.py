@@ -28,7 +28,7 @@ def test_lines_come_while_the_working_thread_says_nothing(
         while "25%" not in err and time.monotonic() < deadline:
             time.sleep(0.01)
             err += capsys.readouterr().err
-    assert re.search(r"^guestmem: compiling atomic; \d+ s so far, about 100 s left$", err, re.MULTILINE)
+    assert re.search(r"^guestmem: compiling atomic; \d+ s so far, after that about 100 s$", err, re.MULTILINE)
     assert re.search(r"^guestmem: 25%, atomic, 2 vCPUs; \d+ s so far, .* left$", err, re.MULTILINE)
     assert all(line.startswith("guestmem: ") for line in err.splitlines())
 
@@ -37,7 +37,7 @@ def test_what_is_done_tells_what_is_left() -> None:
     progress = Progress()
     assert progress.left() is None
     progress.expected = 50.0
-    assert progress.left() == 50.0
+    assert progress.left() is None, "what is compiled first takes its time, which nobody knows"
     progress.at("a row", 0.01)
     assert progress.left() == pytest.approx(49.5)
     progress._counted -= 30

@@ -5,6 +5,7 @@ Needs Debian's chromium and playwright (``apt-get install chromium``, ``pip inst
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -121,6 +122,29 @@ def test_each_transaction_says_what_the_json_says(browser: Any, tmp_path: Path, 
         shown.press("ArrowRight")
     assert shown.complaints == []
     assert shown.requests == [file.as_uri()]
+
+
+def test_assumed_slots_are_there_from_the_left_edge_and_marked(browser: Any, tmp_path: Path) -> None:
+    event = "7@{}:kvm_set_user_memory AddrSpace#0 Slot#{} flags=0x0 gpa={:#x} size={:#x} ua={:#x} ret=0\n"
+    (tmp_path / "slots.json").write_text(
+        json.dumps(
+            [
+                {"slot": 0, "guest_phys_addr": 0, "memory_size": 0xA0000, "userspace_addr": 0x7F0000000000},
+                {"guest_phys_addr": 0xFFFC0000, "memory_size": 0x40000, "flags": 2},
+            ]
+        )
+    )
+    (tmp_path / "trace").write_text(
+        event.format("1.000000", 0, 0, 0, 0x7F0000000000) + event.format("1.000100", 0, 0, 0x8000, 0x7F0000000000)
+    )
+    file, _, _ = written(tmp_path, tmp_path / "trace", assume_slots=tmp_path / "slots.json")
+    shown = Shown(browser, file)
+    shown.press("Home")
+    assert [row[:2] for row in shown.rows("before-table")] == [["0 (assumed)", "[0x0, 0xa0000) 640 KiB"]]
+    assert [row[:2] for row in shown.rows("after-table")] == [["0", "[0x0, 0x8000) 32 KiB"]]
+    assert shown.rows("change-table")[0][3] == "0 (assumed before)"
+    assert shown.tab.evaluate("() => drawn.place && lives.from.filter(each => each === -1).length") == 2
+    assert shown.complaints == []
 
 
 def test_memory_before_and_after_is_what_a_dict_says(browser: Any, tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ def about(seconds: float) -> str:
 class Progress:
     """Shows how far something is, from ``with`` to its end.
 
-    ``at(label, share)`` may be called often, from the thread that works; ``expected`` seconds are believed until enough
-    is done to tell better. Lines are written by a thread of their own, so that they come while something compiles.
+    ``at(label, share)`` may be called often, from the thread that works; ``expected`` seconds are believed, from the
+    first share that is done, until enough is done to tell better. Lines are written by a thread of their own, so that
+    they come while something compiles.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,9 @@ class Progress:
         self._label, self._share = label, share
 
     def left(self) -> float | None:
-        """About how many seconds are left; None if nothing tells."""
+        """About how many seconds are left; None if nothing tells, as while something is still compiled."""
+        if not self._share:
+            return None
         if self._share > 0.02 and self._counted:
             return (time.monotonic() - self._counted) * (1 - self._share) / self._share
         return self.expected * (1 - self._share) or None
@@ -86,6 +89,8 @@ class Progress:
         while not self._ended.wait(EVERY_S if self._bar is None else 0.2):
             left = self.left()
             rest = "" if left is None else f"{about(left)} left"
+            if not self._share and self.expected:
+                rest = f"after that {about(self.expected)}"
             if self._bar is not None and self._task is not None:
                 self._bar.update(self._task, completed=self._share, description=self._label, left=rest)
             elif not self._ended.is_set():

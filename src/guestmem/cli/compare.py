@@ -72,6 +72,12 @@ PAGE_SIZES = {"auto": 0, "4K": 4 << 10, "16K": 16 << 10, "64K": 64 << 10}
 )
 @click.option("--vm", metavar="VM", help="The VM to replay, if there are several: the refusal names them.")
 @click.option(
+    "--assume-slots",
+    metavar="FILE",
+    type=click.Path(),
+    help="Slots from before the trace began: info mtree -f, or JSON (docs/traces.md).",
+)
+@click.option(
     "--page-size",
     type=click.Choice(list(PAGE_SIZES)),
     default="auto",
@@ -95,6 +101,7 @@ def command(
     fetches: float,
     gap: float | None,
     vm: str | None,
+    assume_slots: str | None,
     page_size: str,
     json_file: str | None,
 ) -> int:
@@ -116,7 +123,7 @@ def command(
         find(name)
     if writes + fetches > 1:
         raise UsageError(f"--writes and --fetches: {writes:g} + {fetches:g} is more than all accesses")
-    timeline = traces.read(trace, gap=None if gap is None else gap / 1e3, vm=vm)
+    timeline = traces.read(trace, gap=None if gap is None else gap / 1e3, vm=vm, assume_slots=assume_slots)
     from ..compare import compare
     from ..engines import Access
 

@@ -70,7 +70,8 @@ def summary(report: Report) -> str:
             text += f" and {more} more" if more else ""
         lines.append(text)
     else:
-        lines.append("no hole: no frame that has memory before and after a transaction was without in between")
+        within = "no frame that has memory before and after a transaction was without in between"
+        lines.append(f"no hole inside a transaction, but see below: {within}" if report.late else f"no hole: {within}")
     if report.late:
         lines.append(f"{_count(len(report.late), 'time')} frames come back late: slow transactions, or two? See below")
     if report.slow:
@@ -230,11 +231,21 @@ def _remarks(remarks: tuple[Remark, ...]) -> list[str]:
 
 def assumed_words(timeline: Timeline) -> list[str]:
     """What was taken to be there before the trace began, a line a slot: from --assume-slots, or implied."""
-    return [
-        f"line {timeline.changes[index].line}: slot {slot.id}{f' of address space {slot.as_id}' * bool(slot.as_id)} at "
+    told = [
+        f"line {timeline.changes.line[index]}: slot {slot.id}{_of_space(slot.as_id)} at "
         f"{format_frames(slot.base_gfn, slot.end_gfn)}, userspace_addr {slot.userspace_addr:#x}"
         for index, slot in sorted(timeline.assumed.items())
     ]
+    untouched = [
+        f"no line: {'a slot' if each.slot is None else f'slot {each.slot}'}{_of_space(each.as_id)} at "
+        f"{format_frames(each.base_gfn, each.base_gfn + each.npages)}"
+        for each in timeline.untouched
+    ]
+    return told + untouched
+
+
+def _of_space(as_id: int) -> str:
+    return f" of address space {as_id}" if as_id else ""
 
 
 def late_words(late: LateReturn) -> str:

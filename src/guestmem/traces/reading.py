@@ -109,6 +109,7 @@ def read(
             dma_changes=recording.dma_changes,
             guest_memfds=recording.guest_memfds,
             assumed=replay.assumed,
+            untouched=replay.untouched(),
             notes=(*recording.notes, *_about_assumed(replay), *filter(None, (about_dma(recording.dma_changes),))),
             slow=recording.slow,
             lines=lines,

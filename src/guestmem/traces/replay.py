@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from ..errors import MemslotError, TraceError
 from ..memslots.changes import Change
@@ -20,9 +20,7 @@ from ..memslots.checks import classify
 from ..memslots.slot import KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_frames
 from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes, Plain
-
-if TYPE_CHECKING:
-    from .late_start import AssumedSlot
+from .late_start import AssumedSlot
 
 __all__ = ["MAX_SIZE", "Replay"]
 
@@ -361,11 +359,14 @@ class Replay:
             self.assumed[each.index] = old
         self._pending = left
 
-    def slots(self) -> tuple[Slot, ...]:
-        """The slots as they are now, by address space and frame. O(n)."""
-        return tuple(
-            self.changes.made_by(maker) for as_id in sorted(self._spaces) for maker in self._spaces[as_id].makers
-        )
+    def untouched(self) -> tuple[AssumedSlot, ...]:
+        """The assumed slots that no change was about."""
+        named = (self.changes.made_by(self._by_id[slot]) for slot in sorted(self._from_file))
+        known = [
+            AssumedSlot(each.as_id, each.id, each.base_gfn, each.npages, each.userspace_addr or None, each.flags)
+            for each in named
+        ]
+        return (*known, *(self._nameless[key] for key in sorted(self._nameless)))
 
     def _refuse(self, message: str, line: int, text: str, *, starts_late: bool = False) -> NoReturn:
         if starts_late:

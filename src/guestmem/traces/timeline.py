@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .columns import Changes, Transactions
+    from .late_start import AssumedSlot
 
 __all__ = [
     "DirtyLogClear",
@@ -183,8 +184,9 @@ class Timeline:
     said nothing about memslots or run state, ``lines`` all of them. ``run_state`` is None if nothing is known.
     ``slow`` says what made the recorder slow, if it was; ``resolution`` by how much the stamps of changes may be off,
     in seconds. ``assumed`` are slots that were there before the trace began, by the index in ``changes`` of the change
-    that told of them; ``guest_memfds`` has, by line, file descriptor and offset in bytes of what a change binds;
-    ``notes`` says what else the reader found out about the recording, a sentence each.
+    that told of them; ``untouched`` are those of --assume-slots that no change was about; ``guest_memfds`` has, by
+    line, file descriptor and offset in bytes of what a change binds; ``notes`` says what else the reader found out
+    about the recording, a sentence each.
     """
 
     __slots__ = (
@@ -204,6 +206,7 @@ class Timeline:
         "skipped",
         "slow",
         "transactions",
+        "untouched",
     )
 
     def __init__(
@@ -219,6 +222,7 @@ class Timeline:
         global_dirty_changes: Sequence[GlobalDirtyChange] = (),
         dma_changes: Sequence[DmaChange] = (),
         assumed: Mapping[int, Slot] | None = None,
+        untouched: Sequence[AssumedSlot] = (),
         guest_memfds: Mapping[int, tuple[int, int]] | None = None,
         notes: Sequence[str] = (),
         slow: str = "",
@@ -233,6 +237,7 @@ class Timeline:
         self.slow = slow
         self.guest_memfds = guest_memfds or {}
         self.dma_changes, self.assumed, self.notes = dma_changes, assumed or {}, tuple(notes)
+        self.untouched = untouched
 
     @property
     def refused(self) -> tuple[RecordedChange, ...]:

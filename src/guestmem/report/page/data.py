@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ...check import Hole, Report
+    from ...memslots.slot import Slot
     from ...traces import RunState, Timeline, Vcpu
     from ...traces.evidence import Stretch
+    from ...traces.late_start import AssumedSlot
     from ...traces.timeline import RecordedChange
 
 __all__ = ["page_data"]
@@ -47,6 +49,7 @@ def page_data(report: Report, timeline: Timeline) -> dict[str, Any]:
         "timed": report.timed,
         "origin": origin,
         "changes": _changes(timeline, origin),
+        "assumed": _assumed(timeline),
         "holes": _holes(report.holes, index),
         "lanes": [] if origin is None else _lanes(timeline.run_state, report.holes, origin),
     }
@@ -77,6 +80,17 @@ def _changes(timeline: Timeline, origin: float | None) -> dict[str, Any]:
         "implied": [i for i, code in enumerate(changes.code) if code & IMPLIED],
         "refused": [[i, _errno(changes.ret[i])] for i, code in enumerate(changes.code) if code >= REFUSED],
     }
+
+
+def _assumed(timeline: Timeline) -> list[list[int]]:
+    """Slots from before the trace: the change that told of it, or -1; space, number or -1, frames, host page, flags."""
+
+    def row(at: int, number: int | None, slot: Slot | AssumedSlot) -> list[int]:
+        host = (slot.userspace_addr or 0) >> PAGE_SHIFT
+        return [at, slot.as_id, -1 if number is None else number, slot.base_gfn, slot.npages, host, slot.flags]
+
+    told = [row(index, slot.id, slot) for index, slot in sorted(timeline.assumed.items())]
+    return told + [row(-1, each.slot, each) for each in timeline.untouched]
 
 
 def _errno(ret: int) -> str:

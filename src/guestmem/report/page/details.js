@@ -53,7 +53,7 @@ function changeRow(i, setOf) {
       `${changes.line[i]}`,
       data.timed ? moment(changes.ns[i]) : '',
       word,
-      slotName(changes.space[i], changes.slot[i]),
+      slotName(changes.space[i], changes.slot[i]) + (old >= 0 && isAssumed(old) ? ' (assumed before)' : ''),
       where,
       at < 0 ? '' : hex(lives.host[at]),
       was + flagWords(flags) + (kind === 'f' && !flags ? 'none' : ''),
@@ -104,7 +104,7 @@ function slotTable(id, found, others) {
 }
 
 function swatch(life) {
-  return make('span', {}, make('i', {class: `swatch host${hosts[lives.piece[life]].colour}`}), slotName(lives.space[life], lives.slot[life]));
+  return make('span', {}, make('i', {class: `swatch host${hosts[lives.piece[life]].colour}`}), slotName(lives.space[life], lives.slot[life]) + (isAssumed(life) ? ' (assumed)' : ''));
 }
 
 function showDetails() {

@@ -124,7 +124,7 @@ function tell(event) {
   if (block) {
     const life = block[0];
     const flags = flagWords(lives.flags[life]);
-    parts.push(`slot ${slotName(lives.space[life], lives.slot[life])} ${frames(lives.gfn[life], lives.pages[life], 0)} → ${hex(lives.host[life])}${flags ? ' ' + flags : ''}, line ${changes.line[lives.from[life]]}`);
+    parts.push(`slot ${slotName(lives.space[life], lives.slot[life])} ${frames(lives.gfn[life], lives.pages[life], 0)} → ${hex(lives.host[life])}${flags ? ' ' + flags : ''}, ${isAssumed(life) ? 'assumed from before the trace' : `line ${changes.line[lives.from[life]]}`}`);
   }
   if (step) parts.push(`nearest: transaction ${which + 1}${hole ? `, hole of ${holeDuration(hole)}, ${hole.verdict}` : ''}`);
   readout.textContent = parts.join(' · ') || '\u00a0';

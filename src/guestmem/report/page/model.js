@@ -9,12 +9,18 @@ const implied = new Set(data.changes.implied);
 const refusal = new Map(data.changes.refused);
 
 // Lives: stretches of changes [from, until) in which a slot was as it was. A change of flags ends one and begins one.
+// Slots that are assumed to have been there before the trace began live from -1 on.
+const ASSUMED = -1, NO_NUMBER = -1;
 const lives = {from: [], until: [], space: [], slot: [], gfn: [], pages: [], host: [], flags: []};
 const replaced = new Int32Array(count).fill(-1); // by change: the life that it ended
 const begun = new Int32Array(count).fill(-1); // by change: the life that it began
 
 (function follow() {
   const now = new Map();
+  for (const [told, space, slot, gfn, pages, host, flags] of data.assumed) {
+    if (told >= 0) now.set(space * 65536 + slot, lives.from.length);
+    for (const [name, value] of Object.entries({from: ASSUMED, until: count, space, slot, gfn, pages, host, flags})) lives[name].push(value);
+  }
   for (let i = 0; i < count; i++) {
     const kind = changes.kind[i];
     if (kind === 'r' || kind === 'n') continue;
@@ -251,8 +257,10 @@ function flagWords(flags) {
   return [...found, ...(rest ? ['0x' + (rest >>> 0).toString(16)] : [])].join(' ');
 }
 function slotName(space, slot) {
+  if (slot === NO_NUMBER) slot = '?';
   return space ? `${space}:${slot}` : `${slot}`;
 }
+const isAssumed = life => lives.from[life] === ASSUMED;
 function lineWords(indices) {
   const lines = [...new Set(indices.map(i => changes.line[i]))];
   const runs = [];
