@@ -8,6 +8,7 @@ out before somebody asks, and then only for the time that was asked for.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 import re
@@ -33,6 +34,8 @@ ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) fo
 TAIL, MANY, FEW, EDGE = 1024, 8192, 1 << 16, 64
 """Events of a vCPU that are kept before a change, after one, in any case, and at either end of a time in which no
 memory was missing."""
+MOST_MOVES = 1 << 24
+"""Places that events which came late are moved by, one by one; if there are more, all are sorted anew."""
 KIND, GUEST_CAUSED, LOOKS, FATAL, IMMEDIATE = 7, 8, 16, 32, 64
 NUMBER_SHIFT, NUMBER_MASK = 8, 0xFF
 CPU_SHIFT, CPU_MAX = 16, 0xFFFE
@@ -196,12 +199,24 @@ class Track:
             self.words[start:end] = array("I", (FORGOTTEN, FORGOTTEN))
 
     def sort(self) -> None:
-        """Put the events in order of time, those of one stamp as they came. O(n log n) if they were not."""
-        times = self.times
-        if any(times[i] > times[i + 1] for i in range(len(times) - 1)):
-            order = sorted(range(len(times)), key=times.__getitem__)
+        """Put the events in order of time, those of one stamp as they came. O(n) if few are late, else O(n log n)."""
+        times, words, n = self.times, self.words, len(self.times)
+        late = [i for i, each in enumerate(map(operator.gt, times, itertools.islice(times, 1, None)), 1) if each]
+        moved = done = 0
+        for i in late:
+            i = max(i, done)  # noqa: PLW2901 (what came before is in order by now)
+            while i < n and times[i] < times[i - 1] and moved < MOST_MOVES:
+                place = bisect_right(times, times[i], 0, i)
+                time, event = times[i], words[i]
+                times[place + 1 : i + 1], words[place + 1 : i + 1] = times[place:i], words[place:i]
+                times[place], words[place] = time, event
+                moved += i - place
+                i += 1  # noqa: PLW2901
+            done = i
+        if moved >= MOST_MOVES:
+            order = sorted(range(n), key=times.__getitem__)
             self.times = array("d", [times[i] for i in order])
-            self.words = array("I", [self.words[i] for i in order])
+            self.words = array("I", [words[i] for i in order])
 
     def stretches(self, start: float, end: float, kinds: Kinds, losses: Losses, last: float) -> Iterator[Stretch]:
         """Where the vCPU was, piece by piece, from the piece that holds ``start`` to the one that holds ``end``.
