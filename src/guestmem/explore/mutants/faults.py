@@ -5,6 +5,7 @@ Origins: commits of Linux by their first twelve digits; arch/arm64/kvm/mmu.c if 
 
 from __future__ import annotations
 
+from ..operators import drop_call, drop_fence, drop_operand, off_by_one, swap, weaken
 from ..twin import Mutation
 from . import Mutant
 
@@ -40,20 +41,20 @@ MUTANTS = (
     Mutant(
         "fault-seq-after-flux",
         "the sequence is read after the ranges in flux",
-        *(_FAULT, _SEQ, "    flux = load_acquire(vm, at.FLUX)\n    seq = invalidate_seq(mmu)\n"),
+        *swap(_FAULT, "stage2_fault", "seq = invalidate_seq(mmu)"),
         models=("fault-flux",),
     ),
     Mutant(
         "fault-seq-relaxed",
         "what a fault looks at may be older than the sequence that it read",
-        *(_RETRY, "return load_acquire(mmu, INVALIDATE_SEQ)", "return load_relaxed(mmu, INVALIDATE_SEQ)"),
+        *weaken(_RETRY, "invalidate_seq", "load_acquire"),
         models=("fault-flux",),
         memory="stale",
     ),
     Mutant(
         "invalidation-not-counted",
         "an invalidation that is over leaves the sequence as it was",
-        *(_RETRY, "load_relaxed(mmu, INVALIDATE_SEQ) + _ONE)", "load_relaxed(mmu, INVALIDATE_SEQ))"),
+        *off_by_one(_RETRY, "invalidate_end"),
         models=("fault", "fault-flux"),
     ),
     Mutant(
@@ -95,43 +96,39 @@ MUTANTS = (
     Mutant(
         "answer-fence",
         "a vCPU may look for updates before it is seen to answer",
-        *(_LOCK, "    fence()  # we are counted before we look for an update; pairs with take_exclusive\n", ""),
+        *drop_fence(_LOCK, "try_shared"),
         models=("update-lock",),
         origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
     ),
     Mutant(
         "update-fence",
         "an updater may look for who answers before its update is seen",
-        *(_LOCK, "    fence()  # the update is announced before we look for who answers;", "    #"),
+        *drop_fence(_LOCK, "take_exclusive"),
         models=("update-lock",),
         origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
     ),
     Mutant(
         "answered-wakes-nobody",
         "the last vCPU that answers does not tell the updater that waits",
-        *(_LOCK, "            wake(vm, ANSWERING, _EVERYBODY)\n", "            pass\n"),
+        *drop_call(_LOCK, "give_shared", "wake"),
         models=("update-lock", "update-lock-2"),
     ),
     Mutant(
         "update-over-wakes-nobody",
         "who stepped back is not told that the update is over",
-        *(
-            _LOCK,
-            "    fetch_add(vm, UPDATES, _ONE)\n    wake(vm, UPDATES, _EVERYBODY)",
-            "    fetch_add(vm, UPDATES, _ONE)",
-        ),
+        *drop_call(_LOCK, "give_exclusive", "wake"),
         models=("update-lock", "update-lock-fetch"),
     ),
     Mutant(
         "fetch-under-way-forgotten",
         "a fetch that failed within the update in which its run began is taken for genuine",
-        *(_LOCK, "return began & _ONE != 0 or load_acquire", "return load_acquire"),
+        *drop_operand(_LOCK, "updates_since", 0, 0),
         models=("update-lock-fetch",),
     ),
     Mutant(
         "fetch-ended-forgotten",
         "a fetch that failed is taken for genuine when the update is over by then",
-        *(_LOCK, "return began & _ONE != 0 or load_acquire(vm, UPDATES) != began", "return began & _ONE != 0"),
+        *drop_operand(_LOCK, "updates_since", 0, 1),
         models=("update-lock-fetch",),
     ),
     # A pause of the kernel engine.

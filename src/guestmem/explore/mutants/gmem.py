@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..operators import drop_call, drop_operand
 from ..twin import Mutation
 from . import Mutant
 
@@ -29,15 +30,13 @@ MUTANTS = (
     Mutant(
         "gmem-no-host-flush",
         "whoever unmaps does not wait for host threads inside an access",
-        *(_FOLIO, "    srcu_synchronize(inode, HOST_TLB, load_relaxed(inode, HOSTS))\n", ""),
+        *drop_call(_FOLIO, "unmap_host", "srcu_synchronize"),
         models=("gmem-host",),
     ),
     Mutant(
         "gmem-fault-no-reference",
         "a host fault has no reference between its look at the state and its entry",
-        _FAULT,
-        "    fetch_add(inode, at, _ONE)\n    if word & UPTODATE == 0:\n",
-        "    if word & UPTODATE == 0:\n",
+        *drop_call(_FAULT, "_host_page", "fetch_add"),
         models=("gmem-host",),
     ),
     Mutant(
@@ -106,9 +105,7 @@ MUTANTS = (
     Mutant(
         "gmem-register-blind",
         "a page is registered for its last put although that has been",
-        _CONVERT,
-        "    while seen & PRESENT != 0 and seen & REFS != 0:\n",
-        "    while seen & PRESENT != 0:\n",
+        *drop_operand(_CONVERT, "folio_register", 0, 1),
         models=("gmem-last-put-take",),
         origin="own, after mail: restricted mapping of guest_memfd, v5, kvm, January 2025",
     ),
@@ -121,7 +118,7 @@ MUTANTS = (
     Mutant(
         "gmem-share-keeps-type",
         "a page that is shared again still waits for its last put",
-        *(_MAPPABILITY, "                self._forget(inode, first, last)\n", ""),
+        *drop_call(_MAPPABILITY, "Mappability.share", "_forget"),
         models=("gmem-last-put-share",),
     ),
 )

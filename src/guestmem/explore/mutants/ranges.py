@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..operators import weaken
 from . import Mutant
 
 __all__ = ["MUTANTS"]
@@ -18,7 +19,7 @@ MUTANTS = (
     Mutant(
         "ranges-publish-early",
         "the root is published before its nodes are written",
-        *(_STORE, "    store_release(ranges, ROOT", "    store_relaxed(ranges, ROOT"),
+        *weaken(_STORE, "_new_root", "store_release"),
         models=("ranges",),
         memory="relaxed",
     ),

@@ -5,6 +5,7 @@ Origins: commits of Linux by their first twelve digits; ``vcpu-requests.rst`` is
 
 from __future__ import annotations
 
+from ..operators import drop_branch, drop_call, drop_fence, drop_operand, swap, weaken
 from ..twin import Mutation
 from . import Mutant
 
@@ -25,13 +26,13 @@ MUTANTS = (
     Mutant(
         "srcu-enter-fence",
         "a section's loads may go before its entry is seen",
-        *(_SRCU, "reader, epoch)\n    fence()", "reader, epoch)"),
+        *drop_fence(_SRCU, "srcu_enter"),
         models=("srcu", "deferred-2"),
     ),
     Mutant(
         "srcu-exit-fence",
         "an exit may look for waiters before it is seen",
-        *(_SRCU, "reader, u64(0))\n    fence()", "reader, u64(0))"),
+        *drop_fence(_SRCU, "srcu_exit"),
         models=("srcu",),
     ),
     Mutant(
@@ -57,23 +58,19 @@ MUTANTS = (
     Mutant(
         "srcu-look-before-count",
         "an exit between the look at the readers and the wait is missed",
-        _SRCU,
-        "        exits = load_acquire(srcu, base + _EXITS)\n        if srcu_expired(srcu, base, readers, cookie):\n"
-        "            break\n",
-        "        if srcu_expired(srcu, base, readers, cookie):\n            break\n"
-        "        exits = load_acquire(srcu, base + _EXITS)\n",
+        *swap(_SRCU, "srcu_wait_for", "exits = load_acquire(srcu, base + _EXITS"),
         models=("srcu",),
     ),
     Mutant(
         "srcu-wake-uncounted",
         "an exit wakes, but does not change the word that is waited on",
-        *(_SRCU, "        fetch_add(srcu, base + _EXITS, _ONE)\n", ""),
+        *drop_call(_SRCU, "srcu_exit", "fetch_add"),
         models=("srcu",),
     ),
     Mutant(
         "deferred-too-early",
         "items are handed back whose grace period goes on",
-        *(_DEFERRED, "        if cookie > oldest:\n            break\n", ""),
+        *drop_branch(_DEFERRED, "_hand_back"),
         models=("deferred", "deferred-2"),
     ),
     Mutant(
@@ -87,34 +84,34 @@ MUTANTS = (
     Mutant(
         "enter-fence",
         "a vCPU may look for requests before it is seen in the guest",
-        *(_VCPU, "at.MODE, at.IN_GUEST)\n        fence()", "at.MODE, at.IN_GUEST)\n        "),
+        *drop_fence(_VCPU, "enter_guest"),
         models=("flush", "pause"),
         origin=_RST,
     ),
     Mutant(
         "request-fence",
         "an updater may look at modes before its requests are seen",
-        *(_REQUESTS, "    fence()  # requests are made before modes are looked at", ""),
+        *drop_fence(_REQUESTS, "request_all"),
         models=("flush",),
         origin=_RST,
     ),
     Mutant(
         "acknowledge-fence",
         "a vCPU may look for who waits before its acknowledgement is seen",
-        *(_REQUESTS, "    fence()\n    if load_relaxed(vm, WAITING)", "    if load_relaxed(vm, WAITING)"),
+        *drop_fence(_REQUESTS, "acknowledge"),
         models=("flush",),
     ),
     Mutant(
         "leave-not-acknowledged",
         "a vCPU that leaves the guest does not tell who waits for it",
-        *(_REQUESTS, "+ MODE, mode)\n    acknowledge(vm)", "+ MODE, mode)"),
+        *drop_call(_REQUESTS, "leave_guest", "acknowledge"),
         models=("flush", "pause"),
         origin="own: the first pause protocol lost an acknowledgement",
     ),
     Mutant(
         "flush-not-done",
         "a request is acknowledged, the TLB keeps its entries",
-        *(_VCPU, "own[at.FLUSHES_SEEN] += _ONE\n        tlb_flush(own)", "own[at.FLUSHES_SEEN] += _ONE"),
+        *drop_call(_VCPU, "service", "tlb_flush"),
         models=("flush", "atomic-1", "dirty-log", "dirty-ring-log"),
     ),
     Mutant(
@@ -132,18 +129,13 @@ MUTANTS = (
     Mutant(
         "acknowledgement-look-before-count",
         "an acknowledgement between the look and the wait is missed",
-        _REQUESTS,
-        "            acks = load_acquire(vm, ACKS)  # before the look: an acknowledgement in between ends the wait"
-        " at once\n"
-        "            if not _holds_up(vm, vcpu, targets[vcpu]):\n                break\n",
-        "            if not _holds_up(vm, vcpu, targets[vcpu]):\n                break\n"
-        "            acks = load_acquire(vm, ACKS)\n",
+        *swap(_REQUESTS, "wait_for_acknowledgements", "acks = load_acquire(vm, ACKS)"),
         models=("flush",),
     ),
     Mutant(
         "resume-wakes-nobody",
         "the end of a pause wakes no vCPU",
-        *(_REQUESTS, "        wake(vm, PAUSED, _EVERYBODY)", "        pass"),
+        *drop_call(_REQUESTS, "resume_all", "wake"),
         models=("pause", "pause-batch"),
     ),
     Mutant(
@@ -156,11 +148,7 @@ MUTANTS = (
     Mutant(
         "give-core-fence",
         "a vCPU may look for tickets before its token is seen back",
-        *(
-            _CORES,
-            "    fence()  # SERVING has moved before we look for tickets: a waiter that we miss sees it moved\n",
-            "",
-        ),
+        *drop_fence(_CORES, "give_core"),
         models=("cores",),
     ),
     Mutant(
@@ -186,7 +174,7 @@ MUTANTS = (
     Mutant(
         "publish-relaxed",
         "a reader may see the new set before what is in it",
-        *(_PHASES, "store_release(memslots, desk[SPACE], edited)", "store_relaxed(memslots, desk[SPACE], edited)"),
+        *weaken(_PHASES, "publish", "store_release"),
         models=("memslots",),
         origin=_RELEASE,
     ),
@@ -199,7 +187,7 @@ MUTANTS = (
     Mutant(
         "cached-slot-any-generation",
         "a remembered record is used whatever has happened since",
-        *(_LOOKUP, "if record != 0 and hint[at + _ONE] == seen:", "if record != 0:"),
+        *drop_operand(_LOOKUP, "find_hinted", 0, 1),
         models=("cached-slot",),
     ),
     Mutant(
@@ -223,7 +211,7 @@ MUTANTS = (
     Mutant(
         "atomic-no-stall",
         "nothing is put in flux, nothing flushed",
-        *(_ATOMIC, "        update.stall(update.net_effect(), wait=wait)\n", ""),
+        *drop_call(_ATOMIC, "apply_with", "stall"),
         models=("atomic-1", "atomic-readonly"),
     ),
     Mutant(
@@ -236,15 +224,13 @@ MUTANTS = (
     Mutant(
         "release-before-publish",
         "who waited finds the old set again",
-        _ATOMIC,
-        "        update.publish()\n        update.release()\n",
-        "        update.release()\n        update.publish()\n",
+        *swap(_ATOMIC, "apply_with", "update.publish()"),
         models=("atomic-1",),
     ),
     Mutant(
         "release-wakes-nobody",
         "vCPUs that wait for a range in flux are not woken",
-        *(_FLUX, "    wake(vm, FLUX, u64(0x7FFFFFFF))\n", ""),
+        *drop_call(_FLUX, "flux_release", "wake"),
         models=("atomic-1",),
     ),
     Mutant(
@@ -308,18 +294,14 @@ MUTANTS = (
     Mutant(
         "ring-push-relaxed",
         "user space may see an entry before its offset",
-        _RING,
-        "    store_release(ring, entry, (slot << 32) | _DIRTY)",
-        "    store_relaxed(ring, entry, (slot << 32) | _DIRTY)",
+        *weaken(_RING, "ring_push", "store_release"),
         models=("dirty-ring",),
         origin="Linux 8929bc965964: KVM: Use acquire/release semantics when accessing dirty ring GFN state",
     ),
     Mutant(
         "ring-harvest-relaxed",
         "user space may read an entry's offset before its flags",
-        _RING,
-        "    first = load_acquire(ring, entry)\n    if first & u64(3)",
-        "    first = load_relaxed(ring, entry)\n    if first & u64(3)",
+        *weaken(_RING, "ring_harvest", "load_acquire"),
         models=("dirty-ring",),
         origin="Linux 8929bc965964: KVM: Use acquire/release semantics when accessing dirty ring GFN state",
     ),
@@ -342,7 +324,7 @@ MUTANTS = (
     Mutant(
         "ring-reset-relaxed",
         "a reset may read an entry's offset before its flags, and write-protect another page",
-        *(_RING, "        first = load_acquire(ring, entry)\n", "        first = load_relaxed(ring, entry)\n"),
+        *weaken(_RING, "ring_reset", "load_acquire"),
         models=("dirty-ring",),
         origin="Linux 8929bc965964: KVM: Use acquire/release semantics when accessing dirty ring GFN state",
     ),

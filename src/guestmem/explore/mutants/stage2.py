@@ -5,6 +5,7 @@ Origins: commits of Linux by their first twelve digits, arch/arm64/kvm/hyp/pgtab
 
 from __future__ import annotations
 
+from ..operators import drop_call, drop_fence, swap
 from . import Mutant
 
 __all__ = ["MUTANTS"]
@@ -65,21 +66,21 @@ MUTANTS = (
     Mutant(
         "stage2-split-no-tlbi",
         "a leaf is replaced without an invalidation",
-        *(_ENTRY, "            invalidate_ipa(mmu, desk[ADDRESS], level)", "            pass"),
+        *drop_call(_ENTRY, "break_entry", "invalidate_ipa"),
         models=("stage2-split",),
         origin="own: break without TLBI",
     ),
     Mutant(
         "stage2-protect-no-flush",
         "the copy is taken while TLBs still let writes through",
-        *(_TABLE, f'{_FLUSH}"write_protect"', f'{_NO_FLUSH}"write_protect"'),
+        *drop_call(_TABLE, "PageTable.write_protect", "invalidate_range"),
         models=("stage2-log",),
         origin="own: the flush that kvm_arch_mmu_enable_log_dirty_pt_masked()'s callers owe",
     ),
     Mutant(
         "stage2-age-no-flush",
         "an access by a cached translation leaves no flag",
-        *(_TABLE, f'{_FLUSH}"young"', f'{_NO_FLUSH}"young"'),
+        *drop_call(_TABLE, "PageTable.young", "invalidate_range"),
         models=("stage2-age",),
         origin="own: the flush that the notifier's core owes",
     ),
@@ -93,7 +94,7 @@ MUTANTS = (
     Mutant(
         "stage2-combined-first",
         "a combined entry is filled again from the leaf that is about to go",
-        *(_TLBI, f"    _log(mmu, hub, what, start, end)\n{_BOTH}", f"{_BOTH}    _log(mmu, hub, what, start, end)\n"),
+        *swap(_TLBI, "log_invalidation", "_log(mmu, hub, what, start, end)"),
         models=("stage2-unmap-fills",),
         origin="own: VMALLE1IS before IPAS2E1IS",
     ),
@@ -170,16 +171,14 @@ MUTANTS = (
     Mutant(
         "stage2-no-section",
         "a shared walk is in no read-side section",
-        _WALK,
-        "            srcu_enter(mmu, load_relaxed(mmu, SRCU_BASE), desk[WALKER])\n",
-        "            pass\n",
+        *drop_call(_WALK, "walk_begin", "srcu_enter"),
         models=("stage2-look-rcu", "stage2-look-lock"),
         origin="own: kvm_pgtable_walk_begin() forgotten",
     ),
     Mutant(
         "stage2-no-read-lock",
         "a fault does not hold the lock",
-        *(_LOCKED, "    read_lock(mmu, lock, desk[WALKER])\n", ""),
+        *drop_call(_LOCKED, "map_shared", "read_lock"),
         models=("stage2-unmap",),
         origin="own: mmu_lock forgotten",
     ),
@@ -199,7 +198,7 @@ MUTANTS = (
     Mutant(
         "stage2-subtree-no-fence",
         "the look for waiters may go before the entry is made (weak memory)",
-        *(_ENTRY, "        fence()  # the entry is made before we look for who waits for it: see lock_subtree\n", ""),
+        *drop_fence(_ENTRY, "make_entry"),
         models=("stage2-collapse-lock",),
     ),
     # Entries.
@@ -270,7 +269,7 @@ MUTANTS = (
     Mutant(
         "stage2-split-drops-flags",
         "the flags that hardware set until the break are not in the pages",
-        *(_BBM, "        add_flags(shape, pool, tree, below, desk[OLD] & ~old)\n", ""),
+        *drop_call(_BBM, "replace_block", "add_flags"),
         models=("stage2-flags-split",),
         origin="own: accessed and dirty bits not carried over",
     ),
@@ -305,20 +304,14 @@ MUTANTS = (
     Mutant(
         "stage2-bbm2-no-tlbi",
         "the block that a table replaced stays in TLBs",
-        *(
-            _BBM,
-            "tree, below)\n    invalidate_ipa(mmu, desk[ADDRESS], level)\n    fetch_add(mmu, REPLACED_DIRECTLY",
-            "tree, below)\n    fetch_add(mmu, REPLACED_DIRECTLY",
-        ),
+        *drop_call(_BBM, "replace_block", "invalidate_ipa", 1),
         models=("stage2-bbm2-split",),
         origin="own: FEAT_BBM level 2 without the invalidation after",
     ),
     Mutant(
         "stage2-rest-not-cleared",
         "a table that lost its place goes back to the cache with what it would have kept",
-        "stage2/edges.py",
-        "        _clear(pool, entry, entry + (_ONE << shape[STRIDE]))\n",
-        "",
+        *drop_call("stage2/edges.py", "put_rest", "_clear", 1),
         models=("stage2-map-rest",),
         origin="own: a page of the cache that is not zero",
     ),
@@ -348,9 +341,7 @@ MUTANTS = (
     Mutant(
         "stage2-donate-unlocked",
         "a page is given away without the host's lock",
-        _GUEST,
-        "    write_lock(host, load_relaxed(host, LOCK_BASE), load_relaxed(host, VCPUS))\n    write_lock(guest",
-        "    write_lock(guest",
+        *drop_call(_GUEST, "lock_both", "write_lock"),
         models=("stage2-donate",),
         origin="own: host_lock_component() forgotten",
     ),
