@@ -191,6 +191,8 @@ def run_conversions(
             vm.file.fallocate(1, 0, size)
         if structure == "pages":
             _store_pages(vm)
+        for private in (True, False) * 2:  # compiled here, not where it is measured
+            vm.convert(0, 0, private=private)
         vm.start()
         try:
             for length in chosen:

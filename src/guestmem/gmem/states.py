@@ -2,7 +2,7 @@
 
 Each generation is a small file of its own: ``mappability`` (2025), ``shareability`` (2025), ``attributes`` (taken in
 2026, the default) and ``vm_attributes`` (of the VM, 6.8 on). Their words for a state are stored in a range map, so that
-a conversion takes time in the ranges that it replaces.
+storing one takes time in the ranges that it replaces; looking at references takes time in pages.
 """
 
 from __future__ import annotations
