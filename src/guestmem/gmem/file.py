@@ -356,7 +356,8 @@ class GuestMemfd:
         """Let the range be private, or shared, in the way of the file's generation. All of it, or nothing changes.
 
         EBADF, EINVAL (size 0, wrapping, unaligned, past the end; shareability takes size 0), then what the generation
-        says: ENOMEM or EAGAIN with ``error_offset``. O(pages to look at references, on the way to private; log n + ranges replaced to store).
+        says: ENOMEM or EAGAIN with ``error_offset``. O(log n + ranges replaced) to store; to private also O(pages),
+        to look at references.
         """
         self._must_be_open()
         if self.inode.generation.NAME == "shareability" and size == 0:
