@@ -57,7 +57,7 @@ def many(scene: Scene) -> None:
 _PROVES = "never more vCPUs hold a core than there are, and every vCPU that waits for one gets one"
 MODELS = (
     Model("cores", _PROVES, "2 vCPUs, 1 core, 1 turn each", one_core, stale=True),
-    Model("cores-2", _PROVES, "3 vCPUs, 2 cores, 1 turn each", two_cores),
-    Model("cores-3", _PROVES, "3 vCPUs, 1 core, 1 turn each", three),
+    Model("cores-2", _PROVES, "3 vCPUs, 2 cores, 1 turn each", two_cores, stale=True),
+    Model("cores-3", _PROVES, "3 vCPUs, 1 core, 1 turn each", three, stale=True),
     Model("cores-many", _PROVES, "5 vCPUs, 2 cores, 3 turns each", many, exhaustive=False),
 )

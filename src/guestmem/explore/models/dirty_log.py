@@ -96,6 +96,13 @@ def manual(scene: Scene) -> None:
 
 _PROVES = "no write is lost: it is in the copy made after the log was taken, or its page is dirty again"
 MODELS = (
-    Model("dirty-log", _PROVES, "1 vCPU, 2 writes, 1 writer of a neighbour, 1 KVM_GET_DIRTY_LOG", get, geometry=SMALL),
-    Model("dirty-log-clear", _PROVES, "the same with KVM_CLEAR_DIRTY_LOG", manual, geometry=SMALL),
+    Model(
+        "dirty-log",
+        _PROVES,
+        "1 vCPU, 2 writes, 1 writer of a neighbour, 1 KVM_GET_DIRTY_LOG",
+        get,
+        geometry=SMALL,
+        stale=True,
+    ),
+    Model("dirty-log-clear", _PROVES, "the same with KVM_CLEAR_DIRTY_LOG", manual, geometry=SMALL, stale=True),
 )

@@ -85,5 +85,12 @@ def small(scene: Scene) -> None:
 
 _PROVES = "no write is lost: it is in the copy made after the ring was reset, or its page is in the ring again"
 MODELS = (
-    Model("dirty-ring-log", _PROVES, "1 vCPU, 2 writes, 1 look, 1 reset and copy, 2 entries", small, geometry=SMALL),
+    Model(
+        "dirty-ring-log",
+        _PROVES,
+        "1 vCPU, 2 writes, 1 look, 1 reset and copy, 2 entries",
+        small,
+        geometry=SMALL,
+        stale=True,
+    ),
 )

@@ -51,14 +51,22 @@ def _tokens_are_back(guest: Guest) -> Callable[[Any], bool]:
     return lambda view: view.word("vm", int(at.NEXT_TICKET)) == view.word("vm", int(at.SERVING))
 
 
-def flush(scene: Scene, vcpus: int, accesses: int, cores: int) -> None:
-    """An updater gives a frame other memory, has TLBs flushed, and reuses the old page."""
+def flush(scene: Scene, vcpus: int, accesses: int, cores: int, *, turns: int = 1, flushes: int = 1) -> None:
+    """An updater gives a frame other memory, has TLBs flushed, and reuses the old page; ``flushes`` times.
+
+    A vCPU is in the guest ``turns`` times.
+    """
     guest = Guest(scene, vcpus, cores)
-    old, new = scene.host("old page", [1]), scene.host("new page", [2])
-    mapping = scene.words("mapping", [old])
+    before = [scene.host("old page", [1]), *(scene.host(f"page {k}", [1 + k]) for k in range(1, flushes))]
+    after = [*before[1:], scene.host("new page", [1 + flushes])]
+    mapping = scene.words("mapping", before[:1])
     atomics, requests, tlb = guest.atomics, guest.requests, guest.tlb
 
     def run(own: Own, me: int) -> None:
+        for _ in range(turns):
+            turn(own, me)
+
+    def turn(own: Own, me: int) -> None:
         guest.enter(own, me)
         for _ in range(accesses):
             while True:
@@ -72,11 +80,12 @@ def flush(scene: Scene, vcpus: int, accesses: int, cores: int) -> None:
         guest.leave(me)
 
     def update(vm: Words, targets: Own) -> None:
-        atomics.store_release(mapping, 0, new)
-        requests.ask_for_flush(vm)
-        requests.request_all(vm, vcpus, targets)
-        requests.wait_for_acknowledgements(vm, vcpus, targets)
-        atomics.host_store(old, _FREED)
+        for old, new in zip(before, after, strict=True):
+            atomics.store_release(mapping, 0, new)
+            requests.ask_for_flush(vm)
+            requests.request_all(vm, vcpus, targets)
+            requests.wait_for_acknowledgements(vm, vcpus, targets)
+            atomics.host_store(old, _FREED)
 
     for me in range(vcpus):
         scene.thread(f"vCPU {me}", run, scene.own(int(guest.at.OWN_WORDS)), me)
@@ -125,6 +134,11 @@ def flush_2(scene: Scene) -> None:
     flush(scene, 2, 1, 1)
 
 
+def flush_again(scene: Scene) -> None:
+    """One vCPU that comes again, two flushes."""
+    flush(scene, 1, 1, 1, turns=2, flushes=2)
+
+
 def flush_many(scene: Scene) -> None:
     """Four vCPUs, two cores."""
     flush(scene, 4, 2, 2)
@@ -150,6 +164,13 @@ _PAUSE = "no vCPU is in the guest while a pause is in force, and every pause beg
 MODELS = (
     Model("flush", _FLUSH, "1 vCPU, 2 accesses, 1 flush", flush_1, geometry=_SMALL, stale=True),
     Model("flush-2", _FLUSH, "2 vCPUs, 1 core, 1 access each, 1 flush", flush_2, geometry=_SMALL),
+    Model(
+        "flush-again",
+        _FLUSH,
+        "1 vCPU, 1 core, in the guest twice, 1 access each, 2 flushes",
+        flush_again,
+        geometry=_SMALL,
+    ),
     Model(
         "flush-4", _FLUSH, "4 vCPUs, 2 cores, 2 accesses each, 1 flush", flush_many, geometry=_SMALL, exhaustive=False
     ),

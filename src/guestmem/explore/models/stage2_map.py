@@ -89,7 +89,7 @@ MODELS = (
         "2 vCPUs, a page each of one block of 8 pages, 2 levels",
         rest,
     ),
-    Model("stage2-map", _PROVES, "2 walkers, 2 levels, 8 entries, 1 page each, rcu", neighbours),
+    Model("stage2-map", _PROVES, "2 walkers, 2 levels, 8 entries, 1 page each, rcu", neighbours, stale=True),
     Model("stage2-map-refs", _PROVES, "2 walkers, 2 levels, 8 entries, 1 page each, walk_refs", neighbours_refs),
     Model("stage2-map-range", _PROVES, "2 walkers, 2 levels, 8 entries, 2 pages each, 1 in common, rcu", ranges),
     Model("stage2-map-3", _PROVES, "3 walkers, 2 levels, 8 entries, 1 page each, rcu", three),

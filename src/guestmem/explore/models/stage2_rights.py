@@ -223,12 +223,14 @@ MODELS = (
         "a split changes no address and no vCPU ever holds block and page at once",
         "1 vCPU with a TLB that has the block, 1 write, 1 block of 8 pages split, 2 levels",
         split,
+        stale=True,
     ),
     Model(
         "stage2-log",
         "no write is lost between dirty bit, write protection and copy",
         "1 vCPU with a TLB that has the page, 1 write, 1 collection of 1 page, 2 levels",
         log,
+        stale=True,
     ),
     Model(
         "stage2-age",

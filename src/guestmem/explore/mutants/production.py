@@ -49,4 +49,12 @@ MUTANTS = (
         ),
         models=_ATOMIC,
     ),
+    Mutant(
+        "pause-host-counts-as-outside",
+        "a pause does not wait for a vCPU that is in the host for a fault",
+        "engines/soft/requests.py",
+        "            if load_acquire(vm, VCPUS + VCPU * vcpu + MODE) == OUTSIDE:\n",
+        "            if load_acquire(vm, VCPUS + VCPU * vcpu + MODE) != IN_GUEST:\n",
+        models=("production-pause",),
+    ),
 )

@@ -18,6 +18,11 @@ _PHASES, _LOOKUP, _UPDATE = "memslots/phases.py", "memslots/lookup.py", "memslot
 _ATOMIC, _PAUSE = "designs/atomic.py", "designs/pause.py"
 _BITMAP, _RING = "dirty/bitmap.py", "dirty/ring.py"
 
+_LEFT = (
+    "    from ...atomics import store_relaxed\n"
+    "    store_relaxed(vm, VCPUS + VCPU * vcpu + MODE, mode)\n    acknowledge(vm)\n"
+)
+_ASKED = "    requested = load_acquire(vm, base + at.REQUESTED)\n    flushes = load_acquire(vm, at.FLUSHES)\n"
 _RELEASE = "the order that Linux's rcu_assign_pointer() keeps"
 _RST = "vcpu-requests.rst: why vcpu->mode and requests need barriers"
 
@@ -339,5 +344,18 @@ MUTANTS = (
         "the last pages that a reset gives back are not write-protected again",
         *(_RING, "        found += _ONE\n    runs[0] = found\n", "    runs[0] = found\n"),
         models=("dirty-ring-log", "dirty-ring"),
+    ),
+    Mutant(
+        "leave-guest-relaxed",
+        "accesses through the TLB may come after the vCPU is seen outside the guest",
+        *(_REQUESTS, "    store_release(vm, VCPUS + VCPU * vcpu + MODE, mode)\n    acknowledge(vm)\n", _LEFT),
+        models=("dirty-log",),
+        memory="stale",
+    ),
+    Mutant(
+        "flushes-before-requested",
+        "a vCPU reads which flush is due before it reads what it is asked for",
+        *(_VCPU, _ASKED, "".join(reversed(_ASKED.splitlines(keepends=True)))),
+        models=("flush-again",),
     ),
 )
