@@ -153,6 +153,25 @@ def test_several_files_on_one_inode(make: Make) -> None:
         make(1).link(None, states="mappability")
 
 
+def test_numbers_that_are_none_and_pages_that_are_not_there(make: Make) -> None:
+    file = make(4)
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: GuestMemfd("a"), "size: 'a' is not an integer"),  # type: ignore[arg-type]
+        (lambda: GuestMemfd(4096.0), "size: 4096.0 is not an integer"),  # type: ignore[arg-type]
+        (lambda: file.pin("a", 1), "offset: 'a' is not an integer"),  # type: ignore[arg-type]
+        (lambda: file.fallocate(1, 0, None), "length: None is not an integer"),  # type: ignore[arg-type]
+        (lambda: file.mmap(0.5), "offset: 0.5 is not an integer"),  # type: ignore[arg-type]
+        (lambda: file.poison(4), "page: 4 is not within the file's 4"),
+        (lambda: file.poison(-1), "page: -1 is not within the file's 4"),
+        (lambda: file.state(4), "page: 4 is not within the file's 4"),
+        (lambda: file.mmap(-1), "mapping: offset -0x1 is not a page's, or size 0x4001 is not positive"),
+    ]
+    for call, line in calls:
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert str(caught.value) == line
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import GuestMemfdError
+from ..errors import GuestMemfdError, UsageError
 from ..units import PAGE_SIZE
 
-__all__ = ["check_bind", "check_create", "check_fallocate", "check_range"]
+__all__ = ["check_bind", "check_create", "check_fallocate", "check_integers", "check_range"]
 
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
@@ -19,6 +19,18 @@ _SIGNED = 1 << 63
 _OF_VFS = frozenset({0, FALLOC_FL_PUNCH_HOLE, 0x8, 0x10, 0x20, 0x40})
 """What a mode may ask for, one at a time: also to collapse, zero, insert, unshare, which no guest_memfd does."""
 _NEVER_KEEP = frozenset({0x8, 0x20})
+
+
+def check_integers(**values: object) -> None:
+    """UsageError for a value that is no integer, by its name.
+
+    >>> check_integers(size="4096")
+    Traceback (most recent call last):
+    guestmem.errors.UsageError: size: '4096' is not an integer
+    """
+    for name, value in values.items():
+        if not isinstance(value, int):
+            raise UsageError(f"{name}: {value!r} is not an integer")
 
 
 def _refused(why: str) -> GuestMemfdError:
@@ -32,6 +44,7 @@ def check_create(size: int, flags: int, known: int) -> None:
     Traceback (most recent call last):
     guestmem.errors.GuestMemfdError: EINVAL: guest_memfd: size 0x1800 is not a positive multiple of 0x1000
     """
+    check_integers(size=size, flags=flags)
     if flags & ~known:
         raise _refused(f"flags {flags:#x} are not of {known:#x}")
     if not 0 < size < _SIGNED or size % PAGE_SIZE:
@@ -43,6 +56,7 @@ def check_bind(file_size: int, offset: int, size: int) -> None:
 
     The sum is a loff_t: from 2**63 on it is negative, and passes.
     """
+    check_integers(offset=offset)
     end = offset + size
     if not 0 <= offset < _SIGNED or offset % PAGE_SIZE or file_size < end < _SIGNED:
         raise _refused(f"offset {offset:#x} with size {size:#x} is not in a file of {file_size:#x}")
@@ -53,6 +67,7 @@ def check_fallocate(file_size: int, mode: int, offset: int, length: int) -> None
 
     Modes that no file has are refused before a sum that wraps (EFBIG), those that only this file has not after it.
     """
+    check_integers(mode=mode, offset=offset, length=length)
     if not 0 <= offset < _SIGNED or not 0 < length < _SIGNED:
         raise _refused(f"offset {offset:#x} is negative, or length {length:#x} is not positive")
     keeps, does = mode & FALLOC_FL_KEEP_SIZE, mode & ~FALLOC_FL_KEEP_SIZE
@@ -77,6 +92,7 @@ def check_range(file_size: int, offset: int, size: int) -> tuple[int, int]:
     >>> check_range(0x4000, 0x1000, 0x2000)
     (1, 2)
     """
+    check_integers(offset=offset, size=size)
     if size <= 0 or offset < 0 or offset + size >= 1 << 64:
         raise _refused(f"offset {offset:#x} with size {size:#x} is empty, reversed, or wraps")
     if offset % PAGE_SIZE or size % PAGE_SIZE:

@@ -17,7 +17,7 @@ from ..units import PAGE_SIZE
 from . import layout as at
 from .attributes import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from .bindings import Bindings
-from .checks import FALLOC_FL_PUNCH_HOLE, check_bind, check_create, check_fallocate, check_range
+from .checks import FALLOC_FL_PUNCH_HOLE, check_bind, check_create, check_fallocate, check_integers, check_range
 from .fault import guest_fault, pin_page
 from .generations import generation
 from .host_mapping import HostMapping
@@ -126,6 +126,11 @@ class GuestMemfd:
     def _must_be_open(self) -> None:
         if self.closed:
             raise GuestMemfdError(errno.EBADF, "guest_memfd: the file is closed")
+
+    def _must_have(self, page: int) -> None:
+        check_integers(page=page)
+        if not 0 <= page < self.inode.npages:
+            raise UsageError(f"page: {page} is not within the file's {self.inode.npages}")
 
     @property
     def size(self) -> int:
@@ -241,6 +246,7 @@ class GuestMemfd:
     def poison(self, page: int) -> None:
         """Memory failure at page ``page``: mappings go, the page stays, and every fault on it is EHWPOISON."""
         self._must_be_open()
+        self._must_have(page)
         self.inode.poison(page)
 
     # -- the host ----------------------------------------------------------------------------------------------------
@@ -348,8 +354,7 @@ class GuestMemfd:
 
     def state(self, page: int) -> str:
         """What the state of page ``page`` is called; UsageError for a page that the file has not."""
-        if not 0 <= page < self.inode.npages:
-            raise UsageError(f"page: {page} is not within the file's {self.inode.npages}")
+        self._must_have(page)
         return self.inode.generation.NAMES[self.inode.states.get(page)]
 
     def convert(self, offset: int, size: int, *, private: bool) -> None:

@@ -15,6 +15,7 @@ from ..errors import SigbusError, UsageError
 from ..units import PAGE_SIZE
 from . import layout as at
 from .backing import HostWindow
+from .checks import check_integers
 from .fault import host_access, host_fault
 from .invalidate_lock import write_lock, write_unlock
 
@@ -55,6 +56,7 @@ class HostMapping:
     """
 
     def __init__(self, inode: Inode, offset: int, size: int, *, real: bool = False) -> None:
+        check_integers(offset=offset, size=size)
         if offset < 0 or size <= 0 or offset % PAGE_SIZE:
             raise UsageError(f"mapping: offset {offset:#x} is not a page's, or size {size:#x} is not positive")
         self._inode, self.offset, self.size = inode, offset, size
