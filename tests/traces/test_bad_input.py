@@ -242,3 +242,13 @@ def test_lost_events_of_qemu_s_ftrace_may_be_changes(tmp_path: Path, lost: str) 
     assert missing in read(tmp_path, lost + event).notes
     assert missing not in read(tmp_path, event).notes
     assert missing not in read(tmp_path, lost + "7@95526.400000:" + line(0, 0, 4096)).notes
+
+
+def test_a_cut_change_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    """Wherever it is cut: a line that ends too soon, and a file that ends inside its last line."""
+    whole = line(0, 0, 0x1000).rstrip("\n")
+    for end in range(whole.index("gpa="), len(whole) - 1):
+        cut = refusal(tmp_path, whole[:end] + "\n")
+        assert ":1: kvm_set_user_memory: its fields cannot be read: " in cut
+        assert "truncated" not in cut
+        assert "; the file ends inside this line: truncated?: " in refusal(tmp_path, whole[:end])

@@ -186,12 +186,14 @@ class Holes(Sequence[Hole]):
     took most memory), ``flag_changes`` are the places of those in which a frame came back with other flags.
     """
 
-    __slots__ = ("_counts", "_judgements", "_longest", "_numbers", "_transactions", "flag_changes", "longest")
+    __slots__ = ("_counts", "_judgements", "_longest", "_numbers", "_same", "_transactions", "flag_changes", "longest")
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
         self._numbers = array("Q")
         self._judgements: list[Judgement] = []
+        self._same: dict[tuple[object, ...], Judgement] = {}
+        """Those that say the same are one."""
         self._longest = (-1.0, -1)
         self.longest: int | None = None
         self._counts = {verdict.value: 0 for verdict in Verdict}
@@ -217,7 +219,8 @@ class Holes(Sequence[Hole]):
                     break
         self._counts[judgement.verdict.value] += 1
         self._numbers.append(number)
-        self._judgements.append(judgement)
+        key = judgement.rule.name, judgement.reason, judgement.vcpus
+        self._judgements.append(self._same.setdefault(key, judgement))
 
     @property
     def verdicts(self) -> dict[Verdict, int]:

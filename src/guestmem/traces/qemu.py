@@ -432,7 +432,7 @@ class QemuReader:
             events.dma(number, int(match[1], 16), int(match[2], 16), None, prefix)
         elif event == "vfio_listener_region_add":
             return False  # an older tree's, or one that was skipped
-        elif values := {name: integer(value) for name, value in KEY_VALUE.findall(rest)}:
+        elif "lot#" not in rest and (values := {name: integer(value) for name, value in KEY_VALUE.findall(rest)}):
             if wants_changes or event.startswith("kvm_v") or event == "kvm_run_exit":
                 events.by_name(number, text, event, values, prefix)
         elif wants_changes or event != "kvm_set_user_memory":

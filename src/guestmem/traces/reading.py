@@ -179,8 +179,14 @@ def _record(
             if block[-1] != "\n":
                 lines.look_at_all()
                 text = block
-                used = lines.take(number + 1, text)
                 number += 1
+                try:
+                    used = lines.take(number, text)
+                except TraceError as error:
+                    if error.line != number or len(text) == LONGEST_LINE:
+                        raise
+                    message = f"{error.message}; the file ends inside this line: truncated?"
+                    raise TraceError(message, path=name, line=number, text=text.strip()) from None
             else:
                 number += lines.take_block(number + 1, block)
                 text = ""
