@@ -19,7 +19,7 @@ BESIDE := tests/explore tests/stage2 tests/abi tests/conform
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install --root-user-action=ignore
 
-.PHONY: help demo test night test-compiled test-beside test-interpreted testkvm check check-tests check-beside lint installs bench lock clean
+.PHONY: help demo test night test-compiled test-beside test-interpreted testkvm check check-tests check-beside lint installs bench lock clean newer coverage
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -72,6 +72,24 @@ lint: .venv/stamp ## ruff, its formatter, mypy --strict
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
 	@$(BIN)/mypy
 
+# In an environment of its own, interpreted: what the newer Python could break is in the language, not in machine code.
+NEWER ?= python3.13
+NEWER_TESTS := tests/history tests/rcu tests/memslots tests/dirty tests/test_structure.py
+newer: ## the quick tests of some rooms on Python 3.13, where there is one
+	@if ! $(NEWER) -c "" 2>/dev/null; then echo "$(NEWER): not installed, skipped"; exit 0; fi; \
+	test -x .venv-newer/bin/python || $(NEWER) -m venv .venv-newer; \
+	.venv-newer/bin/python -m pip --disable-pip-version-check -qq install --root-user-action=ignore -r requirements/lock.txt && \
+	PYTHONPATH=src GUESTMEM_INTERPRET=1 GUESTMEM_KVM=0 .venv-newer/bin/python -m pytest -q -p no:cacheprovider \
+		-m "not slow and not compiled_only" $(NEWER_TESTS)
+
+# Lines and branches of the sources, interpreted: machine code is not seen. coverage comes by itself, beside .venv.
+coverage: .venv/stamp ## how many lines and branches the quick tests of the rooms reach, in per cent
+	@test -d .coverage-tool || $(INSTALL) --target .coverage-tool coverage
+	PYTHONPATH=.coverage-tool GUESTMEM_INTERPRET=1 GUESTMEM_KVM=0 $(BIN)/python -m coverage run --branch \
+		--source=src/guestmem -m pytest -q -p no:cacheprovider -m "not slow and not compiled_only" $(COVERED)
+	@PYTHONPATH=.coverage-tool $(BIN)/python -m coverage report --skip-covered --sort=cover | tail -1
+COVERED ?= tests
+
 installs: .venv/stamp ## wheel and sdist into clean environments of each Python that is here (needs an index)
 	GUESTMEM_INSTALL=1 $(PYTEST) tests/test_installs_clean.py
 
@@ -85,7 +103,7 @@ lock: .venv/stamp ## pin the versions again, from pyproject.toml (UPGRADE=--upgr
 	@sed -i '/^guestmem @ /,+1d' requirements/lock.txt  # itself, by the path of this checkout
 
 clean: ## remove .venv and all that tools left here
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-newer .coverage-tool .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made again in place when the pinned versions or the project's description change.
