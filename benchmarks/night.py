@@ -70,6 +70,12 @@ def campaigns(seed: int) -> list[Campaign]:
             "1000000 random operations on files, beside a dict per page",
             0.1,
         ),
+        Campaign(
+            "merged threads",
+            (sys.executable, "tests/support/merge_campaign.py", "10000", number),
+            "10000 random programs, searched with and without merging",
+            0.2,
+        ),
         Campaign("demo", (*GUESTMEM, "demo", "bios-relocation", "--updates", "20000"), "20000 updates a design", 0.05),
         Campaign("slow tests", (*PYTEST, "-m", "slow", "tests"), "every slow test", 0.2, seeded),
     ]
