@@ -78,7 +78,8 @@ NEWER_TESTS := tests/history tests/rcu tests/memslots tests/dirty tests/test_str
 newer: ## the quick tests of some rooms on Python 3.13, where there is one
 	@if ! $(NEWER) -c "" 2>/dev/null; then echo "$(NEWER): not installed, skipped"; exit 0; fi; \
 	test -x .venv-newer/bin/python || $(NEWER) -m venv .venv-newer; \
-	.venv-newer/bin/python -m pip --disable-pip-version-check -qq install --root-user-action=ignore -r requirements/lock.txt && \
+	.venv-newer/bin/python -m pip --disable-pip-version-check -qq install --root-user-action=ignore -r requirements/lock.txt || \
+		{ echo "$(NEWER): its packages cannot be had here, skipped"; exit 0; }; \
 	PYTHONPATH=src GUESTMEM_INTERPRET=1 GUESTMEM_KVM=0 .venv-newer/bin/python -m pytest -q -p no:cacheprovider \
 		-m "not slow and not compiled_only" $(NEWER_TESTS)
 
