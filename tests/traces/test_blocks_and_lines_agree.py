@@ -84,3 +84,57 @@ def test_of_damaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: r
         refused += isinstance(at_once, str)
         read += not isinstance(at_once, str)
     assert min(refused, read) > 20
+
+
+SET = (
+    "ioctl({}, KVM_SET_USER_MEMORY_REGION, {{slot={}, flags=0, guest_phys_addr={:#x}, memory_size={}, "
+    "userspace_addr=0x10000}})"
+)
+
+
+def change(time: float, slot: int, size: int, fd: int = 4) -> str:
+    return f"7 {1700000000 + time:.6f} {SET.format(fd, slot, slot << 20, size)} = 0 <0.010000>\n"
+
+
+def read(tmp_path: Path, text: str, **options: Any) -> traces.Timeline:
+    (tmp_path / "trace").write_text(text)
+    return traces.read(tmp_path / "trace", gap=1.0, **options)
+
+
+def test_a_slot_in_the_way_is_refused_inside_a_block_too(tmp_path: Path) -> None:
+    event = "7@{}:kvm_set_user_memory AddrSpace#0 Slot#{} flags=0x0 gpa={:#x} size={:#x} ua=0x7f0000000000 ret=0\n"
+    lines = [event.format(f"{1 + i / 1e3:.6f}", i, i << 20, 0x1000) for i in range(200)]
+    for gpa, size in ((50 << 20, 0x1000), ((50 << 20) - 0x1000, 0x2000)):
+        with pytest.raises(TraceError, match=r":201: slot 300: .* overlaps slot 50 "):
+            read(tmp_path, "".join([*lines, event.format("2.000000", 300, gpa, size)]))
+
+
+def test_a_thread_that_runs_vcpus_of_two_vms_is_told_apart_by_the_descriptor(tmp_path: Path) -> None:
+    run = "9 {:.6f} ioctl({}, KVM_RUN, 0) = 0 <0.000050>\n"
+    lines = ["7 1700000000.100000 ioctl(4, KVM_CREATE_VCPU, 0) = 5 <0.000010>\n"]
+    lines += ["7 1700000000.200000 ioctl(8, KVM_CREATE_VCPU, 0) = 9 <0.000010>\n", change(1.0, 0, 4096)]
+    lines += [change(1.2, 0, 4096, fd=8)]
+    lines += [run.format(1700000002 + i / 1e3, fd) for i in range(50) for fd in (5, 9)]
+    state = read(tmp_path, "".join(lines), vm=4).run_state
+    assert state is not None
+    (vcpu,) = state.vcpus
+    assert len(state.returns(vcpu, 0.0, 2e9)) == 50
+
+
+def test_a_line_without_any_word_of_a_traces_ends_a_call(tmp_path: Path) -> None:
+    """Without -T a KVM_RUN has returned at the thread's next line, whatever call that is."""
+    lines = [change(1.0, 0, 4096), *(f"9 {1700000001.2 + i / 10:.6f} ioctl(5, KVM_RUN, 0) = 0\n" for i in range(3))]
+    lines += ['9 1700000001.600000 read(3, "", 8) = 0\n', change(2.0, 0, 0), change(2.1, 0, 4096)]
+    lines += ["9 1700000003.000000 ioctl(5, KVM_RUN, 0) = 0\n", '9 1700000004.000000 read(3, "", 8) = 0\n']
+    (hole,) = check(read(tmp_path, "".join(lines))).holes
+    assert hole.verdict.value == "closed", hole.reason
+
+
+def test_the_whole_of_a_hole_is_looked_at(tmp_path: Path) -> None:
+    """Two slots go, the first comes back, a vCPU runs, the second comes back."""
+    lines = [change(1.0, 0, 4096), change(1.1, 1, 4096), change(2.0, 0, 0), change(2.1, 1, 0), change(2.2, 0, 4096)]
+    lines += ["9 1700000001.500000 ioctl(5, KVM_RUN, 0) = 0 (KVM_EXIT_HLT) <0.000100>\n"]
+    lines += ["9 1700000002.300000 ioctl(5, KVM_RUN, 0) = 0 (KVM_EXIT_IO) <0.050000>\n", change(2.5, 1, 4096)]
+    lines += ["9 1700000003.000000 ioctl(5, KVM_RUN, 0) = 0 (KVM_EXIT_IO) <0.000100>\n"]
+    (hole,) = check(read(tmp_path, "".join(lines))).holes
+    assert (hole.verdict.value, hole.rule.name) == ("open", "guest-return")
