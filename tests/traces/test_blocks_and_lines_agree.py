@@ -96,6 +96,10 @@ def change(time: float, slot: int, size: int, fd: int = 4) -> str:
     return f"7 {1700000000 + time:.6f} {SET.format(fd, slot, slot << 20, size)} = 0 <0.010000>\n"
 
 
+PADDING = '7 1700000001.150000 read(3, "", 8) = 0 <0.000001>\n' * 7000
+"""More than a block: by the next one it is known which format it is."""
+
+
 def read(tmp_path: Path, text: str, **options: Any) -> traces.Timeline:
     (tmp_path / "trace").write_text(text)
     return traces.read(tmp_path / "trace", gap=1.0, **options)
@@ -113,7 +117,7 @@ def test_a_thread_that_runs_vcpus_of_two_vms_is_told_apart_by_the_descriptor(tmp
     run = "9 {:.6f} ioctl({}, KVM_RUN, 0) = 0 <0.000050>\n"
     lines = ["7 1700000000.100000 ioctl(4, KVM_CREATE_VCPU, 0) = 5 <0.000010>\n"]
     lines += ["7 1700000000.200000 ioctl(8, KVM_CREATE_VCPU, 0) = 9 <0.000010>\n", change(1.0, 0, 4096)]
-    lines += [change(1.2, 0, 4096, fd=8)]
+    lines += [PADDING, change(1.2, 0, 4096, fd=8)]
     lines += [run.format(1700000002 + i / 1e3, fd) for i in range(50) for fd in (5, 9)]
     state = read(tmp_path, "".join(lines), vm=4).run_state
     assert state is not None
@@ -123,7 +127,11 @@ def test_a_thread_that_runs_vcpus_of_two_vms_is_told_apart_by_the_descriptor(tmp
 
 def test_a_line_without_any_word_of_a_traces_ends_a_call(tmp_path: Path) -> None:
     """Without -T a KVM_RUN has returned at the thread's next line, whatever call that is."""
-    lines = [change(1.0, 0, 4096), *(f"9 {1700000001.2 + i / 10:.6f} ioctl(5, KVM_RUN, 0) = 0\n" for i in range(3))]
+    lines = [
+        change(1.0, 0, 4096),
+        PADDING,
+        *(f"9 {1700000001.2 + i / 10:.6f} ioctl(5, KVM_RUN, 0) = 0\n" for i in range(3)),
+    ]
     lines += ['9 1700000001.600000 read(3, "", 8) = 0\n', change(2.0, 0, 0), change(2.1, 0, 4096)]
     lines += ["9 1700000003.000000 ioctl(5, KVM_RUN, 0) = 0\n", '9 1700000004.000000 read(3, "", 8) = 0\n']
     (hole,) = check(read(tmp_path, "".join(lines))).holes
