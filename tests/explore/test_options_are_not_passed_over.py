@@ -33,5 +33,5 @@ def test_a_list_of_some_models_says_their_bounds(capsys: pytest.CaptureFixture[s
     assert main(["explore", "--list", "batch", "stage2-collapse-rcu-3"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in out[::2]] == ["batch", "stage2-collapse-rcu-3"]
-    assert out[1].endswith("at most 1 store in a buffer")
+    assert out[1].endswith("at most 2 stores in a buffer")
     assert out[3].endswith("at most 2 stores in a buffer; too large to be searched whole: --random, --pct")

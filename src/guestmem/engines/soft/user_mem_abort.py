@@ -56,7 +56,7 @@ _COUNT = const(255)
 _PAGE_SHIFT = const(12)
 
 
-@compiled
+@compiled(nogil=True)
 def stage2_fault(
     vm: Words,
     memslots: Words,
