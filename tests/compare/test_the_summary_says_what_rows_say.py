@@ -32,7 +32,7 @@ def test_right_wrong_and_not_judged() -> None:
             row("broken", broken=True, median=1.0),
         )
     )
-    assert found.right == ("slow", "quick")
+    assert found.clean == ("slow", "quick")
     assert found.unjudged == ("unseen",)
     assert found.wrong == {
         "holed": "3 data accesses in a hole, 1 guests killed",
@@ -43,7 +43,7 @@ def test_right_wrong_and_not_judged() -> None:
 
 def test_one_bad_row_makes_a_design_wrong() -> None:
     found = summary(comparison(row("a", 1), row("a", 4, lost=-1), row("b", 1, instants=0), row("b", 4)))
-    assert found.right == ("b",)
+    assert found.clean == ("b",)
     assert found.wrong == {"a": "1 writes lost"}
     assert found.cheapest == {1: ("b", "b"), 4: ("b", "b")}
 
@@ -54,7 +54,7 @@ def test_what_was_refused_is_not_right_and_what_was_cut_short_is_not_judged() ->
     cut.replays = 0
     found = summary(comparison(refusing, cut))
     assert found.wrong == {"a": "transactions that it refused"}
-    assert found.right == found.unjudged == ()
+    assert found.clean == found.unjudged == ()
 
 
 def test_it_is_printed_and_in_the_json() -> None:
@@ -62,6 +62,6 @@ def test_it_is_printed_and_in_the_json() -> None:
     stream = io.StringIO()
     print_comparison(made, stream=stream)
     assert "wrong: holed: 3 data accesses in a hole\n" in stream.getvalue()
-    assert "right, with one instant: fine\n" in stream.getvalue()
+    assert "nothing seen to go wrong, one instant wherever both sides were seen: fine\n" in stream.getvalue()
     assert "cheapest of these at 2 vCPUs: fine (median update), fine (vCPUs kept waiting)" in stream.getvalue()
-    assert made.as_dict()["summary"]["right"] == ["fine"]
+    assert made.as_dict()["summary"]["clean"] == ["fine"]

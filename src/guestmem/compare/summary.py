@@ -1,4 +1,4 @@
-"""What a comparison comes to: which designs were right, and which of these was cheapest."""
+"""What a comparison comes to: with which designs nothing went wrong, and which of these was cheapest."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ __all__ = ["Summary", "summary"]
 
 
 class Summary(NamedTuple):
-    """``right``: designs in none of whose rows anything went wrong, in some of which one instant was found.
+    """``clean``: designs in none of whose rows anything was seen to go wrong: no proof that nothing can.
 
-    ``unjudged``: the same, but no update was seen from both sides, so whether it had one instant is not known.
-    ``wrong``: by design, what went wrong, in words. ``cheapest``: by number of vCPUs, the right design whose updates
-    took least in the median, and the one that kept vCPUs waiting least in all (waits times their median).
+    Each of their updates that was seen from both sides had one instant, and there were some. ``unjudged``: the same,
+    but no update was seen from both sides. ``wrong``: by design, what went wrong, in words. ``cheapest``: by number of
+    vCPUs, of clean and unjudged ones the design whose updates took least in the median, and the one that kept vCPUs
+    waiting least in all (waits times their median).
     """
 
-    right: tuple[str, ...]
+    clean: tuple[str, ...]
     unjudged: tuple[str, ...]
     wrong: dict[str, str]
     cheapest: dict[int, tuple[str, str]]
@@ -27,7 +28,7 @@ class Summary(NamedTuple):
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
-            "right": list(self.right),
+            "clean": list(self.clean),
             "unjudged": list(self.unjudged),
             "wrong": self.wrong,
             "cheapest": {

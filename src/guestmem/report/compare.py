@@ -79,7 +79,8 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
         stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
     if comparison.rows and comparison.rows[0].unmeasured:
         stream.write(f"  -: engine {comparison.engine} cannot measure it: {UNMEASURED}\n")
-    stream.writelines(_witness(row) for row in comparison.rows if row.witness is not None)
+    unit = "ns" if comparison.engine == "soft" else "ticks of the TSC"
+    stream.writelines(_witness(row, unit) for row in comparison.rows if row.witness is not None)
     if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
         stream.writelines(
             f"  refused, so done with all vCPUs paused: {row.design}, {row.vcpus} vCPUs: {text}\n"
@@ -101,15 +102,15 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
 
 
 def _summary(comparison: Comparison) -> list[str]:
-    """Which designs were right, and which of these was cheapest; nothing for less than two designs."""
+    """What went wrong, with which designs nothing did, and which of these was cheapest; nothing for one design."""
     found = summary(comparison)
-    if len(found.right) + len(found.unjudged) + len(found.wrong) < 2:
+    if len(found.clean) + len(found.unjudged) + len(found.wrong) < 2:
         return []
     lines = [f"wrong: {design}: {what}" for design, what in found.wrong.items()]
-    if found.right:
-        lines.append(f"right, with one instant: {', '.join(found.right)}")
+    if found.clean:
+        lines.append(f"nothing seen to go wrong, one instant wherever both sides were seen: {', '.join(found.clean)}")
     if found.unjudged:
-        lines.append(f"nothing wrong, one instant not judged: {', '.join(found.unjudged)}")
+        lines.append(f"nothing seen to go wrong, no update seen from both sides: {', '.join(found.unjudged)}")
     lines += [
         f"cheapest of these at {vcpus} vCPU{'s' * (vcpus != 1)}: {update} (median update), "
         f"{stalls} (vCPUs kept waiting)"
@@ -118,14 +119,14 @@ def _summary(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _witness(row: Row) -> str:
+def _witness(row: Row, unit: str) -> str:
     """The two accesses that contradict each other, of the first update of a row that had no one instant."""
     assert row.witness is not None
     lines = f"lines {row.witness['first_line']}-{row.witness['last_line']}"
     new, old = row.witness["witness"]
     return (
         f"  no one instant: {row.design}, {row.vcpus} vCPUs, {lines}: {old['who']} began to access {old['where']} "
-        f"{old['start'] - new['end']} after {new['who']} had seen new at {new['where']}, and saw old\n"
+        f"{old['start'] - new['end']} {unit} after {new['who']} had seen new at {new['where']}, and saw old\n"
     )
 
 
