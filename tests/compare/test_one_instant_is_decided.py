@@ -24,6 +24,8 @@ from guestmem.memslots import Change
 pytestmark = pytest.mark.compiled_only
 KVM = pytest.mark.skipif(bool(unusable()), reason=unusable() or "-")
 ENGINES = ["soft", pytest.param("kvm", marks=KVM)]
+ENOUGH = 1_000_000
+"""Accesses among which what a test waits for is certain to be, if it can be at all."""
 PAGES = 4
 OLD_A, NEW_A, OLD_B, NEW_B = range(0, 4 * PAGES, PAGES)
 """Pages of the host memory where each begins."""
@@ -74,11 +76,17 @@ def looked_at(engine: MeasuredEngine) -> Judgement:
     return judge(accesses_of_reports(engine.reports()))
 
 
-def wait_until(seen: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 60
+def accesses(engine: MeasuredEngine) -> int:
+    return sum(each["accesses"] for each in engine.vcpu_counts())
+
+
+def wait_until(engine: MeasuredEngine, seen: Callable[[], bool], what: str) -> None:
+    """Until ``seen``: it fails once the vCPUs have made so many accesses without; if they hardly run, it is skipped."""
+    end, most = time.monotonic() + 60, accesses(engine) + ENOUGH
     while not seen():
+        assert accesses(engine) < most, f"{what}: not in {ENOUGH} accesses"
         if time.monotonic() > end:
-            pytest.skip(f"{what}: not within a minute on this machine")
+            pytest.skip(f"{what}: the vCPUs made too few accesses in a minute on this machine")
         time.sleep(1e-4)
 
 
@@ -109,7 +117,7 @@ def pinned(
             if calls == after:
                 if kept_out:
                     engine.resume()
-                wait_until(lambda: looked_at(engine).verdict is Verdict.FAIL, "two accesses that contradict")
+                wait_until(engine, lambda: looked_at(engine).verdict is Verdict.FAIL, "two accesses that contradict")
             return done
 
         engine.set_load(load)
@@ -210,7 +218,9 @@ def test_batch_has_none_where_an_access_to_an_invalid_slot_exits(memory: HostMem
 
         def flushed(*arguments: object) -> None:
             real(*arguments)
-            wait_until(lambda: any(each["holes_read"] for each in engine.vcpu_counts()), "an access that met a hole")
+            wait_until(
+                engine, lambda: any(each["holes_read"] for each in engine.vcpu_counts()), "an access that met a hole"
+            )
 
         engine.flush_shadow = flushed  # type: ignore[attr-defined]
         with engine.window():
@@ -223,3 +233,33 @@ def test_what_nobody_looked_at_does_not_pass() -> None:
     assert judge(accesses_of_reports([None, None])).verdict is Verdict.UNKNOWN
     reports: Sequence[None] = []
     assert judge(accesses_of_reports(reports)).verdict is Verdict.UNKNOWN
+
+
+def test_what_the_vmm_answers_in_a_hole_was_seen_as_old(memory: HostMemory) -> None:
+    """``sequential_answered``: while the slot is away, accesses go on to see the memory that it had."""
+    before, changes, load = rehost(memory)
+    with measured_engine("soft", 1) as engine:
+        for change in before:
+            engine.set_memory_region(change)
+        apply = find("sequential_answered").prepare(engine)
+        engine.set_access(Access(writes=0, fetches=0))
+        engine.set_load(load)
+        engine.start()
+        real = engine.set_memory_region
+
+        def stepped(change: Change) -> object:
+            done = real(change)
+            if change == Change(2):  # both are new, or away: only an answer can show old memory from here on
+                away = time.monotonic_ns()
+                wait_until(
+                    engine,
+                    lambda: any(each is not None and each.last_old > away for each in engine.reports()),
+                    "an answer from the memory behind a hole",
+                )
+            return done
+
+        engine.set_memory_region = stepped  # type: ignore[method-assign, assignment]
+        with engine.window():
+            apply(engine, changes)
+        engine.stop()
+        assert sum(each["answered_reads"] for each in engine.vcpu_counts()) > 0
