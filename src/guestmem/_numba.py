@@ -12,8 +12,9 @@ import ast
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = ["cache_directory", "compile_fresh", "declared_signature", "dispatcher
 
 _PACKAGE = Path(__file__).parent
 _OFTEN = 1e-4
+_KEPT_DAYS = 30
 _TYPES = {
     "Words": types.uint64[::1],
     "Own": types.uint64[::1],
@@ -87,8 +89,12 @@ class _Locator(UserWideCacheLocator):
         return source_stamp(self._path)
 
     def get_disambiguator(self) -> str:
-        # A cached function imports its module by name: a file run as a script and imported is two.
-        return hashlib.sha256(f"{self._path.as_posix()} {self._module}".encode()).hexdigest()[:12]
+        # A cached function imports its module by name: a file run as a script and imported is two. What is of this
+        # package is known by its text, all that it calls included, so that two checkouts share one cache. A file of
+        # somebody else's is known by its place: what it imports beside it is in no stamp.
+        ours = self._path.is_relative_to(_PACKAGE)
+        place = source_stamp(self._path) if ours else self._path.as_posix()
+        return hashlib.sha256(f"{place} {self._module}".encode()).hexdigest()[:12]
 
 
 class _Implementation(CompileResultCacheImpl):
@@ -99,11 +105,22 @@ class _Cache(FunctionCache):
     _impl_class = _Implementation
 
 
+def _forget_old(directory: Path) -> None:
+    """Remove what was compiled long ago: each edit of a source leaves what was compiled from the text before."""
+    oldest = time.time() - _KEPT_DAYS * 86_400
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError):  # another process does the same
+                if entry.stat().st_mtime < oldest:
+                    Path(entry.path).unlink()
+
+
 @cache
 def _can_cache() -> bool:
     """Whether compiled functions can be kept; where nothing can be written they are compiled in every process."""
     try:
         cache_directory().mkdir(parents=True, exist_ok=True)
+        _forget_old(cache_directory())
     except OSError:
         return False
     # Set from outside, other locators would replace ours, which are the ones that notice changes.
