@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import guestmem
 from guestmem.atomics import peek
 from guestmem.compiled import U64, compiled, words
 
@@ -49,24 +47,6 @@ def test_the_cache_asks_our_locator() -> None:
     assert Path(locator.get_cache_path()) == cache_directory()
     assert locator.get_source_stamp() == source_stamp(path)
     assert locator.get_disambiguator() in implementation.filename_base
-
-
-def test_two_checkouts_share_one_cache_and_an_edit_is_noticed(tmp_path: Path) -> None:
-    package = Path(guestmem.__file__).parent
-    for name in ("one", "two", "edited"):
-        (tmp_path / name / "guestmem").mkdir(parents=True)
-        for file in package.glob("*.py"):  # no room: what compiled functions need stands beside them
-            (tmp_path / name / "guestmem" / file.name).write_bytes(file.read_bytes())
-    with (tmp_path / "edited/guestmem/atomics.py").open("a") as edited:
-        edited.write("# edited\n")
-
-    def compiled_by(name: str) -> int:
-        code = "from guestmem.atomics import peek; from guestmem.compiled import words; assert peek(words(1), 0) == 0"
-        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path / name)}
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=tmp_path)
-        return len(list((tmp_path / "cache/guestmem").glob("atomics.peek-*.nbc")))
-
-    assert [compiled_by(name) for name in ("one", "two", "edited", "edited")] == [1, 1, 2, 2]
 
 
 def test_what_was_compiled_long_ago_is_removed(tmp_path: Path) -> None:
