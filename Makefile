@@ -12,7 +12,7 @@ BOTH_FORMS := $(wildcard tests/test_atomics.py tests/test_futex.py tests/test_cl
 KVM_ROOMS := tests/engines_kvm tests/abi tests/conform tests/vm tests/demo
 
 # These show something only if vCPUs and updater have the cores to themselves.
-ALONE := tests/compare/test_two_hundred_replays.py tests/engines_kvm tests/vm tests/demo
+ALONE := tests/compare/test_many_replays.py tests/test_fence.py tests/engines_kvm tests/vm tests/demo
 BESIDE := tests/explore tests/stage2 tests/abi tests/conform
 
 # pip: -qq leaves errors, and drops warnings about indices that are configured but away.

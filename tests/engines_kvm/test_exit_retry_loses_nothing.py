@@ -10,6 +10,7 @@ from guestmem.designs import find
 from guestmem.engines.kvm import InternalError
 from guestmem.memslots import Change
 from kvm_guest import PROGRAMS, Guest
+from slices import sliced
 
 pytestmark = pytest.mark.compiled_only
 
@@ -57,7 +58,7 @@ def test_no_operation_is_lost(name: str) -> None:
 @pytest.mark.parametrize("name", SAFE)
 def test_no_operation_is_lost_over_many_updates(name: str) -> None:
     with Guest(name) as guest:
-        play(guest, "exit_retry", 2.5)
+        play(guest, "exit_retry", sliced(700, 2_500) / 1_000)
         assert guest.engine.vm.ended == {}
         assert -2 <= guest.missing() <= 0
 

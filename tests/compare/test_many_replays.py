@@ -1,4 +1,4 @@
-"""Over 200 replays of a real boot: sequential shows holes, pauses and ``atomic`` none, the broken design is caught."""
+"""Over many replays of a real boot: sequential shows holes, pauses and ``atomic`` none, the broken design is caught."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from guestmem.compare import Comparison, Row, compare
 from guestmem.designs import BROKEN
 from guestmem.engines import Access
 from guestmem.traces import Timeline, read
+from slices import sliced
 
 pytestmark = [pytest.mark.slow, pytest.mark.compiled_only]
 
 TRACE = Path(__file__).parents[2] / "examples" / "traces" / "pc-seabios-smp2.log"
-REPLAYS = 200
-STALLS = 2_000
+REPLAYS = sliced(30, 200)
+STALLS = sliced(300, 2_000)
 MOST_ROUNDS = 12
-"""Of 200 replays each: on a loaded machine fewer accesses run into a stall."""
+"""Of that many replays each: on a loaded machine fewer accesses run into a stall."""
 MOST_WEAK = 4
 RIGHT = ("pause", "pause_if_overlap")
 
@@ -45,7 +46,7 @@ def rows(timeline: Timeline) -> dict[str, Row]:
 
 @pytest.fixture(scope="module")
 def atomic(timeline: Timeline) -> list[Comparison]:
-    """Runs of atomic and the broken design, until vCPUs ran into 2 000 stalls in runs whose load was strong enough."""
+    """Runs of atomic and the broken design, until vCPUs ran into enough stalls in runs whose load was strong enough."""
     runs: list[Comparison] = []
     while sum(flux_stalls(run) for run in runs if run.strong_enough) < STALLS and len(runs) < MOST_ROUNDS:
         runs.append(replays(timeline, len(runs), "atomic", access=Access(changed=0.95)))
