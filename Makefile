@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 DEMO := examples/traces/pc-seabios-smp2.log
 
 # Tests of rooms with compiled functions: `make test` runs them in both forms (tests/test_house.py keeps the list whole).
-BOTH_FORMS := $(wildcard tests/test_atomics.py tests/test_futex.py tests/test_clock.py tests/test_words.py tests/test_structure.py tests/test_system.py \
+BOTH_FORMS := $(wildcard tests/test_atomics.py tests/test_cache_lines.py tests/test_futex.py tests/test_clock.py tests/test_words.py tests/test_structure.py tests/test_system.py \
 	tests/test_patience.py tests/rcu tests/ranges tests/dirty tests/memslots tests/gmem tests/stage2 tests/engines tests/designs)
 
 KVM_ROOMS := tests/engines_kvm tests/abi tests/conform tests/vm tests/demo

@@ -35,10 +35,10 @@ FLOORS = [
     ["dirty", "ranges", "history"],
     ["rcu"],
     ["patience"],
-    ["system", "process_memory"],
+    ["system", "process_memory", "cache_lines"],
     ["atomics", "clock", "structure"],
     ["compiled"],
-    ["_intrinsics", "_numba", "_packages", "low_memory"],
+    ["_intrinsics", "_vectors", "_numba", "_packages", "low_memory"],
     ["futex", "units", "errors", "interrupts", "notebook", "slot_key", "_face"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

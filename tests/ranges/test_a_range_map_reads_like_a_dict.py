@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,32 @@ def test_a_snapshot_holds_until_it_is_dropped(ranges: RangeMap) -> None:
 
 
 @pytest.mark.parametrize(
+    ("search", "ask", "answer"),
+    [
+        ("ranges_load_many", lambda m: m.load_many([0, 25]).tolist(), [1, 2]),
+        ("ranges_gap", lambda m: m.find_gap(5), 10),
+        ("ranges_copy", lambda m: [len(column) for column in m.to_arrays()], [3, 3, 3]),
+    ],
+)
+def test_a_long_search_sees_one_moment(
+    ranges: RangeMap, search: str, ask: Any, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that lets go of the GIL: another thread stores when it has the tree, and before it looks at it."""
+    module: Any = importlib.import_module("guestmem.ranges.snapshot")
+    real = getattr(module, search)
+
+    def searched(*arguments: Any) -> Any:
+        storing = threading.Thread(target=lambda: ranges.store(0, 100, 9))
+        storing.start()
+        storing.join()
+        return real(*arguments)
+
+    monkeypatch.setattr(module, search, searched)
+    assert ask(ranges) == answer
+    assert list(ranges.gaps(0, 100)) == []
+
+
+@pytest.mark.parametrize(
     ("call", "line"),
     [
         (lambda m: m.store(5, 5, 1), "range: [0x5, 0x5) is empty or reversed"),
@@ -112,7 +140,9 @@ def test_a_snapshot_holds_until_it_is_dropped(ranges: RangeMap) -> None:
         (lambda m: m.store_arrays([0.5], [4], [1]), "first: not all are integers"),
         (lambda m: m.store_arrays([-5], [4], [1]), "first: -5 is not within 0 to 0xffffffffffffffff"),
         (lambda m: m.load_many([-1]), "indices: -1 is not within 0 to 0xffffffffffffffff"),
-        (lambda m: m.enter(0), "reader: 0x0 is not within 0 to -0x1"),
+        (lambda m: m.snapshot().load_many(["a"]), "indices: not all are integers"),
+        (lambda m: m.enter(0), "reader: 0: the map was made for 0 readers"),
+        (lambda m: RangeMap(readers=2).exit(2), "reader: 2: the map was made for 2 readers, 0 to 1"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(ranges: RangeMap, call: Any, line: str) -> None:

@@ -17,9 +17,9 @@ import guestmem
 __all__ = ["Function", "Package", "sources"]
 
 ROOT = Path(guestmem.__file__).parent
-PRIMITIVES = {"atomics.py", "clock.py", "system.py"}
+PRIMITIVES = {"atomics.py", "cache_lines.py", "clock.py", "system.py"}
 """Files whose functions at the top are operations that compiled functions may call."""
-LOADS = {"load_relaxed", "load_acquire", "host_load", "host_load8", "host_load16", "host_load32"}
+LOADS = {"load_relaxed", "load_acquire", "count_at_most", "host_load", "host_load8", "host_load16", "host_load32"}
 STORES = {
     *("store_relaxed", "store_release", "compare_exchange", "exchange", "fetch_add", "fetch_and", "fetch_or"),
     *("host_store", "host_store8", "host_store16", "host_store32", "host_fetch_add", "host_fetch_or", "system_call"),

@@ -33,7 +33,7 @@ SHARED = (
 )
 """Modules (and all below them) that a twin takes from the compiled copy: they hold no words that threads share."""
 
-_COMPILED_ONLY = ("_intrinsics.py", "_numba.py")
+_COMPILED_ONLY = ("_intrinsics.py", "_vectors.py", "_numba.py")
 
 
 class Mutation(NamedTuple):

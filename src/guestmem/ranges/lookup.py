@@ -10,6 +10,7 @@ here a reader keeps the tree that it started with.
 from __future__ import annotations
 
 from ..atomics import load_acquire, load_relaxed
+from ..cache_lines import count_at_most, prefetch
 from ..compiled import U64, Own, Words, compiled, const, u64
 from .layout import HEIGHT_BITS, HEIGHT_MASK, ROOT, WIDTH
 
@@ -31,25 +32,24 @@ def node_count(ranges: Words, node: U64, width: U64) -> U64:
 def _search(ranges: Words, node: U64, width: U64, index: U64) -> U64:
     """How many keys of a node, but for its first, are at most ``index``. O(width / 8).
 
-    Every eighth key, then the seven behind the last of these that is: a cache line each, the lines asked for side by
-    side, no branch that depends on a key. Keys past the count are 2**64 - 1, which only that very index reaches.
+    All its lines of keys, asked for side by side; no branch depends on a key. Keys past the count are 2**64 - 1, which
+    only that very index reaches. Vector loads are right here: nobody writes a node that a reader can reach.
     """
-    low = u64(0)
-    probe = _EIGHT
-    while probe < width:
-        low += u64(load_relaxed(ranges, node + probe) <= index)
-        probe += _EIGHT
-    at = node + (low << 3)
-    return (
-        (low << 3)
-        + u64(load_relaxed(ranges, at + _ONE) <= index)
-        + u64(load_relaxed(ranges, at + _TWO) <= index)
-        + u64(load_relaxed(ranges, at + u64(3)) <= index)
-        + u64(load_relaxed(ranges, at + u64(4)) <= index)
-        + u64(load_relaxed(ranges, at + u64(5)) <= index)
-        + u64(load_relaxed(ranges, at + u64(6)) <= index)
-        + u64(load_relaxed(ranges, at + u64(7)) <= index)
-    )
+    found = count_at_most(ranges, node, index)
+    at = _EIGHT
+    while at < width:
+        found += count_at_most(ranges, node + at, index)
+        at += _EIGHT
+    return found - _ONE
+
+
+@compiled(inline=True)
+def _expect_values(ranges: Words, node: U64, width: U64) -> None:
+    """Ask for a node's lines of values, one of which is read when its keys have been compared: one miss, not two."""
+    at = width
+    while at < width + width:
+        prefetch(ranges, node + at)
+        at += _EIGHT
 
 
 @compiled
@@ -65,6 +65,8 @@ def load_from(ranges: Words, root: U64, index: U64) -> U64:
     height = root & HEIGHT_MASK
     node = root >> HEIGHT_BITS
     while True:
+        if height <= 1:  # what lies above is in a nearer cache
+            _expect_values(ranges, node, width)
         at = _search(ranges, node, width, index)
         if index == _LAST:
             at = node_count(ranges, node, width) - _ONE
@@ -81,9 +83,8 @@ def ranges_load(ranges: Words, index: U64) -> U64:
 
 
 @compiled(nogil=True)
-def ranges_load_many(ranges: Words, indices: Own, values: Own, count: U64) -> None:
-    """Write the values at ``count`` indices, all of one moment. O(count log n)."""
-    root = load_acquire(ranges, ROOT)
+def ranges_load_many(ranges: Words, root: U64, indices: Own, values: Own, count: U64) -> None:
+    """Write the values at ``count`` indices in the tree ``root``, which a snapshot or section holds. O(log n) each."""
     number = u64(0)
     while number < count:
         values[number] = load_from(ranges, root, indices[number])

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from ..atomics import peek, poke
 from ..compiled import INTERPRETED, Words, own, words
@@ -16,14 +16,10 @@ from ..rcu.srcu import srcu_enter, srcu_exit, srcu_words
 from ..units import U64_MAX
 from . import layout as at
 from .invariants import check_ranges
-from .lookup import ranges_load, ranges_load_many
+from .lookup import ranges_load
 from .nodes import end_node, free_expired, free_waiting
 from .snapshot import Ranges, RangeSnapshot, bounds_of, index_of, slice_bounds, words_of
 from .store import ranges_store, ranges_store_many, worst_nodes
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 __all__ = ["RangeMap"]
 
@@ -247,18 +243,6 @@ class RangeMap(Ranges):
         ranges.store_arrays(first, last, value)
         return ranges
 
-    def load_many(self, indices: Any) -> npt.NDArray[np.uint64]:
-        """The values at many indices, 0 where there is none: an array of the same length. O(log n) each."""
-        import numpy as np
-
-        wanted = words_of("indices", indices)
-        values = np.zeros(len(wanted), np.uint64)
-        if INTERPRETED:
-            ranges_load_many(self.words, memoryview(cast("Any", wanted)), memoryview(cast("Any", values)), len(wanted))
-        else:
-            ranges_load_many(self.words, cast("Any", wanted), cast("Any", values), len(wanted))
-        return values
-
     def snapshot(self) -> RangeSnapshot:
         """What the map holds now, for ever, until it is closed or dropped. O(1)."""
         with self._lock:
@@ -296,11 +280,18 @@ class RangeMap(Ranges):
 
         Compiled readers call ``srcu_enter(words, srcu_base(), reader + 1)`` themselves.
         """
-        srcu_enter(self.words, at.srcu_base(), 1 + index_of("reader", reader, self.readers - 1))
+        srcu_enter(self.words, at.srcu_base(), self._reader(reader))
 
     def exit(self, reader: int) -> None:
         """Reader ``reader`` looks no longer."""
-        srcu_exit(self.words, at.srcu_base(), 1 + index_of("reader", reader, self.readers - 1))
+        srcu_exit(self.words, at.srcu_base(), self._reader(reader))
+
+    def _reader(self, reader: int) -> int:
+        number = index_of("reader", reader)
+        if number >= self.readers:
+            most = f", 0 to {self.readers - 1}" if self.readers else ""
+            raise UsageError(f"reader: {number}: the map was made for {self.readers} readers{most}")
+        return 1 + number
 
     @property
     def nbytes(self) -> int:

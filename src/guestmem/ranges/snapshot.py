@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..compiled import INTERPRETED, Own, Words, own
 from ..errors import UsageError
 from ..units import U64_MAX
-from .lookup import find_from, load_from, ranges_copy, ranges_gap
+from .lookup import find_from, load_from, ranges_copy, ranges_gap, ranges_load_many
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,11 +171,25 @@ class Ranges(ABC):
         found = own(2)
         if size == _SPACE:  # more than a word holds
             return 0 if len(self) == 0 else None
-        return int(found[0]) if ranges_gap(self.words, self.root, first, last, size, found) else None
+        with self.snapshot() as snapshot:  # the search lets go of the GIL: no store may edit in place meanwhile
+            return int(found[0]) if ranges_gap(snapshot.words, snapshot.root, first, last, size, found) else None
 
     def covered(self) -> int:
         """Number of indices that have a value. O(n)."""
         return sum(end - start for start, end, _ in self)
+
+    def load_many(self, indices: Any) -> npt.NDArray[np.uint64]:
+        """The values at many indices, all of one moment, 0 where there is none: an array as long. O(log n) each."""
+        import numpy as np
+
+        wanted = words_of("indices", indices)
+        values = np.zeros(len(wanted), np.uint64)
+        asked, found = cast("Any", wanted), cast("Any", values)
+        if INTERPRETED:
+            asked, found = memoryview(asked), memoryview(found)
+        with self.snapshot() as snapshot:  # as above
+            ranges_load_many(snapshot.words, snapshot.root, asked, found, len(wanted))
+        return values
 
     def to_arrays(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
         """First index, last index and value of all ranges, ascending: three NumPy arrays of ``len(self)`` words. O(n).
