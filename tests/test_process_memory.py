@@ -87,6 +87,12 @@ def test_addresses_that_no_process_has(address: int) -> None:
             call()
 
 
+@pytest.mark.parametrize("address", [0, 8, (1 << 47) - 8, 1 << 47, 1 << 63, (1 << 64) - 8])
+def test_nothing_is_read_and_written_anywhere(address: int) -> None:
+    assert read_memory(address, 0) == b""
+    write_memory(address, b"")
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_there_is_read_and_written_whole(size: int) -> None:
     address = mapped(8, mmap.PROT_READ | mmap.PROT_WRITE) + 3

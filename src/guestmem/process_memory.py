@@ -70,6 +70,8 @@ def _scratch() -> _Scratch | None:
 def read_memory(address: int, size: int) -> bytes:
     """``size`` bytes of this process from ``address`` on; MemslotError (EFAULT) unless all can be read. O(size).
 
+    No bytes can be read anywhere: the kernel's ``access_ok()`` takes an empty range at any address.
+
     >>> held = ctypes.create_string_buffer(b"abcd")
     >>> read_memory(ctypes.addressof(held), 4)
     b'abcd'
@@ -77,6 +79,8 @@ def read_memory(address: int, size: int) -> bytes:
     Traceback (most recent call last):
     guestmem.errors.MemslotError: EFAULT: address 0x8: 4 bytes cannot be read
     """
+    if not size:
+        return b""
     if not 0 <= address < 1 << 63:
         raise _fault(address, size, "read")
     if size <= _SMALL and (scratch := _scratch()) is not None:
@@ -86,7 +90,7 @@ def read_memory(address: int, size: int) -> bytes:
         if copied != size:
             raise _fault(address, size, "read")
         return content
-    buffer = ctypes.create_string_buffer(size or 1)
+    buffer = ctypes.create_string_buffer(size)
     _copy(_readv, ctypes.addressof(buffer), address, size, "read")
     return buffer.raw[:size]
 
@@ -97,6 +101,8 @@ def write_memory(address: int, content: bytes) -> None:
     Where it fails in the middle, the pages before are written, as by the kernel's own copies.
     """
     size = len(content)
+    if not size:
+        return
     if not 0 <= address < 1 << 63:
         raise _fault(address, size, "written")
     if size <= _SMALL and (scratch := _scratch()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 
 import pytest
 
@@ -109,3 +110,9 @@ def test_what_there_is_not(arguments: list[str], line: str, capsys: pytest.Captu
     assert capsys.readouterr().err.startswith(f"guestmem: {line}")
     with pytest.raises(UsageError):
         call_of("")
+
+
+def test_each_call_that_a_title_names_can_be_asked_for() -> None:
+    for call, where in CALLS.items():
+        named = {*call.split(", "), *re.findall(r"KVM_(?!CAP_)[A-Z_]+|ftruncate", where)}
+        assert {call_of(name) for name in named} == {call}

@@ -15,6 +15,7 @@ from guestmem.abi.versions import (
     DIFFERENCES,
     LINUX_6_12,
     LINUX_6_18,
+    LINUX_6_18_44,
     LINUX_7_3,
     VERSIONS,
     KernelVersion,
@@ -84,7 +85,9 @@ def test_random_calls_find_no_other_difference(rng: random.Random) -> None:
 def test_releases() -> None:
     assert version_of("6.12.107") is LINUX_6_12
     assert version_of("6.17.0-rc3") is LINUX_6_12
-    assert version_of("6.18.44-fc") is LINUX_6_18
+    assert version_of("6.18.43-fc") is LINUX_6_18
+    assert version_of("6.18.44-fc") is version_of("6.18.101") is LINUX_6_18_44
+    assert version_of("6.19") is LINUX_6_18
     assert version_of("7.10") is LINUX_7_3
     with pytest.raises(UsageError, match="older than what is known"):
         version_of("5.10.1")

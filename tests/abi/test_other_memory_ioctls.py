@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from abi_words import EEXIST, EINVAL, OK, Ask
+from guestmem.abi.structures import MAX_VCPUS
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, EINVAL), (63, EINVAL), (64, OK), (1000, OK)])
@@ -18,6 +19,14 @@ def test_vcpu_ids(ask: Ask) -> None:
     assert ask("vcpu", 1).result == OK
     assert ask("vcpu", 1).result == EEXIST
     assert ask("vcpu", 4096).result == EINVAL
+
+
+@pytest.mark.slow
+def test_as_many_vcpus_as_there_can_be(ask: Ask) -> None:
+    """Before ids that are taken, and after ids that no vCPU has."""
+    for vcpu in range(MAX_VCPUS):
+        assert ask("vcpu", 2 * vcpu).result == OK
+    assert [ask("vcpu", vcpu).result for vcpu in (0, 1, 4095, 4096)] == [EINVAL] * 4
 
 
 @pytest.mark.parametrize("request_", [0xAEFE, 0xAE45, 0x4021AE46])

@@ -11,7 +11,14 @@ from ..errors import UsageError
 from ..memslots.checks import Limits, refusal_of, refused
 from ..memslots.slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_USER_MEM_SLOTS
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX
-from .structures import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEM_MAX_NR_PAGES, MAX_VCPU_IDS, V1_FLAGS, MemoryRegion
+from .structures import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    KVM_MEM_MAX_NR_PAGES,
+    MAX_VCPU_IDS,
+    MAX_VCPUS,
+    V1_FLAGS,
+    MemoryRegion,
+)
 from .versions import LINUX_6_18, KernelVersion
 
 __all__ = ["Host", "check_region"]
@@ -45,6 +52,8 @@ class Host:
     word_bits: int = 64
     max_vcpu_ids: int = MAX_VCPU_IDS
     """vCPU ids are below: 4 * CONFIG_KVM_MAX_NR_VCPUS."""
+    max_vcpus: int = MAX_VCPUS
+    """vCPUs of a VM: CONFIG_KVM_MAX_NR_VCPUS."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.address_spaces <= 2:

@@ -134,9 +134,15 @@ class DirtyState:
         raise MemslotError(errno.EINVAL, f"cap: {self._name_of(cap)} with flags {flags:#x} cannot be enabled here")
 
     def create_vcpu(self, vcpu: int) -> int:
-        """KVM_CREATE_VCPU: EINVAL from ``host.max_vcpu_ids`` on, EEXIST for an id that is taken; a made-up file."""
+        """KVM_CREATE_VCPU; a made-up file.
+
+        EINVAL for an id from ``host.max_vcpu_ids`` on, then for any where there are ``host.max_vcpus``, then EEXIST for
+        one that is taken. Source: ``kvm_vm_ioctl_create_vcpu()``.
+        """
         if not 0 <= vcpu < self._vm.host.max_vcpu_ids:
             raise MemslotError(errno.EINVAL, f"vcpu: {vcpu} is not in 0..{self._vm.host.max_vcpu_ids - 1}")
+        if len(self.rings) >= self._vm.host.max_vcpus:
+            raise MemslotError(errno.EINVAL, f"vcpu: the VM has {len(self.rings)}, as many as there can be")
         if vcpu in self.rings:
             raise MemslotError(errno.EEXIST, f"vcpu: {vcpu} exists")
         self.rings[vcpu] = DirtyRing(self.ring_entries, reserved=self._reserved) if self.ring_entries else None

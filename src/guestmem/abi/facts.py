@@ -73,6 +73,13 @@ CALLS: dict[str, str] = {
 }
 """Every call that there are facts of, and where it is found."""
 
+_BESIDE = {
+    "CLEAR_DIRTY_LOG": "KVM_GET_DIRTY_LOG",
+    "GMEM_CONVERT_PRIVATE": "KVM_GMEM_CONVERT_SHARED",
+    "FTRUNCATE": "read, write",
+}
+"""Calls that are answered beside another."""
+
 _CREATE, _SET1, _SET2 = "KVM_CREATE_GUEST_MEMFD", "KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2"
 _VM_ATTRIBUTES, _FILE_ATTRIBUTES = "KVM_SET_MEMORY_ATTRIBUTES", "KVM_SET_MEMORY_ATTRIBUTES2"
 _PRE_FAULT, _LOG, _EXIT = "KVM_PRE_FAULT_MEMORY", "KVM_GET_DIRTY_LOG", "KVM_EXIT_MEMORY_FAULT"
@@ -342,17 +349,20 @@ FACTS: tuple[Fact, ...] = (
 def call_of(name: str) -> str:
     """The call that ``name`` means: any case, with or without KVM_, or the beginning of just one; UsageError.
 
-    >>> call_of("create_guest_memfd"), call_of("Fallocate"), call_of("kvm_pre")
-    ('KVM_CREATE_GUEST_MEMFD', 'fallocate', 'KVM_PRE_FAULT_MEMORY')
+    >>> call_of("create_guest_memfd"), call_of("Fallocate"), call_of("kvm_pre"), call_of("write")
+    ('KVM_CREATE_GUEST_MEMFD', 'fallocate', 'KVM_PRE_FAULT_MEMORY', 'read, write')
+    >>> call_of("clear_dirty_log")
+    'KVM_GET_DIRTY_LOG'
     """
     wanted = name.upper().removeprefix("KVM_")
-    short = {call.upper().removeprefix("KVM_"): call for call in CALLS}
+    short = {part.upper().removeprefix("KVM_"): call for call in CALLS for part in (call, *call.split(", "))}
+    short |= _BESIDE
     if wanted in short:
         return short[wanted]
     found = [call for key, call in short.items() if wanted and key.startswith(wanted)]
-    if len(found) == 1:
+    if len(set(found)) == 1:
         return found[0]
-    raise UsageError(f"call: {name!r} is not one of {', '.join(found or CALLS)}")
+    raise UsageError(f"call: {name!r} is not one of {', '.join(sorted(set(found)) or CALLS)}")
 
 
 def facts_of(

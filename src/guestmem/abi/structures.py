@@ -24,6 +24,7 @@ __all__ = [
     "KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE",
     "KVM_MEM_GUEST_MEMFD",
     "KVM_MEM_MAX_NR_PAGES",
+    "MAX_VCPUS",
     "MAX_VCPU_IDS",
     "V1_FLAGS",
     "ClearDirtyLog",
@@ -45,6 +46,7 @@ KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
 V1_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 """Flags that KVM_SET_USER_MEMORY_REGION knows; the rest needs …REGION2."""
 MAX_VCPU_IDS = 4096
+MAX_VCPUS = 1024
 
 _REGION = struct.Struct("<IIQQQ")
 _REGION2 = struct.Struct("<IIQQQQI")  # the padding behind is never looked at, by no kernel

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ..errors import UsageError
 from .trees import MAINLINE
 
-__all__ = ["DIFFERENCES", "LINUX_6_12", "LINUX_6_18", "LINUX_7_3", "VERSIONS", "KernelVersion", "version_of"]
+__all__ = [
+    "DIFFERENCES",
+    "LINUX_6_12",
+    "LINUX_6_18",
+    "LINUX_6_18_44",
+    "LINUX_7_3",
+    "VERSIONS",
+    "KernelVersion",
+    "version_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +46,15 @@ class KernelVersion:
     """Whether the reset of a ring entry with a huge offset cannot wrap past the end of its slot."""
     prefault_retries: bool
     """KVM_PRE_FAULT_MEMORY on an INVALID slot retries for ever; later kernels answer EAGAIN."""
+    stable: int = 0
+    """The stable release from which on it is so, where that is not the first."""
 
     def __str__(self) -> str:
-        return f"Linux {self.name}" + ("" if self.tree == MAINLINE else f" ({self.tree})")
+        return (
+            f"Linux {self.name}"
+            + (f".{self.stable}" if self.stable else "")
+            + ("" if self.tree == MAINLINE else f" ({self.tree})")
+        )
 
 
 LINUX_6_12 = KernelVersion(
@@ -75,6 +90,8 @@ LINUX_7_3 = KernelVersion(
     ring_reset_is_overflow_safe=True,
     prefault_retries=False,
 )
+LINUX_6_18_44 = replace(LINUX_6_18, ring_reset_is_overflow_safe=True, stable=44)
+"""What took the mend of 7.3 into a stable tree: run on 6.18.44. Which release was the first is not known."""
 VERSIONS = (LINUX_6_12, LINUX_6_18, LINUX_7_3)
 
 DIFFERENCES = {
@@ -92,18 +109,21 @@ DIFFERENCES = {
 def version_of(release: str) -> KernelVersion:
     """The version whose answers a kernel ``release`` gives: the newest that is not newer; UsageError if none is known.
 
-    >>> str(version_of("6.18.15-generic")), str(version_of("6.14")), str(version_of("9.0"))
-    ('Linux 6.18', 'Linux 6.12', 'Linux 7.3')
+    >>> [str(version_of(release)) for release in ("6.18.15-generic", "6.18.50", "6.14", "9.0")]
+    ['Linux 6.18', 'Linux 6.18.44', 'Linux 6.12', 'Linux 7.3']
     """
-    match = re.match(r"(\d+)\.(\d+)", release)
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     if match is None:
         raise UsageError(f"release: {release!r} does not begin with a version, such as 6.18")
     wanted = int(match[1]), int(match[2])
     for version in reversed(VERSIONS):
         major, _, minor = version.name.partition(".")
-        if (int(major), int(minor)) <= wanted:
+        if (int(major), int(minor)) < wanted:
             return version
+        if (int(major), int(minor)) == wanted:
+            late = version is LINUX_6_18 and int(match[3] or 0) >= LINUX_6_18_44.stable
+            return LINUX_6_18_44 if late else version
     raise UsageError(f"release: {release!r} is older than what is known: {', '.join(v.name for v in VERSIONS)}")
 
 
-assert set(DIFFERENCES) == {field.name for field in fields(KernelVersion)} - {"name", "tree"}
+assert set(DIFFERENCES) == {field.name for field in fields(KernelVersion)} - {"name", "tree", "stable"}

@@ -11,6 +11,7 @@ import platform
 from pathlib import Path
 
 from ..abi.checks import Host
+from ..abi.structures import MAX_VCPUS
 from ..abi.versions import version_of
 from ..engines.kvm.device import host as kvm_host
 
@@ -19,7 +20,6 @@ __all__ = ["BuiltIn", "built_in", "host_of"]
 _ROOT = Path("/")
 _VCPU_IDS = 4
 """vCPU ids for each vCPU that there may be: ``KVM_VCPU_ID_RATIO`` of x86."""
-_VCPUS = 1024
 
 
 class BuiltIn:
@@ -72,6 +72,7 @@ def host_of(release: str = "", root: Path = _ROOT) -> Host:
     pml = root / "sys/module/kvm_intel/parameters/pml"
     release = release or platform.release()
     kernel = built_in(release, root)
+    vcpus = kernel.number("CONFIG_KVM_MAX_NR_VCPUS", MAX_VCPUS)
     return Host(
         version=version_of(release),
         address_spaces=2 if kernel.has("CONFIG_KVM_SMM", "enter_smm") else 1,
@@ -81,5 +82,6 @@ def host_of(release: str = "", root: Path = _ROOT) -> Host:
         max_gfn=(1 << (bits - 12)) - 1,
         tdp=here.tdp,
         pml=here.tdp and pml.exists() and pml.read_text().strip() in {"Y", "1"},
-        max_vcpu_ids=_VCPU_IDS * kernel.number("CONFIG_KVM_MAX_NR_VCPUS", _VCPUS),
+        max_vcpu_ids=_VCPU_IDS * vcpus,
+        max_vcpus=vcpus,
     )
