@@ -66,7 +66,7 @@ CALLS: dict[str, str] = {
     "KVM_MEM_USERFAULT": "flag 8 of KVM_SET_USER_MEMORY_REGION2, KVM Userfault v3 of June 2025",
     "fallocate": "system call on a guest_memfd",
     "mmap": "system call on a guest_memfd",
-    "read, write": "system calls on a guest_memfd, and ftruncate",
+    "read, write": "system calls on a guest_memfd; with ftruncate",
     "mbind": "system call on a mapping of a guest_memfd",
     "userfaultfd": "registering a mapping of a guest_memfd",
     "capabilities": "numbers that are not one thing in every tree",
@@ -362,7 +362,7 @@ def call_of(name: str) -> str:
     found = [call for key, call in short.items() if wanted and key.startswith(wanted)]
     if len(set(found)) == 1:
         return found[0]
-    raise UsageError(f"call: {name!r} is not one of {', '.join(sorted(set(found)) or CALLS)}")
+    raise UsageError(f"call: {name!r} is not one of {', '.join(dict.fromkeys(found) or CALLS)}")
 
 
 def facts_of(
