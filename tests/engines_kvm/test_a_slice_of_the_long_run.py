@@ -45,7 +45,14 @@ def test_of_any_kind() -> None:
 
 
 def test_sequential_loses() -> None:
-    assert script().play("lock inc", "sequential", ENOUGH, 60.0).lost > 0
+    row = script().until_lost("lock inc", "sequential", 200, 60.0)
+    assert row.lost > 0
+    assert row.updates < 200, "a control ends when it has lost"
+
+
+def test_a_control_that_loses_nothing_ends_by_its_transactions() -> None:
+    row = script().until_lost("lock inc", "exit_retry", 3, 60.0, vcpus=2)
+    assert (row.updates, row.lost) == (3, 0)
 
 
 @pytest.mark.no_kvm

@@ -73,12 +73,13 @@ class _Vm:
         self.lock.give_exclusive(vm)
 
 
-def _scene(scene: Scene, vcpus: int, *, update: bool) -> None:
+def _scene(scene: Scene, vcpus: int, *, update: bool, pauses: int = 1) -> None:
     kvm = _Vm(scene, vcpus)
     for me in range(vcpus):
         run = scene.host(f"kvm_run {me}", [0] * _DATA)
         scene.thread(f"vCPU {me}", kvm.vcpu, kvm.vm, kvm.guest, scene.own(kvm.at.OWN_WORDS), me, run)
-    scene.thread("snapshot", kvm.pause, kvm.vm, kvm.guest, scene.own(vcpus))
+    for nth in range(pauses):
+        scene.thread(f"snapshot {nth}" if pauses > 1 else "snapshot", kvm.pause, kvm.vm, kvm.guest, scene.own(vcpus))
     if update:
         scene.thread("updater", kvm.update, kvm.vm)
 
@@ -93,8 +94,26 @@ def pause_update(scene: Scene) -> None:
     _scene(scene, 1, update=True)
 
 
+def pause_nested(scene: Scene) -> None:
+    """One vCPU, and two pauses that may be in force at once."""
+    _scene(scene, 1, update=False, pauses=2)
+
+
+def pause_2(scene: Scene) -> None:
+    """Two vCPUs: the pause waits for each in turn, and one may come in, or be holding, while it waits for the other."""
+    _scene(scene, 2, update=False)
+
+
+def pause_update_2(scene: Scene) -> None:
+    """Two vCPUs, whose exits wait for an update, while a pause waits for the exits."""
+    _scene(scene, 2, update=True)
+
+
 _WHOLE = "what a pause finds of a vCPU's registers and memory belongs together, and nobody waits for ever"
 MODELS = (
     Model("kvm-pause", _WHOLE, "1 vCPU, 1 store, 1 pause", pause_1, stale=True),
     Model("kvm-pause-update", _WHOLE, "1 vCPU, 1 store, 1 pause, 1 update", pause_update),
+    Model("kvm-pause-nested", _WHOLE, "1 vCPU, 1 store, 2 pauses", pause_nested, dpor=False),
+    Model("kvm-pause-2", _WHOLE, "2 vCPUs, 1 store each, 1 pause", pause_2, dpor=False),
+    Model("kvm-pause-update-2", _WHOLE, "2 vCPUs, 1 store each, 1 pause, 1 update", pause_update_2, dpor=False),
 )

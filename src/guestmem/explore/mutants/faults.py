@@ -140,7 +140,7 @@ MUTANTS = (
             "    if state == HOLDING:\n        return whole\n",
             "    if state == HOLDING:\n        return False\n",
         ),
-        models=("kvm-pause", "kvm-pause-update"),
+        models=("kvm-pause", "kvm-pause-update", "kvm-pause-2", "kvm-pause-update-2"),
     ),
     Mutant(
         "kvm-enter-fence",
@@ -150,14 +150,14 @@ MUTANTS = (
             "        store_release(vm, base + at.STATE, at.IN_KVM_RUN)\n        fence()\n",
             "        store_release(vm, base + at.STATE, at.IN_KVM_RUN)\n",
         ),
-        models=("kvm-pause",),
+        models=("kvm-pause", "kvm-pause-2"),
         origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
     ),
     Mutant(
         "kvm-enter-into-pause",
         "a vCPU goes into the guest although a pause is in force",
         *(_LOOP, "        if paused == 0:\n", "        if paused != 77:\n"),
-        models=("kvm-pause", "kvm-pause-update"),
+        models=("kvm-pause", "kvm-pause-update", "kvm-pause-2", "kvm-pause-update-2"),
     ),
     Mutant(
         "kvm-resume-wakes-nobody",
@@ -167,6 +167,32 @@ MUTANTS = (
             "    if fetch_add(vm, PAUSED, _MINUS_ONE) == 1:\n        wake(vm, PAUSED, _EVERYBODY)\n",
             "    fetch_add(vm, PAUSED, _MINUS_ONE)\n",
         ),
-        models=("kvm-pause", "kvm-pause-update"),
+        models=("kvm-pause", "kvm-pause-update", "kvm-pause-2", "kvm-pause-update-2"),
+    ),
+    Mutant(
+        "kvm-resume-wakes-one",
+        "of vCPUs that wait for the end of a pause one is told",
+        *(_KICKS, "        wake(vm, PAUSED, _EVERYBODY)\n", "        wake(vm, PAUSED, _ONE)\n"),
+        models=("kvm-pause-2", "kvm-pause-update-2"),
+    ),
+    Mutant(
+        "kvm-pause-waits-for-one",
+        "a pause returns when the first vCPU is outside",
+        *(
+            _KICKS,
+            "    while vcpu < vcpus:\n        looks = u64(0)\n",
+            "    while vcpu < 1:\n        looks = u64(0)\n",
+        ),
+        models=("kvm-pause-2", "kvm-pause-update-2"),
+    ),
+    Mutant(
+        "kvm-resume-ends-all-pauses",
+        "the end of one pause is taken for the end of all",
+        *(
+            _KICKS,
+            "    if fetch_add(vm, PAUSED, _MINUS_ONE) == 1:\n",
+            "    store_release(vm, PAUSED, u64(0))\n    if True:\n",
+        ),
+        models=("kvm-pause-nested",),
     ),
 )
