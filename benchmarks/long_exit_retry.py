@@ -263,9 +263,15 @@ def until_lost(name: str, design: str, most: int, seconds: float, vcpus: int = V
     while total.lost < ENOUGH and total.updates < most and total.seconds < seconds:  # not of compiling
         left = seconds - total.seconds
         row = play(name, design, sys.maxsize, left, vcpus, min(BATCH, most - total.updates))
-        counters = {counter: total.counters[counter] + row.counters[counter] for counter in SHOWN}
-        numbers = (getattr(total, field) + getattr(row, field) for field in Row._fields[1:-1])
-        total = Row(name, *numbers, counters)
+        total = Row(
+            name,
+            total.updates + row.updates,
+            total.inside + row.inside,
+            total.rounds + row.rounds,
+            total.lost + row.lost,
+            total.seconds + row.seconds,
+            {counter: total.counters[counter] + row.counters[counter] for counter in SHOWN},
+        )
     return total
 
 
