@@ -1,12 +1,16 @@
-"""``pause_if_overlap`` pauses exactly if a page that a removed range had is one that an added range has."""
+"""``pause_if_overlap`` pauses if a page that a removed range had is one that an added range has, or if what is removed
+could have to come back; and then only."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 
+import pytest
+
 from guestmem.designs import find
 from guestmem.designs.pause_if_overlap import overlaps
+from guestmem.errors import BatchError
 from guestmem.memslots import Change, Slot
 from soft_guest import Guest
 
@@ -65,9 +69,35 @@ def test_vcpus_are_paused_exactly_then() -> None:
             ([guest.change(0), guest.change(1, 8, 8, 8)], 0),
             ([guest.change(1), guest.change(0, 15, 8, 8)], 1),
             ([guest.change(0, 16, 8, 8, 0)], 1),  # moves by less than its size
-            ([guest.change(0, 32, 8, 8, 0)], 0),
+            ([guest.change(0, 32, 8, 8, 0)], 1),  # of a move that is refused, the source was away
+            ([guest.change(0), guest.change(0, 64, 8, 8)], 1),  # a slot that goes and comes cannot come first
             ([guest.change(2, 0, 4, 0), guest.change(0)], 0),
+            ([guest.change(2), guest.change(3, 80, 4, 0)], 0),
         ):
             before = guest.engine.counts.copy()
             apply(guest.engine, changes)
             assert (guest.engine.counts - before).pauses == pauses, changes
+
+
+def test_what_is_refused_was_never_away() -> None:
+    """Of a batch whose last entry is refused, no slot of before was removed while vCPUs ran."""
+    with Guest(2) as guest:
+        engine = guest.engine
+        apply = find("pause_if_overlap").prepare(engine)
+        for change in (guest.change(0, 0, 8, 0), guest.change(1, 8, 8, 8)):
+            apply(engine, [change])
+        before, paused = engine.counts.pauses, []
+        carry_out = engine.set_memory_region
+
+        def noted(change: Change) -> object:
+            paused.append((change.deletes, engine.counts.pauses > before))
+            return carry_out(change)
+
+        engine.set_memory_region = noted  # type: ignore[method-assign, assignment]
+        for refused in ([guest.change(0), guest.change(2, 12, 8, 0)], [guest.change(0, 12, 8, 0, 0)]):
+            with pytest.raises(BatchError) as error:
+                apply(engine, refused)
+            assert error.value.entry == len(refused) - 1
+        assert paused
+        assert not [entry for entry in paused if entry == (True, False)]
+        assert [slot.id for slot in engine.memslots] == [0, 1]

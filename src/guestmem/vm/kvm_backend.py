@@ -115,9 +115,9 @@ class KvmBackend:
         return kind
 
     def _carry_out(self, change: Change) -> ChangeKind:
-        """One change. A move takes the slot away for a moment: vCPUs are stopped for one onto itself."""
+        """One change. A move, also one that is refused, takes the slot away for a moment: vCPUs are stopped."""
         old = self.engine.slot(change.slot, change.as_id)
-        if old is None or change.deletes or not 0 < abs(change.base_gfn - old.base_gfn) < old.npages:
+        if old is None or change.deletes or change.base_gfn == old.base_gfn:
             return self.engine.set_memory_region(change)
         find(self.design).prepare(self.engine, reset=False)(self.engine, [change])
         return ChangeKind.MOVE
