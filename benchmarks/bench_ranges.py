@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -169,6 +171,15 @@ def from_python(sizes: tuple[int, ...]) -> tuple[Table, Table]:
     return loads, stores
 
 
+class Beside(NamedTuple):
+    """A reader's lookup, in nanoseconds, alone and beside stores; what it loses; stores a second that were made."""
+
+    alone: float
+    beside: float
+    lost: float
+    stores: float
+
+
 @compiled(nogil=True)
 def read_for_a_while(ranges: Words, srcu: U64, reader: U64, indices: Own, count: U64, rounds: U64) -> U64:
     """Sections of 16 lookups each, ``rounds`` times through ``count`` indices."""
@@ -187,41 +198,58 @@ def read_for_a_while(ranges: Words, srcu: U64, reader: U64, indices: Own, count:
     return total
 
 
-def beside_stores(n: int, rate: int) -> tuple[float, float]:
-    """What a reader's lookup takes alone and beside ``rate`` stores a second by another thread, in nanoseconds."""
+def beside_stores(n: int, rate: int, pairs: int = 9) -> Beside:
+    """What a reader's lookup takes alone and beside ``rate`` stores a second by another thread, in nanoseconds.
+
+    In turn, so many times; of the loss, the median of the pairs. In the reader's own time on the processor: what else
+    the machine has to do is not counted, what the stores take from its caches is. Each thread keeps to a core of its
+    own, if there are two: on one they would share its caches.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
     rng = np.random.default_rng(n)
     ours = Ours(n + 1_000_000, readers=1)
     ours.stores(initial(n, rng).reshape(-1), n)
     indices = rng.integers(0, LENGTH * n, 1 << 15).astype(np.uint64)
     changes = random_stores(n, 4096, rng)
-    batch, stop, made = 100, threading.Event(), [0]
+    batch, stop, go, made = 20, threading.Event(), threading.Event(), [0]
+    parts = [changes[3 * at : 3 * (at + batch)] for at in range(0, 4000, batch)]
 
     def storing() -> None:
-        began, place = time.perf_counter(), 0
-        part = [changes[3 * at : 3 * (at + batch)] for at in range(0, 4000, batch)]
-        while not stop.is_set():
-            ours.stores(part[place % len(part)], batch)
-            place += 1
-            made[0] += batch
-            if (ahead := made[0] / rate - (time.perf_counter() - began)) > 0:
-                time.sleep(ahead)
+        os.sched_setaffinity(0, {allowed[-1]})  # 0: this thread
+        place = 0
+        while go.wait() and not stop.is_set():
+            began, first = time.perf_counter(), made[0]
+            while go.is_set() and not stop.is_set():
+                ours.stores(parts[place % len(parts)], batch)
+                place += 1
+                made[0] += batch
+                if (ahead := (made[0] - first) / rate - (time.perf_counter() - began)) > 0:
+                    time.sleep(ahead)
 
     def reading() -> float:
-        return (
-            timed(lambda: read_for_a_while(ours.map.words, srcu_base(), 1, indices, len(indices), 20))
-            / 20
-            / len(indices)
-        )
+        rounds, began = max(1, 3_000_000 // len(indices) // (1 + n // 100_000)), time.thread_time_ns()
+        read_for_a_while(ours.map.words, srcu_base(), 1, indices, len(indices), rounds)
+        return (time.thread_time_ns() - began) / rounds / len(indices)
 
-    read_for_a_while(ours.map.words, srcu_base(), 1, indices, 16, 1)
-    alone = min(reading() for _ in range(5))
     thread = threading.Thread(target=storing)
     thread.start()
-    time.sleep(0.05)
-    beside = min(reading() for _ in range(5))
+    os.sched_setaffinity(0, {allowed[0]})
+    reading()
+    alone, beside, rates = [], [], []
+    for _ in range(pairs):
+        alone.append(reading())
+        go.set()
+        time.sleep(0.01)
+        began, before = time.perf_counter(), made[0]
+        beside.append(reading())
+        rates.append((made[0] - before) / (time.perf_counter() - began))
+        go.clear()
     stop.set()
+    go.set()
     thread.join()
-    return alone, beside
+    os.sched_setaffinity(0, allowed)
+    lost = statistics.median(1 - one / two for one, two in zip(alone, beside, strict=True))
+    return Beside(statistics.median(alone), statistics.median(beside), lost, statistics.median(rates))
 
 
 def show(title: str, table: Table, goals: dict[str, dict[int, int]] | None = None) -> None:
@@ -274,15 +302,19 @@ def main() -> None:
         n: beside_stores(n, 100_000)
         for n in ((1_000, 10_000) if options.quick else (100, 1_000, 10_000, 100_000, 1_000_000))
     }
-    for n, (alone, beside) in readers.items():
-        print(f"{n:>11,} ranges: alone {alone:.0f}, beside {beside:.0f}: {100 * (1 - alone / beside):.0f} % slower")
+    for n, each in readers.items():
+        print(
+            f"{n:>11,} ranges: alone {each.alone:.0f}, beside {each.beside:.0f}: {100 * each.lost:.0f} % lost"
+            f" (goal 20 from 10,000 on), at {each.stores:,.0f} stores a second"
+        )
 
     if options.json:
+        of_readers = {n: each._asdict() for n, each in readers.items()}
         Path(options.json).write_text(
             json.dumps(
                 {
                     "loads": loads, "stores": stores, "bytes": nbytes, "lengths": lengths,
-                    "python_loads": python_loads, "python_stores": python_stores, "readers": readers,
+                    "python_loads": python_loads, "python_stores": python_stores, "readers": of_readers,
                 },
                 indent=2,
             )

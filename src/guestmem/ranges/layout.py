@@ -22,6 +22,8 @@ __all__: list[str] = []
 
 ROOT = const(0)
 WIDTH = const(1)
+FOUR_LINES = const(32)
+"""Width of a node with the usual fanout of 30, for which the search is written out."""
 HEADER_WORDS = 8
 
 HEIGHT_BITS = 6

@@ -12,7 +12,7 @@ from __future__ import annotations
 from ..atomics import load_acquire, load_relaxed
 from ..cache_lines import count_at_most, prefetch
 from ..compiled import U64, Own, Words, compiled, const, u64
-from .layout import HEIGHT_BITS, HEIGHT_MASK, ROOT, WIDTH
+from .layout import FOUR_LINES, HEIGHT_BITS, HEIGHT_MASK, ROOT, WIDTH
 
 __all__ = ["entry_around", "ranges_copy", "ranges_find", "ranges_gap", "ranges_load", "ranges_load_many"]
 
@@ -36,6 +36,14 @@ def _search(ranges: Words, node: U64, width: U64, index: U64) -> U64:
     only that very index reaches. Vector loads are right here: nobody writes a node that a reader can reach.
     """
     found = count_at_most(ranges, node, index)
+    if width == FOUR_LINES:  # the usual width, without a loop: half the time of a load from many ranges
+        return (
+            found
+            + count_at_most(ranges, node + _EIGHT, index)
+            + count_at_most(ranges, node + u64(16), index)
+            + count_at_most(ranges, node + u64(24), index)
+            - _ONE
+        )
     at = _EIGHT
     while at < width:
         found += count_at_most(ranges, node + at, index)
@@ -44,12 +52,15 @@ def _search(ranges: Words, node: U64, width: U64, index: U64) -> U64:
 
 
 @compiled(inline=True)
-def _expect_values(ranges: Words, node: U64, width: U64) -> None:
-    """Ask for a node's lines of values, one of which is read when its keys have been compared: one miss, not two."""
-    at = width
-    while at < width + width:
-        prefetch(ranges, node + at)
-        at += _EIGHT
+def _expect_values(ranges: Words, values: U64) -> None:
+    """Ask for four lines of values, one of which is read when the keys have been compared: one miss, not two.
+
+    Of a wider node these are not all, of a narrower one more than it has; nothing is read.
+    """
+    prefetch(ranges, values)
+    prefetch(ranges, values + _EIGHT)
+    prefetch(ranges, values + u64(16))
+    prefetch(ranges, values + u64(24))
 
 
 @compiled
@@ -66,7 +77,7 @@ def load_from(ranges: Words, root: U64, index: U64) -> U64:
     node = root >> HEIGHT_BITS
     while True:
         if height <= 1:  # what lies above is in a nearer cache
-            _expect_values(ranges, node, width)
+            _expect_values(ranges, node + width)
         at = _search(ranges, node, width, index)
         if index == _LAST:
             at = node_count(ranges, node, width) - _ONE
