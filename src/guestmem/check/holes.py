@@ -11,8 +11,10 @@ Host memory that two slots share is legal and plays no part here; only guest fra
 
 from __future__ import annotations
 
+import math
 import operator
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -20,15 +22,15 @@ from typing import TYPE_CHECKING, Any, overload
 from ..units import PAGE_SHIFT
 from .missing import walk
 from .primitives import AtomicSet, atomic_sets
-from .rules import Verdict
+from .rules import RULES, Verdict
 from .spans import merged
+from .verdict import Judgement
 
 if TYPE_CHECKING:
     from ..traces.columns import Transactions
     from ..traces.timeline import RecordedChange, Vcpu
     from .missing import Returned
     from .rules import Rule
-    from .verdict import Judgement
 
 __all__ = ["Hole", "HoleRange", "Holes", "hole_of"]
 
@@ -186,17 +188,18 @@ class Holes(Sequence[Hole]):
     took most memory), ``flag_changes`` are the places of those in which a frame came back with other flags.
     """
 
-    __slots__ = ("_counts", "_judgements", "_longest", "_numbers", "_same", "_transactions", "flag_changes", "longest")
+    __slots__ = ("_judgements", "_last", "_longest", "_numbers", "_same", "_transactions", "flag_changes", "longest")
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
         self._numbers = array("Q")
         self._judgements: list[Judgement] = []
+        self._last: Judgement | None = None
+        """The last of a kind that was made once, as that of no run state."""
         self._same: dict[tuple[object, ...], Judgement] = {}
         """Those that say the same are one."""
         self._longest = (-1.0, -1)
         self.longest: int | None = None
-        self._counts = {verdict.value: 0 for verdict in Verdict}
         self.flag_changes: list[int] = []
 
     def add(self, number: int, returned: Sequence[Returned], judgement: Judgement) -> None:
@@ -207,8 +210,14 @@ class Holes(Sequence[Hole]):
             ((start, end, removed, restored, _),) = returned
             npages, seconds = end - start, times[restored] - times[removed]
         else:
-            npages = sum([each[1] - each[0] for each in returned])
-            seconds = max([times[each[3]] for each in returned]) - min([times[each[2]] for each in returned])
+            npages, taken, given = 0, math.inf, -math.inf
+            for start, end, removed, restored, _ in returned:
+                npages += end - start
+                if not times[removed] >= taken:
+                    taken = times[removed]
+                if not times[restored] <= given:
+                    given = times[restored]
+            seconds = given - taken
         size = (seconds if seconds > 0 else 0.0, npages)  # without stamps: 0
         if size > self._longest:
             self._longest, self.longest = size, len(self._numbers)
@@ -217,15 +226,42 @@ class Holes(Sequence[Hole]):
                 if changes.made_by(changes.old[removed]).flags != changes.flags[restored]:
                     self.flag_changes.append(len(self._numbers))
                     break
-        self._counts[judgement.verdict.value] += 1
         self._numbers.append(number)
+        if judgement is self._last:
+            self._judgements.append(judgement)
+            return
         key = judgement.rule.name, judgement.reason, judgement.vcpus
-        self._judgements.append(self._same.setdefault(key, judgement))
+        kept = self._same.setdefault(key, judgement)
+        self._judgements.append(kept)
+        self._last = kept
+
+    def packed(self) -> tuple[Any, ...]:
+        """All that ``extend`` takes, as bytes can hold it."""
+        by_name = [(verdict.value, rule.name, vcpus, reason) for verdict, rule, vcpus, reason in self._same.values()]
+        place = {id(judgement): i for i, judgement in enumerate(self._same.values())}
+        which = array("I", [place[id(judgement)] for judgement in self._judgements])
+        return self._numbers, by_name, which, self._longest, self.longest, self.flag_changes
+
+    def extend(self, packed: tuple[Any, ...]) -> None:
+        """Add the holes of later transactions, as ``packed`` has them."""
+        numbers, by_name, which, longest, place, flag_changes = packed
+        before = len(self._numbers)
+        judgements = []
+        for verdict, name, vcpus, reason in by_name:
+            judgement = Judgement(Verdict(verdict), RULES[name], vcpus, reason)
+            judgements.append(self._same.setdefault((name, reason, vcpus), judgement))
+        if place is not None and longest > self._longest:
+            self._longest, self.longest = longest, before + place
+        self._numbers.extend(numbers)
+        self._judgements += map(judgements.__getitem__, which)
+        self.flag_changes += [before + each for each in flag_changes]
 
     @property
     def verdicts(self) -> dict[Verdict, int]:
-        """How many there are of each verdict."""
-        return {verdict: self._counts[verdict.value] for verdict in Verdict}
+        """How many there are of each verdict. O(n)."""
+        counted = Counter(map(id, self._judgements))
+        found = [(each.verdict, counted[id(each)]) for each in self._same.values()]
+        return {verdict: sum(count for each, count in found if each is verdict) for verdict in Verdict}
 
     def __len__(self) -> int:
         return len(self._numbers)

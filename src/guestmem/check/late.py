@@ -21,9 +21,11 @@ from .missing import Missing
 from .spans import merged
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..traces.columns import Transactions
     from ..traces.timeline import RecordedChange
-    from .missing import Walk
+    from .missing import Piece
 
 __all__ = ["LATEST", "LateReturn", "LateReturns", "Why"]
 
@@ -151,8 +153,8 @@ class LateReturns:
         self._marks: dict[int, Mark] = {}
         """By change that took missing frames away: how transactions had been told apart until then."""
 
-    def follow(self, number: int, walked: Walk | None) -> None:
-        """Go on with transaction ``number``; ``walked`` is what ``missing.walk`` found in it."""
+    def follow(self, number: int, left: Sequence[Piece]) -> None:
+        """Go on with transaction ``number``; ``left`` is what is still missing at its end."""
         transactions = self._transactions
         as_id = transactions.as_id(number)
         space = self._spaces.get(as_id)
@@ -161,9 +163,9 @@ class LateReturns:
         space.tell_apart(transactions.separations[number], transactions.pauses[number])
         if len(space.missing):
             self._give(number, as_id, space)
-        if walked is not None and walked.left:
+        if left:
             mark = space.mark
-            for piece in walked.left:
+            for piece in left:
                 self._marks[piece[3]] = mark
                 space.missing.add(piece)
 

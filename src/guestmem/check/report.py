@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..traces.collector import without_collector
 from ..traces.columns import KIND, KINDS, REFUSED
+from ..traces.second_process import SecondProcess, cores
 from .holes import Hole, Holes
 from .late import LateReturn, LateReturns
 from .lint import Remark, lint
@@ -17,14 +18,17 @@ from .rules import Verdict
 from .verdict import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..traces.timeline import Timeline
+    from .missing import Piece
 
 __all__ = ["SCHEMA", "Report", "check"]
 
 SCHEMA = "guestmem-check-1"
 """Name of the form of ``Report.as_dict()``; ``docs/traces.md`` describes it."""
+MANY, OWN_SHARE = 4000, 0.45
+"""Transactions from which on a second process looks at some of them, and this process's share; it has more to do."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -115,31 +119,61 @@ class Report:
         }
 
 
-def check(timeline: Timeline, *, with_lint: bool = True) -> Report:
+def _look(timeline: Timeline, first: int, last: int, holes: Holes) -> Iterator[tuple[int, Sequence[Piece]]]:
+    """Add the holes of the transactions ``[first, last)``; yields each transaction, and what it leaves missing."""
+    changes, transactions, run_state = timeline.changes, timeline.transactions, timeline.run_state
+    resolution = timeline.resolution
+    for number, indices in transactions.runs(first, last):
+        walked = walk(changes, indices)
+        if walked is None:
+            yield number, ()
+            continue
+        returned, left = walked
+        if returned:
+            holes.add(number, returned, judge(changes, indices, returned, run_state, resolution))
+        yield number, left
+
+
+_Rest = tuple[tuple[Any, ...], list[tuple[int, "Sequence[Piece]"]]]
+
+
+def _look_from(first: int, timeline: Timeline) -> _Rest:
+    """The same of all transactions from ``first`` on, as bytes can hold it."""
+    holes = Holes(timeline.transactions)
+    left_over = [(n, left) for n, left in _look(timeline, first, len(timeline.transactions), holes) if left]
+    return holes.packed(), left_over
+
+
+def check(timeline: Timeline, *, with_lint: bool = True, jobs: int | None = None) -> Report:
     """Find every hole of ``timeline``, in order, and, unless ``with_lint`` is False, what else has hurt others.
 
-    O(n log n) in its changes.
+    O(n log n) in its changes. ``jobs``: in how many processes, 1 or 2, if there are many; None: as many as there are
+    cores. The report is the same.
 
     >>> from guestmem import traces
     >>> report = check(traces.read("examples/traces/pc-seabios-smp2.log"))
     >>> [(hole.first_line, hole.last_line) for hole in report.holes]
     [(3, 7), (8, 9), (10, 16), (17, 21), (25, 31), (32, 35)]
     """
-    changes, transactions, run_state = timeline.changes, timeline.transactions, timeline.run_state
+    changes, transactions = timeline.changes, timeline.transactions
     counted = Counter(changes.code)
     counts = {
         kind.value: sum(n for each, n in counted.items() if each < REFUSED and each & KIND == code)
         for code, kind in enumerate(KINDS)
     }
     holes, later = Holes(transactions), LateReturns(transactions)
+    count = len(transactions)
+    cut = int(count * OWN_SHARE) if count >= MANY and cores(jobs) > 1 else count
     with without_collector():
-        for number in range(len(transactions)):
-            indices = transactions.indices(number)
-            walked = walk(changes, indices)
-            if walked is not None and walked.returned:
-                judgement = judge(changes, indices, walked.returned, run_state, timeline.resolution)
-                holes.add(number, walked.returned, judgement)
-            later.follow(number, walked)
+        rest = SecondProcess(lambda: _look_from(cut, timeline)) if cut < count else None
+        for number, left in _look(timeline, 0, cut, holes):
+            later.follow(number, left)
+        if rest is not None:
+            there: _Rest = rest.result() or _look_from(cut, timeline)
+            holes.extend(there[0])
+            left_over = dict(there[1])
+            for number in range(cut, count):
+                later.follow(number, left_over.get(number, ()))
     return Report(
         path=timeline.path,
         format=timeline.format,

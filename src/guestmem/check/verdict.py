@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..traces.columns import Changes
-    from ..traces.evidence import Stretch
     from ..traces.timeline import RunState, Vcpu
     from ..traces.whereabouts import Track
     from .missing import Returned
@@ -79,6 +78,8 @@ TEXTS = {
     "edge": "{} came or went too close to the edge to tell",
 }
 """What is said of a vCPU by each rule about a place that is known."""
+GUEST = CODE[Where.GUEST]
+(IN_GUEST,) = GUEST
 RUN, KVM, UNKNOWN = CODE[Where.RUN], CODE[Where.KVM], CODE[Where.UNKNOWN]
 OUTSIDE, IN_RUN = CODE[Where.USER] + NO_TIME, RUN + NO_TIME
 NO_BEGIN, NO_END = "when the delete began is not known", "when the create had returned is not known"
@@ -137,19 +138,23 @@ def window_of(changes: Changes, indices: Sequence[int], removed: int, restored: 
     )
 
 
-def _windows(changes: Changes, returned: Iterable[Returned]) -> list[tuple[int, int]]:
+def _windows(changes: Changes, returned: Sequence[Returned]) -> list[tuple[int, int]]:
     """Pairs of changes between which memory was missing: what took it away, what gave it back.
 
     All deletes of a transaction come before its creates. So from the first delete of the hole to its last create some
     of the memory was missing all the time, and the two are one window; a move, which does both, has its own.
     """
+    if len(returned) == 1:
+        return [returned[0][2:4]]
+    codes = changes.code
     pairs = sorted({(each[2], each[3]) for each in returned})
-    if len(pairs) > 1 and all(
-        changes.code[removed] & KIND == DELETE and changes.code[restored] & KIND == CREATE
-        for removed, restored in pairs
-    ):
-        return [(pairs[0][0], max(restored for _, restored in pairs))]
-    return pairs
+    last = 0
+    for removed, restored in pairs:
+        if codes[removed] & KIND != DELETE or codes[restored] & KIND != CREATE:
+            return pairs
+        if restored > last:
+            last = restored
+    return [(pairs[0][0], last)]
 
 
 def judge(
@@ -166,29 +171,32 @@ def judge(
     """
     if run_state is None:
         return NO_RUN_STATE
-    if any(math.isnan(changes.time[i]) for i in indices):
-        return _unknown("no-times", "no times")
+    times = changes.time
+    for i in indices:
+        if times[i] != times[i]:
+            return NO_TIMES
     off = resolution + run_state.resolution
+    vcpus = run_state.vcpus
     opened: dict[Vcpu, _Finding] = {}
     bounds: list[Window] = []
     for removed, restored in _windows(changes, returned):
         window = window_of(changes, indices, removed, restored, off)
         if window.thread is not None:
-            began = run_state.last_return_before(window.thread, changes.time[removed])
+            began = run_state.last_return_before(window.thread, times[removed])
             if began is not None and began > window.start:
                 window = window._replace(start=began)
         bounds.append(window)
-        for vcpu in run_state.vcpus:
+        for vcpu in vcpus:
             proof = None if vcpu in opened else _open(window, vcpu, run_state)
             if proof is not None:
                 opened[vcpu] = proof
     if opened:
         found = min(opened.values(), key=lambda each: RANKS[each.rule])
-        vcpus = tuple(sorted(opened, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
-        return Judgement(Verdict.OPEN, RULES[found.rule], vcpus, "; ".join(each.text for each in opened.values()))
+        about = tuple(sorted(opened, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
+        return Judgement(Verdict.OPEN, RULES[found.rule], about, "; ".join(each.text for each in opened.values()))
     worst = _Worst()
     for window in bounds:
-        for vcpu in run_state.vcpus:
+        for vcpu in vcpus:
             _doubts(window, vcpu, run_state, worst)
         for index in run_state.missing:
             worst.take("missing-vcpu", f"nothing is recorded of vCPU {index}")
@@ -196,9 +204,8 @@ def judge(
     if worst.rule:
         rule = RULES[worst.rule]
         return Judgement(Verdict.UNKNOWN, rule, tuple(worst.about), f"{worst.text}; {rule.record}")
-    if not run_state.vcpus:
+    if not vcpus:
         return _unknown("no-run-state", "no vCPU is known")
-    vcpus = run_state.vcpus
     return Judgement(Verdict.CLOSED, RULES["outside"], vcpus, f"{_list(vcpus)} outside KVM from before to after")
 
 
@@ -206,7 +213,7 @@ def _unknown(rule: str, text: str) -> Judgement:
     return Judgement(Verdict.UNKNOWN, RULES[rule], (), text)
 
 
-NO_RUN_STATE = _unknown("no-run-state", "no run state")
+NO_RUN_STATE, NO_TIMES = _unknown("no-run-state", "no run state"), _unknown("no-times", "no times")
 
 
 def _list(vcpus: Sequence[Vcpu]) -> str:
@@ -216,19 +223,17 @@ def _list(vcpus: Sequence[Vcpu]) -> str:
 def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
     """What proves that guest code ran on ``vcpu`` while the memory was missing, or None."""
     start, core_start, core_end, end, off, _ = window
-    pieces: Sequence[Stretch] = ()
+    has_core = core_start <= core_end
     if run_state.kinds.entries and run_state.kinds.exits:
-        pieces = run_state.stretches(vcpu, core_start, core_end) if window.has_core else ()
-        pieces = pieces or run_state.stretches(vcpu, start, end)
-    for piece in pieces:
-        if piece.where is Where.GUEST:
-            moments = [(start, end)]
-            if window.has_core:
-                moments += [(core_start, core_start), (core_end, core_end)]
-            over = any(piece.start + off <= low and high <= piece.end - off for low, high in moments)
-            if over or (window.has_core and max(piece.start, core_start + off) < min(piece.end, core_end - off)):
+        for low, high in _in_guest(window, vcpu, run_state):
+            inner, outer = low + off, high - off
+            if (
+                (inner <= start and end <= outer)
+                or (has_core and (inner <= core_start <= outer or inner <= core_end <= outer))
+                or (has_core and max(low, core_start + off) < min(high, core_end - off))
+            ):
                 return _Finding("in-guest", vcpu, f"{vcpu} in the guest")
-    if not window.has_core:
+    if not has_core or not run_state.guest_caused(vcpu, core_start, core_end):
         return None
     for time in run_state.guest_exits(vcpu, core_start, core_end):
         if core_start + off < time <= core_end - off:
@@ -239,6 +244,20 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
         if earliest < each.time <= core_end - off:
             return _Finding("guest-return", vcpu, f"{vcpu} left KVM_RUN inside the hole with {each.name}")
     return None
+
+
+def _in_guest(window: Window, vcpu: Vcpu, run_state: RunState) -> Iterable[tuple[float, float]]:
+    """From when until when ``vcpu`` was in guest mode, of its stays that may meet the window."""
+    low, high = (window.core_start, window.core_end) if window.has_core else (window.start, window.end)
+    gaps = run_state.gaps(vcpu, low, high) if window.off > 0 else None
+    if gaps is None:
+        pieces = run_state.stretches(vcpu, low, high) or run_state.stretches(vcpu, window.start, window.end)
+        return [each[:2] for each in pieces if each.where is Where.GUEST]
+    track, i, j = gaps
+    if GUEST not in track.codes[i:j]:
+        return ()
+    times, codes = track.times, track.codes
+    return [(times[k], times[k + 1]) for k in range(i, j) if codes[k] == IN_GUEST]
 
 
 def _doubts(window: Window, vcpu: Vcpu, run_state: RunState, worst: _Worst) -> None:
@@ -346,7 +365,7 @@ def _deaths(changes: Changes, removed: Iterable[int], window: Window, run_state:
     """VCPUs that left KVM_RUN inside a delete or the hole as those do that die of it; ``removed`` are the deletes."""
     until = min(window.core_end if window.has_core else window.end, run_state.last)
     for vcpu in run_state.vcpus:
-        if vcpu.thread == window.thread:
+        if vcpu.thread == window.thread or not run_state.may_die(vcpu, window.start, until):
             continue
         found = [
             *run_state.fatal_returns(vcpu, window.start, until),

@@ -18,7 +18,7 @@ from ..memslots.slot import Slot
 from .timeline import RecordedChange, Separation, Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "CODES",
@@ -257,6 +257,16 @@ class Transactions(Sequence[Transaction]):
             return self._scattered[number]
         first = self._firsts[number]
         return range(first, first + self._counts[number])
+
+    def runs(self, first: int, last: int) -> Iterator[tuple[int, Sequence[int]]]:
+        """The transactions ``[first, last)``: number, and ``indices``."""
+        scattered, starts, counts = self._scattered, self._firsts, self._counts
+        for number in range(first, last):
+            if number in scattered:
+                yield number, scattered[number]
+            else:
+                start = starts[number]
+                yield number, range(start, start + counts[number])
 
     def as_id(self, number: int) -> int:
         """The address space of a transaction."""

@@ -11,16 +11,24 @@ perf, and the header of a buffer that overwrote its oldest events.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import TYPE_CHECKING, TypedDict
 
 from . import prefix as columns
 from .lines import line_of
 from .qemu_prefix import TICKS
+from .recorder import entry_word, exit_word, user_exit_word
 from .requests import integer, request_name
 
 if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable
+
     from .recording import Other, Recording, Rows
+    from .whereabouts import Track
+
+    _Lane = tuple[Track, array[float], Callable[[float], None], Callable[[int], None], int, int]
 
 __all__ = ["FtraceReader"]
 
@@ -28,15 +36,24 @@ COLUMNS = r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +
 FAST = re.compile(COLUMNS + r"(kvm_entry|kvm_exit|kvm_userspace_exit): +")
 """An event as all three print it by default."""
 ROW = re.compile(
-    rf"(?:{COLUMNS}kvm_(?:entry: +vcpu (\d{{1,6}}),(.{{0,300}})"
-    r"|exit: +vcpu (\d{1,6}),? reason ([A-Za-z_][\w-]{0,60})(?![\w=-]).{0,300}"
-    r"|userspace_exit: +reason (?:KVM_EXIT_)?(\w{1,40}) \((-?\d{1,10})\).{0,300})|(.*))\n"
+    r"(?:([^\[\n]{1,72}\[\d{1,5}\] +(?:[^\s\d]\S{2,7} +)?)(\d{1,12}\.\d{6,9}): +(?:kvm:)?kvm_"
+    r"(?:(entry: +vcpu \d{1,6},)(.{0,300})"
+    r"|(exit: +vcpu \d{1,6},? reason [A-Za-z_][\w-]{0,60}(?![\w=-])"
+    r"|userspace_exit: +reason (?:KVM_EXIT_)?\w{1,40} \(-?\d{1,10}\)).{0,300})|(.*))\n"
 )
-"""The same with its fields; else the whole line."""
+"""The same in pieces: what stands before the stamp, the stamp, and the event as far as it matters, with the rest of an
+entry; else the whole line."""
+PIECES = re.compile(
+    r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d+)\] +(?:[^\s\d]\S{2,7} +)?(?:entry: +vcpu (\d+),"
+    r"|exit: +vcpu (\d+),? reason (.+)|userspace_exit: +reason (?:KVM_EXIT_)?(\w+) \((-?\d+)\))"
+)
+"""What stands before the stamp, and the event right behind it: thread, CPU, and what each event says."""
 EVENT = re.compile(r"(?:^|[\s:])(kvm_entry|kvm_exit|kvm_userspace_exit)(?::|(?=\())")
 SYSCALL = re.compile(r"(?:^|[\s:])(sys_enter_ioctl: |sys_exit_ioctl: |sys_ioctl\(|sys_ioctl -> )")
 IMMEDIATE = re.compile(r"\[immediate exit\]|\bimmediate_exit=(?:0x0*)?[1-9]")
 """The vCPU is thrown out before its first instruction: as the tracepoint prints it, and raw."""
+MOST_LANES = 1 << 14
+IMMEDIATE_EXIT = "[immediate exit]"
 CMD = re.compile(r"\bcmd: (?:0x)?([0-9a-f]{1,16})\b")
 INDEX = re.compile(r"\s*(?:vcpu |vcpu_id=)(\d{1,6}),?")
 REASON = re.compile(r"\s*(?:vcpu \d{1,6},? )?(?:reason )?([A-Za-z_][\w-]*)(?![\w=])")
@@ -66,13 +83,17 @@ class FtraceReader:
 
     pattern = ROW
 
-    __slots__ = ("_digits", "_in_run", "_lost", "_recording")
+    __slots__ = ("_digits", "_in_run", "_lanes", "_lost", "_recording", "_version")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._digits = 0
         self._in_run: set[int] = set()
         """Threads in a KVM_RUN that the tracepoints of system calls told of."""
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        """Where events are kept, and as what word, by what stands before the stamp and behind it."""
+        self._version = 0
+        """What the recorder's was when the lanes were found."""
         self._lost: list[int] = []
         """Lines that say that events were lost, as many as are told."""
 
@@ -98,25 +119,69 @@ class FtraceReader:
 
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
-        del block
+        texts: list[str] = []
         run = self._recording.run
-        entry, left, user_exit = run.entry, run.exit, run.user_exit
-        length = 0
-        for at, (word, on, stamp, entered, how, exited, why, name, code, text) in enumerate(rows, number):
-            if not word:
+        last_on, limit, length, lanes = run.last_on, run.next_mark, 0, self._lanes
+        first, last = math.inf, -math.inf
+        for at, (lead, stamp, entered, how, left, text) in enumerate(rows, number):
+            lane = lanes.get((lead, entered or left))
+            if lane is not None and len(stamp) == length and not (how and IMMEDIATE_EXIT in how):
+                time = float(stamp)
+                if time <= limit:
+                    track, times, add_time, add_word, cpu, event = lane
+                    add_time(time)
+                    add_word(event)
+                    last_on[cpu] = time
+                    if len(times) > track.full:
+                        track.forget()
+                    if time < first:
+                        first = time
+                    if time > last:
+                        last = time
+                    continue
+            if last > -math.inf:
+                run.passed(first, last)
+                first, last = math.inf, -math.inf
+            if not lead:
                 other(at, line_of(text))
-                continue
-            if len(stamp) != length:
-                length = len(stamp)
-                self._digits = max(self._digits, length - stamp.index(".") - 1)
-            thread, cpu, time = int(word), int(on), float(stamp)
-            if entered:
-                entry(thread, time, cpu, index=int(entered), immediate="[immediate exit]" in how)
-            elif exited:
-                left(thread, time, cpu, index=int(exited), reason=why)
             else:
-                user_exit(thread, time, cpu, **_outcome(name, code))
+                if len(stamp) != length:
+                    length = len(stamp)
+                    self._digits = max(self._digits, length - stamp.index(".") - 1)
+                immediate = bool(how) and IMMEDIATE_EXIT in how
+                if not self._piece(lead, entered or left, float(stamp), immediate=immediate):
+                    texts = texts or block.split("\n")
+                    other(at, line_of(texts[at - number]))
+            limit = run.next_mark
+            if run.version != self._version:
+                lanes.clear()
+                self._version = run.version
+        if last > -math.inf:
+            run.passed(first, last)
         return 0
+
+    def _piece(self, lead: str, event: str, time: float, *, immediate: bool) -> bool:
+        """Take an event in pieces, and find the lane for more of it; False if it needs a closer look."""
+        match = PIECES.match(lead + event)
+        if match is None:
+            return False
+        run = self._recording.run
+        word, on, entered, exited, why, name, code = match.groups()
+        thread, cpu = int(word), int(on)
+        if entered:
+            run.entry(thread, time, cpu, index=int(entered), immediate=immediate)
+            kept = entry_word(cpu, immediate)
+        elif exited:
+            run.exit(thread, time, cpu, index=int(exited), reason=why)
+            kept = exit_word(cpu, why)
+        else:
+            outcome = _outcome(name, code)
+            run.user_exit(thread, time, cpu, **outcome)
+            kept = user_exit_word(cpu, outcome.get("reason"), outcome.get("errno", ""))
+        track = run.lane(thread, cpu)
+        if track is not None and not immediate and len(self._lanes) < MOST_LANES:
+            self._lanes[lead, event] = track, track.times, track.times.append, track.words.append, cpu, kept
+        return True
 
     def finish(self) -> None:
         """Say where the run state is from."""

@@ -54,11 +54,14 @@ class Machines:
         "on_change",
         "path",
         "selector",
+        "version",
     )
 
     def __init__(self, path: str, selector: str | None, assumed: tuple[AssumedSlot, ...] = ()) -> None:
         self.path, self.selector = path, selector
         self._assumed = assumed
+        self.version = 0
+        """Another one says that ``is_chosen`` may say something else of a thread."""
         self.on_change: Callable[[float | None, bool | None], None] = _nothing
         """Told the time of each change of the VM that is read, and whether it takes memory away."""
         self._machines: list[Machine] = []
@@ -158,7 +161,9 @@ class Machines:
         else:
             machine = self._of_thread(same, thread, call) or self._by_slots(number, text, same, call)
         self._restarted = False
-        machine.threads.add(thread)
+        if thread not in machine.threads:
+            machine.threads.add(thread)
+            self.version += 1
         self._current = machine
         return machine
 

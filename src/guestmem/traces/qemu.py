@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import operator
 import re
 from typing import TYPE_CHECKING
@@ -24,15 +25,21 @@ from .columns import Plain
 from .evidence import Irqchip
 from .lines import line_of
 from .qemu_prefix import Prefix, read_prefix
+from .recorder import BEGIN_WORD, RETURNED, end_word
 from .replay import MAX_SIZE
 from .requests import integer, request_name
 from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
+from .whereabouts import KIND
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Sequence
 
     from .recording import Other, Recording, Rows
     from .replay import Replay
+    from .whereabouts import Track
+
+    _Lane = tuple[Track, array[float], array[int], int]
 
 __all__ = ["QemuEvents", "QemuReader"]
 
@@ -49,13 +56,15 @@ ROW = re.compile(
     r"(?:(\d{1,10})@(\d{1,20}\.\d+):kvm_(?:set_user_memory AddrSpace#(\d{1,5}) Slot#(\d{1,5}) flags=0x([0-9a-f]{1,8}) "
     r"gpa=0x([0-9a-f]{1,16}) size=0x([0-9a-f]{1,16}) ua=0x([0-9a-f]{1,16})"
     r"(?: guest_memfd=-1 guest_memfd_offset=0x0)? ret=(-?\d{1,10})"
-    r"|run_exit cpu_index (\d{1,6}), reason (\d{1,6})"
-    r"|vcpu_ioctl cpu_index (\d{1,6}), type 0x([0-9a-f]{1,8}), arg \S{1,40})"
-    r"|(.*))\n"
+    r"|(run_exit cpu_index \d{1,6}, reason \d{1,6}(?=\n)"
+    r"|vcpu_ioctl cpu_index \d{1,6}, type 0x[0-9a-f]{1,8}(?=, arg \S))(?:, arg \S{1,40})?)"
+    r"|(.*))\n",
+    re.ASCII,
 )
 """Lines of QEMU's log backend as it has printed them for years, a group for each field; else the whole line."""
-CHANGE, RAN, CALLED, OTHER = 8, 9, 11, 13
-KVM_RUN = "ae80"
+CHANGE, CALL, OTHER = 8, 9, 10
+CALLS = re.compile(r"run_exit cpu_index (\d+), reason (\d+)|vcpu_ioctl cpu_index (\d+), type 0x([0-9a-f]+)", re.ASCII)
+KVM_RUN, MOST_LANES = "ae80", 1 << 14
 SET_USER_MEMORY = re.compile(FIELDS)
 CLEAR_DIRTY_LOG = re.compile(r"kvm_clear_dirty_log slot#(\d{1,10}) start 0x([0-9a-f]+) size 0x([0-9a-f]+)\s*$")
 GLOBAL_DIRTY = re.compile(r"global_dirty_changed bitmask 0x([0-9a-f]+)\s*$")
@@ -270,11 +279,15 @@ class QemuReader:
 
     pattern = ROW
 
-    __slots__ = ("_events", "_recording")
+    __slots__ = ("_events", "_lanes", "_recording", "_version")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._events = QemuEvents(recording)
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        """Where calls of vCPUs are kept, and as what word: 0 for the begin of a KVM_RUN."""
+        self._version = 0
+        """What the recorder's and that of the machines were together when the lanes were found."""
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is one of QEMU's events."""
@@ -299,33 +312,57 @@ class QemuReader:
             self._changes(number, columns, block)
             return 0
         texts: list[str] = []
-        events, run = self._events, self._recording.run
-        vcpus: dict[str, int] = {}
-        """Threads of this block that run a vCPU of our VM."""
+        run, machines, lanes = self._recording.run, self._recording.machines, self._lanes
+        first, last, limit = math.inf, -math.inf, run.next_mark
         for at, row in enumerate(rows, number):
-            if row[RAN] or row[CALLED]:
-                word, time = row[0], float(row[1])
-                thread = vcpus.get(word)
-                if thread is not None and row[RAN]:
-                    run.run_end(thread, time, reason=int(row[RAN + 1]))
-                elif thread is not None and row[CALLED + 1] == KVM_RUN:
-                    run.run_begins_again(thread, time)
-                else:
-                    prefix = Prefix(None, thread or int(word), time)
-                    if row[RAN]:
-                        events.run_exit(int(row[RAN]), int(row[RAN + 1]), prefix)
-                    else:
-                        events.vcpu_ioctl(int(row[CALLED]), int(row[CALLED + 1], 16), prefix)
-                    if thread is None and events.knows(int(word)):
-                        vcpus[word] = int(word)
-                continue
-            vcpus.clear()  # a change may tell that the thread is another VM's
-            if row[CHANGE]:
+            lane = lanes.get((row[0], row[CALL]))
+            if lane is not None:
+                time = float(row[1])
+                track, times, words, event = lane
+                if time <= limit and (event or (words and words[-1] & KIND == RETURNED)):
+                    times.append(time)
+                    words.append(event or BEGIN_WORD)
+                    if len(times) > track.full:
+                        track.forget()
+                    if time < first:
+                        first = time
+                    if time > last:
+                        last = time
+                    continue
+            if last > -math.inf:
+                run.passed(first, last)
+                first, last = math.inf, -math.inf
+            if row[CALL]:
+                self._call(row[0], row[1], row[CALL])
+            elif row[CHANGE]:
                 texts = texts or block.split("\n")
                 self.line(at, line_of(texts[at - number]))
             else:
                 other(at, line_of(row[OTHER]))
+            limit = run.next_mark
+            if (version := run.version + machines.version) != self._version:
+                lanes.clear()  # a change may tell that the thread is another VM's
+                self._version = version
+        if last > -math.inf:
+            run.passed(first, last)
         return 0
+
+    def _call(self, word: str, stamp: str, call: str) -> None:
+        """Take a vCPU's call, and find the lane for more of it, if it is a KVM_RUN of the VM that is read."""
+        match = CALLS.match(call)
+        assert match is not None
+        events, thread = self._events, int(word)
+        ran, reason, called, request = match.groups()
+        prefix = Prefix(None, thread, float(stamp))
+        if ran:
+            events.run_exit(int(ran), int(reason), prefix)
+        else:
+            events.vcpu_ioctl(int(called), int(request, 16), prefix)
+        if (ran or request == KVM_RUN) and events.knows(thread):
+            track = self._recording.run.lane(thread)
+            if track is not None and len(self._lanes) < MOST_LANES:
+                event = end_word(int(reason)) if ran else 0
+                self._lanes[word, call] = track, track.times, track.words, event
 
     def _changes(self, number: int, columns: list[tuple[str, ...]], block: str) -> None:
         """Take a block of nothing but changes: at once, as far as they are plain, else line by line."""
@@ -392,7 +429,10 @@ class QemuReader:
 
     def _other_line(self, number: int, text: str) -> bool:
         """Take a line that is neither a plain change nor a plain KVM_RUN."""
-        event = EVENT.search(text)
+        start = text.find("kvm_")
+        if start < 0 or "vfio_listener" in text or "global_dirty" in text:
+            start = 0
+        event = EVENT.search(text, start)
         if event is None:
             if FAILED in text:
                 self._recording.note(

@@ -209,7 +209,7 @@ class _Lines:
     the lines in between come one by one.
     """
 
-    __slots__ = ("_curious", "_recording", "_taken", "_words", "leading", "readers", "skipped")
+    __slots__ = ("_curious", "_recording", "_taken", "_word", "leading", "readers", "skipped")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -218,16 +218,16 @@ class _Lines:
         self.leading = self.readers[0]
         self._taken: dict[Reader, int] = {}
         """Lines of this block that each reader took one by one."""
-        self._words: list[str] | None = None
-        """Those of WORDS that are in this block: a line without any goes to ``_curious`` readers only. None: to all."""
-        self._curious: list[Reader] = []
+        self._word = WORDS[0]
+        """The one of WORDS that was found last."""
+        self._curious: list[Reader] | None = None
+        """Who sees a line of this block without any of WORDS. None: all do."""
 
     def take_block(self, number: int, block: str) -> int:
         """Take whole lines, of which the first has ``number``; how many they were."""
         leading, taken = self.leading, self._taken
         taken.clear()
         if self._recording.format:  # before that, a line may be the first of any
-            self._words = [word for word in WORDS if word in block]
             self._curious = [reader for reader in self.readers if reader.is_curious]
         if leading.pattern is not None:
             rows = leading.pattern.findall(block)
@@ -247,14 +247,15 @@ class _Lines:
 
     def look_at_all(self) -> None:
         """The next line is none of a block's."""
-        self._words = None
+        self._curious = None
 
     def take(self, number: int, text: str) -> bool:
         """Take one line; whether it said anything to anybody."""
         readers = self.readers
-        if self._words is not None:
-            for word in self._words:
+        if self._curious is not None and self._word not in text:
+            for word in WORDS:
                 if word in text:
+                    self._word = word
                     break
             else:
                 readers = self._curious

@@ -19,27 +19,44 @@ from .whereabouts import KIND, Kinds, Track, word
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["RunStateRecorder"]
+__all__ = [
+    "BEGIN_WORD",
+    "RETURNED",
+    "RunStateRecorder",
+    "end_word",
+    "entry_word",
+    "exit_word",
+    "user_exit_word",
+]
 
 MOST_VCPUS = 1 << 14
 """More than any KVM_MAX_VCPUS; a number above is damage, not a vCPU."""
-_RUN_BEGIN, _ELSEWHERE, _END = word(Event.RUN_BEGIN), word(Event.ELSEWHERE), Event.RUN_END
-_RETURNED = int(_END)
+BEGIN_WORD, _ELSEWHERE = word(Event.RUN_BEGIN), word(Event.ELSEWHERE)
+RETURNED = int(Event.RUN_END)
 
 
 @functools.lru_cache(maxsize=4096)
-def _entry(cpu: int | None, immediate: bool) -> int:
+def entry_word(cpu: int | None, immediate: bool = False) -> int:
+    """A kvm_entry as a track keeps it."""
     return word(Event.ENTRY, cpu=cpu, immediate=immediate)
 
 
 @functools.lru_cache(maxsize=4096)
-def _exit(cpu: int | None, reason: str) -> int:
+def exit_word(cpu: int | None, reason: str) -> int:
+    """A kvm_exit."""
     return word(Event.EXIT, exit_meaning(reason), cpu)
 
 
 @functools.lru_cache(maxsize=4096)
-def _return(kind: Event, cpu: int | None, reason: str | int | None, errno: str) -> int:
-    return word(kind, userspace_exit_meaning(reason, errno), cpu)
+def user_exit_word(cpu: int | None, reason: str | int | None = None, errno: str = "") -> int:
+    """A kvm_userspace_exit."""
+    return word(Event.USER_EXIT, userspace_exit_meaning(reason, errno), cpu)
+
+
+@functools.lru_cache(maxsize=4096)
+def end_word(reason: str | int | None = None, errno: str = "") -> int:
+    """The end of a KVM_RUN."""
+    return word(Event.RUN_END, userspace_exit_meaning(reason, errno), None)
 
 
 class RunStateRecorder:
@@ -56,6 +73,9 @@ class RunStateRecorder:
     - ``forgets``: whether events far from any change are dropped, so that memory grows with changes, not with lines;
       then ``change_at`` is to be told of each change, and ``horizon`` seconds after it are kept;
     - ``expected``: how many vCPUs the VM has, if the recording tells, or None.
+
+    ``next_mark`` is the time of the next change that another recording tells of; ``last_on`` when each CPU was last
+    seen. What ``lane`` says holds as long as ``version`` stays the same.
     """
 
     __slots__ = (
@@ -63,10 +83,8 @@ class RunStateRecorder:
         "_first_on",
         "_index",
         "_kinds",
-        "_last_on",
         "_losses",
         "_marks",
-        "_next_mark",
         "_open_losses",
         "_tracks",
         "_whole",
@@ -76,9 +94,12 @@ class RunStateRecorder:
         "horizon",
         "irqchip",
         "last",
+        "last_on",
+        "next_mark",
         "overwritten",
         "resolution",
         "source",
+        "version",
     )
 
     def __init__(self) -> None:
@@ -86,13 +107,13 @@ class RunStateRecorder:
         self._index: dict[int, int] = {}
         self._created: dict[int, float] = {}
         self._first_on: dict[int, float] = {}
-        self._last_on: dict[int, float] = {}
+        self.last_on: dict[int, float] = {}
         self._losses: list[Loss] = []
         self._open_losses: dict[int | None, Loss] = {}
         """Markers after which no event of their CPU was seen yet."""
         self._kinds = 0
         self._marks: list[float] = []
-        self._next_mark = math.inf
+        self.next_mark = math.inf
         self._whole = False
         """Whether the last change gave memory, so that none is missing since."""
         self.forgets = False
@@ -104,6 +125,7 @@ class RunStateRecorder:
         self.resolution = 1e-6
         self.irqchip = Irqchip.UNKNOWN
         self.overwritten = False
+        self.version = 0
 
     def saw(self, time: float, cpu: int | None = None) -> None:
         """Something was recorded at ``time``, on ``cpu`` if that is known: the recording knows at least until then."""
@@ -114,7 +136,7 @@ class RunStateRecorder:
         if cpu is not None:
             if cpu not in self._first_on:
                 self._first_on[cpu] = time
-            self._last_on[cpu] = time
+            self.last_on[cpu] = time
         if self._open_losses and cpu in self._open_losses:
             loss = self._open_losses.pop(cpu)
             self._losses.append(Loss(loss.cpu, loss.after, time, loss.text))
@@ -145,20 +167,21 @@ class RunStateRecorder:
     def changes_are_at(self, times: Iterable[float]) -> None:
         """The changes are in another recording, at these times of this one's clock: forget what is far from them."""
         self._marks = sorted(times, reverse=True)
-        self._next_mark = self._marks.pop() if self._marks else math.inf
+        self.next_mark = self._marks.pop() if self._marks else math.inf
         self.forgets = True
 
     def _pass_marks(self, time: float) -> None:
-        mark = self._next_mark
+        mark = self.next_mark
         while self._marks and mark < time:
             mark = self._marks.pop()
-        self._next_mark = mark if mark >= time else math.inf
+        self.next_mark = mark if mark >= time else math.inf
         self.change_at(time)
 
     def number(self, thread: int, index: int) -> None:
         """``thread`` runs vCPU number ``index``."""
-        if 0 <= index < MOST_VCPUS:
+        if 0 <= index < MOST_VCPUS and self._index.get(thread) != index:
             self._index[thread] = index
+            self.version += 1
 
     def vcpu(self, thread: int) -> None:
         """``thread`` is a vCPU's, though it may never have been inside."""
@@ -181,61 +204,65 @@ class RunStateRecorder:
     ) -> None:
         """kvm_entry; ``immediate`` if it says ``[immediate exit]``, so that no instruction runs."""
         self._kinds |= 1 << Event.ENTRY
-        self._note(thread, time, cpu, index, _entry(cpu, immediate))
+        self._note(thread, time, cpu, index, entry_word(cpu, immediate))
 
     def exit(
         self, thread: int, time: float, cpu: int | None = None, *, index: int | None = None, reason: str = ""
     ) -> None:
         """kvm_exit, with its reason as the tracepoint prints it."""
         self._kinds |= 1 << Event.EXIT
-        self._note(thread, time, cpu, index, _exit(cpu, reason))
+        self._note(thread, time, cpu, index, exit_word(cpu, reason))
 
     def user_exit(
         self, thread: int, time: float, cpu: int | None = None, *, reason: str | int | None = None, errno: str = ""
     ) -> None:
         """kvm_userspace_exit; ``reason`` a KVM_EXIT_* name or number, ``errno`` if it says ``error`` or ``restart``."""
         self._kinds |= 1 << Event.USER_EXIT
-        self._note(thread, time, cpu, None, _return(Event.USER_EXIT, cpu, reason, errno))
+        self._note(thread, time, cpu, None, user_exit_word(cpu, reason, errno))
 
     def run_begin(self, thread: int, time: float) -> None:
         """A KVM_RUN begins: its call had not begun before ``time``."""
-        self._note(thread, time, None, None, _RUN_BEGIN)
+        self._note(thread, time, None, None, BEGIN_WORD)
         self._tracks[thread].calls = True
 
     def run_begins_again(self, thread: int, time: float) -> None:
         """``run_begin`` of a thread that had one: if no end of it was seen, it had returned by now at the latest."""
         words = self._tracks[thread].words if thread in self._tracks else ()
-        if not words or words[-1] & KIND != _RETURNED:
+        if not words or words[-1] & KIND != RETURNED:
             self.elsewhere(thread, time)
-        self._note(thread, time, None, None, _RUN_BEGIN)
+        self._note(thread, time, None, None, BEGIN_WORD)
 
     def run_end(self, thread: int, time: float, *, reason: str | int | None = None, errno: str = "") -> None:
         """The KVM_RUN had returned at ``time``; with which exit or error, if the recording tells.
 
         ``immediate_exit`` shows as ``errno="EINTR"``.
         """
-        self._note(thread, time, None, None, _return(Event.RUN_END, None, reason, errno))
+        self._note(thread, time, None, None, end_word(reason, errno))
         self._tracks[thread].calls = True
 
     def whole_run(self, thread: int, begin: float, end: float, reason: str | None, errno: str) -> None:
-        """``run_begin`` and ``run_end`` at once, as a recording has them by the million."""
-        track = self._tracks.get(thread)
-        if track is None or self.first is None or self.last is None or end > self._next_mark or end < begin:
-            self.run_begin(thread, begin)
-            self.run_end(thread, end, reason=reason, errno=errno)
-            return
-        if begin < self.first:
-            self.first = begin
-        if end > self.last:
-            self.last = end
-        track.calls = True
-        times, words = track.times, track.words
-        times.append(begin)
-        words.append(_RUN_BEGIN)
-        times.append(end)
-        words.append(_return(_END, None, reason, errno))
-        if len(times) > track.full:
-            track.forget()
+        """``run_begin`` and ``run_end`` at once."""
+        self.run_begin(thread, begin)
+        self.run_end(thread, end, reason=reason, errno=errno)
+
+    def lane(self, thread: int, cpu: int | None = None) -> Track | None:
+        """Where events of ``thread`` may be added by the reader itself, as a recording has them by the million.
+
+        None if an event of it says more than itself: its first or its CPU's, or the first after a loss. To add is
+        ``times.append``, ``words.append`` with BEGIN_WORD or what ``end_word``, ``entry_word`` … say, and ``forget`` if
+        there are more than ``full``; all for times up to ``next_mark`` only. Of many such events ``passed`` is to be
+        told, and ``last_on`` of each, before anything else.
+        """
+        if self._open_losses or self.first is None or (cpu is not None and cpu not in self.last_on):
+            return None
+        return self._tracks.get(thread)
+
+    def passed(self, first: float, last: float) -> None:
+        """Events were added to lanes: of no earlier and no later time than these."""
+        if self.first is None or first < self.first:
+            self.first = first
+        if self.last is None or last > self.last:
+            self.last = last
 
     def elsewhere(self, thread: int, time: float) -> None:
         """``thread`` was in user space at ``time``: it did something else. Tell it of threads that run vCPUs only."""
@@ -255,22 +282,23 @@ class RunStateRecorder:
         if cpu is None:
             self.lost_between(-math.inf, math.inf, None, text)
         elif cpu not in self._open_losses:
-            self._open_losses[cpu] = Loss(cpu, self._last_on.get(cpu, -math.inf), math.inf, text)
+            self.version += 1
+            self._open_losses[cpu] = Loss(cpu, self.last_on.get(cpu, -math.inf), math.inf, text)
 
     def lost_between(self, after: float, before: float, cpu: int | None = None, text: str = "") -> None:
         """Events of ``cpu`` (None: of any) were dropped somewhere in ``(after, before)``, in seconds."""
         self._losses.append(Loss(cpu, after, before, text))
 
     def _note(self, thread: int, time: float, cpu: int | None, index: int | None, event: int) -> None:
-        if cpu is not None and cpu in self._last_on and not self._open_losses and self.first is not None:
-            self._last_on[cpu] = time
+        if cpu is not None and cpu in self.last_on and not self._open_losses and self.first is not None:
+            self.last_on[cpu] = time
             if time > self.last:  # type: ignore[operator]  # set with first
                 self.last = time
             elif time < self.first:
                 self.first = time
         else:
             self.saw(time, cpu)
-        if time > self._next_mark:
+        if time > self.next_mark:
             self._pass_marks(time)
         track = self._tracks.get(thread)
         if track is None:
@@ -279,8 +307,8 @@ class RunStateRecorder:
         track.words.append(event)
         if len(track.times) > track.full:
             track.forget()
-        if index is not None and 0 <= index < MOST_VCPUS:
-            self._index[thread] = index
+        if index is not None and self._index.get(thread) != index:
+            self.number(thread, index)
 
     def finish(self, path: str) -> RunState | None:
         """All that was taken, or None if no vCPU was seen.

@@ -143,7 +143,7 @@ class RunState:
         """The events after which ``Track.codes`` tell where ``vcpu`` was from ``start`` to ``end``."""
         track = self._tracks[vcpu]
         span = track.span(start, end, self.kinds, self.losses)
-        return None if span is None else (track, *span)
+        return None if span is None else (track, span[0], span[1])
 
     @property
     def lost(self) -> int:
@@ -178,6 +178,16 @@ class RunState:
         """Those of them that show that guest code ran since the one before."""
         track = self._tracks.get(vcpu)
         return iter(()) if track is None else track.guest_returns(start, end)
+
+    def guest_caused(self, vcpu: Vcpu, start: float, end: float) -> bool:
+        """Whether ``guest_exits`` or ``guest_returns`` may have something to say. O(log n + events in between)."""
+        track = self._tracks.get(vcpu)
+        return track is not None and track.guest_caused(start, end)
+
+    def may_die(self, vcpu: Vcpu, start: float, end: float) -> bool:
+        """Whether ``fatal_returns`` or ``last_returns`` have one between the two times. Mostly O(log n)."""
+        track = self._tracks.get(vcpu)
+        return track is not None and track.may_die(start, end)
 
     def fatal_returns(self, vcpu: Vcpu, start: float, end: float) -> Iterator[Return]:
         """Those of them after which the vCPU cannot go on. O(log n + result)."""

@@ -9,35 +9,63 @@ or a recording by bpftrace can tell, and the reader says so. Calls that strace s
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
 from .columns import NO_THREAD
 from .lines import line_of
 from .prefix import resolution_of
+from .recorder import BEGIN_WORD, end_word
 from .requests import integer, request_name
 from .strace_change import SET_REGION, Region, flags_of, region_of
 from .strace_line import ARGUMENTS, LEADER, Clock, request_of, result_of
 from .strace_runs import StraceRuns
 
 if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable
+
     from .recording import Other, Recording, Rows
     from .strace_line import Request
+    from .whereabouts import Track
 
 __all__ = ["StraceReader"]
 
 PID_MAX_LIMIT = 1 << 22
+MOST_ENDS = 1024
 ROW = re.compile(
-    r"(?:(\d{1,7}) {1,6}(\d{9,12}\.\d{6,9}) ioctl\((\d{1,6})(?:<([^>\n]{0,80})>)?, KVM_(?:RUN, 0\) {1,80}= "
-    r"(?:-1 (E[A-Z]{1,20}) \([^)\n]{0,80}\)|0(?: \((KVM_EXIT_\w{1,40})\))?) <(\d{1,9}\.\d{1,9})>"
-    r"|SET_USER_MEMORY_REGION, \{slot=(\d{1,9}), flags=([\w|]{1,90}), guest_phys_addr=(0|0x[0-9a-f]{1,16}), "
-    r"memory_size=(\d{1,19}), userspace_addr=(0|0x[0-9a-f]{1,16})\}\) {1,80}= 0 <(\d{1,9}\.\d{1,9})>)|(.*))\n"
+    r"(?:(\d{1,7}) {1,6}(\d{9,12}\.\d{6,9}) ioctl\((\d{1,6}(?:<[^>\n]{0,80}>)?), KVM_(?:RUN, 0\) {1,80}= "
+    r"(-1 E[A-Z]{1,20} \([^)\n]{0,80}\)|0(?: \(KVM_EXIT_\w{1,40}\))?) <(\d{1,9}\.\d{1,9})>"
+    r"|SET_USER_MEMORY_REGION, \{slot=(\d{1,9}, flags=[\w|]{1,90}, guest_phys_addr=(?:0|0x[0-9a-f]{1,16}), "
+    r"memory_size=\d{1,19}, userspace_addr=(?:0|0x[0-9a-f]{1,16})\}\) {1,80}= 0 <\d{1,9}\.\d{1,9})>)|(.*))\n",
+    re.ASCII,
 )
-"""A KVM_RUN and a change as ``strace -f -ttt -T -o FILE`` prints them, a group for each field; else the whole line."""
+"""A KVM_RUN and a change as ``strace -f -ttt -T -o FILE`` prints them: in groups process, stamp, file descriptor with
+what decorates it, how the KVM_RUN ended and what it took, the fields of the change; else the whole line."""
+FIELDS = re.compile(
+    r"(\d+), flags=([^,]+), guest_phys_addr=(\w+), memory_size=(\d+), userspace_addr=(\w+)\}\) += 0 <([\d.]+)", re.ASCII
+)
+OUTCOME = re.compile(r"-1 (E[A-Z]+) |0 \((KVM_EXIT_\w+)", re.ASCII)
 INDEX = re.compile(r", (?:argp=|arg=)?(\d{1,6}|0x[0-9a-f]{1,6})\)")
 ATTACHED = re.compile(r"(?:strace: )?Process (\d{1,10}) attached")
 UNFINISHED = re.compile(r"\s{0,8}<(?:unfinished|detached) \.\.\.>\s{0,8}$")
 RESUMED = re.compile(r"<\.\.\. ioctl resumed> ?")
+
+
+class _Ends(dict[str, int]):
+    """The word of a KVM_RUN's end, by what strace prints of it; few, since a made-up one is not kept."""
+
+    def __missing__(self, outcome: str) -> int:
+        match = OUTCOME.match(outcome)
+        failed, reason = match.groups() if match else (None, None)
+        event = end_word(reason, failed or "")
+        if len(self) < MOST_ENDS:
+            self[outcome] = event
+        return event
+
+
+ENDS = _Ends()
 
 
 class _Call:
@@ -159,43 +187,87 @@ class StraceReader:
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
         texts: list[str] = []
-        runs, clock, run = self._runs, self._clock, self._recording.run
-        wants_changes = self._recording.wants_changes
-        ours: dict[str, tuple[str, int]] = {}
-        """Threads of this block that run a vCPU of our VM: the file descriptor they do it by, and their number."""
-        for at, row in enumerate(rows, number):
-            word, stamp, fd, decoration, failed, reason, took, slot, flags, gpa, size, hva, duration, text = row
+        clock, run = self._clock, self._recording.run
+        lanes: dict[str, tuple[str, Track, array[float], Callable[[float], None], Callable[[int], None]]] = {}
+        """Threads of this block that run a vCPU of our VM: the file descriptor they do it by, and where that is kept.
+
+        There are some only while no call waits for its end."""
+        length, limit = clock.length, run.next_mark
+        first, last, newest = math.inf, -math.inf, -math.inf
+        for at, (word, stamp, fd, outcome, took, region, text) in enumerate(rows, number):
+            if took and (lane := lanes.get(word)) is not None and lane[0] == fd and len(stamp) == length:
+                begin = float(stamp)
+                end = begin + float(took)
+                if end <= limit:
+                    _, track, times, add_time, add_word = lane
+                    add_time(begin)
+                    add_word(BEGIN_WORD)
+                    add_time(end)
+                    add_word(ENDS[outcome])
+                    if len(times) > track.full:
+                        track.forget()
+                    if begin < first:
+                        first = begin
+                    if begin > newest:
+                        newest = begin
+                    if end > last:
+                        last = end
+                    continue
+            if newest > -math.inf:
+                run.passed(first, last)
+                clock.saw(newest)
+                first, last, newest = math.inf, -math.inf, -math.inf
             if not word:
-                ours.clear()  # a VM may be made, or another thread turn out to be of another one
+                lanes.clear()  # a VM may be made, or another thread turn out to be of another one
                 other(at, line_of(text))
-                continue
-            plain = not (self._open_changes or runs.has_open)
-            if took and plain:
-                known = ours.get(word)
-                if known is not None and known[0] == fd:
-                    time = clock.unix(stamp)
-                    run.whole_run(known[1], time, time + float(took), reason or None, failed)
-                    continue
-                thread = int(word)
-                runs.saw(thread, float(stamp))
-                if runs.is_ours(thread, int(fd), decoration):
-                    ours[word] = fd, thread
-                    time = clock.unix(stamp)
-                    run.whole_run(thread, time, time + float(took), reason or None, failed)
-                    continue
-            elif slot and plain and wants_changes and (numbers := flags_of(flags)) is not None:
-                thread, time = int(word), clock.unix(stamp)
-                run.saw(time)
-                runs.saw(thread, time)
-                if thread in runs.known and thread not in self._open:
-                    run.elsewhere(thread, time)
+            elif took:
+                thread = self._whole_run(word, stamp, fd, outcome, took)
+                if thread is None:
+                    texts = texts or block.split("\n")
+                    other(at, line_of(texts[at - number]))
+                elif (track_of := run.lane(thread)) is not None:
+                    lanes[word] = fd, track_of, track_of.times, track_of.times.append, track_of.words.append
+            else:
                 texts = texts or block.split("\n")
-                region = Region(int(slot), numbers, int(gpa, 16), int(size), int(hva, 16), 0, float(duration))
-                self._change(at, texts[at - number], int(fd), region, thread, time, None)
-                continue
-            texts = texts or block.split("\n")
-            other(at, line_of(texts[at - number]))
+                if not self._whole_change(at, texts[at - number], word, stamp, fd, region):
+                    lanes.clear()
+                    other(at, line_of(texts[at - number]))
+            length, limit = clock.length, run.next_mark
+        if newest > -math.inf:
+            run.passed(first, last)
+            clock.saw(newest)
         return 0
+
+    def _whole_run(self, word: str, stamp: str, fd: str, outcome: str, took: str) -> int | None:
+        """A KVM_RUN as ROW found it: its thread, or None if it needs a closer look."""
+        if self._open_changes or self._runs.has_open:
+            return None
+        thread, (number, _, decoration) = int(word), fd.partition("<")
+        self._runs.saw(thread, float(stamp))
+        if not self._runs.is_ours(thread, int(number), decoration):
+            return None
+        begin, match = self._clock.unix(stamp), OUTCOME.match(outcome)
+        failed, reason = match.groups() if match else (None, None)
+        self._recording.run.whole_run(thread, begin, begin + float(took), reason, failed or "")
+        return thread
+
+    def _whole_change(self, number: int, text: str, word: str, stamp: str, fd: str, region: str) -> bool:
+        """A change as ROW found it; False if it needs a closer look."""
+        if self._open_changes or self._runs.has_open or not self._recording.wants_changes:
+            return False
+        match = FIELDS.match(region)
+        numbers = flags_of(match[2]) if match else None
+        if match is None or numbers is None:
+            return False
+        slot, _, gpa, size, hva, took = match.groups()
+        thread, time, run = int(word), self._clock.unix(stamp), self._recording.run
+        run.saw(time)
+        self._runs.saw(thread, time)
+        if thread in self._runs.known and thread not in self._open:
+            run.elsewhere(thread, time)
+        fields = Region(int(slot), numbers, int(gpa, 16), int(size), int(hva, 16), 0, float(took))
+        self._change(number, text, int(fd.partition("<")[0]), fields, thread, time, None)
+        return True
 
     def _other(self, number: int, text: str) -> bool:
         """A line that is no system call."""

@@ -91,26 +91,32 @@ def result_of(call: str) -> Result | None:
 class Clock:
     """Seconds of each line's stamp: since 1970 (``-ttt``), since the first midnight (``-tt``), or summed up (``-r``).
 
-    ``digits`` is the largest number of places that a stamp had: 0 is whole seconds.
+    ``digits`` is the largest number of places that a stamp had: 0 is whole seconds. ``length`` is how many characters
+    the last stamp of ``unix`` had.
     """
 
-    __slots__ = ("_day", "_first_of_delta", "_length", "_relative", "digits", "last")
+    __slots__ = ("_day", "_first_of_delta", "_relative", "digits", "last", "length")
 
     def __init__(self) -> None:
         self._day = self._relative = 0.0
         self._first_of_delta: float | None = None
         self.last: float | None = None
-        self.digits = self._length = 0
+        self.digits = self.length = 0
 
     def unix(self, stamp: str) -> float:
         """The time of a line with seconds and their parts since 1970, and nothing else."""
         time = float(stamp)
         if self.last is None or time > self.last:
             self.last = time
-        if len(stamp) != self._length:
-            self._length = len(stamp)
+        if len(stamp) != self.length:
+            self.length = len(stamp)
             self.digits = max(self.digits, len(stamp) - stamp.index(".") - 1)
         return time
+
+    def saw(self, time: float) -> None:
+        """There were stamps for ``unix`` up to ``time``, all of them as long as its last."""
+        if self.last is None or time > self.last:
+            self.last = time
 
     def time(self, stamp: str | None, space: str, *, has_pid: bool, delta: str | None) -> float | None:
         """The time of a line, or None if it has no stamp."""

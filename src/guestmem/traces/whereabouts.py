@@ -37,6 +37,7 @@ memory was missing."""
 MOST_MOVES = 1 << 24
 """Places that events which came late are moved by, one by one; if there are more, all are sorted anew."""
 KIND, GUEST_CAUSED, LOOKS, FATAL, IMMEDIATE = 7, 8, 16, 32, 64
+NOT_CAUSED = bytes([bits for bits in range(256) if not bits & GUEST_CAUSED])
 NUMBER_SHIFT, NUMBER_MASK = 8, 0xFF
 CPU_SHIFT, CPU_MAX = 16, 0xFFFE
 ERRNOS = {"EINTR": 0xF1, "EAGAIN": 0xF2, "EFAULT": 0xF3}
@@ -160,6 +161,7 @@ class Track:
     until: float = -math.inf
     full: int = sys.maxsize
     _places: tuple[array[int], array[int], array[int]] | None = None
+    _bits: bytes = b""
     codes: bytes = b""
 
     def add(self, time: float, event: int) -> None:
@@ -340,13 +342,39 @@ class Track:
     def _find(self) -> tuple[array[int], array[int], array[int]]:
         """Where in the arrays the returns, the fatal ones, and the exits by guest code stand. O(n) once."""
         if self._places is None:
+            words = self.words
             ends = (USER_EXIT, RUN_END, FORGOTTEN)
-            returns = array("I", (i for i, each in enumerate(self.words) if each & KIND in ends))
-            fatal = array("I", (i for i in returns if self.words[i] & FATAL))
+            returns = array("I", [i for i, each in enumerate(words) if each & KIND in ends])
+            fatal = array("I", [i for i in returns if words[i] & FATAL])
             caused = EXIT | GUEST_CAUSED
-            guest = array("I", (i for i, each in enumerate(self.words) if each & (KIND | GUEST_CAUSED) == caused))
+            guest = array("I", [i for i, each in enumerate(words) if each & (KIND | GUEST_CAUSED) == caused])
             self._places = returns, fatal, guest
+            self._bits = bytes([event & 0xFF for event in words])
         return self._places
+
+    def guest_caused(self, start: float, end: float) -> bool:
+        """Whether one of the events in ``[start, end]`` is an exit that guest code caused. O(log n + events)."""
+        self._find()
+        low = bisect_left(self.times, start)
+        high = bisect_right(self.times, end, low)
+        return low < high and bool(self._bits[low:high].translate(None, NOT_CAUSED))
+
+    def may_die(self, start: float, end: float) -> bool:
+        """Whether ``last_returns`` or fatal ``returns`` have one between the two, neither included."""
+        fatal = self._find()[1]
+        times, words = self.times, self.words
+        low = bisect_right(times, start)
+        high = bisect_left(times, end, low)
+        if fatal and bisect_left(fatal, low) < bisect_left(fatal, high):
+            return True
+        for i in range(high - 1, low - 1, -1):
+            event = words[i]
+            if event & KIND in (USER_EXIT, RUN_END):
+                if i + 1 < high and self._leaves(i, end):
+                    return False
+                if not event & (FATAL | NUMBER_MASK << NUMBER_SHIFT):
+                    return True
+        return False
 
     def returns(self, start: float, end: float, *, fatal: bool = False) -> Iterator[Return]:
         """The returns to user space stamped in ``[start, end]``, or the fatal among them. O(log n + result)."""
@@ -390,7 +418,9 @@ class Track:
         for i in places[first : bisect_left(places, high)]:
             event = words[i]
             if event & GUEST_CAUSED and not _continues(before, event):
-                yield self._return(i)
+                began = self.times[i - 1] if i and words[i - 1] & KIND == RUN_BEGIN else None
+                name = NAMES.get(event >> NUMBER_SHIFT & NUMBER_MASK, "")
+                yield _new(Return, (self.times[i], name, True, bool(event & FATAL), began))
             before = event
 
     def _return(self, i: int) -> Return:
