@@ -15,6 +15,7 @@ from guestmem.compiled import U64, Own, Words, compiled, u64
 from guestmem.engines import HostMemory
 from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
+from guestmem.engines.soft.gmem_slot import Gmem
 from guestmem.engines.soft.stage2_vcpu import stage2_exit
 from guestmem.engines.soft.vcpu import enter_guest, leave_core
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
@@ -41,6 +42,11 @@ def touch(
     mmu: Words,
     desk: Own,
     tlb: Own,
+    file: Words,
+    inode: Words,
+    states: Words,
+    attributes: Words,
+    page: Own,
     first: U64,
     count: U64,
     step: U64,
@@ -48,6 +54,7 @@ def touch(
     vcpu: U64,
 ) -> U64:
     """Access ``count`` frames, ``step`` apart, in the guest; returns the exits."""
+    gmem = Gmem(file, inode, states, attributes, page)
     one = u64(1)
     exits = u64(0)
     if not enter_guest(vm, load, own, vcpu):
@@ -60,8 +67,8 @@ def touch(
             if status == OK:
                 break
             stage2_exit(
-                vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, vcpu, gfn, kind,
-                status == PERMISSION, False, False, u64(0),
+                vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, gmem, vcpu, gfn, kind,
+                False, status == PERMISSION, False, False, u64(0),
             )  # fmt: skip
             exits += one
         gfn += step
@@ -92,12 +99,13 @@ class Bench:
         self.table = self.stage2.tables[0]
         engine = self.engine
         shared = engine._vm, engine.memslots.words, engine.srcu.words, engine._load  # noqa: SLF001 - what a vCPU gets
+        no_file = engine.file_words(0)
         self.words = []
         for vcpu in range(2):
             own = engine._own[vcpu]  # noqa: SLF001 - a thread of this program is its vCPU
             own[int(at.LOADED)] = 0
             tlb = self.stage2.tlbs[0][vcpu].words
-            self.words.append((*shared, own, *self.table.words, self.table.desks[vcpu + 1], tlb))
+            self.words.append((*shared, own, *self.table.words, self.table.desks[vcpu + 1], tlb, *no_file))
 
     def show(self, name: str, figures: list[float], plain: float = 0) -> None:
         """Print a line."""

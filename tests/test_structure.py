@@ -10,7 +10,7 @@ import pytest
 from guestmem.engines import load_words
 from guestmem.engines.kvm import layout as kvm
 from guestmem.engines.kvm import load_layout
-from guestmem.engines.soft import gmem_vcpu
+from guestmem.engines.soft import gmem_slot, gmem_vcpu
 from guestmem.engines.soft import layout as soft
 from guestmem.errors import InvariantError
 from guestmem.explore import load
@@ -24,7 +24,9 @@ from guestmem.stage2.pkvm import layout as pkvm
 from guestmem.structure import LINE, Structure, name_fields
 from two_forms import sources
 
-LAYOUTS = [load_words, kvm, load_layout, soft, gmem_vcpu, memslots, srcu, stage2, rwlock, tlb_layout, pkvm, gmem]
+LAYOUTS = [
+    *(load_words, kvm, load_layout, soft, gmem_slot, gmem_vcpu, memslots, srcu, stage2, rwlock, tlb_layout, pkvm, gmem),
+]
 
 
 def declared(module: ModuleType) -> dict[str, Structure]:

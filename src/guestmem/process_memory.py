@@ -4,7 +4,7 @@ A guest decides what a VMM reads and writes, and host memory behind a slot may b
 of its file. Up to a page goes through a scratch file, whose ``pread`` and ``pwrite`` copy to and from user memory; more
 goes through ``process_vm_readv`` and ``process_vm_writev`` on this process, which pin pages first: dearer to begin
 with, cheaper a byte. Both fail where KVM_RUN would say EFAULT. Source: Linux 6.18, ``mm/shmem.c``,
-``mm/process_vm_access.c``. Figures: docs/vm.md.
+``mm/process_vm_access.c``. Figures: ``benchmarks/bench_access.py``.
 """
 
 from __future__ import annotations

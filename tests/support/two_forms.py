@@ -320,9 +320,10 @@ class _Lint:
             return
         if isinstance(parent, ast.Call) and node in parent.args:
             callee = self.package.callee(self.path, parent.func)
-            kinds = callee.kinds if callee else []
+            kinds = [each[1] for each in callee.kinds] if callee else []
+            kinds = kinds or self.package.bundle(self.path, ast.unparse(parent.func)) or []
             place = parent.args.index(node)
-            if place < len(kinds) and kinds[place][1] == kind:
+            if place < len(kinds) and kinds[place] == kind:
                 return
         self.refuse(node, f"plain use of {node.id}, which is {kind}")
 

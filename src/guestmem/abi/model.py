@@ -325,7 +325,7 @@ class KvmModel:
 
     def check_change(self, change: Change) -> None:
         """Steps 3 to 13 for a change that a design will carry out; what concerns slots is the design's to find."""
-        check_region(self._limits[False][False], region_of(change))
+        check_region(self._limits[bool(change.flags & KVM_MEM_GUEST_MEMFD)][False], region_of(change))
         if change.npages and change.base_gfn + change.npages - 1 > self.host.max_gfn:
             raise MemslotError(errno.EINVAL, f"slot {change.slot}: it ends past frame {self.host.max_gfn:#x}")
 

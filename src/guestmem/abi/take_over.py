@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dirty.bitmap import DirtyBitmap
+from ..units import PAGE_SHIFT
+from .guest_memfds import GuestMemfd
 
 if TYPE_CHECKING:
     from ..memslots.slot import SlotKey
@@ -34,6 +36,7 @@ def take_over(vm: KvmModel, keys: list[SlotKey]) -> list[DirtyPage]:
     from .model import ModelSlot
 
     _count(vm, keys)
+    files = _unbound(vm, keys)
     old: list[tuple[SlotKey, Any, Any, Any, DirtyBitmap]] = []  # by slot that logged: key, frames, host pages, bits
     for key in keys:
         held = vm.slots.pop(key, None)
@@ -47,7 +50,9 @@ def take_over(vm: KvmModel, keys: list[SlotKey]) -> list[DirtyPage]:
         slot = vm.memslots.by_id(key.slot, key.as_id)
         if slot is None:
             continue
-        made = vm.slots[key] = ModelSlot(slot)
+        made = vm.slots[key] = ModelSlot(slot, guest_memfd=files.get(slot.guest_memfd))
+        if made.guest_memfd is not None:
+            made.guest_memfd.bound[key] = slot.guest_memfd_offset, slot.npages << PAGE_SHIFT
         if not slot.logs_dirty_pages or vm.dirty.ring_entries:
             continue
         made.bitmap = vm.dirty.marked(key) or DirtyBitmap(slot.npages)
@@ -78,6 +83,17 @@ def take_over(vm: KvmModel, keys: list[SlotKey]) -> list[DirtyPage]:
             for gfn, host in zip(frames[gone], hosts[gone], strict=True)
         ]
     return ended
+
+
+def _unbound(vm: KvmModel, keys: list[SlotKey]) -> dict[int, GuestMemfd]:
+    """Files by number, those of slots ``keys`` among them, which have bound nothing any more."""
+    files = {file.number: file for file in vm.files.values() if isinstance(file, GuestMemfd)}
+    for key in keys:
+        held = vm.slots.get(key)
+        if held is not None and held.guest_memfd is not None:
+            files[held.guest_memfd.number] = held.guest_memfd
+            held.guest_memfd.bound.pop(key, None)
+    return files
 
 
 def _count(vm: KvmModel, keys: list[SlotKey]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from ..engines import Capability, Engine
 from ..memslots import Change, Slot
+from ..units import PAGE_SHIFT
 from . import atomic, sequential
 
 __all__ = ["NEEDS", "apply", "apply_with", "keeps_memory", "parts", "prepare"]
@@ -38,13 +39,13 @@ def parts(changes: Sequence[Change], slots: dict[int, Slot]) -> list[Part]:
     [[1, 1], [2]]
     """
     now = dict(slots)
-    spans: list[tuple[int, int, int]] = []  # first frame, end, place of the change
+    spans: list[tuple[int, int, int, int]] = []  # 0 and frames, or a guest_memfd and its pages; place of the change
     for place, change in enumerate(changes):
         if (old := now.pop(change.slot, None)) is not None:
-            spans.append((old.base_gfn, old.end_gfn, place))
+            spans += _spans(old, place)
         if not change.deletes:
             now[change.slot] = change.as_slot()
-            spans.append((change.base_gfn, change.base_gfn + change.npages, place))
+            spans += _spans(change.as_slot(), place)
     leader = list(range(len(changes)))
 
     def find(place: int) -> int:
@@ -54,8 +55,10 @@ def parts(changes: Sequence[Change], slots: dict[int, Slot]) -> list[Part]:
         return place
 
     spans.sort()
-    reach, last = -1, 0
-    for start, end, place in spans:
+    space, reach, last = 0, -1, 0
+    for where, start, end, place in spans:
+        if where != space:
+            space, reach = where, -1
         if start < reach:
             a, b = find(last), find(place)
             leader[max(a, b)] = min(a, b)
@@ -78,6 +81,21 @@ def parts(changes: Sequence[Change], slots: dict[int, Slot]) -> list[Part]:
     ]
 
 
+def _spans(slot: Slot, place: int) -> list[tuple[int, int, int, int]]:
+    """Frames of a slot, and pages of the guest_memfd that it has: no two slots have the same of either."""
+    found = [(0, slot.base_gfn, slot.end_gfn, place)]
+    if slot.guest_memfd:
+        first = slot.guest_memfd_offset >> PAGE_SHIFT
+        found.append((slot.guest_memfd, first, first + slot.npages, place))
+    return found
+
+
+def _memory(slot: Slot, gfn: int) -> tuple[int, int, int, int]:
+    """What is behind a frame: host address, guest_memfd and offset there, attributes."""
+    offset = slot.guest_memfd_offset + ((gfn - slot.base_gfn) << PAGE_SHIFT) if slot.guest_memfd else 0
+    return slot.hva(gfn), slot.guest_memfd, offset, slot.attributes
+
+
 def keeps_memory(before: Sequence[Slot], after: Sequence[Slot]) -> bool:
     """Whether frames in both ``before`` and ``after`` keep their host memory, and there are some. O(n m).
 
@@ -93,7 +111,7 @@ def keeps_memory(before: Sequence[Slot], after: Sequence[Slot]) -> bool:
         for new in after:
             start, end = max(old.base_gfn, new.base_gfn), min(old.end_gfn, new.end_gfn)
             if start < end:
-                if old.hva(start) != new.hva(start):
+                if _memory(old, start) != _memory(new, start):
                     return False
                 shared = True
     return shared

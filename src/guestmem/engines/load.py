@@ -32,6 +32,10 @@ class Target(NamedTuple):
     old_tag: int = 0
     new_tag: int = 0
     """The byte at ``TAG_BYTE`` of the eight at ``old`` and at ``new``, 0 for none: what a guest tells them by."""
+    private: bool = False
+    """Whether accesses are private ones, to a guest_memfd's private pages."""
+    marked: bool = False
+    """Whether private writes leave ``load_words.SECRET`` in the word, so that a shared access that reads it is told."""
 
     @property
     def must(self) -> bool:
@@ -55,6 +59,8 @@ class Load:
                 + int(at.OLD_READONLY) * target.old_readonly
                 + int(at.NEW_READONLY) * target.new_readonly
                 + int(at.CHANGED) * target.changed
+                + int(at.PRIVATE) * target.private
+                + int(at.MARKED) * target.marked
                 + (target.old_tag << int(at.OLD_TAG))
                 + (target.new_tag << int(at.NEW_TAG))
             )

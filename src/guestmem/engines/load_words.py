@@ -7,7 +7,7 @@ from ..structure import Structure, name_fields
 
 ONE_TARGET = Structure("target", "eight bytes of guest memory", size=4)
 TARGET_GPA = ONE_TARGET.word("guest address of the eight bytes that are touched")
-TARGET_FLAGS = ONE_TARGET.word("MUST, OLD_READONLY, NEW_READONLY, CHANGED; the tags of old and new memory")
+TARGET_FLAGS = ONE_TARGET.word("MUST and other bits below; the tags of old and new memory")
 TARGET_OLD = ONE_TARGET.word("their host address before the update, 0 for none")
 TARGET_NEW = ONE_TARGET.word("and after it")
 TARGET = const(ONE_TARGET.size)
@@ -31,6 +31,9 @@ MUST = const(1)  # has memory before and after: should be there throughout
 OLD_READONLY = const(2)
 NEW_READONLY = const(4)
 CHANGED = const(8)
+PRIVATE = const(16)  # accesses are private: of a guest_memfd's private pages
+MARKED = const(32)  # private writes leave SECRET set, and who reads it by a shared access is counted
+SECRET = const(1 << 63)
 OLD_TAG, NEW_TAG = const(8), const(16)
 """TARGET_FLAGS: bits, and where the two tags of eight bits begin: a byte of the memory itself, 0 without one."""
 TAG_BYTE = const(6)

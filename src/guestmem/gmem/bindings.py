@@ -6,7 +6,7 @@ Source: ``kvm_gmem_bind()``, ``kvm_gmem_unbind()``, Linux 6.18, ``virt/kvm/guest
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from ..errors import GuestMemfdError, InvariantError
@@ -29,7 +29,7 @@ class Bound(NamedTuple):
 
 
 class Bindings:
-    """The slots of one file. Everything is O(log n) but ``check``.
+    """The slots of one file, ``capacity`` of them at least. Everything is O(log n) but ``check`` and iteration.
 
     >>> bindings = Bindings()
     >>> bindings.put(Slot(0, 3, 0x100, 16, 0), 8)
@@ -37,9 +37,9 @@ class Bindings:
     [(Slot 3 [0x100000, 0x110000) 64 KiB -> 0x0, 268, 272)]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = 1 << 16) -> None:
         self._slots: dict[tuple[int, int], Bound] = {}
-        self._pages = RangeMap(capacity=1 << 16)
+        self._pages = RangeMap(capacity=capacity)
         self._keys: dict[int, tuple[int, int]] = {}
 
     @staticmethod
@@ -49,14 +49,21 @@ class Bindings:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def __iter__(self) -> Iterator[Bound]:
+        return iter(list(self._slots.values()))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._slots
+
     def get(self, slot: Slot) -> Bound | None:
         """What a slot has bound."""
         return self._slots.get((slot.as_id, slot.id))
 
-    def other(self, first: int, end: int) -> Bound | None:
-        """A slot that has bound a page of [first, end)."""
+    def other(self, first: int, end: int, but: Container[tuple[int, int]] = ()) -> Bound | None:
+        """A slot that has bound a page of [first, end), those of the keys ``but`` left out. O(log n + those)."""
         for _, _, number in self._pages.overlapping(first, end):
-            return self._slots[self._keys[number]]
+            if self._keys[number] not in but:
+                return self._slots[self._keys[number]]
         return None
 
     def put(self, slot: Slot, first: int) -> None:

@@ -6,7 +6,7 @@ Source: ``virt/kvm/guest_memfd.c``, Linux 6.12 to 7.3, and the series for in-pla
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import NamedTuple
 
@@ -109,6 +109,12 @@ class GuestMemfd:
         self.overlap_errno, self.private_vm = overlap_errno, private_vm
         self.invalidate = invalidate or _nothing
         self.bindings = Bindings()
+        self.incoming: Bindings | None = None
+        """What slots of an update that is under way will have bound: both are invalidated meanwhile."""
+        self.closes: list[Callable[[], object]] = []
+        """Called under the file's lock when it is closed, before the guest's mappings go."""
+        self.number, self.fd = 0, -1
+        """What ``Slot.guest_memfd`` says, and its descriptor, where a VM made it."""
         self._out = own(3)
         self.closed = False
         inode.files.append(self)
@@ -172,6 +178,22 @@ class GuestMemfd:
         with self.inode.changing():
             self.bindings.remove(slot, as_id)
 
+    def bound(self, first: int, end: int) -> list[tuple[Slot, int, int]]:
+        """Slots that have bound pages of [first, end), or will have, each with the frames [start, end) of these."""
+        found = list(self.bindings.overlapping(first, end))
+        return found if self.incoming is None else [*found, *self.incoming.overlapping(first, end)]
+
+    def rebind(self, gone: Iterable[tuple[int, int]]) -> None:
+        """An update is over: slots ``gone`` (as_id, id) have nothing any more, and ``incoming`` is theirs who came."""
+        with self.inode.changing():
+            incoming, self.incoming = self.incoming, None
+            if self.closed:
+                return
+            for as_id, slot in gone:
+                self.bindings.remove(slot, as_id)
+            for bound in () if incoming is None else incoming:
+                self.bindings.put(*bound)
+
     def close(self) -> None:
         """The last descriptor of this file goes: bound slots have no memory any more, and the guest's mappings go.
 
@@ -181,8 +203,10 @@ class GuestMemfd:
         self._must_be_open()
         with self.inode.changing():
             self.inode.files.remove(self)
+            for told in self.closes:
+                told()
             with ExitStack() as stack:
-                for slot, start, end in list(self.bindings.overlapping(0, self.inode.npages)):
+                for slot, start, end in self.bound(0, self.inode.npages):
                     stack.enter_context(self.invalidate(slot, start, end, "both"))
                 self.bindings.clear()
                 self.closed = True

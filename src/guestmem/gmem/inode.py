@@ -122,7 +122,7 @@ class Inode:
             first, last = first & ~mask, min(last | mask, self.npages - 1)
         with ExitStack() as stack:
             for file in self.files:
-                for slot, start, end in list(file.bindings.overlapping(first, last + 1)):
+                for slot, start, end in file.bound(first, last + 1):
                     stack.enter_context(file.invalidate(slot, start, end, kinds))
             yield
 

@@ -13,6 +13,8 @@ class Read:
 
     gpa: int
     size: int = 8
+    private: bool = False
+    """A private access: of a guest_memfd's private pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Write:
 
     gpa: int
     content: bytes
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Fetch:
     """Fetch an instruction: from where there is no memory, the vCPU cannot go on."""
 
     gpa: int
+    private: bool = False
 
 
 Access = Read | Write | Fetch

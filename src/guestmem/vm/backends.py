@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..abi.checks import Host
+from ..abi.guest_memfds import GuestMemfd as ModelFile
 from ..abi.model import KvmModel
 from ..abi.region_list import REGION_LIST, RegionList, pack_dirty
-from ..abi.structures import EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
+from ..abi.structures import CreateGuestMemfd, EnableCap, MemoryCap, MemoryIoctl, MemoryRegion, region_of
 from ..designs.registry import find
 from ..dirty.ring import DirtyEntry
 from ..engines import Engine
 from ..errors import BatchError, MemslotError
 from ..interrupts import Section
-from ..memslots import Change, ChangeKind, Memslots, Slot, SlotKey
+from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
-from ..units import PAGE_SHIFT
+from ..units import PAGE_SHIFT, PAGE_SIZE
+from .guest_memfd import File
 from .memory import Memory
 from .protocol import Vcpu
 from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
 from .vcpu import SoftVcpu
+
+if TYPE_CHECKING:
+    from ..gmem import GuestMemfd, VmMemoryAttributes
 
 __all__ = [
     "REGION_REQUESTS",
@@ -64,6 +70,12 @@ class Backend(Protocol):
         self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None
     ) -> ChangeKind:
         """KVM_SET_USER_MEMORY_REGION; ``piece`` is the memory at ``hva``, if it is to be kept for the slot."""
+
+    def bind_region(self, change: Change, piece: HostPiece) -> ChangeKind:
+        """KVM_SET_USER_MEMORY_REGION2: create a slot with a guest_memfd; ``piece``: as above."""
+
+    def create_guest_memfd(self, size: int, flags: int | None, states: str, folio_size: int, joins: bool) -> File:
+        """KVM_CREATE_GUEST_MEMFD; flags None: all that there are."""
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """A slot by id."""
@@ -106,12 +118,65 @@ class SoftBackend:
         self.design = "atomic"
         self.why = "one instant for all changes; only vCPUs that touch them wait"
 
+    def create_guest_memfd(self, size: int, flags: int | None, states: str, folio_size: int, joins: bool) -> GuestMemfd:
+        """Its descriptor is of the model; its memory is real."""
+        if flags is None:
+            flags = self.model.host.gmem_flags
+        fd = self.model.ioctl(MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack())
+        try:
+            return self._open_file(fd, states, folio_size, joins)
+        except BaseException:
+            del self.model.files[fd]
+            raise
+
+    def _open_file(
+        self, fd: int, states: str = "attributes", folio_size: int = PAGE_SIZE, joins: bool = True
+    ) -> GuestMemfd:
+        """Give the model's file ``fd`` memory, and let vCPUs have it."""
+        from ..gmem import GuestMemfd
+
+        held, host = self.model.files[fd], self.model.host
+        assert isinstance(held, ModelFile)
+        made = GuestMemfd(
+            held.size,
+            held.flags,
+            vm=self,
+            states=states,
+            attributes=self.attributes if states == "vm-attributes" else None,
+            folio_size=folio_size,
+            joins=joins,
+            known=host.gmem_flags,
+            overlap_errno=host.version.gmem_overlap_errno,
+            private_vm=host.private_memory,
+        )
+        self.engine.files.add(made, held.number)
+        made.fd = fd
+        made.closes.append(lambda: self.model.files.pop(fd, None))
+        return made
+
+    @functools.cached_property
+    def attributes(self) -> VmMemoryAttributes:
+        """The VM's memory attributes: PRIVATE where its type has private memory."""
+        from ..gmem import VmMemoryAttributes
+
+        return VmMemoryAttributes(8 if self.model.host.private_memory else 0, self.engine.files.vm_invalidation)
+
+    def bind_region(self, change: Change, piece: HostPiece) -> ChangeKind:
+        """Through the model."""
+        file = self.engine.files.get(change.guest_memfd)
+        region = region_of(change)._replace(
+            guest_memfd_offset=change.guest_memfd_offset, guest_memfd=-1 if file is None or file.closed else file.fd
+        )
+        with self._section, owning(self, region, piece):
+            return self.model.set_region(region, v2=True)
+
     def _apply(self, change: Change) -> ChangeKind:
         """Through the engine if its vCPU threads run or left translations; else only in the slots, which is quicker."""
         engine = self.engine
         if engine.has_run:
             return engine.set_memory_region(change)
-        kind = self.memslots.apply(change)
+        with engine.files.changing(change):
+            kind = self.memslots.apply(change)
         if engine.dirty.concerns(change):
             engine.dirty.carried_out(change, engine.dirty.bitmap_after(change))
         return kind
@@ -127,6 +192,10 @@ class SoftBackend:
         if len(argument) != request >> 16 & 0x3FFF:
             return self.model.ioctl(request, argument)  # which refuses it
         region = MemoryRegion.unpack(argument)
+        if region.flags & KVM_MEM_GUEST_MEMFD and region.memory_size:
+            held = self.model.files.get(region.guest_memfd)
+            if isinstance(held, ModelFile) and self.engine.files.get(held.number) is None:
+                self._open_file(region.guest_memfd)  # it was made by an ioctl, and has had no memory yet
         with self._section, owning(self, region):
             return self.model.ioctl(request, argument)
 
@@ -187,7 +256,7 @@ class SoftBackend:
         """On running vCPUs, then in the dirty logs."""
         del unsafe
         with self._section, self.model.lock:
-            check_entries(self._check, changes)
+            check_entries(self.model.check_change, changes)
             self.model.accounting.foresee(changes, self._npages)
             carry_out = find(design or self.design).prepare(self.engine)
             keys = {change.key for change in changes}
@@ -199,13 +268,6 @@ class SoftBackend:
                 for key in keys:
                     self.owned.settle(key, self.slot(key.slot, key.as_id))
         return design or self.design, "asked for" if design else self.why
-
-    def _check(self, change: Change) -> None:
-        """What can be refused whatever slots there are, and slots with a guest_memfd, which no design can carry."""
-        held = self.model.slots.get(change.key)
-        if held is not None and held.guest_memfd is not None:
-            raise MemslotError(errno.EINVAL, f"slot {change.slot}: it has a guest_memfd; delete it by itself")
-        self.model.check_change(change)
 
     def _npages(self, key: SlotKey) -> int:
         """Pages of a slot, 0 without one. O(1)."""
@@ -220,11 +282,12 @@ class SoftBackend:
         """Make vCPUs that carry out accesses."""
         for index in range(self.engine.vcpus):
             self.model.ioctl(MemoryIoctl.CREATE_VCPU, index)
-        return [SoftVcpu(self.model, memory, index) for index in range(self.engine.vcpus)]
+        return [SoftVcpu(self.model, memory, index, self.engine.files) for index in range(self.engine.vcpus)]
 
     def close(self) -> None:
-        """Stop vCPU threads, if any run."""
+        """Stop vCPU threads, if any run, and close the files."""
         self.engine.stop()
+        self.engine.files.close()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, 
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .backends import REGION_REQUESTS, Brought, check_entries, expect, owning
+from .guest_memfd import KernelGuestMemfd
 from .kernel_words import check_argument, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
 from .slot_memory import HostPiece, SlotMemory
@@ -113,6 +114,27 @@ class KvmBackend:
             finally:
                 self._mirror({region.key})
         return kind
+
+    def create_guest_memfd(
+        self, size: int, flags: int | None, states: str, folio_size: int, joins: bool
+    ) -> KernelGuestMemfd:
+        """The kernel's; states are as this kernel has them."""
+        if states != "attributes" or folio_size != PAGE_SIZE or not joins:
+            raise UsageError("guest_memfd: states, folio_size and joins are for engine soft; this one is the kernel's")
+        if flags is None:
+            flags = max(0, self._raw(MemoryIoctl.CHECK_EXTENSION, MemoryCap.GUEST_MEMFD_FLAGS))
+        try:
+            fd = self.engine.vm.create_guest_memfd(size, flags)
+        except CapabilityError as error:
+            raise MemslotError(errno.ENOTTY, str(error)) from None
+        return KernelGuestMemfd(self, fd, size, flags)
+
+    def bind_region(self, change: Change, piece: HostPiece) -> ChangeKind:
+        """KVM_SET_USER_MEMORY_REGION2."""
+        region = region_of(change)._replace(
+            guest_memfd_offset=change.guest_memfd_offset, guest_memfd=change.guest_memfd - 1
+        )
+        return self._region(region, region.pack2(), MemoryIoctl.SET_USER_MEMORY_REGION2, piece)
 
     def _carry_out(self, change: Change) -> ChangeKind:
         """One change. A move, also one that is refused, takes the slot away for a moment: vCPUs are stopped."""
@@ -216,11 +238,8 @@ class KvmBackend:
             apply_with(self.engine, changes, done)
 
     def _check(self, change: Change) -> None:
-        """What can be refused whatever slots there are; and slots with a guest_memfd, which no design can carry."""
-        held = self.slot(change.slot, change.as_id)
-        if held is not None and held.guest_memfd:
-            raise MemslotError(errno.EINVAL, f"slot {change.slot}: it has a guest_memfd; delete it by itself")
-        try_region(self._host, region_of(change))
+        """What can be refused whatever slots there are."""
+        try_region(self._host, region_of(change), v2=bool(change.flags & KVM_MEM_GUEST_MEMFD))
 
     def _ending_logs(self, changes: Sequence[Change]) -> list[Slot]:
         """Slots whose dirty bitmaps end: they are deleted, or no longer logged. With rings there are no bitmaps."""

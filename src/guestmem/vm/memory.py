@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
 from ..errors import MemslotError, UsageError
-from ..memslots import Change, ChangeKind, Memslots, Slot
+from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot
 from ..process_memory import read_memory, write_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX
 from .display import as_html, as_text
+from .guest_memfd import file_of, host_of
 from .primitives import Primitives
 from .slot_memory import HostPiece
 
@@ -53,11 +54,26 @@ class Memory(Primitives):
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
-    def create(self, slot: int, *, gpa: int, size: int, host: Any = None, flags: int = 0, as_id: int = 0) -> Slot:
+    def create(
+        self,
+        slot: int,
+        *,
+        gpa: int,
+        size: int,
+        host: Any = None,
+        flags: int = 0,
+        as_id: int = 0,
+        guest_memfd: Any = None,
+        offset: int = 0,
+    ) -> Slot:
         """Create a slot of ``size`` bytes at ``gpa``, and memory for it unless ``host`` is given. O(log n).
 
         ``host``: an object with a writable buffer, of pages; or a host address. MemslotError as the kernel refuses it,
         EEXIST for an id that is taken (which the kernel would take for a change of that slot).
+
+        ``guest_memfd``: of ``Vm.create_guest_memfd``; the slot has it from ``offset`` bytes on. Unless ``host`` is
+        given, its host memory is then a mapping of the file if that has MMAP: who touches a private page through a
+        view of it dies by SIGBUS, while ``read`` and ``write`` fail with EFAULT.
         """
         slot, as_id = _ids(slot, as_id)
         gpa, size, flags = whole("gpa", gpa), whole("size", size), whole("flags", flags, U32_MAX)
@@ -66,8 +82,24 @@ class Memory(Primitives):
             raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {there!r}")
         if not size:
             raise MemslotError(errno.EINVAL, f"slot {slot}: size 0x0 is not a positive multiple of {PAGE_SIZE:#x}")
+        if guest_memfd is not None:
+            return self._bind(slot, as_id, gpa, size, host, flags, guest_memfd, offset)
         piece = HostPiece.of(host, size)
         self.backend.set_region(slot, flags, gpa, size, piece.address, as_id, piece)
+        return self._existing(slot, as_id)
+
+    def _bind(
+        self, slot: int, as_id: int, gpa: int, size: int, host: Any, flags: int, guest_memfd: Any, offset: int
+    ) -> Slot:
+        if (gpa | size) % PAGE_SIZE:
+            raise MemslotError(
+                errno.EINVAL, f"slot {slot}: gpa {gpa:#x} or size {size:#x} is not a multiple of {PAGE_SIZE:#x}"
+            )
+        number, offset = file_of(f"slot {slot}", guest_memfd, offset, self.backend)
+        piece = host_of(guest_memfd, offset, size, host)
+        flags |= KVM_MEM_GUEST_MEMFD
+        change = Change(slot, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, piece.address, flags, as_id, number, offset)
+        self.backend.bind_region(change, piece)
         return self._existing(slot, as_id)
 
     def delete(self, slot: int, as_id: int = 0) -> None:

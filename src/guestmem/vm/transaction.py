@@ -14,8 +14,9 @@ from ..abi.arguments import U16_MAX, U32_MAX, whole
 from ..abi.take_over import DirtyPage
 from ..designs.registry import find
 from ..errors import MemslotError, UsageError
-from ..memslots import Change, Slot
+from ..memslots import KVM_MEM_GUEST_MEMFD, Change, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE
+from .guest_memfd import file_of, host_of
 from .slot_memory import HostPiece
 
 if TYPE_CHECKING:
@@ -61,7 +62,17 @@ class Transaction:
             raise MemslotError(errno.ENOENT, f"slot {slot}: no such slot")
         return found
 
-    def create(self, slot: int, *, gpa: int, size: int, host: Any = None, flags: int = 0) -> None:
+    def create(
+        self,
+        slot: int,
+        *,
+        gpa: int,
+        size: int,
+        host: Any = None,
+        flags: int = 0,
+        guest_memfd: Any = None,
+        offset: int = 0,
+    ) -> None:
         """As ``Memory.create``. A host address inside memory that the VM made keeps that memory."""
         slot, gpa, size, flags = _slot_id(slot), whole("gpa", gpa), whole("size", size), whole("flags", flags, U32_MAX)
         there = self._look(slot)
@@ -72,12 +83,19 @@ class Transaction:
                 errno.EINVAL,
                 f"slot {slot}: gpa {gpa:#x} or size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}",
             )
-        piece = HostPiece.of(host, size)
+        number = 0
+        if guest_memfd is None:
+            piece = HostPiece.of(host, size)
+        else:
+            number, offset = file_of(f"slot {slot}", guest_memfd, offset, self._memory.backend)
+            flags |= KVM_MEM_GUEST_MEMFD
+            piece = host_of(guest_memfd, offset, size, host)
         reached = [piece]
         if piece.buffer is None:  # an address, perhaps in memory of another slot
             here = {**self._pieces, **{id(kept): kept for kept in self._memory.kept_at(piece.address, size)}}
             reached = [kept for kept in here.values() if kept.overlaps(piece.address, piece.address + size)]
-        self._add(Change(slot, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, piece.address, flags, self._as_id))
+        frames = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT
+        self._add(Change(slot, *frames, piece.address, flags, self._as_id, number, offset if number else 0))
         self._pieces |= {id(kept): kept for kept in reached}
         self._brought.append((slot, reached))
 
@@ -91,18 +109,20 @@ class Transaction:
         return old.userspace_addr
 
     def move(self, slot: int, gpa: int) -> None:
-        """Move a slot to another guest address."""
+        """Move a slot to another guest address. One with a guest_memfd, which KVM does not move, is made anew there."""
         slot, gpa = _slot_id(slot), whole("gpa", gpa)
         if gpa % PAGE_SIZE:
             raise MemslotError(errno.EINVAL, f"slot {slot}: gpa {gpa:#x} is not a multiple of {PAGE_SIZE:#x}")
         old = self._slot(slot)
-        self._add(Change(slot, gpa >> PAGE_SHIFT, old.npages, old.userspace_addr, old.flags, self._as_id))
+        if old.guest_memfd:
+            self.delete(slot)
+        self._add(Change.of(old._replace(base_gfn=gpa >> PAGE_SHIFT)))
 
     def set_flags(self, slot: int, flags: int) -> None:
         """Switch a slot's logging."""
         slot, flags = _slot_id(slot), whole("flags", flags, U32_MAX)
         old = self._slot(slot)
-        self._add(Change(slot, old.base_gfn, old.npages, old.userspace_addr, flags, self._as_id))
+        self._add(Change.of(old._replace(flags=flags)))
 
     def _add(self, change: Change) -> None:
         if self._over:

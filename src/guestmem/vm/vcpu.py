@@ -8,16 +8,19 @@ exits, and for dirty logs that say exactly what was written. Source of the outco
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import content_of, whole
 from ..abi.model import KvmModel
-from ..errors import CapabilityError, MemslotError, UsageError
+from ..errors import CapabilityError, GuestMemfdError, MemoryFaultError, MemslotError, UsageError
 from ..units import PAGE_SIZE
 from .accesses import Access, Fetch, Read, Write
-from .exits import DirtyRingFull, Exit, Hlt, InternalError, Mmio
+from .exits import DirtyRingFull, Exit, Hlt, InternalError, MemoryFault, Mmio
 from .memory import Memory
+
+if TYPE_CHECKING:
+    from ..engines.soft.files import Files
 
 __all__ = ["SoftVcpu"]
 
@@ -32,8 +35,8 @@ class SoftVcpu:
     are answered by ``answer`` before the next ``run``. ``values`` is what it read.
     """
 
-    def __init__(self, model: KvmModel, memory: Memory, index: int) -> None:
-        self._model, self._memory, self.index = model, memory, index
+    def __init__(self, model: KvmModel, memory: Memory, index: int, files: Files) -> None:
+        self._model, self._memory, self.index, self._files = model, memory, index, files
         self.smm = False
         self.values: list[bytes] = []
         self._steps: Iterator[Exit] = iter(())
@@ -66,7 +69,9 @@ class SoftVcpu:
     def run(self) -> Exit:
         """Go on until an exit: ``Mmio`` (fragments of at most 8 bytes within a page), ``InternalError``, …, ``Hlt``.
 
-        MemslotError (EFAULT) where a slot's host memory is not mapped, as KVM_RUN fails; the next run tries again.
+        ``MemoryFault``, with which KVM_RUN fails: an access of the other kind than a guest_memfd's page, a private one
+        where there is none, a file that is closed, a page that is poisoned. MemslotError (EFAULT) where a slot's host
+        memory is not mapped, as KVM_RUN fails. After either, the next run tries again.
         """
         self._memory.memslots  # noqa: B018 - EBADF if the VM is closed
         if self._running:
@@ -97,27 +102,40 @@ class SoftVcpu:
         for done, access in enumerate(left := self._left):
             self._left = left[done:]
             match access:
-                case Fetch(gpa):
-                    while self._host(gpa, write=False) is None:  # run again, it fails again
+                case Fetch(gpa, private):
+                    # Run again, it fails again.
+                    while (yield from self._host(gpa, write=False, private=private)) is None:
                         yield InternalError(_EMULATION, 0, b"")
-                case Read(gpa, size):
-                    yield from self._read(gpa, size)
-                case Write(gpa, content):
-                    yield from self._write(gpa, content)
+                case Read(gpa, size, private):
+                    yield from self._read(gpa, size, private)
+                case Write(gpa, content, private):
+                    yield from self._write(gpa, content, private)
         self._left = ()
 
-    def _host(self, gpa: int, *, write: bool) -> int | None:
-        """Host address behind a byte, or None where the access is emulated: no slot, or a write to a read-only one."""
-        gfn = gpa // PAGE_SIZE
-        slot = self._model.memslots.find(gfn, int(self.smm))
-        if slot is None or (write and slot.readonly):
-            return None
-        return slot.hva(gfn) + gpa % PAGE_SIZE
+    def _host(self, gpa: int, *, write: bool, private: bool) -> Generator[Exit, None, int | None]:
+        """Host address behind a byte, or None where the access is emulated: no slot, or a write to a read-only one.
 
-    def _read(self, gpa: int, size: int) -> Iterator[Exit]:
+        MemoryFault until the access is one that memory of its kind is there for.
+        """
+        gfn = gpa // PAGE_SIZE
+        while True:
+            slot = self._model.memslots.find(gfn, int(self.smm))
+            try:
+                if slot is not None and slot.guest_memfd:
+                    file = self._files.get(slot.guest_memfd)
+                    assert file is not None, "a slot names a file that the VM has"
+                    return file.guest_fault(slot, gfn, private=private).address + gpa % PAGE_SIZE
+            except (MemoryFaultError, GuestMemfdError):
+                pass
+            else:
+                if not private:
+                    return None if slot is None or (write and slot.readonly) else slot.hva(gfn) + gpa % PAGE_SIZE
+            yield MemoryFault(8 * private, gfn * PAGE_SIZE, PAGE_SIZE)
+
+    def _read(self, gpa: int, size: int, private: bool) -> Iterator[Exit]:
         value = b""
         for at, part in _by_page(gpa, size):
-            host = self._host(at, write=False)
+            host = yield from self._host(at, write=False, private=private)
             if host is not None:
                 value += self._memory.host_read(host, part)
                 continue
@@ -127,12 +145,12 @@ class SoftVcpu:
         self.values.append(value)
         self._asked = None
 
-    def _write(self, gpa: int, content: bytes) -> Iterator[Exit]:
+    def _write(self, gpa: int, content: bytes, private: bool) -> Iterator[Exit]:
         done = 0
         for at, part in _by_page(gpa, len(content)):
             piece = content[done : done + part]
             done += part
-            host = self._host(at, write=True)
+            host = yield from self._host(at, write=True, private=private)
             if host is None:
                 for fragment, length in _fragments(at, part):
                     begin = fragment - at
@@ -167,15 +185,15 @@ def _checked(accesses: Any) -> Iterator[Access]:
     for place, access in enumerate(given):
         name = f"accesses[{place}]"
         match access:
-            case Fetch(gpa):
-                yield Fetch(whole(f"{name}.gpa", gpa))
+            case Fetch(gpa, private):
+                yield Fetch(whole(f"{name}.gpa", gpa), bool(private))
                 continue
-            case Read(gpa, size):
+            case Read(gpa, size, private):
                 size = whole(f"{name}.size", size)
-                made: Read | Write = Read(whole(f"{name}.gpa", gpa), size)
-            case Write(gpa, content):
+                made: Read | Write = Read(whole(f"{name}.gpa", gpa), size, bool(private))
+            case Write(gpa, content, private):
                 flat = content_of(f"{name}.content", content)
-                made, size = Write(whole(f"{name}.gpa", gpa), flat), len(flat)
+                made, size = Write(whole(f"{name}.gpa", gpa), flat, bool(private)), len(flat)
             case _:
                 raise UsageError(f"{name}: {access!r} is no Fetch, Read or Write")
         if not size or made.gpa + size > 1 << 64:

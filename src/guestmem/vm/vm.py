@@ -18,9 +18,10 @@ from ..abi.structures import MAX_VCPU_IDS, ClearDirtyLog, DirtyLog, MemoryCap, M
 from ..abi.versions import KernelVersion, version_of
 from ..dirty.bitmap import as_array
 from ..dirty.ring import ENTRY_BYTES, DirtyEntry, ring_size
-from ..errors import MemslotError, UsageError
+from ..errors import CapabilityError, MemslotError, UsageError
 from ..interrupts import held
 from ..slot_key import SlotKey
+from ..units import PAGE_SIZE
 from .backends import Backend, ClosedBackend, SoftBackend, enable
 from .memory import Memory
 from .protocol import Vcpu
@@ -44,7 +45,8 @@ class Vm:
     bitmaps. ``manual_protect``: reading a log clears nothing, ``initially_set``: a new log has all pages.
 
     Of the software engine only: ``version``, whose answers it gives ("6.12", "6.18", "7.3"); ``word_bits`` of the
-    machine word that pages are counted in; ``cores`` of its vCPU threads.
+    machine word that pages are counted in; ``cores`` of its vCPU threads; ``private_memory``: whether the VM's type has
+    it, so that pages of a guest_memfd can be private.
 
     Once it is closed, every call is MemslotError (EBADF).
 
@@ -70,6 +72,7 @@ class Vm:
         manual_protect: bool = False,
         initially_set: bool = False,
         cores: int | None = None,
+        private_memory: bool = False,
     ) -> None:
         if engine not in _ENGINES:
             raise UsageError(f"engine: {engine!r} is not one of {', '.join(_ENGINES)}")
@@ -81,13 +84,19 @@ class Vm:
                 version = version_of(str(version))
             if cores is not None:
                 cores = _count("cores", cores, 1, U16_MAX)
-            host = Host(version=version, address_spaces=2 if smm else 1, word_bits=word_bits)
+            host = Host(
+                version=version,
+                address_spaces=2 if smm else 1,
+                word_bits=word_bits,
+                private_memory=private_memory,
+            )
             self._backend = SoftBackend(vcpus, host, cores=cores)
         else:
             for name, given, default in (
                 ("version", version, "6.18"),
                 ("word_bits", word_bits, 64),
                 ("cores", cores, None),
+                ("private_memory", private_memory, False),
             ):
                 if given != default:
                     raise UsageError(f"{name}: {given!r} is for engine soft; engine kvm is as this kernel is")
@@ -150,6 +159,42 @@ class Vm:
             request = _request(request)
         return self._now.ioctl(request, argument if type(argument) is bytes else _argument(argument))
 
+    def create_guest_memfd(
+        self,
+        size: int,
+        flags: int | None = None,
+        *,
+        states: str = "attributes",
+        folio_size: int = PAGE_SIZE,
+        joins: bool = True,
+    ) -> Any:
+        """KVM_CREATE_GUEST_MEMFD: a file of ``size`` bytes for slots of this VM (``Memory.create(guest_memfd=…)``).
+
+        ``flags``: MMAP 1, INIT_SHARED 2; all that this VM's kernel knows unless given. On the software engine a
+        ``gmem.GuestMemfd`` (docs/gmem.md), whose generation ``states`` names; on the kernel its ``fd``, with ``mmap``,
+        ``fallocate`` and ``punch``. It is closed with the VM. MemslotError: EINVAL for size and flags, ENOTTY where
+        there are none, ENOMEM.
+
+        >>> from guestmem.vm import Read, Write
+        >>> with Vm(private_memory=True) as vm:
+        ...     file = vm.create_guest_memfd(0x4000)
+        ...     _ = vm.memory.create(0, gpa=0x100000, size=0x4000, guest_memfd=file)
+        ...     vm.vcpus[0].load([Write(0x100000, b"ours", private=True), Read(0x100000, 4)])
+        ...     vm.vcpus[0].run()
+        MemoryFault(flags=0, gpa=1048576, size=4096)
+        """
+        return self._now.create_guest_memfd(whole("size", size), _flags(flags), states, folio_size, joins)
+
+    def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES: the VM's, for files whose states are ``vm-attributes``; PRIVATE is 8.
+
+        GuestMemfdError: EINVAL where the VM has no private memory, and for ranges. CapabilityError on the kernel.
+        """
+        self._open()
+        if not isinstance(self._backend, SoftBackend):
+            raise CapabilityError("engine kvm: set_memory_attributes: by ioctl, where the kernel has it")
+        self._backend.attributes.set(whole("gpa", gpa), whole("size", size), whole("attributes", attributes))
+
     def check_extension(self, cap: int) -> int:
         """KVM_CHECK_EXTENSION on the VM: 0 for what there is not."""
         return self.ioctl(MemoryIoctl.CHECK_EXTENSION, whole("cap", cap, U32_MAX))
@@ -207,6 +252,7 @@ class Vm:
             return
         if self.model is not None:
             self.model.check()
+            self.engine.files.check()
         else:
             self.memory.memslots.check()
 
@@ -297,6 +343,10 @@ def _ring_bytes(entries: Any) -> int:
         except MemslotError as error:
             raise MemslotError(error.errno or 0, f"ring_entries: {entries}: {str(error).partition(': ')[2]}") from None
     return size
+
+
+def _flags(given: Any) -> int | None:
+    return None if given is None else whole("flags", given)
 
 
 def _request(given: Any) -> int:

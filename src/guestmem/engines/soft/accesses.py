@@ -24,6 +24,7 @@ __all__ = [
     "next_random",
     "note",
     "perform",
+    "perform_marked",
     "pick",
     "seen",
 ]
@@ -113,6 +114,21 @@ def perform(own: Own, host: U64, kind: U64) -> None:
         own[at.FETCHES] += _ONE
     else:
         own[at.READS] += _ONE
+
+
+@compiled
+def perform_marked(own: Own, host: U64, kind: U64, private: bool, value: U64) -> None:
+    """The access, where a private write leaves SECRET set and every other one leaves it clear."""
+    if kind == WRITE:
+        value = value >> 1
+        if private:
+            value |= load_words.SECRET
+        host_store(host, value)
+        own[at.WRITES] += _ONE
+        return
+    if host_load(host) & load_words.SECRET != 0 and not private:
+        own[at.SAW_PRIVATE] += _ONE
+    own[at.READS] += _ONE
 
 
 @compiled

@@ -207,6 +207,7 @@ class SoftEngine(VcpuThreads):
                 update.release()  # published or not, nobody has to wait any longer
             finally:
                 if not slots.ended:
+                    update.left(patient=patient)
                     slots.abort(patient=patient)  # of what was published, the rest is carried out
                     self.wake_retries()
 

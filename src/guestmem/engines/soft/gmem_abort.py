@@ -26,7 +26,7 @@ from ...stage2.retry import invalidate_seq, must_retry
 from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from ...stage2.zap import zap
 
-__all__ = ["gmem_abort"]
+__all__ = ["gmem_abort", "map_page"]
 
 _ZERO, _ONE = const(0), const(1)
 _PAGE_SHIFT = const(12)
@@ -87,12 +87,30 @@ def gmem_abort(
     ipa = first << _PAGE_SHIFT
     if not private:
         ipa |= shared_bit
-    size = count << _PAGE_SHIFT
+    map_page(shape, pool, pages, mmu, desk, ipa, count << _PAGE_SHIFT, address, attributes, level, seq)
+    return OK
+
+
+@compiled
+def map_page(
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    ipa: U64,
+    size: U64,
+    address: U64,
+    attributes: U64,
+    level: U64,
+    seq: U64,
+) -> bool:
+    """Put a leaf into the table unless an invalidation ran since ``seq``; False if one did."""
     lock = load_relaxed(mmu, LOCK_BASE)
     read_lock(mmu, lock, desk[WALKER])
     if must_retry(mmu, seq, ipa, ipa + size):
         read_unlock(mmu, lock, desk[WALKER])
-        return OK
+        return False
     mapped = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, SHARED)
     read_unlock(mmu, lock, desk[WALKER])
     if mapped == EBUSY:
@@ -102,4 +120,4 @@ def gmem_abort(
         write_unlock(mmu, lock)
     if mapped == ENOMEM:
         reclaim_tables(shape, pool, pages, mmu, desk, True)
-    return OK
+    return True

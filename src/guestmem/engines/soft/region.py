@@ -163,7 +163,8 @@ def set_memory_region(engine: SoftEngine, change: Change) -> ChangeKind:
     slots = memslots.update(change.as_id)
     engine.counts.lock_ns += _clock() - begun
     try:
-        kind = _carry_out(engine, change)
+        with engine.files.changing(change):
+            kind = _carry_out(engine, change)
     except BaseException as error:
         left = memslots.desk[PHASE]
         slots.abort(patient=isinstance(error, Exception))

@@ -67,9 +67,22 @@ class Stage2:
         self.read_attributes = self.format.attributes(Rights.READ | Rights.X)
         self.write_attributes = self.format.attributes(Rights.RWX) | (_NPT_DIRTY if arch == "x86" else 0)
         self.block_level = huge
+        self.private_gfn = 0
+        """Private accesses to frame f go by frame f + this, from the first guest_memfd on; 0: there are none yet."""
 
     def zap(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
-        """Zap ranges of frames; returns how many translations went."""
+        """Zap ranges of frames, by whatever kind of access they were mapped; returns how many translations went."""
+        if self.private_gfn:
+            ranges = [*(both := list(ranges)), *self.private(both)]
+        return self.zap_kind(as_id, ranges, wait=wait)
+
+    def private(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """By which frames private accesses to ``ranges`` go."""
+        bit = self.private_gfn
+        return [(start + bit, min(end, bit) + bit) for start, end in ranges if start < bit]
+
+    def zap_kind(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
+        """Zap ranges of input frames as they are given."""
         table = self.tables[as_id]
         return sum(
             int(zap(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
@@ -90,7 +103,7 @@ class Stage2:
         """Host memory of a range is about to change: faults in it map nothing until ``end``."""
         table = self.tables[as_id]
         write_lock(table.mmu, int(layout.MMU_FIXED), table.walkers)
-        invalidate_begin(table.mmu, start_gfn << 12, end_gfn << 12)
+        invalidate_begin(table.mmu, start_gfn << 12, (end_gfn + self.private_gfn) << 12)  # and all between the kinds
         write_unlock(table.mmu, int(layout.MMU_FIXED))
 
     def end(self, as_id: int) -> None:

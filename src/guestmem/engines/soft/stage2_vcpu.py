@@ -11,6 +11,7 @@ from __future__ import annotations
 from ...atomics import load_acquire, load_relaxed, store_release
 from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64
+from ...stage2.layout import IPA_END
 from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
 from .. import load_words
@@ -26,13 +27,16 @@ from .accesses import (
     next_random,
     note,
     perform,
+    perform_marked,
     pick,
     seen,
 )
+from .gmem_slot import MEMORY_FAULT, NUMBER, OTHER_FILE, Gmem, gmem_slot_fault
 from .requests import leave_guest
 from .user_mem_abort import stage2_fault
 from .vcpu import (
     FILLED,
+    IN_FILE,
     IN_FLUX,
     INVALID,
     POLL,
@@ -79,9 +83,11 @@ def stage2_exit(
     mmu: Words,
     desk: Own,
     tlb: Own,
+    gmem: Gmem,
     vcpu: U64,
     gfn: U64,
     kind: U64,
+    private: bool,
     protected: bool,
     must: bool,
     readonly: bool,
@@ -90,13 +96,18 @@ def stage2_exit(
     """An exit for a fault, to its end: what it came to; back in the guest unless 0.
 
     0 stop, 1 make the access again, 2 it met a hole, 3 it met read-only memory, 4 it met a hole and was answered from
-    what was behind.
+    what was behind, 5 KVM_EXIT_MEMORY_FAULT, 6 make it again with another guest_memfd at hand.
     """
     swaps = load_acquire(vm, at.SWAPS)
     updates = load_acquire(vm, at.UPDATES)
     tlb_leave(mmu, tlb)
     leave_guest(vm, vcpu, at.IN_HOST)
-    outcome = stage2_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, tlb, gfn, kind == WRITE, protected)
+    writes = kind == WRITE
+    outcome = IN_FILE
+    if not private:
+        outcome = stage2_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, tlb, gfn, writes, protected)
+    if outcome == IN_FILE:
+        outcome = gmem_slot_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, gmem, gfn, private, writes)
     running = True
     came_to = u64(1)
     inside = False
@@ -107,6 +118,9 @@ def stage2_exit(
         inside = True
         if must and load_relaxed(vm, at.WINDOW) != own[at.WINDOW_LOADED]:
             own[at.REFAULTS] += _ONE
+    elif outcome == OTHER_FILE:
+        inside = True
+        came_to = u64(6)
     elif outcome == IN_FLUX:
         running = wait_out_flux(vm, load, own, vcpu)
     elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
@@ -117,6 +131,14 @@ def stage2_exit(
         inside = True
     elif (updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates) and is_held(vm, kind):
         running = wait_out_update(vm, load, own, vcpu)
+    elif outcome == MEMORY_FAULT:
+        # No instruction was emulated, so a VMM may run it again (above); one that finds nothing to convert ends the
+        # guest.
+        own[at.MEMORY_FAULTS] += _ONE
+        if must:
+            own[at.KILLED_FETCHES] += _ONE
+        came_to = u64(5)
+        inside = True
     else:
         came_to = u64(2)
         if meet_hole(vm, own, kind, must, behind) != SAW_HOLE:
@@ -148,6 +170,7 @@ def stage2_access(
     mmu: Words,
     desk: Own,
     tlb: Own,
+    gmem: Gmem,
     vcpu: U64,
 ) -> bool:
     """One access, to its end; False if the VM stops. As ``vcpu.access``."""
@@ -169,11 +192,18 @@ def stage2_access(
     if old != new and begun & _ONE != 0:
         start = now()
     saw = SAW_HOLE
+    private = flags & load_words.PRIVATE != 0
+    ipa = gpa
+    if private:
+        ipa |= shape[IPA_END] >> _ONE
     while True:
-        status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << kind)
+        status = tlb_translate(shape, pool, mmu, tlb, ipa, ipa, _ONE << kind)
         if status == OK:
             saw = tlb[HOST_ADDRESS]
-            perform(own, saw, kind)
+            if flags & load_words.MARKED != 0:
+                perform_marked(own, saw, kind, private, random)
+            else:
+                perform(own, saw, kind)
             break
         if status == CONFLICT:
             continue
@@ -189,9 +219,11 @@ def stage2_access(
             mmu,
             desk,
             tlb,
+            gmem,
             vcpu,
             gpa >> 12,
             kind,
+            private,
             status == PERMISSION,
             flags & load_words.MUST != 0,
             old == SAW_READONLY or new == SAW_READONLY,
@@ -199,6 +231,8 @@ def stage2_access(
         )
         if came_to == 0:
             return False
+        if came_to == 6:
+            return True
         if came_to == 3:
             saw = SAW_READONLY
         if came_to == 4:
@@ -228,17 +262,28 @@ def stage2_vcpu_run(
     mmu: Words,
     desk: Own,
     tlb: Own,
+    file: Words,
+    inode: Words,
+    states: Words,
+    attributes: Words,
+    out: Own,
     vcpu: U64,
     as_id: U64,
 ) -> bool:
-    """Run a vCPU on the table of address space ``as_id``; True: go on with another one, False: stop."""
+    """Run a vCPU on the table of address space ``as_id``, with the words of one guest_memfd at hand.
+
+    True: go on with another table, or with file own[FILE]; False: stop.
+    """
+    gmem = Gmem(file, inode, states, attributes, out)
+    number = load_relaxed(file, NUMBER)
+    own[at.FILE] = number
     running = enter_guest(vm, load, own, vcpu)
     if running:
         tlb_enter(shape, pool, mmu, tlb)
     left = own[at.SLICE]
     until_look = POLL
-    while running and own[at.AS_ID] == as_id:
-        running = stage2_access(vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, vcpu)
+    while running and own[at.AS_ID] == as_id and own[at.FILE] == number:
+        running = stage2_access(vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, gmem, vcpu)
         until_look -= _ONE
         if own[at.LOOKS] != 0 and running:
             own[at.LOOKS] = u64(0)

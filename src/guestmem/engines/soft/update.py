@@ -11,7 +11,9 @@ from ...clock import stopwatch as _clock
 from ...errors import BatchError, MemslotError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Effect, Slot
 from ...memslots.phases import IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
+from ...memslots.slot import KVM_MEM_GUEST_MEMFD
 from ...memslots.update import Update as SlotUpdate
+from .files import NO_CHANGE, Rebinding, refused_at
 from .layout import FLUX_MAX, STALLS_ALL, STALLS_WRITES
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ class SoftUpdate:
         """Frames of slots whose flags changed, and have not been write-protected since."""
         self._staged: list[tuple[Change, ChangeKind]] = []
         """Changes that are not published yet."""
+        self._files = engine.files
+        self._rebinding = Rebinding(engine.files, as_id)
+        """What the staged changes do to guest_memfds."""
         self._unlogged: list[Slot] = []
         """Slots that only ended logging, and whose large leaves may come back once no fault thinks otherwise."""
 
@@ -65,6 +70,10 @@ class SoftUpdate:
         """Carry out one change on the inactive set."""
         begun = _clock()
         self._note_flags([change])
+        try:
+            self._bind([change])
+        except BatchError as error:
+            raise MemslotError(error.errno or errno.EINVAL, str(error).partition(": ")[2].partition(": ")[2]) from None
         kind = self._slots.stage(change)
         self._staged.append((change, kind))
         self._engine.counts.edit_ns += _clock() - begun
@@ -77,11 +86,32 @@ class SoftUpdate:
         begun = _clock()
         self._note_flags(changes)
         try:
+            self._bind(changes)
             self._staged += zip(changes, self._slots.stage_all(changes), strict=True)
         except BatchError:
             self._engine.wake_retries()  # INVALID marks that were published are taken back by now
             raise
         self._engine.counts.edit_ns += _clock() - begun
+
+    def _bind(self, changes: Sequence[Change]) -> None:
+        """Work out what changes do to guest_memfds; BatchError, with nothing staged, for one that cannot be bound.
+
+        An entry that its slot's checks refuse first has their error: they are asked, with one more that fails.
+        """
+        if not len(self._files) and not any(change.flags & KVM_MEM_GUEST_MEMFD for change in changes):
+            return
+        rebinding = self._rebinding.copy(len(changes))
+        for entry, change in enumerate(changes):
+            try:
+                rebinding.add(change)
+            except MemslotError as error:
+                try:
+                    self._slots.stage_all([*changes[: entry + 1], NO_CHANGE._replace(as_id=self._as_id)])
+                except BatchError as first:
+                    if first.entry <= entry:
+                        raise
+                raise refused_at(entry, error) from None
+        self._rebinding = rebinding
 
     def invalidate(self, slot: int) -> None:
         """Mark a slot INVALID on the inactive set."""
@@ -175,8 +205,17 @@ class SoftUpdate:
         begun = _clock()
         staged, self._staged = self._staged, []
         self._engine.dirty.attach(staged)
+        if staged and self._rebinding:
+            self._rebinding.publish()
         self._engine.counts.swaps += self._slots.publish()
         self._engine.counts.edit_ns += _clock() - begun
+
+    def left(self, *, patient: bool) -> None:
+        """The update was left before its end: what was published is bound, once nobody reads the old slots."""
+        if self._rebinding.published:
+            if patient:
+                self._engine.srcu.synchronize()
+            self._rebinding.end()
 
     def release(self) -> None:
         """Nothing is in flux any more; stalled vCPUs fault again."""
@@ -192,6 +231,7 @@ class SoftUpdate:
         counts.slept += self._slots.synchronize()
         grace = _clock()
         if self._slots.phase in _WHOLE:  # else INVALID marks are what was published, and the update goes on
+            self._rebinding.end()
             self._slots.mirror()
             self._engine.dirty.settled()
         counts.grace_ns += grace - begun

@@ -46,12 +46,12 @@ from ...stage2.walk import lookup_shared
 from ...stage2.zap import zap
 from . import layout as at
 from .flux import flux_touches, in_flux
-from .vcpu import FILLED, HOLE, IN_FLUX, INVALID, READONLY
+from .vcpu import FILLED, HOLE, IN_FILE, IN_FLUX, INVALID, READONLY
 
 __all__ = ["stage2_fault"]
 
 _ZERO, _ONE, _TWO = const(0), const(1), const(2)
-_LOGGED, _READONLY_SLOT = const(1), const(2)
+_LOGGED, _READONLY_SLOT, _FILE = const(1), const(2), const(4)
 _COUNT = const(255)
 _PAGE_SHIFT = const(12)
 
@@ -74,9 +74,9 @@ def stage2_fault(
 ) -> U64:
     """Handle a fault at ``gfn``, outside the guest; returns what it came to. FILLED: enter again and try again.
 
-    ``protected``: a leaf was there and did not let the access write. tlb[FOUND_LEVEL] is the level of the fault. FLUX
-    is looked at after the sequence and before the slots: what was marked after that is zapped after that, which ends
-    this attempt when it is about to map.
+    IN_FILE: the slot has a guest_memfd, and the fault is ``gmem_slot_fault``'s. ``protected``: a leaf was there and did
+    not let the access write. tlb[FOUND_LEVEL] is the level of the fault. FLUX is looked at after the sequence and
+    before the slots: what was marked after that is zapped after that, which ends this attempt when it is about to map.
     """
     own[at.STAGE2_FAULTS] += _ONE
     if gfn << 12 >= shape[IPA_END]:
@@ -101,6 +101,8 @@ def stage2_fault(
         flags = slot_flags(memslots, record)
         if flags & KVM_MEMSLOT_INVALID != 0:
             outcome = INVALID
+        elif flags & _FILE != 0:
+            outcome = IN_FILE
         elif writes and flags & _READONLY_SLOT != 0:
             outcome = READONLY
         else:

@@ -56,6 +56,7 @@ _READONLY_SLOT = const(2)
 
 # What a fault came to.
 FILLED, HOLE, READONLY, INVALID, IN_FLUX = const(0), const(1), const(2), const(3), const(4)
+IN_FILE = const(5)  # of a fault that builds stage 2: the slot has a guest_memfd
 
 
 @compiled

@@ -22,6 +22,7 @@ from ..load_words import ONE_REPORT
 from ..report import LoadReport, VcpuCounts
 from ..stalls import HISTOGRAM_SIZE
 from . import layout as at
+from .files import Files
 from .requests import request_all, wait_for_acknowledgements
 from .stage2 import Stage2
 from .stage2_vcpu import stage2_vcpu_run
@@ -62,7 +63,9 @@ class VcpuThreads:
         """Whether vCPU threads ever ran: they leave translations."""
         poke(self._vm, int(at.CORES), self.cores)
         poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
+        self.files = Files(memslots, stage2)
         self._own = [own(at.OWN_WORDS) for _ in range(vcpus)]
+        self._pages = [own(3) for _ in range(vcpus)]
         for vcpu, mine in enumerate(self._own):
             mine[int(at.SEED)] = (seed * 0x9E3779B97F4A7C15 + (vcpu + 1) * 0xD1B54A32D192ED03) % (1 << 64) or 1
             mine[int(at.READER)] = 1 + vcpu
@@ -111,16 +114,22 @@ class VcpuThreads:
         """What the compiled functions of a vCPU take first."""
         return self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu]
 
+    def file_words(self, vcpu: int) -> tuple[Words, Words, Words, Words, Own]:
+        """What they take of the guest_memfd that the vCPU asked for last: ``gmem_slot.Gmem``."""
+        return *self.files.words(int(self._own[vcpu][int(at.FILE)])), self._pages[vcpu]
+
     def _run(self, vcpu: int) -> None:
         shared = self.vcpu_words(vcpu)
         if self.stage2 is None:
             vcpu_run(*shared, vcpu)
             return
         running = True
-        while running:  # one turn an address space: another root is loaded
+        while running:  # one turn an address space, and a guest_memfd: another root, other words
             as_id = int(self._own[vcpu][int(at.AS_ID)])
             table, tlb = self.stage2.tables[as_id], self.stage2.tlbs[as_id][vcpu]
-            running = stage2_vcpu_run(*shared, *table.words, table.desks[1 + vcpu], tlb.words, vcpu, as_id)
+            running = stage2_vcpu_run(
+                *(*shared, *table.words, table.desks[1 + vcpu], tlb.words, *self.file_words(vcpu), vcpu, as_id)
+            )
 
     def stop(self) -> None:
         """Stop the vCPU threads, paused or stalled ones too, and wait for them. Their counts stay."""
@@ -141,6 +150,7 @@ class VcpuThreads:
         """
         if len(load.words) > _LOAD_WORDS:
             raise UsageError(f"load: {len(load.targets)} targets need {len(load.words)} words, there are {_LOAD_WORDS}")
+        self.files.check_targets(load.targets)
         half = (self._epoch + 1) & 1
         write_load(self._load, half * _LOAD_WORDS, load.words, len(load.words), self._window)
         self._epoch += 1

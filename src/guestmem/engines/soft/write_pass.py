@@ -18,6 +18,7 @@ from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
 from . import layout as at
 from .accesses import WRITE, perform
+from .gmem_slot import Gmem
 from .stage2_vcpu import stage2_exit, stage2_look
 from .vcpu import POLL, enter_guest, leave_core
 
@@ -51,12 +52,18 @@ def _pass(
     mmu: Words,
     desk: Own,
     tlb: Own,
+    file: Words,
+    inode: Words,
+    states: Words,
+    attributes: Words,
+    page: Own,
     vcpu: U64,
     first: U64,
     end: U64,
     step: U64,
 ) -> U64:
     """One vCPU's part, each ``step``-th frame of ``[first, end)``; returns the first that it did not write."""
+    gmem = Gmem(file, inode, states, attributes, page)
     if not enter_guest(vm, load, own, vcpu):
         return first
     tlb_enter(shape, pool, mmu, tlb)
@@ -70,8 +77,8 @@ def _pass(
                 break
             if status != CONFLICT:
                 came_to = stage2_exit(
-                    vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, vcpu, gfn, WRITE,
-                    status == PERMISSION, False, False, u64(0),
+                    vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, gmem, vcpu, gfn, WRITE,
+                    False, status == PERMISSION, False, False, u64(0),
                 )  # fmt: skip
                 if came_to != 1:
                     if came_to != 0:
@@ -106,11 +113,17 @@ def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]], step: int =
     table, tlbs = stage2.tables[0], stage2.tlbs[0]
 
     def run(vcpu: int) -> None:
-        words = engine.vcpu_words(vcpu)
-        _pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, 0, 0, 1)  # compiled, if it was not
+        words = (
+            *engine.vcpu_words(vcpu),
+            *table.words,
+            table.desks[1 + vcpu],
+            tlbs[vcpu].words,
+            *engine.file_words(vcpu),
+        )
+        _pass(*words, vcpu, 0, 0, 1)  # compiled, if it was not
         meet.wait()
         begun[vcpu] = time.perf_counter_ns()
-        done[vcpu] = int(_pass(*words, *table.words, table.desks[1 + vcpu], tlbs[vcpu].words, vcpu, *parts[vcpu], step))
+        done[vcpu] = int(_pass(*words, vcpu, *parts[vcpu], step))
         ended[vcpu] = time.perf_counter_ns()
 
     threads = [threading.Thread(target=run, args=(vcpu,), daemon=True) for vcpu in range(engine.vcpus)]

@@ -82,6 +82,7 @@ def build(scene: Scene, design: str, orders: Sequence[Sequence[int]], *, atomic:
     for desk in table.desks:
         scene.room("stage2.free_list").cache_topup(*table.words[:3], desk, 2)
     stage2_vcpu, vcpu_code = scene.room("engines.soft.stage2_vcpu"), scene.room("engines.soft.vcpu")
+    no_file = scene.room("engines.soft.gmem_slot").Gmem(*engine.file_words(0))
     walk, address = scene.room("stage2.tlb_walk"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
     requests, cores = scene.room("engines.soft.requests"), scene.room("engines.soft.cores")
     lookup = scene.room("memslots.lookup")
@@ -97,8 +98,8 @@ def build(scene: Scene, design: str, orders: Sequence[Sequence[int]], *, atomic:
         gpa = (_GFN + frame) << 12
         while walk.tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _READ_NEED) != 0:
             came = stage2_vcpu.stage2_exit(
-                *(vm, slots, srcu, load, own, shape, pool, pages, mmu, desk, tlb),
-                *(me, _GFN + frame, _READ, False, True, False, 0),
+                *(vm, slots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, no_file),
+                *(me, _GFN + frame, _READ, False, False, True, False, 0),
             )
             assert came == _AGAIN, f"frame {frame} has memory before and after, but an access came to {came}"
         return int(atomics.host_load(tlb[address]))
