@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from guestmem.abi.checks import Host
+from guestmem.cli import main
 from guestmem.conform.calls import Answer, Call
 from guestmem.conform.emit import heading
+from guestmem.conform.kernel import Kernel, KernelVm
 from guestmem.conform.run import Answers, conform
 from guestmem.engines.kvm.device import unusable
 
@@ -48,6 +54,38 @@ def test_a_signal_in_a_callback_of_the_collector() -> None:
     assert ended.returncode == 130, ended.stdout + ended.stderr
     assert ended.stdout.startswith("interrupted; until then:\n")
     assert ended.stderr == ""
+
+
+@pytest.mark.skipif(bool(unusable()), reason=unusable())
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_second_one_among_the_files(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was compared before it is said."""
+
+    def pressed_twice(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("guestmem.conform.gmem_files.conform_files", pressed_twice)
+    assert main(["conform", "--steps", "200", *more]) == 130
+    out = capsys.readouterr().out
+    assert json.loads(out)["interrupted"] if more else out.startswith("interrupted; until then:\n")
+
+
+@pytest.mark.skipif(bool(unusable()), reason=unusable())
+def test_what_was_cut_off_is_closed_all_the_same() -> None:
+    """Where Ctrl-C comes while an exit is decoded, its frame looks at the vCPU's page."""
+    with Kernel() as kernel:
+        before = len([*Path("/proc/self/fd").iterdir()])
+        vm = KernelVm(kernel)
+        vm.answer(Call("home"))
+        look = memoryview(vm._guests[0].run)
+        vm.close()
+        look.release()
+        del vm  # and with it what could not be unmapped
+        gc.collect()
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 class Wrong:

@@ -65,6 +65,11 @@ def test_what_is_no_log(tmp_path: Path, text: bytes) -> None:
         '[["unknown", [2147528192], 0, "", []]]',
         '[["mmu_pages", [64], 0, "zz", []]]',
         '[["region", [0, 0, 0, 0, 0], 0, ""',
+        '[["region", [1e400, 0, 0, 4096, 0], 0, "", []]]',
+        '[["region", [1.5, 0, 0, 4096, 0], 0, "", []]]',
+        '[["region", [true, 0, 0, 4096, 0], 0, "", []]]',
+        '[["mmu_pages", [64], 0.0, "", []]]',
+        "[" * 100_000,
     ],
 )
 def test_what_is_no_call_of_a_log(tmp_path: Path, line: str) -> None:

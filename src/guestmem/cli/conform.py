@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,10 +100,14 @@ def command(
         else:
             outcome = random()
         files = None
-        if against is None and record is None and outcome.divergence is None and host.guest_memfd:
+        goes_on = outcome.divergence is None and not outcome.interrupted
+        if against is None and record is None and goes_on and host.guest_memfd:
             from ..conform.gmem_files import conform_files
 
-            files = conform_files(kernel, steps=min(steps, _FILE_STEPS), seed=seed, flags=host.gmem_flags, stop=pressed)
+            steps = min(steps, _FILE_STEPS)
+            with suppress(KeyboardInterrupt):  # the second one: what was compared before is said
+                files = conform_files(kernel, steps=steps, seed=seed, flags=host.gmem_flags, stop=pressed)
+        outcome.interrupted |= pressed()
     if as_json:
         print(json.dumps(_json(outcome, emit) | {"files": None if files is None else _files_json(files)}, indent=2))
     else:

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..abi.structures import (
@@ -31,6 +32,7 @@ from ..engines.kvm.exits import DirtyRingFull, Exit, InternalError, Mmio, Shutdo
 from ..engines.kvm.ioctls import raw_ioctl
 from ..engines.kvm.x86 import REG_NAMES, REGS, SREGS_BYTES, X86Ioctl, supported_cpuid, user_mode
 from ..errors import CapabilityError, GuestmemError, UsageError
+from ..interrupts import held
 from .calls import (
     ARENA,
     ARENA_BYTES,
@@ -106,13 +108,14 @@ class Kernel:
 
     def close(self) -> None:
         """Close; the last one unmaps."""
-        if self._open:
-            self._open = False
-            Kernel._users -= 1
-            if Kernel._users == 0:
-                for address, size in _MEMORY:
-                    self._libc.munmap(address, size)
-            self.device.close()
+        with held:
+            if self._open:
+                self._open = False
+                Kernel._users -= 1
+                if Kernel._users == 0:
+                    for address, size in _MEMORY:
+                        self._libc.munmap(address, size)
+                self.device.close()
 
     def __enter__(self) -> Kernel:
         return self
@@ -316,14 +319,15 @@ class KernelVm:
         return Answer(result - given)
 
     def close(self) -> None:
-        """Close the VM and all that belongs to it."""
-        for guest in self._guests:
-            for held in (guest.run, guest.ring):
-                if held is not None:
-                    held.close()
-        for fd in reversed(self._open):
-            os.close(fd)
-        self._open = []
+        """Close the VM and all that belongs to it, also where Ctrl-C came in the midst of something."""
+        with held:
+            for guest in self._guests:
+                for mapped in (guest.run, guest.ring):
+                    if mapped is not None:
+                        with suppress(BufferError):  # what was cut off looks at it still: it is unmapped with that
+                            mapped.close()
+            while self._open:
+                os.close(self._open.pop())
 
     def __enter__(self) -> KernelVm:
         return self

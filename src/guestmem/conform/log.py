@@ -94,7 +94,7 @@ def read_log(path: Path) -> tuple[str, str, dict[str, Any], list[list[tuple[Call
                 block = [_call(entry) for entry in value]
                 _check(block)
                 blocks.append(block)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 raise TraceError("no line of a conform log", path=str(path), line=number, text=line.strip()) from None
     if not any(blocks):
         raise TraceError("a conform log without calls", path=str(path))
@@ -103,11 +103,17 @@ def read_log(path: Path) -> tuple[str, str, dict[str, Any], list[list[tuple[Call
 
 def _call(entry: list[Any]) -> tuple[Call, Answer | None]:
     kind, args, *answer = entry
-    call = checked(Call(str(kind), tuple(map(int, args))))
+    call = checked(Call(str(kind), tuple(map(_whole, args))))
     if not answer:
         return call, None
     result, log, exits = answer
-    return call, Answer(int(result), bytes.fromhex(log), tuple(map(str, exits)))
+    return call, Answer(_whole(result), bytes.fromhex(log), tuple(map(str, exits)))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(value)
+    return value
 
 
 def _check(block: list[tuple[Call, Answer | None]]) -> None:
