@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from ._progress import Progress
+
 __all__ = ["command"]
 
 _SIZES = {"4K": 4 << 10, "2M": 2 << 20, "1G": 1 << 30}
@@ -82,25 +84,20 @@ def command(
     from ..compare.conversions import run_conversions
     from ..report.conversions import conversions_lines
 
-    def progress(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{what} …", end="", file=sys.stderr, flush=True)
-
-    result = run_conversions(
-        vcpus=vcpus,
-        hosts=hosts,
-        generation=model,
-        structure=structure,
-        size=_bytes(size),
-        seconds=seconds,
-        folio_size=_SIZES[folio],
-        joins=not never_join,
-        pins=pins,
-        seed=seed,
-        progress=progress,
-    )
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    with Progress() as shown:
+        result = run_conversions(
+            vcpus=vcpus,
+            hosts=hosts,
+            generation=model,
+            structure=structure,
+            size=_bytes(size),
+            seconds=seconds,
+            folio_size=_SIZES[folio],
+            joins=not never_join,
+            pins=pins,
+            seed=seed,
+            progress=shown.at,
+        )
     if as_json:
         import json
 

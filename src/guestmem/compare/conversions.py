@@ -153,12 +153,12 @@ def run_conversions(
     joins: bool = True,
     pins: int = 1,
     seed: int = 1,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str, float], None] = lambda _what, _share: None,
 ) -> Conversions:
     """Convert ranges of each of ``lengths`` for ``seconds`` each, aligned to their length, to what they are not.
 
     vCPUs and the host access 512 pages spread over the file; ``pins``: of 1024 accesses of the host, how many pin a
-    page. UsageError for what cannot be meant.
+    page. ``progress`` is told what is done now, and which share of the lengths is. UsageError for what cannot be meant.
     """
     for name, value, known in (("model", generation, tuple(GENERATIONS)), ("structure", structure, STRUCTURES)):
         if value not in known:
@@ -169,7 +169,7 @@ def run_conversions(
     if not chosen:
         raise UsageError(f"size: {format_size(size)} is less than every length")
     result = Conversions(generation, structure, vcpus, hosts, 0, size, folio_size, joins, pins, seed)
-    progress("broken variants")
+    progress("compiling what is not yet, and conversions that are wrong on purpose", 0.0)
     result.caught = _broken(generation)
     pages = size // PAGE_SIZE
     rng = random.Random(seed)  # noqa: S311 - no secret
@@ -195,8 +195,8 @@ def run_conversions(
             vm.convert(0, 0, private=private)
         vm.start()
         try:
-            for length in chosen:
-                progress(f"{format_size(length)} ranges")
+            for done, length in enumerate(chosen):
+                progress(f"ranges of {format_size(length)}", done / len(chosen))
                 result.rows.append(_row(vm, length, seconds, rng))
         finally:
             vm.stop()
