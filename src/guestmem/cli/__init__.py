@@ -23,6 +23,7 @@ COMMANDS = {
     "map": "What does memory look like, and what does a change of it cost?",
     "history": "Does one instant explain what everybody saw of an update?",
     "conversions": "What does sharing and taking back memory cost?",
+    "post-copy": "What does a page cost that comes when it is touched?",
     "conform": "Does this kernel behave as KVM documents?",
     "explain": "Which kernels take this call, and what do the others answer?",
     "demo": "Watch the failure, and what prevents it.",

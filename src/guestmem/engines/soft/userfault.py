@@ -1,0 +1,128 @@
+"""KVM Userfault: a slot's bitmap says which pages a vCPU may not touch yet; the fault exits instead of mapping them.
+
+User space owns the bitmap: bit n is page n of the slot; set, and an access of a vCPU is KVM_EXIT_MEMORY_FAULT with
+KVM_MEMORY_EXIT_FLAG_USERFAULT. It fills the page, then clears the bit with release. A bit that is set has no effect on
+what is mapped already: switching KVM_MEM_USERFAULT on zaps the slot, and leaves are pages while it is on.
+Source: "KVM: Introduce KVM Userfault" v3, linux-kvm, June 2025 (not merged; a vendor's tree has it).
+"""
+
+from __future__ import annotations
+
+from ...atomics import fetch_and, fetch_or, load_acquire, load_relaxed, store_release
+from ...compiled import U64, Own, Words, compiled, const
+from ...stage2.discipline import reclaim_tables
+from ...stage2.layout import EBUSY, ENOMEM, IPA_END, LAST_LEVEL, LOCK_BASE, OK, SHARED, VCPUS, WALKER
+from ...stage2.locked import refill
+from ...stage2.map import map_range
+from ...stage2.retry import invalidate_seq, must_retry
+from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
+from ...stage2.zap import zap
+from ...structure import Structure, name_fields
+
+__all__ = [
+    "KVM_MEMORY_EXIT_FLAG_USERFAULT",
+    "KVM_MEM_USERFAULT",
+    "USERFAULT",
+    "userfault_abort",
+    "userfault_bit",
+    "userfault_clear",
+    "userfault_enable",
+    "userfault_set",
+    "userfault_words",
+]
+
+KVM_MEM_USERFAULT = 1 << 3
+KVM_MEMORY_EXIT_FLAG_USERFAULT = 1 << 4
+
+SLOT = Structure("slot", "the slot's flag, and the bitmap that user space owns")
+ENABLED = SLOT.line("KVM_MEM_USERFAULT is on")
+BITMAP = SLOT.line("a bit a page, set: it is not there yet")
+name_fields(globals())
+
+USERFAULT = const(64)
+"""Status of a fault on a page whose bit is set: the exit."""
+_ZERO, _ONE = const(0), const(1)
+_PAGE_SHIFT = const(12)
+_IN_WORD = const(63)
+_ALL = const((1 << 64) - 1)
+
+
+def userfault_words(npages: int) -> int:
+    """Words of the flag and of a bitmap for ``npages`` pages: DIV_ROUND_UP(npages, 64) of these, in whole lines."""
+    return int(BITMAP) + (npages + 511) // 512 * 8
+
+
+@compiled
+def userfault_bit(slot: Words, page: U64) -> bool:
+    """Whether a page's bit is set. Acquire: who finds it clear sees the page as it was filled."""
+    return (load_acquire(slot, BITMAP + (page >> 6)) >> (page & _IN_WORD)) & _ONE != 0
+
+
+@compiled
+def userfault_clear(slot: Words, page: U64) -> None:
+    """User space has filled the page: vCPUs may map it. Release, by the exchange: the bytes come before."""
+    fetch_and(slot, BITMAP + (page >> 6), _ALL ^ (_ONE << (page & _IN_WORD)))
+
+
+@compiled
+def userfault_set(slot: Words, page: U64) -> None:
+    """Set a page's bit. No effect on a page that is mapped, until the flag is switched on anew."""
+    fetch_or(slot, BITMAP + (page >> 6), _ONE << (page & _IN_WORD))
+
+
+@compiled(nogil=True)
+def userfault_enable(
+    slot: Words, shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, npages: U64, zaps: bool
+) -> None:
+    """Switch the flag on, then zap the slot. A fault that saw it off, and maps later, sees the zap's sequence.
+
+    ``zaps`` false leaves what is mapped, which is wrong.
+    """
+    store_release(slot, ENABLED, _ONE)
+    if zaps:
+        zap(shape, pool, pages, mmu, desk, _ZERO, npages << _PAGE_SHIFT, True)
+
+
+@compiled(nogil=True)
+def userfault_abort(
+    slot: Words,
+    shape: Own,
+    pool: Words,
+    pages: Words,
+    mmu: Words,
+    desk: Own,
+    gfn: U64,
+    memory: U64,
+    attributes: U64,
+) -> U64:
+    """Handle a vCPU's fault of frame ``gfn``, which is page ``gfn`` of the slot, outside the guest.
+
+    OK: the leaf is there, or an invalidation ran meanwhile: enter and try again. USERFAULT: the exit, and nothing was
+    mapped. ``memory``: host address of page 0. In KVM's order: the invalidation sequence, then the flag and the bit,
+    then the leaf under the table's lock, unless an invalidation ran meanwhile.
+    """
+    if refill(shape, pool, pages, mmu, desk) != OK:
+        zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
+        return OK
+    seq = invalidate_seq(mmu)
+    if load_acquire(slot, ENABLED) != 0 and userfault_bit(slot, gfn):
+        return USERFAULT
+    ipa = gfn << _PAGE_SHIFT
+    size = _ONE << _PAGE_SHIFT
+    address = memory + ipa
+    level = shape[LAST_LEVEL]
+    lock = load_relaxed(mmu, LOCK_BASE)
+    read_lock(mmu, lock, desk[WALKER])
+    if must_retry(mmu, seq, ipa, ipa + size):
+        read_unlock(mmu, lock, desk[WALKER])
+        return OK
+    mapped = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, SHARED)
+    read_unlock(mmu, lock, desk[WALKER])
+    if mapped == EBUSY:
+        write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
+        if not must_retry(mmu, seq, ipa, ipa + size):
+            map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, _ZERO)
+        write_unlock(mmu, lock)
+    elif mapped == ENOMEM:
+        reclaim_tables(shape, pool, pages, mmu, desk, True)
+    return OK
