@@ -41,7 +41,7 @@ def test_its_make_targets_exist() -> None:
 
 
 def test_its_commands_exist() -> None:
-    shown = re.findall(r"^\s*(?:\$ )?guestmem (\w+)|`guestmem (\w+)", README, re.MULTILINE)
+    shown = re.findall(r"^\s*(?:\$ )?guestmem (\w[\w-]*)|`guestmem (\w[\w-]*)", README, re.MULTILINE)
     shown = [one or other for one, other in shown]
     assert {"check", "record"} <= set(shown)
     assert set(shown) <= set(COMMANDS)
