@@ -28,7 +28,7 @@ FILES = sorted(
 )
 
 
-def line_by_line(self: Any, number: int, block: str) -> int:
+def line_by_line(self: Any, number: int, block: str, _made: object = None) -> int:
     texts = block.split("\n")[:-1]
     for i, text in enumerate(texts):
         self.take(number + i, line_of(text))

@@ -7,10 +7,9 @@ docs/traces.md has the same table. None is counted by ``--fail-on``.
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +173,7 @@ def _frames(start: int, end: int) -> str:
 
 def _removed_flags(changes: Changes) -> list[tuple[int, int, int]]:
     """Changes that took away a slot which had flags: their place, the flags, the number of frames."""
-    if not changes.seen_flags and not any(each < -1 for each in changes.old):
+    if not changes.seen_flags and min(changes.old, default=0) >= -1:
         return []
     found = []
     for i, code in enumerate(changes.code):
@@ -225,6 +224,7 @@ def _ids(timeline: Timeline) -> Iterator[Remark]:
     used: dict[int, set[int]] = defaultdict(set)
     fresh: dict[int, list[int]] = defaultdict(list)
     reused: set[int] = set()
+    spaces = {slot >> 16 for slot in set(changes.slot)}
     for i, (code, slot) in enumerate(zip(changes.code, changes.slot, strict=True)):
         as_id = slot >> 16
         if as_id in reused or code >= REFUSED:
@@ -234,6 +234,8 @@ def _ids(timeline: Timeline) -> Iterator[Remark]:
         elif code & KIND == CREATE:
             if slot in free[as_id]:
                 reused.add(as_id)
+                if reused == spaces:
+                    break
             elif free[as_id] and slot not in used[as_id]:
                 fresh[as_id].append(i)
             used[as_id].add(slot)
@@ -272,11 +274,15 @@ def _most_slots(timeline: Timeline) -> int:
 def _final_slots(changes: Changes) -> dict[int, list[tuple[Slot, int]]]:
     """The slots at the end and the lines that made them, by address space and frame."""
     live: dict[int, int] = {}
-    for i, (code, slot) in enumerate(zip(changes.code, changes.slot, strict=True)):
-        if code & KIND == DELETE and code < REFUSED:
-            live.pop(slot, None)
-        elif code < NOTHING or (code < REFUSED and code & KIND != NOTHING):
-            live[slot] = i
+    left = set(changes.slot)
+    codes, slots = changes.code, changes.slot
+    for i in range(len(codes) - 1, -1, -1):  # the last change of a slot tells
+        if slots[i] in left and codes[i] < REFUSED and codes[i] & KIND != NOTHING:
+            left.discard(slots[i])
+            if codes[i] & KIND != DELETE:
+                live[slots[i]] = i
+            if not left:
+                break
     spaces: dict[int, list[tuple[Slot, int]]] = defaultdict(list)
     for slot, i in live.items():
         spaces[slot >> 16].append((changes.made_by(i), changes.line[i]))
@@ -390,19 +396,23 @@ def _toggles(holes: Holes) -> Iterator[Remark]:
 def _many(timeline: Timeline) -> Iterator[Remark]:
     """Hundreds of updates, and what they took by the trace's own times."""
     changes, transactions = timeline.changes, timeline.transactions
-    applied = [i for i, code in enumerate(changes.code) if code < REFUSED]
-    if len(applied) < MANY_CHANGES:
+    counted = Counter(changes.code)
+    applied = sum(count for code, count in counted.items() if code < REFUSED)
+    if applied < MANY_CHANGES:
         return
-    text = f"{len(applied)} changes in {len(transactions)} transactions"
+    text = f"{applied} changes in {len(transactions)} transactions"
     took = [] if timeline.format == "qemu" else list(map(operator.sub, changes.ended, changes.began))
-    timed = [seconds for i in applied if not math.isnan(seconds := took[i])] if took else []
+    done = map(operator.lt, changes.code, itertools.repeat(REFUSED))
+    timed = [seconds for seconds in itertools.compress(took, done) if seconds == seconds]  # noqa: PLR0124 (a number)
     if timed:
         text += f"; the calls took {format_ns(sum(timed) * 1e9)}, {format_ns(sum(timed) / len(timed) * 1e9)} each"
     else:
-        of_each = (transactions.indices(number) for number in range(len(transactions)))
-        spans = [changes.time[indices[-1]] - changes.time[indices[0]] for indices in of_each]
-        if spans := [seconds for seconds in spans if not math.isnan(seconds)]:
+        spans = transactions.spans()
+        if spans := [seconds for seconds in spans if seconds == seconds]:  # noqa: PLR0124 (a number)
             text += f"; from the first to the last of each transaction {format_ns(sum(spans) * 1e9)} in all"
-    if timeline.span is not None:
-        text += f", within {timeline.span[1] - timeline.span[0]:.3g} s"
-    yield _remark("many-updates", [changes.line[applied[0]], changes.line[applied[-1]]], text)
+    span = timeline.span
+    if span is not None:
+        text += f", within {span[1] - span[0]:.3g} s"
+    places = range(len(changes))
+    first, last = (next(i for i in each if changes.code[i] < REFUSED) for each in (places, reversed(places)))
+    yield _remark("many-updates", [changes.line[first], changes.line[last]], text)

@@ -233,12 +233,13 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
                 or (has_core and max(low, core_start + off) < min(high, core_end - off))
             ):
                 return _Finding("in-guest", vcpu, f"{vcpu} in the guest")
-    if not has_core or not run_state.guest_caused(vcpu, core_start, core_end):
+    caused = run_state.guest_caused(vcpu, core_start, core_end) if has_core else None
+    if caused is None:
         return None
     for time in run_state.guest_exits(vcpu, core_start, core_end):
         if core_start + off < time <= core_end - off:
             return _Finding("guest-exit", vcpu, f"{vcpu} left the guest inside the hole, at {time:.6f}")
-    for each in run_state.guest_returns(vcpu, core_start, core_end):
+    for each in run_state.guest_returns(vcpu, core_start, core_end, caused):
         inside = each.began is not None and each.began > core_start + off
         earliest = core_start + off + (0.0 if inside else SERVED_WITHIN)
         if earliest < each.time <= core_end - off:
@@ -304,9 +305,9 @@ def _worst_of_gaps(
     begins = window.start + off
     if window.has_core:
         begins, ends = max(begins, window.core_start + off), window.core_end - off
-        low, high = max(i, bisect_right(times, begins) - 1), min(j, bisect_left(times, ends))
+        low, high = max(i, bisect_right(times, begins, i, j + 1) - 1), bisect_left(times, ends, i, j)
     else:
-        ends, low, high = math.inf, max(i, bisect_right(times, begins) - 1), j
+        ends, low, high = math.inf, max(i, bisect_right(times, begins, i, j + 1) - 1), j
     if end > begins and start < ends and low < high and (core := codes[low:high].translate(None, OUTSIDE)):
         if RUN in core:
             whole = start <= window.start - off and not codes[i:j].translate(None, IN_RUN)
@@ -314,8 +315,8 @@ def _worst_of_gaps(
         if KVM in core:
             return "served"
     if window.has_core and start < ends:
-        low = max(i, bisect_right(times, window.start + off) - 1)
-        high = min(j, bisect_left(times, ends), bisect_right(times, window.core_start + off) - 1)
+        low = max(i, bisect_right(times, window.start + off, i, j + 1) - 1)
+        high = min(bisect_left(times, ends, i, j), bisect_right(times, window.core_start + off, i, j + 1) - 1)
         if low < high and codes[low:high].translate(None, OUTSIDE):
             return "begin-unknown"
     return "edge"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .evidence import Irqchip
 from .lines import line_of
 from .recipe import HEADER
+from .recording import NothingAhead
 from .requests import request_name
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ Record = tuple[int, int, int, int, int, str, str, str]
 """Nanoseconds, line, process, thread, CPU, event, fields, text."""
 
 
-class BpfReader:
+class BpfReader(NothingAhead):
     """Reads the bpftrace program's lines; see the module."""
 
     name = "bpftrace"

@@ -7,6 +7,7 @@ somebody asks for one; who looks at all of them goes over the columns. A change 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from array import array
@@ -66,13 +67,13 @@ class Plain(NamedTuple):
     step back.
     """
 
-    slots: list[int]
-    bases: list[int]
-    npages: list[int]
-    hvas: list[int]
-    flags: list[int]
-    threads: list[int]
-    times: list[float]
+    slots: array[int]
+    bases: array[int]
+    npages: array[int]
+    hvas: array[int]
+    flags: array[int]
+    threads: array[int]
+    times: array[float]
 
     def part(self, at: int, count: int) -> Plain:
         """``count`` of the changes, from ``at`` on."""
@@ -153,7 +154,7 @@ class Changes(Sequence[RecordedChange]):
         self.began.append(_or_nan(began))
         self.ended.append(_or_nan(ended))
 
-    def extend(self, plain: Plain, codes: bytearray, olds: list[int], line: int, began: list[float]) -> None:
+    def extend(self, plain: Plain, codes: bytearray, olds: list[int], line: int, began: array[float]) -> None:
         """Many changes at once, on lines that follow ``line``."""
         count = len(codes)
         self.slot.extend(plain.slots)
@@ -161,10 +162,10 @@ class Changes(Sequence[RecordedChange]):
         self.npages.extend(plain.npages)
         self.hva.extend(plain.hvas)
         self.flags.extend(plain.flags)
-        self.seen_flags |= functools.reduce(operator.or_, plain.flags, 0)
+        self.seen_flags |= functools.reduce(operator.or_, set(plain.flags), 0)
         self.code.frombytes(codes)
-        self.old.extend(olds)
-        self.line.extend(range(line, line + count))
+        self.old.fromlist(olds)
+        self.line.fromlist(list(range(line, line + count)))
         self.ret.frombytes(bytes(8 * count))
         self.thread.extend(plain.threads)
         self.time.extend(plain.times)
@@ -251,6 +252,13 @@ class Transactions(Sequence[Transaction]):
             self._scattered[number] = [*self.indices(number), index]
         self._counts[number] = count + 1
 
+    def go_on_by(self, number: int, count: int) -> None:
+        """The ``count`` changes that follow its last one belong to transaction ``number``."""
+        if number in self._scattered:
+            last = self._scattered[number][-1]
+            self._scattered[number] += range(last + 1, last + 1 + count)
+        self._counts[number] += count
+
     def indices(self, number: int) -> Sequence[int]:
         """The changes of a transaction, by their place among all."""
         if number in self._scattered:
@@ -267,6 +275,17 @@ class Transactions(Sequence[Transaction]):
             else:
                 start = starts[number]
                 yield number, range(start, start + counts[number])
+
+    def spans(self) -> list[float]:
+        """Seconds from the first stamp of each transaction to its last; NaN without."""
+        time_of = self.changes.time.__getitem__
+        before = map(operator.sub, self._counts, itertools.repeat(1))
+        found = list(
+            map(operator.sub, map(time_of, map(operator.add, self._firsts, before)), map(time_of, self._firsts))
+        )
+        for number, indices in self._scattered.items():
+            found[number] = time_of(indices[-1]) - time_of(indices[0])
+        return found
 
     def as_id(self, number: int) -> int:
         """The address space of a transaction."""

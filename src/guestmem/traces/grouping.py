@@ -58,6 +58,8 @@ def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None
     moves = bytes((MOVE,)) in changes.code.tobytes()
     here, by = -1, NO_THREAD
     space: _Space | None = None
+    number, after, more = -1, -1, 0
+    """The transaction of the change before, the place behind that, and how many are still to be told of it."""
     for index, (code, slot, thread, time) in enumerate(
         zip(changes.code, changes.slot, changes.thread, changes.time, strict=True)
     ):
@@ -74,11 +76,22 @@ def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None
             and not abs(time - space.time) > gap
             and not (run_state is not None and thread in vcpus and _ran(run_state, thread, space.time, time))
         ):
-            found.go_on(space.number, index)
             space.phase, space.time = kind, time
             if moves and kind == CREATE:
                 space.given.add(slot)
+            if index == after and space.number == number:
+                after += 1
+                more += 1
+                continue
+            if more:
+                found.go_on_by(number, more)
+            number, after, more = space.number, index + 1, 0
+            found.go_on(number, index)
             continue
+        if more:
+            found.go_on_by(number, more)
+            more = 0
+        number = -1
         by = thread
         why, pause = Separation.FIRST, 0.0
         if space is None:
@@ -109,12 +122,15 @@ def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None
                         space.given.add(slot)
                     continue
                 why = Separation.PAUSE
-        space.number = found.begin(index, why, pause)
+        number = space.number = found.begin(index, why, pause)
+        after = index + 1
         space.phase, space.thread, space.time = kind, thread, time
         space.given.clear()
         if moves and kind == CREATE:
             space.given.add(slot)
         space_of[thread] = as_id
+    if more:
+        found.go_on_by(number, more)
     return found
 
 

@@ -17,6 +17,7 @@ import json
 import math
 import operator
 import re
+from array import array
 from typing import TYPE_CHECKING
 
 from ..memslots.slot import KVM_MEM_SLOTS_NUM
@@ -32,8 +33,7 @@ from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
 from .whereabouts import KIND
 
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .recording import Other, Recording, Rows
     from .replay import Replay
@@ -271,6 +271,46 @@ def _int32(value: int) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
+def plain_of_block(block: str) -> Plain | None:
+    """The columns of a block of lines, if all are changes that need no closer look."""
+    columns = list(zip(*ROW.findall(block), strict=True))
+    return None if any(columns[OTHER]) or not all(columns[CHANGE]) else plain_of(columns)
+
+
+def plain_of(columns: list[tuple[str, ...]]) -> Plain | None:
+    """The same of the groups of ROW, of which each row is a change."""
+    flags = {word: int(word, 16) for word in set(columns[4])}
+    spaces = {word: int(word) << 16 for word in set(columns[2])}
+    if set(columns[CHANGE]) != {"0"} or max(spaces.values()) > 1 << 20 or max(flags.values()) > 3:  # a guest_memfd
+        return None
+    hexadecimal = itertools.repeat(16)
+    gpas, sizes, hvas = (list(map(int, columns[i], hexadecimal)) for i in (5, 6, 7))
+    slots = list(map(int, columns[3]))
+    times = array("d", list(map(float, columns[1])))
+    odd = functools.reduce(operator.or_, itertools.chain(gpas, sizes, hvas))
+    if (
+        odd & (PAGE_SIZE - 1)
+        or odd >> 62
+        or max(sizes) > MAX_SIZE
+        or max(slots) >= KVM_MEM_SLOTS_NUM
+        or not all(map(operator.le, times, itertools.islice(times, 1, None)))
+    ):
+        return None
+    if any(spaces.values()):
+        slots = list(map(operator.or_, slots, map(spaces.__getitem__, columns[2])))
+    threads = {word: int(word) for word in set(columns[0])}
+    shift = itertools.repeat(PAGE_SHIFT)
+    return Plain(
+        array("I", slots),
+        array("Q", list(map(operator.rshift, gpas, shift))),
+        array("Q", list(map(operator.rshift, sizes, shift))),
+        array("Q", hvas),
+        array("I", list(map(flags.__getitem__, columns[4]))),
+        array("q", list(map(threads.__getitem__, columns[0]))),
+        times,
+    )
+
+
 class QemuReader:
     """Reads QEMU's trace lines; see the module."""
 
@@ -279,13 +319,15 @@ class QemuReader:
 
     pattern = ROW
 
-    __slots__ = ("_events", "_lanes", "_recording", "_version")
+    __slots__ = ("_all_plain", "_events", "_lanes", "_recording", "_version")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._events = QemuEvents(recording)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         """Where calls of vCPUs are kept, and as what word: 0 for the begin of a KVM_RUN."""
+        self._all_plain = False
+        """Whether the last block was nothing but changes that need no closer look."""
         self._version = 0
         """What the recorder's and that of the machines were together when the lanes were found."""
 
@@ -309,8 +351,9 @@ class QemuReader:
         """Take a block of lines as ROW found them."""
         columns = list(zip(*rows, strict=True))
         if not any(columns[OTHER]) and all(columns[CHANGE]):
-            self._changes(number, columns, block)
+            self._changes(number, plain_of(columns), len(rows), block)
             return 0
+        self._all_plain = False
         texts: list[str] = []
         run, machines, lanes = self._recording.run, self._recording.machines, self._lanes
         first, last, limit = math.inf, -math.inf, run.next_mark
@@ -364,68 +407,41 @@ class QemuReader:
                 event = end_word(int(reason)) if ran else 0
                 self._lanes[word, call] = track, track.times, track.words, event
 
-    def _changes(self, number: int, columns: list[tuple[str, ...]], block: str) -> None:
+    @property
+    def ahead(self) -> Callable[[str], Plain | None] | None:
+        """Columns of changes, as long as that is all there is."""
+        return plain_of_block if self._all_plain and self._recording.wants_changes else None
+
+    def take_made(self, number: int, made: Plain, block: str) -> int:
+        """Take a block of nothing but changes, of which ``plain_of_block`` made columns."""
+        self._changes(number, made, len(made.slots), block)
+        return len(made.slots)
+
+    def _changes(self, number: int, plain: Plain | None, count: int, block: str) -> None:
         """Take a block of nothing but changes: at once, as far as they are plain, else line by line."""
         recording = self._recording
         if not recording.wants_changes:
             return
-        found = self._plain(columns)
         texts: list[str] = []
-        done, first, count = 0, 0, len(columns[0])
+        done = 0
+        replay = self._replay_of(plain)
+        self._all_plain = replay is not None
         while done < count:
-            if found is not None:
-                replay, plain = found
-                done += replay.take(number + done, plain, done - first)
+            if replay is not None and plain is not None:
+                done += replay.take(number + done, plain, done)
                 if done == count:
                     return
             texts = texts or block.split("\n")
             self.line(number + done, line_of(texts[done]))
             done += 1
-            if found is None and done == 1 < count:  # the first change of all told which VM it is
-                first, found = done, self._plain([column[done:] for column in columns])
+            if replay is None and done == 1 < count:  # the first change of all told which VM it is
+                replay = self._replay_of(plain)
 
-    def _plain(self, columns: list[tuple[str, ...]]) -> tuple[Replay, Plain] | None:
-        """The VM of a block of changes and their columns, if all are its own, and have nothing that needs a look."""
-        recording = self._recording
-        words = set(columns[0])
-        replay = recording.machines.current_of(None, [int(word) for word in words])
-        flags = {word: int(word, 16) for word in set(columns[4])}
-        spaces = {word: int(word) << 16 for word in set(columns[2])}
-        if (
-            replay is None
-            or recording.run.has_vcpus
-            or self._events.is_told_of_calls
-            or set(columns[CHANGE]) != {"0"}
-            or max(spaces.values()) > 1 << 20
-            or max(flags.values()) > 3  # with a guest_memfd
-        ):
+    def _replay_of(self, plain: Plain | None) -> Replay | None:
+        """The VM of a block of plain changes, if all are its own, and nothing else is to be told of them."""
+        if plain is None or self._recording.run.has_vcpus or self._events.is_told_of_calls:
             return None
-        hexadecimal = itertools.repeat(16)
-        gpas, sizes, hvas = (list(map(int, columns[i], hexadecimal)) for i in (5, 6, 7))
-        slots = list(map(int, columns[3]))
-        times = list(map(float, columns[1]))
-        odd = functools.reduce(operator.or_, itertools.chain(gpas, sizes, hvas))
-        if (
-            odd & (PAGE_SIZE - 1)
-            or odd >> 62
-            or max(sizes) > MAX_SIZE
-            or max(slots) >= KVM_MEM_SLOTS_NUM
-            or not all(map(operator.le, times, times[1:]))
-        ):
-            return None
-        if any(spaces.values()):
-            slots = list(map(operator.or_, slots, map(spaces.__getitem__, columns[2])))
-        threads = {word: int(word) for word in words}
-        shift = itertools.repeat(PAGE_SHIFT)
-        return replay, Plain(
-            slots,
-            list(map(operator.rshift, gpas, shift)),
-            list(map(operator.rshift, sizes, shift)),
-            hvas,
-            list(map(flags.__getitem__, columns[4])),
-            list(map(threads.__getitem__, columns[0])),
-            times,
-        )
+        return self._recording.machines.current_of(None, set(plain.threads))
 
     def _other_line(self, number: int, text: str) -> bool:
         """Take a line that is neither a plain change nor a plain KVM_RUN."""

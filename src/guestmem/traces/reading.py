@@ -8,7 +8,7 @@ import re
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
 from .collector import without_collector
@@ -16,9 +16,10 @@ from .dma import about_dma
 from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
-from .lines import LONGEST_LINE, blocks_of, line_of
+from .lines import LONGEST_LINE, blocks_of, line_of, source_of
 from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
+from .second_process import Ahead, cores
 from .timeline import RunState, Timeline
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ WORDS = (
     *("libvirt version", "terminating on signal", "shutting down, reason", "QEMU emulator version"),
 )
 """A line that says something has one of these, but for those that a reader is curious about."""
+LARGE, OWN_SHARE = 1 << 24, 5
+"""Bytes of a file from which on a second process reads ahead, and one block of how many is left to this one."""
 WHOLE_CALL = re.compile(r"\)\s+= \S|\+\+\+$")
 
 
@@ -58,6 +61,7 @@ def read(
     run_state_offset: float = 0.0,
     vcpus: int | None = None,
     progress: Callable[[int], object] | None = None,
+    jobs: int | None = None,
 ) -> Timeline:
     """Read the trace at ``path`` (``-``: standard input); its format is found by looking at its lines.
 
@@ -69,7 +73,8 @@ def read(
     when vCPUs were inside the guest, and is used instead of what the trace itself tells;
     ``run_state_offset`` seconds are added to its times to bring it to the trace's clock.
     ``vcpus`` is how many the VM has, if one may be there of which the recording has no sign. ``progress`` is called
-    now and then with the number of bytes read.
+    now and then with the number of bytes read. ``jobs``: in how many processes, 1 or 2, if the file is large; None: as
+    many as there are cores.
 
     Raises TraceError, with file, line and text, for what cannot be read or cannot have happened. O(n log slots).
     """
@@ -84,7 +89,7 @@ def read(
     with without_collector():
         assumed = () if assume_slots is None else read_assumed_slots(assume_slots)
         recording, lines, skipped = _record(
-            path, vm=vm, assumed=assumed, wants_changes=True, horizon=gap or 0.0, progress=progress
+            path, vm=vm, assumed=assumed, wants_changes=True, horizon=gap or 0.0, progress=progress, jobs=jobs
         )
         if not recording.format:
             hint = _because(recording)
@@ -164,6 +169,7 @@ def _record(
     horizon: float = 0.0,
     changes_at: Sequence[float] = (),
     progress: Callable[[int], object] | None = None,
+    jobs: int | None = 1,
 ) -> tuple[Recording, int, int]:
     """Go through one file; the recording, the number of lines, and how many of them said nothing."""
     with _open(path) as (name, stream):
@@ -171,28 +177,31 @@ def _record(
         recording.run.horizon = max(recording.run.horizon, horizon)
         if changes_at:
             recording.run.changes_are_at(changes_at)
-        lines = _Lines(recording)
+        lines, source = _Lines(recording), source_of(stream)
+        blocks = blocks_of(source)
         number = done = 0
         text = ""
         used = True
-        for block in blocks_of(stream):
-            if block[-1] != "\n":
-                lines.look_at_all()
-                text = block
-                number += 1
-                try:
-                    used = lines.take(number, text)
-                except TraceError as error:
-                    if error.line != number or len(text) == LONGEST_LINE:
-                        raise
-                    message = f"{error.message}; the file ends inside this line: truncated?"
-                    raise TraceError(message, path=name, line=number, text=text.strip()) from None
-            else:
-                number += lines.take_block(number + 1, block)
-                text = ""
-            if progress is not None:
-                done += len(block)
-                progress(done)
+        ahead: Ahead | None = None
+        try:
+            for block in blocks:
+                if block[-1] != "\n":
+                    lines.look_at_all()
+                    text = block
+                    number += 1
+                    used = _last_line(lines, number, text, name)
+                else:
+                    number += lines.take_block(number + 1, block, ahead and ahead.of(block))
+                    text = ""
+                    work = lines.leading.ahead
+                    if work is not None and ahead is None and source.left > LARGE and cores(jobs) > 1:
+                        ahead = Ahead(blocks, work, OWN_SHARE)
+                if progress is not None:
+                    done += len(block)
+                    progress(done)
+        finally:
+            if ahead is not None:
+                ahead.close()
         cut = len(text) == LONGEST_LINE
         if not (used or cut) and text.strip() and not WHOLE_CALL.search(text[-1000:]):
             raise TraceError("the file ends inside a line: truncated?", path=name, line=number, text=text)
@@ -200,6 +209,17 @@ def _record(
             reader.finish()
         recording.machines.finish()
     return recording, number, lines.skipped
+
+
+def _last_line(lines: _Lines, number: int, text: str, name: str) -> bool:
+    """Take what has no line end; whether it said anything. Raises TraceError, and says so, if it was cut off."""
+    try:
+        return lines.take(number, text)
+    except TraceError as error:
+        if error.line != number or len(text) == LONGEST_LINE:
+            raise
+        message = f"{error.message}; the file ends inside this line: truncated?"
+        raise TraceError(message, path=name, line=number, text=text.strip()) from None
 
 
 class _Lines:
@@ -223,13 +243,19 @@ class _Lines:
         self._curious: list[Reader] | None = None
         """Who sees a line of this block without any of WORDS. None: all do."""
 
-    def take_block(self, number: int, block: str) -> int:
-        """Take whole lines, of which the first has ``number``; how many they were."""
+    def take_block(self, number: int, block: str, made: Any = None) -> int:
+        """Take whole lines, of which the first has ``number``; how many they were.
+
+        ``made`` is what the leading reader's ``ahead`` made of them in another process, or None.
+        """
         leading, taken = self.leading, self._taken
         taken.clear()
         if self._recording.format:  # before that, a line may be the first of any
             self._curious = [reader for reader in self.readers if reader.is_curious]
-        if leading.pattern is not None:
+        if made is not None and leading.ahead is not None:
+            count = leading.take_made(number, made, block)
+            taken[leading] = count
+        elif leading.pattern is not None:
             rows = leading.pattern.findall(block)
             count = len(rows)
             before = self.skipped

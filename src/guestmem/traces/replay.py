@@ -11,6 +11,7 @@ guest and host addresses. Such a slot is *assumed*, and said to be.
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from typing import NoReturn
 
@@ -220,7 +221,8 @@ class Replay:
             return 0
         if self._returned is not None and plain.times[at] < self._returned:
             return 0
-        slots, bases, npages = plain.slots[at:], plain.bases[at:], plain.npages[at:]
+        plain = plain.part(at, len(plain.slots) - at)
+        slots, bases, npages = plain.slots, plain.bases, plain.npages
         changes, by_id, gone = self.changes, self._by_id, self._gone
         index = first = len(changes)
         codes, olds = bytearray(), []
@@ -254,10 +256,10 @@ class Replay:
             index += 1
         count = index - first
         if count:
-            times = plain.times[at : at + count]
-            began = [math.nan if self._returned is None else self._returned, *times[:-1]]
+            times = plain.times[:count]
+            began = array("d", (math.nan if self._returned is None else self._returned,)) + times[:-1]
             self._returned = times[-1]
-            changes.extend(plain.part(at, count), codes, olds, line, began)
+            changes.extend(plain.part(0, count), codes, olds, line, began)
         return count
 
     def _base_of(self, maker: int) -> int:
@@ -269,7 +271,7 @@ class Replay:
         """Change ``index``: take away what ``maker`` made, if there was something, and give what it makes."""
         as_id = slot >> 16
         if maker != NO_SLOT:
-            self._spaces[as_id].take(self.changes.made_by(maker).base_gfn)
+            self._spaces[as_id].take(self._base_of(maker))
             if npages == 0:
                 del self._by_id[slot]
                 self._gone.add(slot)

@@ -174,15 +174,17 @@ class RunState:
         track = self._tracks.get(vcpu)
         return () if track is None else tuple(track.returns(start, end))
 
-    def guest_returns(self, vcpu: Vcpu, start: float, end: float) -> Iterator[Return]:
-        """Those of them that show that guest code ran since the one before."""
+    def guest_returns(
+        self, vcpu: Vcpu, start: float, end: float, at: tuple[int, int] | None = None
+    ) -> Iterator[Return]:
+        """Those of them that show that guest code ran since the one before; ``at``: what ``guest_caused`` said."""
         track = self._tracks.get(vcpu)
-        return iter(()) if track is None else track.guest_returns(start, end)
+        return iter(()) if track is None else track.guest_returns(start, end, at)
 
-    def guest_caused(self, vcpu: Vcpu, start: float, end: float) -> bool:
-        """Whether ``guest_exits`` or ``guest_returns`` may have something to say. O(log n + events in between)."""
+    def guest_caused(self, vcpu: Vcpu, start: float, end: float) -> tuple[int, int] | None:
+        """Where the events in between are, if ``guest_exits`` or ``guest_returns`` may say something."""
         track = self._tracks.get(vcpu)
-        return track is not None and track.guest_caused(start, end)
+        return None if track is None else track.guest_caused(start, end)
 
     def may_die(self, vcpu: Vcpu, start: float, end: float) -> bool:
         """Whether ``fatal_returns`` or ``last_returns`` have one between the two times. Mostly O(log n)."""

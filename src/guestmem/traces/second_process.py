@@ -2,7 +2,8 @@
 
 A copy is made by ``fork``, so that it has all that was read so far without a byte being sent. It is only made where
 this process has one thread, since the copy has no other, and a lock that one of them holds would never be free there.
-What comes back is the same whether there was a copy or not: ``tests/check/test_two_processes_say_what_one_says.py``.
+What comes back is the same whether there was a copy or not: ``tests/check/test_two_processes_say_what_one_says.py``,
+``tests/traces/test_two_processes_read_what_one_reads.py``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["SecondProcess", "cores"]
+__all__ = ["Ahead", "SecondProcess", "cores"]
+
+PIPE = 1 << 20
+"""Bytes that a copy may be ahead by."""
 
 
 def cores(jobs: int | None = None) -> int:
@@ -64,3 +68,62 @@ class SecondProcess:
             return None
         finally:
             os.waitpid(self._pid, 0)
+
+
+class Ahead:
+    """A copy of this process that works on blocks of text before this one comes to them.
+
+    It does ``work`` of all that ``blocks`` still has, but for one in ``share``, the first of them the next block, and
+    is at most PIPE bytes ahead. ``blocks`` must not share a position with this process's (see ``lines.source_of``).
+    """
+
+    __slots__ = ("_count", "_pid", "_pipe", "_share")
+
+    def __init__(self, blocks: Iterator[str], work: Callable[[str], Any], share: int) -> None:
+        reading, writing = os.pipe()
+        self._share, self._count = share, 0
+        self._pid = os.fork()
+        if self._pid:
+            os.close(writing)
+            self._pipe = os.fdopen(reading, "rb")
+            return
+        try:
+            os.close(reading)
+            _widen(writing)
+            with os.fdopen(writing, "wb") as pipe:
+                for i, block in enumerate(blocks):
+                    if i % share:
+                        pickle.dump((hash(block), work(block)), pipe, pickle.HIGHEST_PROTOCOL)
+                        pipe.flush()
+        finally:
+            os._exit(0)  # nothing of what the caller would do at its end
+
+    def of(self, block: str) -> Any:
+        """What it made of the next block, which is this one; None if that is left to the caller."""
+        self._count += 1
+        if not (self._count - 1) % self._share or self._pipe.closed:
+            return None
+        try:
+            seen, result = pickle.load(self._pipe)  # noqa: S301 (from ourselves)
+        except (EOFError, pickle.UnpicklingError):
+            seen, result = None, None
+        if seen != hash(block):  # it died, or the file is not what it was
+            self.close()
+            return None
+        return result
+
+    def close(self) -> None:
+        """No more is wanted of it: it ends at the next that it has."""
+        if not self._pipe.closed:
+            self._pipe.close()
+            os.waitpid(self._pid, 0)
+
+
+def _widen(pipe: int) -> None:
+    """Let a pipe hold PIPE bytes, where that can be had."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
+    except (ImportError, AttributeError, OSError):
+        return

@@ -242,6 +242,8 @@ class Timeline:
     @property
     def refused(self) -> tuple[RecordedChange, ...]:
         """The changes that KVM refused. O(n)."""
+        if min(self.changes.ret, default=0) >= 0:
+            return ()
         return tuple([self.changes[i] for i, ret in enumerate(self.changes.ret) if ret < 0])
 
     @property

@@ -43,6 +43,15 @@ CPU_SHIFT, CPU_MAX = 16, 0xFFFE
 ERRNOS = {"EINTR": 0xF1, "EAGAIN": 0xF2, "EFAULT": 0xF3}
 OTHER_ERRNO = 0xF0
 NAMES = {number + 1: f"KVM_EXIT_{name}" for name, number in KVM_EXIT.items()}
+CHOSEN = tuple(
+    bytes(map(wanted, range(256)))
+    for wanted in (
+        lambda bits: bits & KIND in (USER_EXIT, RUN_END, FORGOTTEN),
+        lambda bits: bits & KIND in (USER_EXIT, RUN_END, FORGOTTEN) and bits & FATAL > 0,
+        lambda bits: bits & (KIND | GUEST_CAUSED) == EXIT | GUEST_CAUSED,
+    )
+)
+"""By the low byte of an event: whether it is a return, a fatal one, an exit by guest code."""
 PLACES = tuple(Where)
 NOWHERE = len(PLACES)
 CODE = {where: bytes([place]) for place, where in enumerate(PLACES)}
@@ -160,8 +169,9 @@ class Track:
     settled: int = 0
     until: float = -math.inf
     full: int = sys.maxsize
-    _places: tuple[array[int], array[int], array[int]] | None = None
+    _places: tuple[array[int], ...] | None = None
     _bits: bytes = b""
+    _looked: tuple[float, float, int, int] = (math.inf, -math.inf, 0, 0)
     codes: bytes = b""
 
     def add(self, time: float, event: int) -> None:
@@ -203,6 +213,8 @@ class Track:
     def sort(self) -> None:
         """Put the events in order of time, those of one stamp as they came. O(n) if few are late, else O(n log n)."""
         times, words, n = self.times, self.words, len(self.times)
+        if not any(map(operator.gt, times, itertools.islice(times, 1, None))):
+            return
         late = [i for i, each in enumerate(map(operator.gt, times, itertools.islice(times, 1, None)), 1) if each]
         moved = done = 0
         for i in late:
@@ -320,6 +332,7 @@ class Track:
         j = bisect_right(times, end, max(i, 0))
         if i < 0 or j >= len(times) or (losses and losses.first_in(times[i], times[j]) is not None):
             return None
+        self._looked = start, end, max(i, 0), j
         return i, j
 
     def _all_codes(self, kinds: Kinds) -> bytes:
@@ -333,38 +346,38 @@ class Track:
 
         following = memoryview(words)[1:]
         codes = bytearray(map(Between().__getitem__, zip(words, following, strict=False)))
-        times = self.times
-        for i, same in enumerate(map(operator.eq, times, memoryview(times)[1:])):
-            if same:
+        same = bytes(map(operator.eq, self.times, itertools.islice(self.times, 1, None)))
+        if True in same:
+            for i in itertools.compress(range(len(same)), same):
                 codes[i] = NOWHERE
         return bytes(codes)
 
-    def _find(self) -> tuple[array[int], array[int], array[int]]:
+    def _find(self) -> tuple[array[int], ...]:
         """Where in the arrays the returns, the fatal ones, and the exits by guest code stand. O(n) once."""
         if self._places is None:
-            words = self.words
-            ends = (USER_EXIT, RUN_END, FORGOTTEN)
-            returns = array("I", [i for i, each in enumerate(words) if each & KIND in ends])
-            fatal = array("I", [i for i in returns if words[i] & FATAL])
-            caused = EXIT | GUEST_CAUSED
-            guest = array("I", [i for i, each in enumerate(words) if each & (KIND | GUEST_CAUSED) == caused])
-            self._places = returns, fatal, guest
-            self._bits = bytes([event & 0xFF for event in words])
+            bits = self._bits = bytes(map(operator.and_, self.words, itertools.repeat(0xFF)))
+            all_places = range(len(bits))
+            self._places = tuple(array("I", itertools.compress(all_places, bits.translate(each))) for each in CHOSEN)
         return self._places
 
-    def guest_caused(self, start: float, end: float) -> bool:
-        """Whether one of the events in ``[start, end]`` is an exit that guest code caused. O(log n + events)."""
+    def guest_caused(self, start: float, end: float) -> tuple[int, int] | None:
+        """Where the events in ``[start, end]`` are, if one is an exit that guest code caused. O(log n + events)."""
         self._find()
         low = bisect_left(self.times, start)
         high = bisect_right(self.times, end, low)
-        return low < high and bool(self._bits[low:high].translate(None, NOT_CAUSED))
+        return (low, high) if low < high and self._bits[low:high].translate(None, NOT_CAUSED) else None
 
     def may_die(self, start: float, end: float) -> bool:
         """Whether ``last_returns`` or fatal ``returns`` have one between the two, neither included."""
         fatal = self._find()[1]
         times, words = self.times, self.words
-        low = bisect_right(times, start)
-        high = bisect_left(times, end, low)
+        first, last, i, j = self._looked
+        if first <= start and end <= last:  # where ``span`` just looked
+            low = bisect_right(times, start, i, j)
+            high = bisect_left(times, end, low, j)
+        else:
+            low = bisect_right(times, start)
+            high = bisect_left(times, end, low)
         if fatal and bisect_left(fatal, low) < bisect_left(fatal, high):
             return True
         for i in range(high - 1, low - 1, -1):
@@ -409,13 +422,22 @@ class Track:
         times, n = self.times, i + 1
         return n < len(times) and times[i] < times[n] < end and self.words[n] & KIND in (ENTRY, RUN_BEGIN)
 
-    def guest_returns(self, start: float, end: float) -> Iterator[Return]:
-        """The returns in ``[start, end]`` that show that guest code ran. O(log n + returns in between)."""
-        places, words = self._find()[0], self.words
-        low, high = bisect_left(self.times, start), bisect_right(self.times, end)
+    def guest_returns(self, start: float, end: float, at: tuple[int, int] | None = None) -> Iterator[Return]:
+        """The returns in ``[start, end]`` that show that guest code ran; ``at`` is where those events are, if known.
+
+        O(log n + returns in between).
+        """
+        words, caused = self.words, (USER_EXIT | GUEST_CAUSED, RUN_END | GUEST_CAUSED)
+        low, high = at or (bisect_left(self.times, start), bisect_right(self.times, end))
+        for low in range(low, high):  # noqa: B020 (the first of them)
+            if words[low] & (KIND | GUEST_CAUSED) in caused:
+                break
+        else:
+            return
+        places = self._find()[0]
         first = bisect_left(places, low)
         before = words[places[first - 1]] if first else 0
-        for i in places[first : bisect_left(places, high)]:
+        for i in places[first : bisect_left(places, high, first)]:
             event = words[i]
             if event & GUEST_CAUSED and not _continues(before, event):
                 began = self.times[i - 1] if i and words[i - 1] & KIND == RUN_BEGIN else None

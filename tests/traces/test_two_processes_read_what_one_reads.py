@@ -1,0 +1,144 @@
+"""A second process that reads ahead changes nothing of what is read, wherever the file is cut into blocks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guestmem import traces
+from guestmem.check import check
+from guestmem.errors import TraceError
+from guestmem.traces import lines, qemu, reading
+from guestmem.traces.second_process import Ahead
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = (ROOT / "examples" / "traces", Path(__file__).parent / "cases")
+FILES = sorted(path for folder in FOLDERS for path in folder.iterdir() if path.suffix in (".log", ".txt", ".strace"))
+EVENT = "{}@{:.6f}:kvm_set_user_memory AddrSpace#0 Slot#{} flags=0x0 gpa={:#x} size={:#x} ua={:#x} ret=0\n"
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def text_of(rng: random.Random, count: int) -> str:
+    """Changes of two threads: slots come and go."""
+    there: dict[int, int] = {}
+    found = []
+    for i in range(count):
+        slot = rng.randrange(40)
+        size = 0 if slot in there else 0x1000
+        there.pop(slot, None) if slot in there else there.update({slot: i})
+        found.append(
+            EVENT.format(rng.choice((7, 8)), 1 + i / 1e3, slot, slot << 20, size, 0x7F0000000000 + (slot << 20))
+        )
+    return "".join(found)
+
+
+def told(path: Path) -> Any:
+    try:
+        timeline = traces.read(path)
+    except TraceError as error:
+        return str(error)
+    return list(timeline.changes), check(timeline, jobs=1).as_dict()
+
+
+def both(path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> tuple[Any, Any, int]:
+    """What one process reads, what two read, and how many blocks the second one made."""
+    made: list[object] = []
+    take = qemu.QemuReader.take_made
+
+    def counted(self: qemu.QemuReader, number: int, columns: Any, text: str) -> int:
+        made.append(columns)
+        return take(self, number, columns, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "BLOCK", block)
+        patch.setattr(reading, "cores", lambda _: 1)
+        alone = told(path)
+        patch.setattr(reading, "cores", lambda _: 2)
+        patch.setattr(reading, "LARGE", 0)
+        patch.setattr(qemu.QemuReader, "take_made", counted)
+        return alone, told(path), len(made)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_of_recordings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, together, _ = both(path, monkeypatch, 700)
+    assert together == alone
+
+
+def test_at_every_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    path = tmp_path / "trace"
+    text = text_of(rng, 60)
+    path.write_text(text)
+    made = 0
+    for block in range(150, 1500, 41):
+        alone, together, more = both(path, monkeypatch, block)
+        assert together == alone, block
+        made += more
+    assert made > 200
+
+
+def test_of_what_is_not_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    """Lines left out, doubled, refused, of another thread, or of no trace at all, in any block."""
+    path = tmp_path / "trace"
+    refused = made = 0
+    for _ in range(60):
+        found = text_of(rng, 80).splitlines(keepends=True)
+        for _ in range(rng.randrange(3)):
+            at = rng.randrange(len(found))
+            found[at : at + 1] = rng.choice(
+                (
+                    [],
+                    [found[at]] * 2,
+                    ["noise\n", found[at]],
+                    [found[at].replace("ret=0", "ret=-17")],
+                    ["9" + found[at]],
+                    ["7@1.000000:kvm_vcpu_ioctl cpu_index 0, type 0xae80, arg (nil)\n", found[at]],
+                    [found[at][: rng.randrange(1, 80)] + "\n"],
+                )
+            )
+        path.write_text("".join(found))
+        alone, together, more = both(path, monkeypatch, rng.choice((300, 500, 900)))
+        assert together == alone
+        refused += isinstance(alone, str)
+        made += more
+    assert refused > 5
+    assert made > 50
+
+
+def test_a_second_process_that_dies_or_reads_another_file_leaves_the_work_to_the_first() -> None:
+    ours = os.getpid()
+
+    def blocks() -> Iterator[str]:
+        yield from ("a\n", "b\n", "c\n" if os.getpid() == ours else "x\n", "d\n")
+
+    ahead = Ahead(blocks(), str.upper, 4)
+    assert [ahead.of(each) for each in blocks()] == [None, "B\n", None, None]
+    ahead.close()
+
+    def dies(block: str) -> str:
+        if block == "c\n":
+            os._exit(9)
+        return block.upper()
+
+    ahead = Ahead(iter(["a\n", "b\n", "c\n", "d\n"]), dies, 4)
+    assert [ahead.of(each) for each in ["a\n", "b\n", "c\n", "d\n"]] == [None, "B\n", None, None]
+    ahead.close()
+
+
+def test_it_ends_when_reading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    """With an error in the middle as well."""
+    path = tmp_path / "trace"
+    path.write_text(text_of(rng, 400) + "7@9.000000:kvm_set_user_memory broken\n" + text_of(rng, 4000))
+    alone, together, made = both(path, monkeypatch, 2000)
+    assert "its fields cannot be read" in together
+    assert together == alone
+    assert made
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, 0)
