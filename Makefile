@@ -30,7 +30,7 @@ demo: .venv/stamp ## replay a real QEMU boot under each design and print the tab
 	@$(BIN)/guestmem compare $(DEMO)
 
 # First what needs the cores, then the rest, two runs of pytest at a time.
-test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' tests interpreted (what CI runs)
+test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' quick tests interpreted (CI)
 	$(PYTEST) $(ALONE)
 	@$(MAKE) --no-print-directory -j2 test-compiled test-beside test-interpreted
 
@@ -45,7 +45,7 @@ test-beside: .venv/stamp
 	$(call quietly,$(PYTEST) $(BESIDE))
 
 test-interpreted: .venv/stamp
-	$(call quietly,GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only" $(BOTH_FORMS))
+	$(call quietly,GUESTMEM_INTERPRET=1 $(PYTEST) -m "not compiled_only and not slow" $(BOTH_FORMS))
 
 testkvm: .venv/stamp ## only the rooms that drive /dev/kvm; `make test` runs them too
 	$(PYTEST) $(KVM_ROOMS)

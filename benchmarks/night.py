@@ -25,6 +25,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 GUESTMEM = (sys.executable, "-m", "guestmem")
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+ROOMS = ("rcu", "ranges", "dirty", "memslots", "gmem", "stage2", "engines", "designs")
 TRACE = "examples/traces/pc-seabios-smp2.log"
 
 
@@ -78,6 +79,13 @@ def campaigns(seed: int) -> list[Campaign]:
         ),
         Campaign("demo", (*GUESTMEM, "demo", "bios-relocation", "--updates", "20000"), "20000 updates a design", 0.05),
         Campaign("slow tests", (*PYTEST, "-m", "slow", "tests"), "every slow test", 0.2, seeded),
+        Campaign(
+            "slow tests, interpreted",
+            (*PYTEST, "-m", "slow and not compiled_only", *(f"tests/{room}" for room in ROOMS)),
+            "every slow test that has an interpreted form",
+            0.1,
+            (*seeded, ("GUESTMEM_INTERPRET", "1")),
+        ),
     ]
 
 
