@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..abi.structures import KVM_MEM_MAX_NR_PAGES
@@ -20,6 +20,7 @@ from ..memslots import Change, ChangeKind, Slot
 from ..memslots.slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from ..traces import RecordedChange, Timeline, Transaction
 from ..units import PAGE_SHIFT, PAGE_SIZE, format_size
+from .files import TraceFiles
 
 __all__ = ["Plan", "Step", "plan"]
 
@@ -82,6 +83,8 @@ class Plan:
     """What is replayed in another way than it was recorded, in words."""
     kinds_until: int
     """After so many steps each kind of change that there is was there."""
+    bound: TraceFiles
+    """Its guest_memfds."""
 
     @property
     def words(self) -> tuple[int, ...]:
@@ -93,6 +96,7 @@ class Plan:
     def close(self) -> None:
         """Give the memory back."""
         self.memory.close()
+        self.bound.close()
 
 
 Range = tuple[int, int, Slot | None, Slot | None]
@@ -146,23 +150,33 @@ def _spread(start: int, end: int, count: int) -> list[int]:
     return [start + (end - 1 - start) * k // (count - 1) for k in range(count)]
 
 
-def _word(slot: Slot | None, gfn: int) -> int:
+_Host = Callable[[Slot, int], int]
+"""Host address of what a guest finds at a frame of a slot."""
+
+
+def _word(slot: Slot | None, gfn: int, host: _Host) -> int:
     """Host address of the eight bytes that stand for frame ``gfn``."""
     if slot is None:
         return 0
-    return slot.hva(gfn) + ((gfn ^ gfn >> 9) * 8) % PAGE_SIZE
+    return host(slot, gfn) + ((gfn ^ gfn >> 9) * 8) % PAGE_SIZE
 
 
-def _target(gfn: int, old: Slot | None, new: Slot | None, *, changed: bool) -> Target:
+def _target(gfn: int, old: Slot | None, new: Slot | None, host: _Host, *, changed: bool) -> Target:
     gpa = (gfn << PAGE_SHIFT) + ((gfn ^ gfn >> 9) * 8) % PAGE_SIZE
     return Target(
         gpa,
-        _word(old, gfn),
-        _word(new, gfn),
+        _word(old, gfn, host),
+        _word(new, gfn, host),
         old is not None and old.readonly,
         new is not None and new.readonly,
         changed=changed,
+        private=any(slot is not None and slot.guest_memfd for slot in (old, new)),
     )
+
+
+def _of_one_kind(old: Slot | None, new: Slot | None) -> bool:
+    """Whether one kind of access reaches a frame before and after: private memory on both sides, or on none."""
+    return old is None or new is None or bool(old.guest_memfd) == bool(new.guest_memfd)
 
 
 class _Words:
@@ -185,18 +199,20 @@ class _Words:
         return target._replace(old_tag=self.tags.get(target.old, 0), new_tag=self.tags.get(target.new, 0))
 
 
-def _load(as_id: int, changed: list[Range], untouched: Sequence[Slot], words: _Words) -> Load:
+def _load(as_id: int, changed: list[Range], untouched: Sequence[Slot], words: _Words, host: _Host) -> Load:
     """Targets for one step; a word that another frame has already is left out."""
     if len(changed) > MOST_RANGES:
         changed = [changed[k * len(changed) // MOST_RANGES] for k in range(MOST_RANGES)]
     targets = [
-        _target(gfn, old, new, changed=True)
+        _target(gfn, old, new, host, changed=True)
         for start, end, old, new in changed
+        if _of_one_kind(old, new)
         for gfn in _spread(start, end, PAGES_A_RANGE)
     ]
     for slot in untouched:
         count = max(1, PAGES_ELSEWHERE // min(ELSEWHERE_SLOTS, len(untouched)))
-        targets += [_target(gfn, slot, slot, changed=False) for gfn in _spread(slot.base_gfn, slot.end_gfn, count)]
+        frames = _spread(slot.base_gfn, slot.end_gfn, count)
+        targets += [_target(gfn, slot, slot, host, changed=False) for gfn in frames]
     return Load([taken for target in targets if (taken := words.take(target)) is not None], as_id)
 
 
@@ -208,13 +224,14 @@ def _memory(ranges: Sequence[tuple[int, int]]) -> HostMemory:
         return HostMemory(ranges)
 
 
-def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
+def plan(timeline: Timeline, *, page_size: int = 0, files: bool = False) -> Plan:
     """Make a timeline replayable. O(changes x slots) time; memory is committed only where touched.
 
     ``page_size`` is that of the recorded guest, in bytes, one of PAGE_SIZES; 0: 4 KiB, or more if a slot is so large
     that KVM takes it with larger pages only. A page is replayed as one page of the engine's, of 4 KiB, so all addresses
     shrink; what else differs from the recording is in the plan's ``notes``. Slots that were there before the trace
-    began are created first, in a step of their own. Raises UsageError for a page size that the trace cannot have, and
+    began are created first, in a step of their own. ``files``: guest_memfds are files (``Plan.files``), else memory by
+    ``userspace_addr``. Raises UsageError for a page size that the trace cannot have, and
     for a slot of which the trace does not tell where it was.
     """
     transactions = (*_before_it_began(timeline), *timeline.transactions)
@@ -227,6 +244,8 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
             if not change.deletes
         ]
     )
+    bound = TraceFiles(timeline, transactions if files else (), shrink)
+    place = 0
     spaces: dict[int, dict[int, Slot]] = {}
     orders: dict[int, list[tuple[int, int]]] = {}
     words = _Words()
@@ -239,7 +258,8 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
         ranges: list[tuple[int, int]] = []
         changes = []
         for each in transaction.changes:
-            change = _shrunk(each.change, shrink)
+            change = bound.bind(place, _shrunk(each.change, shrink))
+            place += 1
             if not change.deletes:
                 change = change._replace(userspace_addr=memory.translate(change.userspace_addr))
             if (old := slots.pop(change.slot, None)) is not None:
@@ -255,7 +275,7 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
         changed = _cut(ranges, before, [slots[slot] for slot in touched if slot in slots])
         sample = ordered[:: max(1, len(ordered) // ELSEWHERE_SLOTS)]
         untouched = [slots[name] for _, name in sample if name not in touched]
-        load = _load(transaction.as_id, changed, untouched, words)
+        load = _load(transaction.as_id, changed, untouched, words, bound.host)
         steps.append(
             Step(
                 transaction.index,
@@ -272,8 +292,9 @@ def plan(timeline: Timeline, *, page_size: int = 0) -> Plan:
         memory,
         1 + max(spaces, default=0),
         PAGE_SIZE << shrink,
-        _notes(timeline, recorded, shrink),
+        [*(bound.notes() if files else _no_files(recorded)), *_notes(timeline, recorded, shrink)],
         _kinds_until(transactions),
+        bound,
     )
     for word in made.words:
         memory.write(word + int(TAG_BYTE), bytes([words.tags[word]]) + _RET)
@@ -344,13 +365,17 @@ def _shrunk(change: Change, shrink: int) -> Change:
     )
 
 
+def _no_files(recorded: Iterable[RecordedChange]) -> Iterator[str]:
+    """On an engine that replays no files."""
+    if bound := sum(not each.change.deletes and bool(each.change.flags & KVM_MEM_GUEST_MEMFD) for each in recorded):
+        yield (
+            f"{bound} change{'s' * (bound != 1)} with KVM_MEM_GUEST_MEMFD: replayed by userspace_addr, as shared memory"
+        )
+
+
 def _notes(timeline: Timeline, recorded: Sequence[RecordedChange], shrink: int) -> list[str]:
     """What is replayed in another way than it was recorded."""
     notes = []
-    if bound := sum(not each.change.deletes and bool(each.change.flags & KVM_MEM_GUEST_MEMFD) for each in recorded):
-        notes.append(
-            f"{bound} change{'s' * (bound != 1)} with KVM_MEM_GUEST_MEMFD: replayed by userspace_addr, as shared memory"
-        )
     known = _KNOWN_FLAGS | KVM_MEM_GUEST_MEMFD
     if other := {each.change.flags & ~known for each in recorded if not each.change.deletes} - {0}:
         notes.append(

@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..designs import DESIGNS, Design, control, find
-from ..engines import Access, MeasuredEngine, measured_engine
+from ..engines import Access, Capability, MeasuredEngine, measured_engine
 from ..errors import UsageError
 from ..traces import Timeline
 from ..units import PAGE_SIZE
@@ -95,7 +95,9 @@ def compare(
         if not 0 <= milliseconds <= MOST_MS:
             raise UsageError(f"{what}: {milliseconds:g} ms; 0 to {MOST_MS} are allowed")
     cores = cores or len(os.sched_getaffinity(0))
-    steps = plan(timeline, page_size=page_size)
+    with measured_engine(engine, 1, cores=cores, arch=arch) as probe:
+        files = Capability.GUEST_MEMFD in probe.capabilities
+    steps = plan(timeline, page_size=page_size, files=files)
     if arch == "x86" and steps.page_size > PAGE_SIZE:
         steps.close()
         raise UsageError(f"arch: x86 has pages of 4 KiB, this trace needs {steps.page_size >> 10} KiB: arm64 has them")
@@ -114,7 +116,7 @@ def compare(
     )
 
     def fresh(count: int) -> MeasuredEngine:
-        return measured_engine(
+        made = measured_engine(
             engine,
             count,
             cores=cores,
@@ -123,6 +125,9 @@ def compare(
             slow_vcpu_ns=round(slow_vcpu_ms * 1e6),
             seed=seed,
         )
+        if files:
+            made.take_files(steps.bound.files)
+        return made
 
     try:
         with fresh(1) as probe:

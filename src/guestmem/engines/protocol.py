@@ -10,12 +10,15 @@ import enum
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..memslots import Change, ChangeKind, Slot
 from ..memslots.batch import Effect
 from .load import Access, Load
 from .report import LoadReport, VcpuCounts
+
+if TYPE_CHECKING:
+    from ..gmem import GuestMemfd
 
 __all__ = ["Capability", "Counts", "Engine", "MeasuredEngine", "Update"]
 
@@ -35,6 +38,8 @@ class Capability(enum.Flag):
     """Exits that fall into an update wait for its end and are carried out then."""
     RETRY_FETCHES = enum.auto()
     """The same for failed fetches alone."""
+    GUEST_MEMFD = enum.auto()
+    """Slots may have a guest_memfd, and vCPUs access its pages by their kind (``MeasuredEngine.take_files``)."""
 
 
 @dataclass(slots=True)
@@ -50,6 +55,8 @@ class Counts:
     """Ranges of frames that updates put in flux (``Update.stall``)."""
     zaps: int = 0
     """Stage-2 translations removed, or made read-only."""
+    private_zaps: int = 0
+    """Of them, those of private pages: a TDX guest loses what is in each (TDH.MEM.PAGE.REMOVE)."""
     slept: int = 0
     """Waits for vCPUs or readers that really slept."""
     lock_ns: int = 0
@@ -168,6 +175,9 @@ class MeasuredEngine(Engine, Protocol):
     @property
     def table_pages(self) -> int:
         """Stage-2 table pages in use now."""
+
+    def take_files(self, files: Sequence[GuestMemfd]) -> None:
+        """Let slots have these files, by number from 1 on; closed with the engine (Capability.GUEST_MEMFD)."""
 
     def set_access(self, access: Access, vcpu: int | None = None) -> None:
         """How vCPU ``vcpu`` (all unless given) accesses its targets. Before ``start()``."""

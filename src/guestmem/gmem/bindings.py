@@ -29,7 +29,7 @@ class Bound(NamedTuple):
 
 
 class Bindings:
-    """The slots of one file, ``capacity`` of them at least. Everything is O(log n) but ``check`` and iteration.
+    """The slots of one file. Everything is O(log n) but ``check`` and iteration.
 
     >>> bindings = Bindings()
     >>> bindings.put(Slot(0, 3, 0x100, 16, 0), 8)
@@ -37,9 +37,9 @@ class Bindings:
     [(Slot 3 [0x100000, 0x110000) 64 KiB -> 0x0, 268, 272)]
     """
 
-    def __init__(self, capacity: int = 1 << 16) -> None:
+    def __init__(self) -> None:
         self._slots: dict[tuple[int, int], Bound] = {}
-        self._pages = RangeMap(capacity=capacity)
+        self._pages = RangeMap(capacity=1 << 16)
         self._keys: dict[int, tuple[int, int]] = {}
 
     @staticmethod
@@ -51,9 +51,6 @@ class Bindings:
 
     def __iter__(self) -> Iterator[Bound]:
         return iter(list(self._slots.values()))
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._slots
 
     def get(self, slot: Slot) -> Bound | None:
         """What a slot has bound."""

@@ -6,9 +6,9 @@ Source: ``virt/kvm/guest_memfd.c``, Linux 6.12 to 7.3, and the series for in-pla
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..compiled import own
 from ..errors import CapabilityError, GuestMemfdError, MemoryFaultError, RangeNodesError, UsageError
@@ -16,7 +16,7 @@ from ..memslots.slot import Slot
 from ..units import PAGE_SIZE
 from . import layout as at
 from .attributes import KVM_MEMORY_ATTRIBUTE_PRIVATE
-from .bindings import Bindings
+from .bindings import Bindings, Bound
 from .checks import FALLOC_FL_PUNCH_HOLE, check_bind, check_create, check_fallocate, check_integers, check_range
 from .fault import guest_fault, pin_page
 from .generations import generation
@@ -36,6 +36,15 @@ _ORDERS = {PAGE_SIZE: 0, 1 << 21: 9, 1 << 30: 18}
 _MODES = ("default", "bind", "preferred", "interleave")
 _OK, _ABSENT, _POISON, _LAST = int(at.OK), int(at.ABSENT), int(at.POISON), int(at.LAST)
 _WRONG_KIND, _BARRED = int(at.WRONG_KIND), int(at.BARRED)
+
+
+class Incoming(Protocol):
+    """What slots of an update that is under way will have bound."""
+
+    def __iter__(self) -> Iterator[Bound]: ...
+
+    def overlapping(self, first: int, end: int) -> Iterator[tuple[Slot, int, int]]:
+        """As ``Bindings.overlapping``."""
 
 
 class GuestPage(NamedTuple):
@@ -109,7 +118,7 @@ class GuestMemfd:
         self.overlap_errno, self.private_vm = overlap_errno, private_vm
         self.invalidate = invalidate or _nothing
         self.bindings = Bindings()
-        self.incoming: Bindings | None = None
+        self.incoming: Incoming | None = None
         """What slots of an update that is under way will have bound: both are invalidated meanwhile."""
         self.closes: list[Callable[[], object]] = []
         """Called under the file's lock when it is closed, before the guest's mappings go."""

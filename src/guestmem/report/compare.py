@@ -21,7 +21,10 @@ SEEN = (
     ("accesses inside", "to memory that should be there, begun or ended while an update ran"),
     ("of these changed", "to ranges that the update changes"),
     ("data in a hole", "data accesses that became MMIO"),
-    ("fetch kills", "instruction fetches from a hole: KVM_EXIT_INTERNAL_ERROR, the guest is dead"),
+    (
+        "fetch kills",
+        "instruction fetches from a hole, KVM_EXIT_INTERNAL_ERROR, or private accesses there: the guest is dead",
+    ),
     ("answered", "data accesses in a hole that the VMM answered"),
     ("writes lost", "by counting in memory at the end"),
     ("wrong memory", "writes to memory that the update had taken away, by counting"),
@@ -79,6 +82,7 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
         stream.write(f"  *: more vCPUs than the {comparison.cores} cores, so waits include the scheduler's\n")
     if comparison.rows and comparison.rows[0].unmeasured:
         stream.write(f"  -: engine {comparison.engine} cannot measure it: {UNMEASURED}\n")
+    stream.writelines(_private(comparison))
     unit = "ns" if comparison.engine == "soft" else "ticks of the TSC"
     stream.writelines(_witness(row, unit) for row in comparison.rows if row.witness is not None)
     if refusals := [(row, text) for row in comparison.rows for text in row.refusals[:1]]:
@@ -117,6 +121,18 @@ def _summary(comparison: Comparison) -> list[str]:
         for vcpus, (update, stalls) in found.cheapest.items()
     ]
     return lines
+
+
+def _private(comparison: Comparison) -> list[str]:
+    """How many private pages each design took from the guest, if there are any; once for each design."""
+    removed: dict[str, int] = {}
+    for row in comparison.rows:
+        replays = max(1.0, row.transactions / comparison.steps) if comparison.steps else 1.0
+        removed[row.design] = max(removed.get(row.design, 0), round(row.counts.private_zaps / replays))
+    if not any(removed.values()):
+        return []
+    told = ", ".join(f"{design} {count}" for design, count in removed.items())
+    return [f"  private pages removed, at most in a replay (a TDX guest loses what is in them): {told}\n"]
 
 
 def _witness(row: Row, unit: str) -> str:

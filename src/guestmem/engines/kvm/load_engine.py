@@ -6,12 +6,13 @@ import ctypes
 import mmap
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ...atomics import host_load, host_store
 from ...compiled import U64, Own, compiled, u64
 from ...errors import CapabilityError, GuestmemError, UsageError
+from ...gmem.file import GuestMemfd
 from ...memslots import KVM_MEM_READONLY
 from ...units import PAGE_SIZE
 from ..load import PATTERNS, Access, Load
@@ -65,6 +66,7 @@ class KvmLoadEngine(KvmEngine):
         {
             *("refused", "refaults", "table_pages"),
             *("counts.swaps", "counts.srcu_waits", "counts.flushes", "counts.ranges_in_flux", "counts.zaps"),
+            "counts.private_zaps",
             *("counts.request_ns", "counts.grace_ns"),
         }
     )
@@ -166,6 +168,11 @@ class KvmLoadEngine(KvmEngine):
         return int(entry & ~0xFFF) - self._gpa
 
     # -- the load --------------------------------------------------------------------------------------------------
+
+    def take_files(self, files: Sequence[GuestMemfd]) -> None:
+        """CapabilityError: its guests access no private memory."""
+        del files
+        raise CapabilityError("engine kvm: its load has no guest_memfd")
 
     def set_access(self, access: Access, vcpu: int | None = None) -> None:
         """How vCPU ``vcpu`` (all unless given) accesses its targets. Before ``start()``."""

@@ -15,6 +15,7 @@ from ...atomics import peek, poke, wake_all
 from ...clock import stopwatch as _clock
 from ...compiled import Own, Words, own
 from ...errors import GuestmemError, UsageError
+from ...gmem.file import GuestMemfd
 from ...memslots import Change, ChangeKind, Slot
 from ...memslots.set import Memslots
 from ...patience import patiently
@@ -67,6 +68,7 @@ class SoftEngine(VcpuThreads):
         | Capability.UPDATE
         | Capability.RETRY_EXITS
         | Capability.RETRY_FETCHES
+        | Capability.GUEST_MEMFD
     )
     entries_at_once = ENTRIES_MAX
     host = ""
@@ -128,6 +130,11 @@ class SoftEngine(VcpuThreads):
         """What the compiled functions of ``region`` take first."""
         memslots = self.memslots
         return self._vm, self.vcpus, self._targets, memslots.words, memslots.desk, self.srcu.words, self._took
+
+    def take_files(self, files: Sequence[GuestMemfd]) -> None:
+        """Let slots have these files, by number from 1 on: through files of its own on their inodes."""
+        for number, file in enumerate(files, 1):
+            self.files.add(file.link(self), number)
 
     def slot(self, slot: int, as_id: int = 0) -> Slot | None:
         """The slot that has this id now."""
@@ -244,6 +251,9 @@ class SoftEngine(VcpuThreads):
 
     def _flushed(self, begun: int) -> None:
         self.counts.acks_ns += _clock() - begun
+        if self.stage2 is not None:
+            self.counts.private_zaps += self.stage2.private_zaps
+            self.stage2.private_zaps = 0
         self.counts.flushes += 1
         self.counts.kicks += self.vcpus
 
@@ -309,3 +319,4 @@ class SoftEngine(VcpuThreads):
 
     def __exit__(self, *_exception: object) -> None:
         self.stop()
+        self.files.close()

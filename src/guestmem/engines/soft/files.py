@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import itertools
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from ...atomics import poke
 from ...compiled import Words, words
 from ...errors import BatchError, GuestMemfdError, InvariantError, MemslotError, UsageError
-from ...gmem.bindings import Bindings
+from ...gmem.bindings import Bound
 from ...gmem.checks import check_bind
 from ...gmem.file import GuestMemfd
 from ...gmem.layout import inode_words
@@ -35,13 +36,59 @@ NO_CHANGE = Change(0xFFFF)
 """What no update takes: there is no such slot id."""
 
 
+class _Coming:
+    """What slots that come bind of one file, by first page; no two meet. O(log n), but O(n) to put and remove."""
+
+    def __init__(self, bound: Iterable[Bound] = ()) -> None:
+        self._bound = list(bound)
+
+    def __iter__(self) -> Iterator[Bound]:
+        return iter(self._bound)
+
+    def copy(self) -> _Coming:
+        """Another that can be changed."""
+        return _Coming(self._bound)
+
+    def meeting(self, first: int, end: int) -> list[Bound]:
+        """Those that have a page of [first, end)."""
+        at = bisect_left(self._bound, first, key=_end_of)
+        found = []
+        while at < len(self._bound) and self._bound[at].first < end:
+            if self._bound[at].end > first:
+                found.append(self._bound[at])
+            at += 1
+        return found
+
+    def put(self, slot: Slot, first: int) -> None:
+        """A slot comes."""
+        insort(self._bound, Bound(slot, first), key=_end_of)
+
+    def remove(self, slot: Slot) -> bool:
+        """A slot goes again; False if it had not come."""
+        first = slot.guest_memfd_offset >> PAGE_SHIFT
+        for bound in self.meeting(first, first + 1):
+            if bound.slot == slot:
+                self._bound.remove(bound)
+                return True
+        return False
+
+    def overlapping(self, first: int, end: int) -> Iterator[tuple[Slot, int, int]]:
+        """As ``Bindings.overlapping``."""
+        for slot, page in self.meeting(first, end):
+            start, stop = max(first, page), min(end, page + slot.npages)
+            yield slot, slot.base_gfn + start - page, slot.base_gfn + stop - page
+
+
+def _end_of(bound: Bound) -> int:
+    return bound.end
+
+
 class Rebinding:
     """What changes of one address space do to bindings: worked out before, made good when the slots are published."""
 
-    def __init__(self, files: Files, as_id: int, room: int = 1) -> None:
-        """``room``: for how many changes."""
-        self._files, self._as_id, self._room = files, as_id, room
-        self.incoming: dict[int, Bindings] = {}
+    def __init__(self, files: Files, as_id: int) -> None:
+        self._files, self._as_id = files, as_id
+        self.incoming: dict[int, _Coming] = {}
         """By file, what slots that come bind."""
         self.gone: dict[int, set[tuple[int, int]]] = {}
         """By file, the keys of slots that lose what they have bound."""
@@ -51,20 +98,13 @@ class Rebinding:
     def __bool__(self) -> bool:
         return bool(self.incoming or self.gone)
 
-    def copy(self, more: int) -> Rebinding:
-        """Another that can go on from here with ``more`` changes, and be thrown away."""
-        made = Rebinding(self._files, self._as_id, self._room + more)
+    def copy(self) -> Rebinding:
+        """Another that can go on from here, and be thrown away."""
+        made = Rebinding(self._files, self._as_id)
         made._now = dict(self._now)
         made.gone = {number: set(keys) for number, keys in self.gone.items()}
-        for number, coming in self.incoming.items():
-            made.incoming[number] = made.room()
-            for bound in coming:
-                made.incoming[number].put(*bound)
+        made.incoming = {number: coming.copy() for number, coming in self.incoming.items()}
         return made
-
-    def room(self) -> Bindings:
-        """Bindings with room for all changes: each leaves a range, and maybe a gap."""
-        return Bindings(capacity=16 + 2 * self._room)
 
     def add(self, change: Change) -> None:
         """One more change, in order; MemslotError as KVM refuses a bind (step 19), and then it is not added.
@@ -87,11 +127,8 @@ class Rebinding:
 
     def _leave(self, was: Slot) -> None:
         coming = self.incoming.get(was.guest_memfd)
-        key = was.as_id, was.id
-        if coming is not None and key in coming:
-            coming.remove(was.id, was.as_id)
-        else:
-            self.gone.setdefault(was.guest_memfd, set()).add(key)
+        if coming is None or not coming.remove(was):
+            self.gone.setdefault(was.guest_memfd, set()).add((was.as_id, was.id))
 
     def _bind(self, change: Change) -> None:
         file = self._files.get(change.guest_memfd)
@@ -106,7 +143,7 @@ class Rebinding:
         coming = self.incoming.get(file.number)
         other = file.bindings.other(first, first + change.npages, self.gone.get(file.number, ()))
         if other is None and coming is not None:
-            other = coming.other(first, first + change.npages)
+            other = next(iter(coming.meeting(first, first + change.npages)), None)
         if other is not None:
             raise MemslotError(
                 file.overlap_errno,
@@ -114,7 +151,7 @@ class Rebinding:
                 f"{change.memory_size:#x} is bound to slot {other.slot.id} already",
             )
         if coming is None:
-            coming = self.incoming[file.number] = self.room()
+            coming = self.incoming[file.number] = _Coming()
         coming.put(change.as_slot(), first)
 
     def publish(self) -> None:

@@ -69,12 +69,17 @@ class Stage2:
         self.block_level = huge
         self.private_gfn = 0
         """Private accesses to frame f go by frame f + this, from the first guest_memfd on; 0: there are none yet."""
+        self.private_zaps = 0
+        """Translations of private pages that went with slots."""
 
     def zap(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
         """Zap ranges of frames, by whatever kind of access they were mapped; returns how many translations went."""
-        if self.private_gfn:
-            ranges = [*(both := list(ranges)), *self.private(both)]
-        return self.zap_kind(as_id, ranges, wait=wait)
+        if not self.private_gfn:
+            return self.zap_kind(as_id, ranges, wait=wait)
+        ranges = list(ranges)
+        private = self.zap_kind(as_id, self.private(ranges), wait=wait)
+        self.private_zaps += private
+        return private + self.zap_kind(as_id, ranges, wait=wait)
 
     def private(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """By which frames private accesses to ``ranges`` go."""
@@ -90,6 +95,13 @@ class Stage2:
 
     def zap_all(self, *, wait: bool = True) -> int:
         """Zap everything, in all address spaces."""
+        if self.private_gfn:
+            whole = [(self.private_gfn, 2 * self.private_gfn)]
+            private = sum(self.zap_kind(as_id, whole, wait=wait) for as_id in range(len(self.tables)))
+            self.private_zaps += private
+            return private + sum(
+                self.zap_kind(as_id, [(0, self.private_gfn)], wait=wait) for as_id in range(len(self.tables))
+            )
         return sum(int(zap(*table.words, table.desks[0], 0, _WHOLE, wait)) for table in self.tables)
 
     def protect(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:

@@ -100,7 +100,7 @@ class SoftUpdate:
         """
         if not len(self._files) and not any(change.flags & KVM_MEM_GUEST_MEMFD for change in changes):
             return
-        rebinding = self._rebinding.copy(len(changes))
+        rebinding = self._rebinding.copy()
         for entry, change in enumerate(changes):
             try:
                 rebinding.add(change)
