@@ -191,7 +191,8 @@ EXHAUSTIVE = [m for m in models() if m.exhaustive and not m.finds]
 LARGE = {
     *("atomic", "atomic-1", "atomic-readonly", "batch", "cached-slot", "fault", "fault-flux", "fault-log"),
     *(m.name for m in EXHAUSTIVE if not m.dpor),
-    *("fault-notifier", "flush-2", "flush-again", "gmem-guest-reads", "memslots-split", "pause-2", "update-lock-2"),
+    *("fault-notifier", "flush-2", "flush-again", "gmem-guest-reads", "gmem-memory", "gmem-wait", "memslots-split"),
+    *("pause-2", "update-lock-2", "userfault-enable"),
 }
 """Those of seconds; `guestmem explore --all` searches them whole."""
 WHOLE = [m for m in EXHAUSTIVE if m.name not in LARGE and not m.name.startswith("stage2-")]

@@ -31,6 +31,24 @@ PAGE = 4096
 PUBLIC, SECRET = 1, 2
 
 
+class _Memory:
+    """Stands for the memory file: a hole makes the word of each of its pages 0."""
+
+    def __init__(self, atomics: Any, address: int) -> None:
+        self._atomics, self._address = atomics, address
+
+    def allocate(self, offset: int, size: int) -> None:
+        """It is there."""
+
+    def punch(self, offset: int, size: int) -> None:
+        """Zeroes."""
+        for at in range(offset, offset + size, PAGE):
+            self._atomics.host_store(self._address + at, 0)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
 class SmallFile:
     """``pages`` pages of ``generation``, shared at first, with one word of memory at the beginning of each."""
 
@@ -44,6 +62,8 @@ class SmallFile:
         inode.states = scene.room("ranges.range_map").RangeMap(capacity=1, fanout=3)
         self.memory = scene.host("memory", [PUBLIC] * (512 * (pages - 1) + 1))
         self.atomics.poke(inode.words, int(self.at.ADDRESS), self.memory)
+        inode.backing.close()
+        inode.backing = _Memory(self.atomics, self.memory)
         self.inode: Any = inode
         self.words = scene.words("inode", inode.words, self._label)
         self.states = scene.words("states", inode.states.words)

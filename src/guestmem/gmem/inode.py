@@ -236,7 +236,8 @@ class Inode:
                 pin.leave(first, last)
             self._drop(first, last)
             self.backing.punch(first * PAGE_SIZE, (last + 1 - first) * PAGE_SIZE)
-            self.nodes.erase(first, last + 1)
+            if self.nodes:
+                self.nodes.erase(first, last + 1)
             self.generation.punched(self, first, last)
             self.window_follows(first, last)
 

@@ -19,7 +19,16 @@ MUTANTS = (
         "gmem-no-references",
         "a conversion does not look at references",
         *(_CONVERT, "    if page == NONE:\n        return OK\n", "    if page <= NONE:\n        return OK\n"),
-        models=("gmem-pin", "gmem-host"),
+        models=("gmem-pin", "gmem-host", "gmem-late", "gmem-memory"),
+    ),
+    Mutant(
+        "gmem-hole-shares",
+        "a hole makes its pages shared, as that of 2025 did",
+        "gmem/states.py",
+        '"""Pages [first, last] were punched out; what becomes of their state. The lock is held for writing."""\n',
+        "inode.states.store(first, last + 1, 0, reserved=True)\n",
+        models=("gmem-hole",),
+        origin="own, after mail: restricted mapping of guest_memfd, v7, kvm, March 2025",
     ),
     Mutant(
         "gmem-entry-left",
@@ -120,5 +129,12 @@ MUTANTS = (
         "a page that is shared again still waits for its last put",
         *drop_call(_MAPPABILITY, "Mappability.share", "_forget"),
         models=("gmem-last-put-share",),
+    ),
+    Mutant(
+        "gmem-toggle-accepted",
+        "a slot that has bound a file may drop the flag KVM_MEM_GUEST_MEMFD",
+        *("memslots/checks.py", "_STAY = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD", "_STAY = KVM_MEM_READONLY"),
+        models=("gmem-toggle",),
+        origin="Linux 9935df5333aa",
     ),
 )
