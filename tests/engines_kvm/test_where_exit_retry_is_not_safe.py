@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from guestmem.engines.kvm import Host, Shutdown, identity_tables, real_mode, safe_for_exit_retry, user_mode
+from guestmem.engines.kvm import Host, Mmio, Shutdown, identity_tables, real_mode, safe_for_exit_retry, user_mode
 from guestmem.engines.kvm.safety import MEASURED_MODULES
 from guestmem.engines.kvm.x86.registers import SEGMENT, X86Ioctl
 from guestmem.engines.kvm.zones import Zone
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.compiled_only
 SPIN_AND_READ = bytes.fromhex("41803c2400 74f9 488b03")  # l: cmp byte ptr [r12], 0; je l; mov rax, [rbx]
 INT3 = bytes.fromhex("cc")
 NOP = bytes.fromhex("90")
+STORE = bytes.fromhex("488903")  # mov [rbx], rax
 HANDLER_CODE = bytes.fromhex("48cf")  # iretq
 CS, SS, TR, LDT = 0, 5, 6, 7
 CR0, CR4, EFER = 224, 248, 264
@@ -299,6 +300,28 @@ def test_zones_that_kvm_answers_itself_are_refused_until_they_are_taken_back() -
         assert verdict_of(guest).startswith("exit_retry")
         guest.vm.ioctl(0x4010AE67, struct.pack("<QII", 0x80000, 0x1000, 0))
         assert verdict_of(guest).startswith("exit_retry"), "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "stays"),
+    [
+        (RESTLESS, 0x2000, False),
+        (RESTLESS, 0x4000, True),
+        (RESTLESS - 0x1000, 0x4000, True),
+        (RESTLESS + 0x1000, 0x800, False),
+        (RESTLESS + 0x1000, 0x1800, True),
+        (0x80000, 0x1000, True),
+    ],
+)
+def test_a_coalesced_zone_goes_when_the_kernel_says_so(start: int, size: int, stays: bool) -> None:
+    """Where it holds all of what is named. The kernel shows it by a store, which such a zone swallows."""
+    with Window() as guest:
+        guest.prepare(STORE)
+        guest.vm.ioctl(0x4010AE67, struct.pack("<QII", RESTLESS, 0x2000, 0))
+        guest.vm.ioctl(0x4010AE68, struct.pack("<QII", start, size, 0))
+        assert ("KVM takes stores itself: coalesced MMIO" in verdict_of(guest)) == stays
+        guest.engine.set_memory_region(Change(1))
+        assert isinstance(guest.vcpu.run(), Mmio) != stays
 
 
 def test_whoever_took_the_vms_file_may_have_registered_some() -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "ClosedBackend",
     "SoftBackend",
     "check_entries",
+    "check_meant",
     "enable",
     "expect",
     "owning",
@@ -60,6 +61,8 @@ class Backend(Protocol):
 
     memslots: Memslots
     owned: SlotMemory
+    section: Section
+    """Held by whoever changes slots, or looks at them and then does something that must still fit."""
     design: str
     why: str
 
@@ -87,15 +90,19 @@ class Backend(Protocol):
         dirty: list[DirtyPage],
         unsafe: str = "refuse",
         brought: Brought = (),
+        meant: Sequence[bool] = (),
     ) -> tuple[str, str]:
         """Several changes by a design, all or none (BatchError); returns which one it was, and why.
 
         ``dirty`` gets dirty pages that would be lost. ``unsafe``: see ``Memory.transaction``. ``brought``: host memory
-        by slot that is created.
+        by slot that is created; ``meant``: of each change, whether it is of a slot that is there (``check_meant``).
         """
 
-    def harvest(self) -> list[DirtyEntry]:
-        """All entries of all vCPUs' dirty rings."""
+    def harvest(self, found: list[DirtyEntry]) -> None:
+        """Add all entries of all vCPUs' dirty rings. Under ``section``."""
+
+    def give_back(self, slot: Slot, log: bytes) -> None:
+        """Have the slot's next log say what this one said, too. Under ``section``."""
 
     def make_vcpus(self, memory: Memory) -> Sequence[Vcpu]:
         """The vCPUs."""
@@ -112,9 +119,9 @@ class SoftBackend:
 
         self.engine = SoftEngine(vcpus, cores=cores, address_spaces=host.address_spaces)
         self.memslots = self.engine.memslots
-        self.owned = self.engine.owner = SlotMemory(self.memslots)
+        self.owned = self.engine.owner = SlotMemory()
         self.model = KvmModel(host, memslots=self.memslots, apply=self._apply, logs=self.engine.dirty)
-        self._section = Section()
+        self.section = Section()
         self.design = "atomic"
         self.why = "one instant for all changes; only vCPUs that touch them wait"
 
@@ -167,7 +174,7 @@ class SoftBackend:
         region = region_of(change)._replace(
             guest_memfd_offset=change.guest_memfd_offset, guest_memfd=-1 if file is None or file.closed else file.fd
         )
-        with self._section, owning(self, region, piece):
+        with self.section, owning(self, region, piece):
             return self.model.set_region(region, v2=True)
 
     def _apply(self, change: Change) -> ChangeKind:
@@ -192,12 +199,13 @@ class SoftBackend:
         if len(argument) != request >> 16 & 0x3FFF:
             return self.model.ioctl(request, argument)  # which refuses it
         region = MemoryRegion.unpack(argument)
-        if region.flags & KVM_MEM_GUEST_MEMFD and region.memory_size:
-            held = self.model.files.get(region.guest_memfd)
-            if isinstance(held, ModelFile) and self.engine.files.get(held.number) is None:
-                self._open_file(region.guest_memfd)  # it was made by an ioctl, and has had no memory yet
-        with self._section, owning(self, region):
-            return self.model.ioctl(request, argument)
+        with self.section:
+            if region.flags & KVM_MEM_GUEST_MEMFD and region.memory_size:
+                held = self.model.files.get(region.guest_memfd)
+                if isinstance(held, ModelFile) and self.engine.files.get(held.number) is None:
+                    self._open_file(region.guest_memfd)  # it was made by an ioctl, and has had no memory yet
+            with owning(self, region):
+                return self.model.ioctl(request, argument)
 
     def _region_list(self, argument: bytes | int) -> int:
         """KVM_SET_USER_MEMORY_REGION_LIST (``abi.region_list``): by ``atomic``, whatever the VM's design."""
@@ -214,7 +222,7 @@ class SoftBackend:
             )
         if not changes:
             return 0
-        with self._section, self.model.lock:
+        with self.section, self.model.lock:
             ends = [self.model.slots.get(key) for key in {change.key for change in changes}]
             most = sum(held.slot.npages for held in ends if held is not None and held.bitmap is not None)
             if most > listed.room:
@@ -238,7 +246,7 @@ class SoftBackend:
     ) -> ChangeKind:
         """Through the model."""
         region = MemoryRegion(SlotKey(as_id, slot).word, flags, gpa, size, hva)
-        with self._section, owning(self, region, piece):
+        with self.section, owning(self, region, piece):
             return self.model.set_region(region, v2=False)
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
@@ -252,10 +260,12 @@ class SoftBackend:
         dirty: list[DirtyPage],
         unsafe: str = "refuse",
         brought: Brought = (),
+        meant: Sequence[bool] = (),
     ) -> tuple[str, str]:
         """On running vCPUs, then in the dirty logs."""
         del unsafe
-        with self._section, self.model.lock:
+        with self.section, self.model.lock:
+            check_meant(self, changes, meant)
             check_entries(self.model.check_change, changes)
             self.model.accounting.foresee(changes, self._npages)
             carry_out = find(design or self.design).prepare(self.engine)
@@ -274,9 +284,18 @@ class SoftBackend:
         held = self.model.slots.get(key)
         return 0 if held is None else held.slot.npages
 
-    def harvest(self) -> list[DirtyEntry]:
+    def harvest(self, found: list[DirtyEntry]) -> None:
         """All entries of all vCPUs' dirty rings."""
-        return [entry for ring in self.model.dirty.rings.values() if ring is not None for entry in ring.harvest()]
+        for ring in self.model.dirty.rings.values():
+            if ring is not None:
+                found += ring.harvest()
+
+    def give_back(self, slot: Slot, log: bytes) -> None:
+        """Into the bitmap."""
+        with self.model.lock:
+            held = self.model.slots.get(slot.key)
+            if held is not None and held.bitmap is not None and held.slot == slot:
+                held.bitmap.merge(log)
 
     def make_vcpus(self, memory: Memory) -> list[SoftVcpu]:
         """Make vCPUs that carry out accesses."""
@@ -330,6 +349,22 @@ def check_entries(check: Callable[[Change], object], changes: Sequence[Change]) 
             check(change)
         except MemslotError as error:
             raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=entry) from None
+
+
+def check_meant(backend: Backend, changes: Sequence[Change], meant: Sequence[bool]) -> None:
+    """BatchError for a change that was meant for a slot that is there, and it is not; or the other way round.
+
+    A region says nothing of it: what was meant to move a slot that has gone would create one, on memory that went with
+    it; what was meant to create one would move another.
+    """
+    now: dict[SlotKey, bool] = {}
+    for entry, (change, is_there) in enumerate(zip(changes, meant, strict=False)):
+        there = now.get(change.key, backend.slot(change.slot, change.as_id) is not None)
+        if there and not is_there:
+            raise BatchError(errno.EEXIST, f"slot {change.slot}: it exists by now", entry=entry)
+        if is_there and not there:
+            raise BatchError(errno.ENOENT, f"slot {change.slot}: it does not exist any more", entry=entry)
+        now[change.key] = not change.deletes
 
 
 def enable(backend: Backend, cap: MemoryCap, argument: int) -> None:

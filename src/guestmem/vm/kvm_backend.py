@@ -26,7 +26,7 @@ from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .backends import REGION_REQUESTS, Brought, check_entries, expect, owning
+from .backends import REGION_REQUESTS, Brought, check_entries, check_meant, expect, owning
 from .guest_memfd import KernelGuestMemfd
 from .kernel_words import check_argument, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
@@ -53,8 +53,8 @@ class KvmBackend:
             self.engine.close()
             raise CapabilityError(f"engine kvm: smm: this kernel has {vm.address_spaces} address space")
         self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
-        self.owned = vm.owner = SlotMemory(self.memslots)
-        self._section = Section()
+        self.owned = vm.owner = SlotMemory()
+        self.section = Section()
         self.design = "pause_if_overlap"
         self.why = "vCPUs are stopped where a removed range overlaps an added one: no hole that neither memory has"
 
@@ -103,7 +103,7 @@ class KvmBackend:
         if request == MemoryIoctl.SET_USER_MEMORY_REGION and region.flags & KVM_MEM_GUEST_MEMFD:
             refused = True  # the first form does not know this flag
         # The kernel's slots and ours change together, and memory goes after both.
-        with self._section, owning(self, region, piece):
+        with self.section, owning(self, region, piece):
             try:
                 if refused:
                     self._raw(request, argument or region.pack())
@@ -141,7 +141,7 @@ class KvmBackend:
         old = self.engine.slot(change.slot, change.as_id)
         if old is None or change.deletes or change.base_gfn == old.base_gfn:
             return self.engine.set_memory_region(change)
-        find(self.design).prepare(self.engine, reset=False)(self.engine, [change])
+        find("pause").prepare(self.engine, reset=False)(self.engine, [change])
         return ChangeKind.MOVE
 
     # -- slots -------------------------------------------------------------------------------------------------------
@@ -157,6 +157,7 @@ class KvmBackend:
         dirty: list[DirtyPage],
         unsafe: str = "refuse",
         brought: Brought = (),
+        meant: Sequence[bool] = (),
     ) -> tuple[str, str]:
         """By a design that this kernel can do: all changes, or none (BatchError); returns which, and why.
 
@@ -166,7 +167,8 @@ class KvmBackend:
         The kernel's dirty log goes with its slot. So logs that end are taken first, and vCPUs are paused from then on
         until the changes are made: what they wrote in between would be in no log.
         """
-        with self._section:
+        with self.section:
+            check_meant(self, changes, meant)
             try:
                 return self._apply(list(changes), design or self.design, unsafe, dirty, brought)
             except OSError as error:  # a look at the vCPUs that the kernel refuses
@@ -284,9 +286,14 @@ class KvmBackend:
                 update.stage_all(batch)
                 update.publish()
 
-    def harvest(self) -> list[DirtyEntry]:
+    def harvest(self, found: list[DirtyEntry]) -> None:
         """All entries of all vCPUs' dirty rings."""
-        return [DirtyEntry.of(*pair) for vcpu in self.engine.vm.vcpus for pair in vcpu.harvest()]
+        for vcpu in self.engine.vm.vcpus:
+            found += [DirtyEntry.of(*pair) for pair in vcpu.harvest()]
+
+    def give_back(self, slot: Slot, log: bytes) -> None:
+        """Have the slot's next log say what this one said."""
+        self.engine.vm.answered.give_back(slot.key, log)
 
     # -- vCPUs -------------------------------------------------------------------------------------------------------
 

@@ -112,6 +112,7 @@ class KvmGuestVcpu:
 
         UsageError if a read that exited was not answered. Ctrl-C ends it, and no exit is lost: the next call gives it.
         """
+        self._memory.memslots  # noqa: B018 - EBADF if the VM is closed
         if self._asked is not None and not self._answered and not self.vcpu.has_untaken:
             raise UsageError(f"vCPU {self.index}: the read of {_size(self._asked)} bytes was not answered")
         exit_ = self.vcpu.next_exit()
@@ -124,6 +125,7 @@ class KvmGuestVcpu:
 
     def answer(self, exit_: Exit, content: Any) -> None:
         """Answer a read that exited, before the next ``run``."""
+        self._memory.memslots  # noqa: B018 - EBADF if the VM is closed
         if not isinstance(exit_, Mmio | Io) or exit_ != self._asked:
             raise UsageError(f"vCPU {self.index}: {exit_} is not the read that waits for an answer")
         flat = content_of("content", content)

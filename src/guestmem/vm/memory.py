@@ -6,13 +6,13 @@ kept as long as the slot, or a view of it, lives.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
 from ..errors import MemslotError, UsageError
+from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot
 from ..process_memory import read_memory, write_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX
@@ -77,16 +77,17 @@ class Memory(Primitives):
         """
         slot, as_id = _ids(slot, as_id)
         gpa, size, flags = whole("gpa", gpa), whole("size", size), whole("flags", flags, U32_MAX)
-        there = self.backend.slot(slot, as_id)
-        if there is not None:
-            raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {there!r}")
         if not size:
             raise MemslotError(errno.EINVAL, f"slot {slot}: size 0x0 is not a positive multiple of {PAGE_SIZE:#x}")
-        if guest_memfd is not None:
-            return self._bind(slot, as_id, gpa, size, host, flags, guest_memfd, offset)
-        piece = HostPiece.of(host, size)
-        self.backend.set_region(slot, flags, gpa, size, piece.address, as_id, piece)
-        return self._existing(slot, as_id)
+        with self.changing():
+            there = self.backend.slot(slot, as_id)
+            if there is not None:
+                raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {there!r}")
+            if guest_memfd is not None:
+                return self._bind(slot, as_id, gpa, size, host, flags, guest_memfd, offset)
+            piece = HostPiece.of(host, size)
+            self.backend.set_region(slot, flags, gpa, size, piece.address, as_id, piece)
+            return self._existing(slot, as_id)
 
     def _bind(
         self, slot: int, as_id: int, gpa: int, size: int, host: Any, flags: int, guest_memfd: Any, offset: int
@@ -110,18 +111,24 @@ class Memory(Primitives):
     def move(self, slot: int, gpa: int, as_id: int = 0) -> Slot:
         """Move a slot to another guest address; it may overlap where it was. Its dirty log goes with it."""
         slot, as_id = _ids(slot, as_id)
-        old = self._existing(slot, as_id)
-        size = old.npages << PAGE_SHIFT
-        self.backend.set_region(slot, old.flags, whole("gpa", gpa), size, old.userspace_addr, as_id)
-        return self._existing(slot, as_id)
+        with self.changing():
+            old = self._existing(slot, as_id)
+            size = old.npages << PAGE_SHIFT
+            self.backend.set_region(slot, old.flags, whole("gpa", gpa), size, old.userspace_addr, as_id)
+            return self._existing(slot, as_id)
 
     def set_flags(self, slot: int, flags: int, as_id: int = 0) -> Slot:
         """Switch a slot's logging; MemslotError (EINVAL) for a change of KVM_MEM_READONLY."""
         slot, as_id = _ids(slot, as_id)
-        old = self._existing(slot, as_id)
-        flags, size = whole("flags", flags, U32_MAX), old.npages << PAGE_SHIFT
-        self.backend.set_region(slot, flags, old.base_gfn << PAGE_SHIFT, size, old.userspace_addr, as_id)
-        return self._existing(slot, as_id)
+        with self.changing():
+            old = self._existing(slot, as_id)
+            flags, size = whole("flags", flags, U32_MAX), old.npages << PAGE_SHIFT
+            self.backend.set_region(slot, flags, old.base_gfn << PAGE_SHIFT, size, old.userspace_addr, as_id)
+            return self._existing(slot, as_id)
+
+    def changing(self) -> Section:
+        """``with``: what was looked at stays so until the block ends. Others' changes wait; it nests."""
+        return self.backend.section
 
     def apply(self, change: Change) -> ChangeKind:
         """One change in frames, as traces have them; its host memory is somebody else's."""
@@ -241,7 +248,8 @@ class Memory(Primitives):
     def view(self, gpa: int, size: int, as_id: int = 0) -> npt.NDArray[np.uint8]:
         """Guest memory itself as a NumPy array of bytes, writable; use ``.view(dtype)`` for other types.
 
-        All of it must lie in one piece of host memory (UsageError), which lives as long as the view. O(log n).
+        Its host addresses must follow each other (UsageError); what the VM keeps of them lives as long as the view.
+        O(log n).
 
         >>> from guestmem.vm import Vm
         >>> with Vm() as vm:
@@ -253,19 +261,15 @@ class Memory(Primitives):
         import numpy as np
 
         gpa, size = whole("gpa", gpa), whole("size", size)
-        era = self._owned.era
-        parts = self.parts(gpa, size, as_id)
-        address = parts[0][0]
-        end = address
-        for start, length in parts:
-            if start != end:
-                raise UsageError(f"view: [{gpa:#x}, {gpa + size:#x}) is not one piece of host memory")
-            end = start + length
-        for piece in self._owned.reaching(address, size):
-            if piece.holds(address, end):
-                return np.frombuffer(piece.buffer, np.uint8, size, address - piece.address)  # type: ignore[arg-type]
-        del era
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        with self.changing():
+            parts = self.parts(gpa, size, as_id)
+            address = parts[0][0]
+            end = address
+            for start, length in parts:
+                if start != end:
+                    raise UsageError(f"view: [{gpa:#x}, {gpa + size:#x}) is not one piece of host memory")
+                end = start + length
+            return np.asarray(_Bytes(address, size, self._owned.reaching(address, size)))
 
     def parts(self, gpa: int, size: int, as_id: int = 0) -> list[tuple[int, int]]:
         """Host address and size of each slot's part of a range; MemslotError (EFAULT) if it has a hole."""
@@ -294,7 +298,7 @@ class Memory(Primitives):
     # -- for transactions --------------------------------------------------------------------------------------------
 
     def kept_at(self, address: int, size: int) -> tuple[HostPiece, ...]:
-        """Host memory of slots that is in ``[address, address + size)``: whoever holds it keeps it. O(log n + k)."""
+        """Host memory that the VM keeps in ``[address, address + size)``: whoever holds it keeps it. O(log n + k)."""
         return self._owned.reaching(address, size)
 
     def end(self, backend: Backend) -> None:
@@ -307,6 +311,14 @@ class Memory(Primitives):
 
     def _repr_html_(self) -> str:
         return as_html(self)
+
+
+class _Bytes:
+    """Bytes of this process as NumPy takes them; an array of them keeps this, and so ``pieces``."""
+
+    def __init__(self, address: int, size: int, pieces: tuple[HostPiece, ...]) -> None:
+        self.pieces = pieces
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
 def _ids(slot: Any, as_id: Any) -> tuple[int, int]:

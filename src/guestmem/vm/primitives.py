@@ -8,11 +8,14 @@ kept and no vCPU waits for it; on the kernel the vCPUs pause.
 from __future__ import annotations
 
 import errno
+import functools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from ..abi.arguments import U16_MAX, whole
 from ..errors import MemslotError
+from ..interrupts import Section
 from ..memslots import Slot
 from ..memslots.slot import KVM_MEM_READONLY
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
@@ -24,12 +27,31 @@ if TYPE_CHECKING:
 __all__ = ["Primitives"]
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _alone(method: Callable[Concatenate[Primitives, _P], _R]) -> Callable[Concatenate[Primitives, _P], _R]:
+    """No other thread changes slots between the look and the change."""
+
+    @functools.wraps(method)
+    def made(self: Primitives, /, *args: _P.args, **named: _P.kwargs) -> _R:
+        with self.changing():
+            return method(self, *args, **named)
+
+    return made
+
+
 class Primitives(ABC):
     """The part of ``Memory`` that changes slots without changing what lies behind their frames."""
 
     @abstractmethod
     def transaction(self, *, design: str = "", unsafe: str = "refuse", as_id: int = 0) -> Transaction:
         """See ``Memory.transaction``."""
+
+    @abstractmethod
+    def changing(self) -> Section:
+        """See ``Memory.changing``."""
 
     @abstractmethod
     def kept_at(self, address: int, size: int) -> tuple[HostPiece, ...]:
@@ -39,6 +61,7 @@ class Primitives(ABC):
     def __getitem__(self, slot: int | tuple[int, int]) -> Slot:
         """See ``Memory.__getitem__``."""
 
+    @_alone
     def split(self, slot: int, gpa: int, upper: int, *, as_id: int = 0, design: str = "") -> tuple[Slot, Slot]:
         """Make two of a slot: it ends at ``gpa``, and slot ``upper`` has the rest, with the same flags. O(log n).
 
@@ -64,6 +87,7 @@ class Primitives(ABC):
             change.create(upper, gpa=gpa, size=start + size - gpa, host=host + gpa - start, flags=old.flags)
         return self[slot, as_id], self[upper, as_id]
 
+    @_alone
     def merge(self, slot: int, upper: int, *, as_id: int = 0, design: str = "") -> Slot:
         """Make one of two slots that follow each other in guest and host memory, with the same flags. O(log n).
 
@@ -85,6 +109,7 @@ class Primitives(ABC):
             change.create(slot, gpa=low.base_gfn << PAGE_SHIFT, size=whole_size, host=host, flags=low.flags)
         return self[slot, as_id]
 
+    @_alone
     def resize(self, slot: int, size: int, *, as_id: int = 0, design: str = "") -> Slot:
         """Give a slot another size at its end: grow or truncate. O(log n).
 
@@ -104,10 +129,7 @@ class Primitives(ABC):
             raise MemslotError(
                 errno.EINVAL, f"slot {slot}: size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}"
             )
-        address = old.userspace_addr
-        room = (
-            max((piece.address + piece.size for piece in self.kept_at(address, PAGE_SIZE)), default=U64_MAX) - address
-        )
+        room = self._room(old)
         if size > room:
             raise MemslotError(
                 errno.EINVAL, f"slot {slot}: size {format_size(size)}: its host memory has {format_size(room)}"
@@ -117,6 +139,14 @@ class Primitives(ABC):
             change.create(slot, gpa=old.base_gfn << PAGE_SHIFT, size=size, host=host, flags=old.flags)
         return self[slot, as_id]
 
+    def _room(self, slot: Slot) -> int:
+        """Bytes from the start of a slot's host memory to the end of the last piece that it reaches."""
+        size = slot.npages << PAGE_SHIFT
+        pieces = self.kept_at(slot.userspace_addr, size)
+        ends = [piece.address + piece.size - slot.userspace_addr for piece in pieces]
+        return max(size, *ends) if ends else U64_MAX
+
+    @_alone
     def set_readonly(self, slot: int, readonly: bool, *, as_id: int = 0, design: str = "") -> Slot:
         """Make a slot read-only for the guest, or writable: what no KVM can do to a slot that is there. O(log n)."""
         old = self[slot, as_id]

@@ -1,25 +1,27 @@
 """Host memory behind slots, owned by what can reach it: nothing is unmapped while a slot, or a call, can get there.
 
 A slot's memory is registered before the kernel is asked for the slot, and let go only when the slots say that it is
-gone: by id for memory that was made or given for it, by host address for a slot that lies in another's memory. What
-goes is kept for as long as a call that began before may still use it: each such call holds the ``Era`` it began in, and
-an era holds what went in it and the next one, so Python's own counts are the grace period (the idea is RCU's).
+gone: by id for memory that was made or given for it, by host address for a slot that lies in another's memory, also
+where no slot is at the moment. What goes is kept for as long as a call that began before may still use it: each such
+call holds the ``Era`` it began in, and an era holds what went in it and the next one, so Python's own counts are the
+grace period (the idea is RCU's).
 """
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import errno
 import mmap
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..abi.arguments import whole
 from ..abi.structures import KVM_MEM_MAX_NR_PAGES
 from ..errors import MemslotError, UsageError
-from ..memslots import Memslots, Slot, SlotKey
-from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_size
+from ..memslots import Slot, SlotKey
+from ..units import PAGE_SHIFT, PAGE_SIZE, format_size
 
 __all__ = ["Era", "HostPiece", "SlotMemory", "host_address"]
 
@@ -97,12 +99,58 @@ class Era:
         self.next: Era | None = None
 
 
-class SlotMemory:
-    """Which host memory is kept for which slot; by its key. Changed under the backend's lock only."""
+class PieceIndex:
+    """Pieces by where they are, each as often as it was added; sorted by address within classes of size.
 
-    def __init__(self, memslots: Memslots) -> None:
-        self._memslots = memslots
+    >>> index = PieceIndex()
+    >>> piece = HostPiece.of(None, 0x3000)
+    >>> index.add(piece)
+    >>> [*index.overlapping(piece.address + 0x2FFF, 1)] == [piece], [*index.overlapping(piece.address + 0x3000, 1)]
+    (True, [])
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._classes: dict[int, list[tuple[int, int, HostPiece]]] = {}
+        """By the number of bits of their sizes: address, identity, piece."""
+
+    def add(self, piece: HostPiece) -> None:
+        """O(n) words are moved."""
+        if piece.buffer is None:
+            return
+        count = self._counts.get(id(piece), 0)
+        self._counts[id(piece)] = count + 1
+        if not count:
+            bisect.insort(self._classes.setdefault(piece.size.bit_length(), []), (piece.address, id(piece), piece))
+
+    def remove(self, piece: HostPiece) -> None:
+        """Once less. O(n) words are moved."""
+        if piece.buffer is None:
+            return
+        self._counts[id(piece)] -= 1
+        if not self._counts[id(piece)]:
+            del self._counts[id(piece)]
+            listed = self._classes[piece.size.bit_length()]
+            del listed[bisect.bisect_left(listed, (piece.address, id(piece)))]
+
+    def overlapping(self, address: int, size: int) -> Iterator[HostPiece]:
+        """Those that overlap ``[address, address + size)``. O(log n + k) for each class of size."""
+        for bits, listed in self._classes.items():
+            first = bisect.bisect_left(listed, (address - (1 << bits),))
+            for place in range(first, len(listed)):
+                start, _, piece = listed[place]
+                if start >= address + size:
+                    break
+                if piece.overlaps(address, address + size):
+                    yield piece
+
+
+class SlotMemory:
+    """Which host memory is kept for which slot; by its key. Looked at and changed under the backend's lock only."""
+
+    def __init__(self) -> None:
         self._kept: dict[SlotKey, tuple[HostPiece, ...]] = {}
+        self._index = PieceIndex()
         self.era = Era()
         """Held in a local name from before a look-up of slots to the end of an access, it keeps their memory mapped."""
 
@@ -111,18 +159,14 @@ class SlotMemory:
         return self._kept.get(key, ())
 
     def reaching(self, address: int, size: int) -> tuple[HostPiece, ...]:
-        """What is kept in ``[address, address + size)``, by slots with host memory there. O(log n + k)."""
-        end = min(address + size, U64_MAX)
-        found: dict[int, HostPiece] = {}
-        for as_id in range(self._memslots.address_spaces):
-            for slot in self._memslots.by_hva(address, end, as_id):
-                for piece in self.of_slot(slot.key):
-                    if piece.overlaps(address, end):
-                        found[id(piece)] = piece
-        return tuple(found.values())
+        """What is kept in ``[address, address + size)``, for whichever slot, and whether one is there. O(log n + k)."""
+        return tuple(self._index.overlapping(address, size))
 
     def expect(self, key: SlotKey, pieces: Iterable[HostPiece]) -> None:
         """Slot ``key`` may soon reach ``pieces``, too. Before the kernel is asked."""
+        pieces = tuple(pieces)
+        for piece in pieces:
+            self._index.add(piece)
         self._kept[key] = (*self.of_slot(key), *pieces)
 
     def settle(self, key: SlotKey, slot: Slot | None) -> None:
@@ -134,17 +178,26 @@ class SlotMemory:
         if slot is not None:
             start, end = slot.userspace_addr, slot.userspace_addr + (slot.npages << PAGE_SHIFT)
             stay = {id(piece): piece for piece in kept if piece.overlaps(start, end)}
-        gone = tuple(piece for piece in kept if id(piece) not in stay)
+        self._let_go(piece for piece in kept if id(piece) not in stay)
+        for piece in stay.values():
+            self._index.add(piece)
+        for piece in kept:
+            self._index.remove(piece)
         if stay:
             self._kept[key] = tuple(stay.values())
         else:
             del self._kept[key]
+
+    def _let_go(self, pieces: Iterable[HostPiece]) -> None:
+        """Whoever holds an era that began before holds them."""
+        gone = tuple(pieces)
         if gone:
             before, after = self.era, Era()
             before.gone, before.next = gone, after
             self.era = after
 
     def clear(self) -> None:
-        """No slot is left, and nobody runs: only views keep memory."""
+        """No slot is left, and nobody runs: only views, and calls that are at it, keep memory."""
+        self._let_go(piece for pieces in self._kept.values() for piece in pieces)
         self._kept.clear()
-        self.era = Era()
+        self._index = PieceIndex()

@@ -51,6 +51,8 @@ class Transaction:
         """Host memory that creates bring and deletes take: held until all is over."""
         self._brought: list[tuple[int, list[HostPiece]]] = []
         """Slots that are created, and what they reach."""
+        self._meant: list[bool] = []
+        """Of each change, whether it is of a slot that is there."""
         self._over = False
 
     def _look(self, slot: int) -> Slot | None:
@@ -92,19 +94,22 @@ class Transaction:
             piece = host_of(guest_memfd, offset, size, host)
         reached = [piece]
         if piece.buffer is None:  # an address, perhaps in memory of another slot
-            here = {**self._pieces, **{id(kept): kept for kept in self._memory.kept_at(piece.address, size)}}
+            with self._memory.changing():
+                here = {**self._pieces, **{id(kept): kept for kept in self._memory.kept_at(piece.address, size)}}
             reached = [kept for kept in here.values() if kept.overlaps(piece.address, piece.address + size)]
         frames = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT
-        self._add(Change(slot, *frames, piece.address, flags, self._as_id, number, offset if number else 0))
+        change = Change(slot, *frames, piece.address, flags, self._as_id, number, offset if number else 0)
+        self._add(change, there=False)
         self._pieces |= {id(kept): kept for kept in reached}
         self._brought.append((slot, reached))
 
     def delete(self, slot: int) -> int:
         """Delete a slot; returns the host address of its memory, which lives until the transaction is over."""
         slot = _slot_id(slot)
-        old = self._slot(slot)
-        kept = self._memory.kept_at(old.userspace_addr, old.npages << PAGE_SHIFT)
-        self._add(Change(slot, as_id=self._as_id))
+        with self._memory.changing():
+            old = self._slot(slot)
+            kept = self._memory.kept_at(old.userspace_addr, old.npages << PAGE_SHIFT)
+        self._add(Change(slot, as_id=self._as_id), there=True)
         self._pieces |= {id(piece): piece for piece in kept}
         return old.userspace_addr
 
@@ -116,18 +121,19 @@ class Transaction:
         old = self._slot(slot)
         if old.guest_memfd:
             self.delete(slot)
-        self._add(Change.of(old._replace(base_gfn=gpa >> PAGE_SHIFT)))
+        self._add(Change.of(old._replace(base_gfn=gpa >> PAGE_SHIFT)), there=not old.guest_memfd)
 
     def set_flags(self, slot: int, flags: int) -> None:
         """Switch a slot's logging."""
         slot, flags = _slot_id(slot), whole("flags", flags, U32_MAX)
         old = self._slot(slot)
-        self._add(Change.of(old._replace(flags=flags)))
+        self._add(Change.of(old._replace(flags=flags)), there=True)
 
-    def _add(self, change: Change) -> None:
+    def _add(self, change: Change, *, there: bool) -> None:
         if self._over:
             raise UsageError("transaction: it is over; begin another with Memory.transaction()")
         self.changes.append(change)
+        self._meant.append(there)
         self._now[change.slot] = None if change.deletes else change.as_slot()
 
     def __enter__(self) -> Transaction:
@@ -141,7 +147,7 @@ class Transaction:
             return
         try:
             self.design, self.why = self._memory.backend.apply(
-                self.changes, self._asked, self.dirty, self._unsafe, self._brought
+                self.changes, self._asked, self.dirty, self._unsafe, self._brought, self._meant
             )
         finally:
             self._pieces, self._brought = {}, []

@@ -8,12 +8,14 @@ exits, and for dirty logs that say exactly what was written. Source of the outco
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import content_of, whole
 from ..abi.model import KvmModel
 from ..errors import CapabilityError, GuestMemfdError, MemoryFaultError, MemslotError, UsageError
+from ..interrupts import held
 from ..units import PAGE_SIZE
 from .accesses import Access, Fetch, Read, Write
 from .exits import DirtyRingFull, Exit, Hlt, InternalError, MemoryFault, Mmio
@@ -26,6 +28,7 @@ __all__ = ["SoftVcpu"]
 
 _FRAGMENT = 8
 _EMULATION = 1
+_OFTEN = 64
 
 
 class SoftVcpu:
@@ -39,17 +42,21 @@ class SoftVcpu:
         self._model, self._memory, self.index, self._files = model, memory, index, files
         self.smm = False
         self.values: list[bytes] = []
-        self._steps: Iterator[Exit] = iter(())
+        self._steps: Iterator[Exit | None] = iter(())
+        self._come: Exit | None = None
+        """An exit that an interrupted run did not hand out."""
         self._left: tuple[Access, ...] = ()
+        self._done = 0
+        """Of them."""
         self._asked: Mmio | None = None
         self._answer = b""
-        self._running = False
+        self._runner = 0
 
     def load(self, accesses: Iterable[Access]) -> None:
         """What to do next, instead of what was left to do. UsageError for what is no access."""
-        self._left = tuple(_checked(accesses))
+        self._left, self._done = tuple(_checked(accesses)), 0
         self.values = []
-        self._asked = None
+        self._asked = self._come = None
         self._steps = self._work()
 
     def load_code(self, code: Any, gpa: int, *, mode: str = "real", tables: int | None = None) -> None:
@@ -74,22 +81,33 @@ class SoftVcpu:
         memory is not mapped, as KVM_RUN fails. After either, the next run tries again.
         """
         self._memory.memslots  # noqa: B018 - EBADF if the VM is closed
-        if self._running:
+        me = threading.get_ident()
+        if self._runner not in (0, me):  # a mark of our own was left by an interrupt
             raise UsageError(f"vCPU {self.index}: another thread runs it")
         if self._asked is not None and not self._asked.is_write and len(self._answer) != self._asked.size:
             raise UsageError(f"vCPU {self.index}: the read of {self._asked.size} bytes was not answered")
-        self._running = True
+        self._runner = me
+        came: Exit | None = None
         try:
-            return next(self._steps, Hlt())
+            while came is None:
+                with held:  # an access is carried out, or not
+                    came, self._come = self._come or next(self._steps, Hlt()), None
+            self._runner = 0
+            return came  # noqa: TRY300 - an interrupt here is one before it
         except MemslotError:
             self._asked = None
             self._steps = self._work()
+            self._runner = 0
             raise
-        finally:
-            self._running = False
+        except BaseException:  # Ctrl-C, when held is left: the next run gives what came
+            with held:
+                self._come = came
+                self._runner = 0
+            raise
 
     def answer(self, exit_: Exit, content: bytes) -> None:
         """Answer a read that exited, before the next ``run``."""
+        self._memory.memslots  # noqa: B018 - EBADF if the VM is closed
         if not isinstance(exit_, Mmio) or exit_ != self._asked or exit_.is_write:
             raise UsageError(f"vCPU {self.index}: {exit_} is not the read that waits for an answer")
         if len(content) != exit_.size:
@@ -98,10 +116,12 @@ class SoftVcpu:
 
     # -- one access --------------------------------------------------------------------------------------------------
 
-    def _work(self) -> Iterator[Exit]:
-        for done, access in enumerate(left := self._left):
-            self._left = left[done:]
-            match access:
+    def _work(self) -> Iterator[Exit | None]:
+        """Exits; None now and then, where it may be interrupted."""
+        while self._done < len(self._left):
+            if self._done % _OFTEN == _OFTEN - 1:
+                yield None
+            match self._left[self._done]:
                 case Fetch(gpa, private):
                     # Run again, it fails again.
                     while (yield from self._host(gpa, write=False, private=private)) is None:
@@ -110,7 +130,7 @@ class SoftVcpu:
                     yield from self._read(gpa, size, private)
                 case Write(gpa, content, private):
                     yield from self._write(gpa, content, private)
-        self._left = ()
+            self._done += 1
 
     def _host(self, gpa: int, *, write: bool, private: bool) -> Generator[Exit, None, int | None]:
         """Host address behind a byte, or None where the access is emulated: no slot, or a write to a read-only one.

@@ -115,6 +115,8 @@ class Vm:
             self._backend.close()
             raise
         self.rings = bool(ring_bytes)
+        self._harvested: list[DirtyEntry] = []
+        """What a harvest took that was interrupted: the next one gives it."""
         self._closed = False
         self._now = self._backend
         """What answers calls: the backend until it is closed."""
@@ -207,13 +209,22 @@ class Vm:
         MemslotError: ENOENT without a log, ENXIO with rings.
         """
         slot, as_id = whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)
-        held = self._now.slot(slot, as_id)
-        npages = 64 if held is None else held.npages  # the ioctl says what is wrong
-        buffer = ctypes.create_string_buffer((npages + 63) // 64 * 8)
-        log = DirtyLog(SlotKey(as_id, slot).word, 0, ctypes.addressof(buffer))
-        self.ioctl(MemoryIoctl.GET_DIRTY_LOG, log.pack())
-        array: npt.NDArray[np.bool_] = as_array(buffer.raw, npages)
-        return array
+        there, buffer = None, b""
+        try:
+            with self._now.section:  # the slot keeps its size
+                there = self._now.slot(slot, as_id)
+                npages = 64 if there is None else there.npages  # the ioctl says what is wrong
+                room = ctypes.create_string_buffer((npages + 63) // 64 * 8)
+                log = DirtyLog(SlotKey(as_id, slot).word, 0, ctypes.addressof(room))
+                self.ioctl(MemoryIoctl.GET_DIRTY_LOG, log.pack())
+                buffer = room.raw
+            array: npt.NDArray[np.bool_] = as_array(buffer, npages)
+            return array  # noqa: TRY300 - an interrupt here is one before it
+        except BaseException:  # Ctrl-C: nobody got it
+            if there is not None and buffer and not self._manual:
+                with self._now.section:
+                    self._now.give_back(there, buffer)
+            raise
 
     def clear_dirty_log(self, slot: int, pages: npt.ArrayLike, first_page: int = 0, as_id: int = 0) -> None:
         """KVM_CLEAR_DIRTY_LOG: forget the ``pages`` that are true, counted from ``first_page`` (a multiple of 64)."""
@@ -238,7 +249,16 @@ class Vm:
         if not self.rings:
             raise UsageError("dirty rings: the VM was made without (ring_entries)")
         self._open()
-        return self._backend.harvest()
+        found: list[DirtyEntry] = []
+        try:
+            with self._now.section:
+                found, self._harvested = self._harvested, []
+                self._now.harvest(found)
+            return found  # noqa: TRY300 - an interrupt here is one before it
+        except BaseException:  # Ctrl-C: nobody got them
+            with held:
+                self._harvested = found + self._harvested
+            raise
 
     def reset_dirty_rings(self) -> int:
         """KVM_RESET_DIRTY_RINGS: how many harvested entries were given back."""
@@ -250,18 +270,20 @@ class Vm:
         """Raise InvariantError if slots, logs and accounting do not agree. O(n)."""
         if self._closed:
             return
-        if self.model is not None:
-            self.model.check()
-            self.engine.files.check()
-        else:
-            self.memory.memslots.check()
+        with self._backend.section:
+            if self.model is not None:
+                self.model.check()
+                self.engine.files.check()
+            else:
+                self.memory.memslots.check()
 
     def close(self) -> None:
         """Stop vCPUs and free what the VM has; a second time, nothing. Views of its memory stay."""
         if self._closed:
             return
         self._backend.close()  # Ctrl-C while vCPUs are stopped: it is not closed, and can be
-        self.forget()
+        with self._backend.section:  # who looks at memory, to keep it, is done
+            self.forget()
 
     def forget(self) -> None:
         """Be closed, without a word to engine or vCPUs: they are closed already, or a parent's (after fork)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...abi.structures import MemoryCap, MemoryIoctl
-from ...errors import CapabilityError
+from ...errors import CapabilityError, MemslotError
 from .abi import API_VERSION, Ioctl
 from .capabilities import Cap
 
@@ -105,6 +105,8 @@ class Device:
 
     def check_extension(self, cap: Cap | MemoryCap | int) -> int:
         """What this kernel says of a capability; 0 if it does not have it."""
+        if self.fd < 0:
+            raise MemslotError(errno.EBADF, "vm: it is closed")
         try:
             return fcntl.ioctl(self.fd, MemoryIoctl.CHECK_EXTENSION, int(cap))
         except OSError as error:

@@ -114,12 +114,14 @@ class KvmVcpu:
     @functools.cached_property
     def has_local_apic(self) -> bool:
         """Whether the kernel has its local APIC, as decided when the vCPU was made."""
+        if self.fd < 0:
+            raise self._closed()
         return has_local_apic(self.fd)
 
     @property
     def held_exit(self) -> Exit | None:
         """The exit that a stop or an error kept from being answered; the next run goes on with it."""
-        return decode(memoryview(self._run)) if self.fd >= 0 and self.words[int(at.PENDING)] else None
+        return self._decoded() if self.fd >= 0 and self.words[int(at.PENDING)] else None
 
     def finish(self) -> None:
         """Carry out what a stop kept from being answered, if no thread runs the vCPU. Waits for an update's end."""
@@ -213,7 +215,7 @@ class KvmVcpu:
         while True:
             status = vcpu_run_for(words, self._vm.map, self.words, self.index, tid, stops)
             if status == at.EXIT:
-                return decode(memoryview(self._run))
+                return self._decoded()
             if status == at.TAKEN:
                 if self.fd < 0 or peek(words, self._base + int(at.TID)) == at.CLOSED:
                     raise self._closed()
@@ -222,6 +224,13 @@ class KvmVcpu:
                 raise GuestmemError(f"vCPU {self.index}: the VM has been stopped")
             if status == at.FAILED:
                 raise self.failure()
+
+    def _decoded(self) -> Exit:
+        """The exit in ``struct kvm_run``; EBADF if the VM was closed meanwhile."""
+        try:
+            return decode(memoryview(self._run))
+        except ValueError:  # unmapped
+            raise self._closed() from None
 
     def taken(self) -> None:
         """Whoever runs the vCPU has the exit that ``next_exit`` gave."""
@@ -317,18 +326,22 @@ class KvmVcpu:
                 status = self.run_compiled()
         finally:
             self.release()
-        return decode(memoryview(self._run)) if status == at.EXIT else None
+        return self._decoded() if status == at.EXIT else None
 
     def answer(self, exit_: Mmio | Io, data: bytes) -> None:
         """Answer a read or an ``in`` before the next run: ``data`` is as long as what was asked for."""
-        if isinstance(exit_, Mmio):
-            place, size = _RUN_DATA, exit_.size
-        else:
-            (place,) = struct.unpack_from("<Q", self._run, _RUN_DATA)
-            size = exit_.size * exit_.count
+        if self.fd < 0:
+            raise self._closed()
+        size = exit_.size if isinstance(exit_, Mmio) else exit_.size * exit_.count
         if len(data) != size:
             raise UsageError(f"data: {len(data)} bytes; the exit asks for {size}")
-        self._run[place : place + size] = data
+        try:
+            place = _RUN_DATA
+            if not isinstance(exit_, Mmio):
+                (place,) = struct.unpack_from("<Q", self._run, _RUN_DATA)
+            self._run[place : place + size] = data
+        except ValueError:  # closed since
+            raise self._closed() from None
 
     # -- dirty ring ------------------------------------------------------------------------------------------------
 
@@ -341,16 +354,20 @@ class KvmVcpu:
         """
         if self._ring is None:
             raise UsageError("dirty ring: the VM was made without (ring_bytes)")
+        if self.fd < 0:
+            raise self._closed()
         found: list[tuple[int, int]] = []
         count = len(self._ring) // DIRTY_GFN.size
-        while True:
-            place = self._ring_next % count * DIRTY_GFN.size
-            flags, slot, offset = DIRTY_GFN.unpack_from(self._ring, place)
-            if flags != DIRTY_GFN_DIRTY:
-                return found + self._vm.answered.harvest()
-            found.append((slot, offset))
-            struct.pack_into("<I", self._ring, place, DIRTY_GFN_RESET)
-            self._ring_next += 1
+        with self._vm.harvesting:  # one thread, and no interrupt between an entry's mark and our count of it
+            for _ in range(count):
+                place = self._ring_next % count * DIRTY_GFN.size
+                flags, slot, offset = DIRTY_GFN.unpack_from(self._ring, place)
+                if flags != DIRTY_GFN_DIRTY:
+                    break
+                found.append((slot, offset))
+                struct.pack_into("<I", self._ring, place, DIRTY_GFN_RESET)
+                self._ring_next += 1
+            return found + self._vm.answered.harvest()
 
     def retire(self) -> bool:
         """Nobody will run it any more; False if somebody does."""

@@ -30,7 +30,7 @@ from ...abi.structures import (
 from ...atomics import peek, poke, wake_all
 from ...compiled import own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
-from ...interrupts import held
+from ...interrupts import Section, held
 from ...slot_key import SlotKey
 from . import layout as at
 from .abi import Ioctl
@@ -72,6 +72,7 @@ class KvmVm:
         self.ended: dict[int, Exit | GuestmemError] = {}
         """vCPU threads that ended by themselves, and what they ended with."""
         self._guest_memfds: list[int] = []
+        self.harvesting, self._ending = Section(), Section()
         self.owner: object = None
         """Keeps the host memory that slots name; let go when the kernel has no slot any more."""
         self.answered = AnsweredWrites(rings=bool(ring_bytes))
@@ -129,7 +130,7 @@ class KvmVm:
         """KVM_ENABLE_CAP on the VM; CapabilityError if the kernel refuses."""
         packed = EnableCap(int(cap), 0, *args).pack()
         try:
-            fcntl.ioctl(self.file, MemoryIoctl.ENABLE_CAP, packed)
+            fcntl.ioctl(self._opened(), MemoryIoctl.ENABLE_CAP, packed)
         except OSError as error:
             raise CapabilityError(f"engine kvm: KVM_ENABLE_CAP({int(cap)}, {args}): {error.strerror}") from None
         self.noted(MemoryIoctl.ENABLE_CAP, packed)
@@ -193,6 +194,12 @@ class KvmVm:
             self.zones.add(zone)
         self.file_was_taken = False
 
+    def _opened(self) -> int:
+        """The VM's file; EBADF if it is closed."""
+        if self.file < 0:
+            raise MemslotError(errno.EBADF, "vm: it is closed")
+        return self.file
+
     def ioctl(self, request: int, argument: bytes | int = 0) -> int:
         """Any ioctl on the VM's file but those that change slots, its structure as bytes; what it registers is noted.
 
@@ -200,7 +207,7 @@ class KvmVm:
         """
         try:
             answer: int = fcntl.ioctl(
-                self.file, request, argument if isinstance(argument, int) else bytearray(argument)
+                self._opened(), request, argument if isinstance(argument, int) else bytearray(argument)
             )
         except OSError as error:
             raise MemslotError(error.errno or 0, f"ioctl {request:#x}") from None
@@ -213,10 +220,8 @@ class KvmVm:
         self.zones.after(request, argument)
 
     def _memory(self, request: MemoryIoctl, argument: bytes, what: str) -> int:
-        if self.file < 0:
-            raise MemslotError(errno.EBADF, "vm: it is closed")
         try:
-            answer: int = fcntl.ioctl(self.file, request, bytearray(argument))
+            answer: int = fcntl.ioctl(self._opened(), request, bytearray(argument))
         except OSError as error:
             raise MemslotError(error.errno or 0, f"{what}: KVM_{request.name}") from None
         self.noted(request, argument)
@@ -398,7 +403,7 @@ class KvmVm:
             with held:
                 if sum(vcpu.retire() for vcpu in self.vcpus) == len(self.vcpus):  # else a caller's thread was faster
                     break
-        with held:
+        with self._ending:  # one thread closes files: a number that is closed twice may be somebody else's by then
             self._let_go()
 
     def _let_go(self) -> None:

@@ -66,11 +66,11 @@ class Zones:
             if request == _REGISTER_COALESCED and not pio:
                 self._zones[key] = Zone(start, start + size, "coalesced MMIO")
             elif not pio:
-                # As the kernel: every zone that lies within what is named goes.
+                # As the kernel (coalesced_mmio_in_range()): every zone that holds all of what is named goes.
                 self._zones = {
                     other: zone
                     for other, zone in self._zones.items()
-                    if other[0] != "coalesced" or not (start <= zone.start and zone.end <= start + size)
+                    if other[0] != "coalesced" or not (zone.start <= start and start + size <= zone.end)
                 }
         else:
             datamatch, start, size, fd, flags = _EVENTFD.unpack_from(argument)
