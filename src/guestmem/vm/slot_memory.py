@@ -48,10 +48,6 @@ class HostPiece:
     def __init__(self, address: int, size: int, buffer: memoryview | None = None) -> None:
         self.address, self.size, self.buffer = address, size, buffer
 
-    def holds(self, start: int, end: int) -> bool:
-        """Whether all of ``[start, end)`` is kept mapped by this."""
-        return self.buffer is not None and self.address <= start and end <= self.address + self.size
-
     def overlaps(self, start: int, end: int) -> bool:
         """Whether some of it is."""
         return self.buffer is not None and self.address < end and start < self.address + self.size
