@@ -80,7 +80,7 @@ def campaigns(seed: int) -> list[Campaign]:
         Campaign("demo", (*GUESTMEM, "demo", "bios-relocation", "--updates", "20000"), "20000 updates a design", 0.05),
         Campaign("slow tests", (*PYTEST, "-m", "slow", "tests"), "every slow test", 0.2, seeded),
         Campaign(
-            "slow tests, interpreted",
+            "slow interpreted tests",
             (*PYTEST, "-m", "slow and not compiled_only", *(f"tests/{room}" for room in ROOMS)),
             "every slow test that has an interpreted form",
             0.1,
