@@ -11,7 +11,7 @@ from guestmem.explore.task import Task, run
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("design", ["pause", "batch", "atomic"])
+@pytest.mark.parametrize("design", ["pause", "batch", "atomic", "gmem-convert"])
 def test_searched_whole(design: str) -> None:
     outcome = run(Task(find(f"production-{design}"), "states"), Budget())
     assert outcome.complete, outcome.stopped
@@ -19,7 +19,7 @@ def test_searched_whole(design: str) -> None:
     assert outcome.finals
 
 
-@pytest.mark.parametrize("design", ["sequential", "unacknowledged"])
+@pytest.mark.parametrize("design", ["sequential", "unacknowledged", "gmem-unacknowledged"])
 def test_a_design_that_is_known_to_be_wrong_is_found_to_be(design: str) -> None:
     outcome = run(Task(find(f"production-{design}"), "states"), Budget())
     assert [finding.kind for finding in outcome.findings] == ["assertion"]

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from ...compiled import Own
     from ..view import View
 
-__all__ = ["MODELS"]
+__all__ = ["GEOMETRY", "MODELS"]
 
 _TABLES = "engines/soft/stage2.py"
-_GEOMETRY = (
+GEOMETRY = (
     *SMALL,
     Mutation(_TABLES, "TABLE_PAGES = 1 << 14", "TABLE_PAGES = 8"),
     Mutation(
@@ -176,7 +176,7 @@ def _model(name: str, design: str, orders: Sequence[Sequence[int]], **options: A
     vcpus = "1 vCPU" if len(orders) == 1 else f"{len(orders)} vCPUs"
     size = f"{vcpus}, {pages} page{'s' * (pages > 1)}, {accesses} access{'es' * (accesses > 1)} each, 1 core; {_TABLE}"
     body = partial(build, design=design, orders=orders, atomic=design != "batch")
-    return Model(name, _PROVES, size, body, geometry=_GEOMETRY, buffer=2, steps=4000, dpor=False, **options)
+    return Model(name, _PROVES, size, body, geometry=GEOMETRY, buffer=2, steps=4000, dpor=False, **options)
 
 
 _TABLE = "SoftEngine(stage2=True), 8 table pages of 8 entries"
