@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import rare_renderings
+import renderings
 from guestmem import traces
 from guestmem.check import check
 from guestmem.errors import TraceError
-from guestmem.traces import lines, qemu, reading
+from guestmem.traces import lines, reading
 from guestmem.traces.second_process import Ahead
+from true_histories import simulate
 
 if TYPE_CHECKING:
     import random
@@ -50,11 +53,11 @@ def told(path: Path) -> Any:
 def both(path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> tuple[Any, Any, int]:
     """What one process reads, what two read, and how many blocks the second one made."""
     made: list[object] = []
-    take = qemu.QemuReader.take_made
+    take = reading._Lines.take_block
 
-    def counted(self: qemu.QemuReader, number: int, columns: Any, text: str) -> int:
-        made.append(columns)
-        return take(self, number, columns, text)
+    def counted(self: Any, number: int, text: str, there: object) -> int:
+        made.extend(() if there is None else (there,))
+        return take(self, number, text, there)
 
     with monkeypatch.context() as patch:
         patch.setattr(lines, "BLOCK", block)
@@ -62,14 +65,42 @@ def both(path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> tuple[Any, 
         alone = told(path)
         patch.setattr(reading, "cores", lambda _: 2)
         patch.setattr(reading, "LARGE", 0)
-        patch.setattr(qemu.QemuReader, "take_made", counted)
+        patch.setattr(reading._Lines, "take_block", counted)
         return alone, told(path), len(made)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_of_recordings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, together, _ = both(path, monkeypatch, 700)
-    assert together == alone
+    for block in (700, 1333):
+        alone, together, _ = both(path, monkeypatch, block)
+        assert together == alone
+
+
+FORMS = (
+    renderings.strace,
+    renderings.qemu_kvm_log,
+    renderings.bpftrace,
+    rare_renderings.strace_with_options,
+    rare_renderings.simpletrace,
+    lambda history, rng: renderings.tracepoints(history, rng, history.calls),
+)
+
+
+def test_of_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    """True histories, with lines that are cut, or of another format, now and then."""
+    path = tmp_path / "trace"
+    made = 0
+    for form in FORMS:
+        for _ in range(6):
+            found = form(simulate(rng), rng).splitlines(keepends=True)
+            if rng.random() < 0.4:
+                at = rng.randrange(len(found))
+                found[at : at + 1] = rng.choice(([found[at][: rng.randrange(1, 60)] + "\n"], [EVENT, found[at]], []))
+            path.write_text("".join(found) or "\n")
+            alone, together, more = both(path, monkeypatch, rng.choice((200, 400, 800)))
+            assert together == alone
+            made += more
+    assert made > 100
 
 
 def test_at_every_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:

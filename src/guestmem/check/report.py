@@ -27,7 +27,7 @@ __all__ = ["SCHEMA", "Report", "check"]
 
 SCHEMA = "guestmem-check-1"
 """Name of the form of ``Report.as_dict()``; ``docs/traces.md`` describes it."""
-MANY, OWN_SHARE = 4000, 0.45
+MANY, OWN_SHARE = 2000, 0.45
 """Transactions from which on a second process looks at some of them, and this process's share; it has more to do."""
 
 

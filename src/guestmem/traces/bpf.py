@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from .evidence import Irqchip
 from .lines import line_of
 from .recipe import HEADER
-from .recording import NothingAhead
 from .requests import request_name
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ Record = tuple[int, int, int, int, int, str, str, str]
 """Nanoseconds, line, process, thread, CPU, event, fields, text."""
 
 
-class BpfReader(NothingAhead):
+class BpfReader:
     """Reads the bpftrace program's lines; see the module."""
 
     name = "bpftrace"

@@ -52,10 +52,6 @@ LARGEST = (1 << 63) - 1
 SEPARATIONS = tuple(Separation)
 
 
-def _or_nan(time: float | None) -> float:
-    return math.nan if time is None else time
-
-
 def _or_none(time: float) -> float | None:
     return None if time != time else time  # noqa: PLR0124 (not a number)
 
@@ -74,6 +70,11 @@ class Plain(NamedTuple):
     flags: array[int]
     threads: array[int]
     times: array[float]
+
+    @classmethod
+    def of_bytes(cls, columns: tuple[bytes, ...]) -> Plain:
+        """The same of the bytes of each."""
+        return cls._make(map(array, "IQQQIqd", columns))
 
     def part(self, at: int, count: int) -> Plain:
         """``count`` of the changes, from ``at`` on."""
@@ -148,11 +149,11 @@ class Changes(Sequence[RecordedChange]):
         self.code.append(code)
         self.old.append(old)
         self.line.append(line)
-        self.ret.append(max(-LARGEST, min(ret, LARGEST)))
+        self.ret.append(ret if -LARGEST <= ret <= LARGEST else -LARGEST if ret < 0 else LARGEST)
         self.thread.append(NO_THREAD if thread is None else thread)
-        self.time.append(_or_nan(time))
-        self.began.append(_or_nan(began))
-        self.ended.append(_or_nan(ended))
+        self.time.append(math.nan if time is None else time)
+        self.began.append(math.nan if began is None else began)
+        self.ended.append(math.nan if ended is None else ended)
 
     def extend(self, plain: Plain, codes: bytearray, olds: list[int], line: int, began: array[float]) -> None:
         """Many changes at once, on lines that follow ``line``."""

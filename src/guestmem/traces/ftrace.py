@@ -19,7 +19,6 @@ from . import prefix as columns
 from .lines import line_of
 from .qemu_prefix import TICKS
 from .recorder import entry_word, exit_word, user_exit_word
-from .recording import NothingAhead
 from .requests import integer, request_name
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ FAILED = re.compile(r"(-\d{1,4}|0xffff[0-9a-f]{4,12})\s*$")
 ERRNOS = {"-4": "EINTR", "-11": "EAGAIN", "-14": "EFAULT"}
 
 
-class FtraceReader(NothingAhead):
+class FtraceReader:
     """Reads kvm_entry, kvm_exit, kvm_userspace_exit and ioctl; see the module."""
 
     name = "ftrace"

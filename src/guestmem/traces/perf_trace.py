@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .recording import NothingAhead
 from .requests import request_name
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ RETURNED = re.compile(r"\)\s{0,80}= (-?\d{1,10})(?: (E[A-Z]+))?")
 FIELD = re.compile(r"\b(vcpu_id|vcpu|reason|exit_reason|errno|immediate_exit)[:=]? ?(-?\d{1,10})")
 
 
-class PerfTraceReader(NothingAhead):
+class PerfTraceReader:
     """Reads perf trace's lines; see the module."""
 
     name = "perf trace"

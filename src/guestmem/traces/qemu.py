@@ -33,7 +33,7 @@ from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
 from .whereabouts import KIND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from .recording import Other, Recording, Rows
     from .replay import Replay
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     _Lane = tuple[Track, array[float], array[int], int]
 
-__all__ = ["QemuEvents", "QemuReader"]
+__all__ = ["QemuEvents", "QemuReader", "plain_or_rows"]
 
 EVENT = re.compile(
     r"(?<![\w=/.,-])(kvm_set_user_memory|kvm_clear_dirty_log|global_dirty_changed|kvm_run_exit|kvm_vcpu_ioctl|"
@@ -271,10 +271,12 @@ def _int32(value: int) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def plain_of_block(block: str) -> Plain | None:
-    """The columns of a block of lines, if all are changes that need no closer look."""
-    columns = list(zip(*ROW.findall(block), strict=True))
-    return None if any(columns[OTHER]) or not all(columns[CHANGE]) else plain_of(columns)
+def plain_or_rows(block: str) -> tuple[array[int] | array[float], ...] | Rows:
+    """The columns of a block of lines, if all are changes that need no closer look, else what ROW finds."""
+    rows = ROW.findall(block)
+    columns = list(zip(*rows, strict=True))
+    plain = None if any(columns[OTHER]) or not all(columns[CHANGE]) else plain_of(columns)
+    return rows if plain is None else tuple(plain)
 
 
 def plain_of(columns: list[tuple[str, ...]]) -> Plain | None:
@@ -319,15 +321,13 @@ class QemuReader:
 
     pattern = ROW
 
-    __slots__ = ("_all_plain", "_events", "_lanes", "_recording", "_version")
+    __slots__ = ("_events", "_lanes", "_recording", "_version")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._events = QemuEvents(recording)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         """Where calls of vCPUs are kept, and as what word: 0 for the begin of a KVM_RUN."""
-        self._all_plain = False
-        """Whether the last block was nothing but changes that need no closer look."""
         self._version = 0
         """What the recorder's and that of the machines were together when the lanes were found."""
 
@@ -353,7 +353,6 @@ class QemuReader:
         if not any(columns[OTHER]) and all(columns[CHANGE]):
             self._changes(number, plain_of(columns), len(rows), block)
             return 0
-        self._all_plain = False
         texts: list[str] = []
         run, machines, lanes = self._recording.run, self._recording.machines, self._lanes
         first, last, limit = math.inf, -math.inf, run.next_mark
@@ -407,15 +406,10 @@ class QemuReader:
                 event = end_word(int(reason)) if ran else 0
                 self._lanes[word, call] = track, track.times, track.words, event
 
-    @property
-    def ahead(self) -> Callable[[str], Plain | None] | None:
-        """Columns of changes, as long as that is all there is."""
-        return plain_of_block if self._all_plain and self._recording.wants_changes else None
-
-    def take_made(self, number: int, made: Plain, block: str) -> int:
-        """Take a block of nothing but changes, of which ``plain_of_block`` made columns."""
-        self._changes(number, made, len(made.slots), block)
-        return len(made.slots)
+    def take_plain(self, number: int, plain: Plain, block: str) -> int:
+        """Take a block of nothing but changes, of which these are the columns; how many lines it has."""
+        self._changes(number, plain, len(plain.slots), block)
+        return len(plain.slots)
 
     def _changes(self, number: int, plain: Plain | None, count: int, block: str) -> None:
         """Take a block of nothing but changes: at once, as far as they are plain, else line by line."""
@@ -425,7 +419,6 @@ class QemuReader:
         texts: list[str] = []
         done = 0
         replay = self._replay_of(plain)
-        self._all_plain = replay is not None
         while done < count:
             if replay is not None and plain is not None:
                 done += replay.take(number + done, plain, done)

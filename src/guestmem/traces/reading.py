@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
 from .collector import without_collector
+from .columns import Plain
 from .dma import about_dma
 from .formats import READERS, known_formats
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
 from .lines import LONGEST_LINE, blocks_of, line_of, source_of
+from .qemu import QemuReader, plain_or_rows
 from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
 from .second_process import Ahead, cores
@@ -183,19 +185,20 @@ def _record(
         text = ""
         used = True
         ahead: Ahead | None = None
+        leading: Reader | None = None
         try:
             for block in blocks:
+                made = None if ahead is None else ahead.of(block)
                 if block[-1] != "\n":
                     lines.look_at_all()
                     text = block
                     number += 1
                     used = _last_line(lines, number, text, name)
                 else:
-                    number += lines.take_block(number + 1, block, ahead and ahead.of(block))
+                    number += lines.take_block(number + 1, block, made if lines.leading is leading else None)
                     text = ""
-                    work = lines.leading.ahead
-                    if work is not None and ahead is None and source.left > LARGE and cores(jobs) > 1:
-                        ahead = Ahead(blocks, work, OWN_SHARE)
+                    if lines.leading is not leading and source.left > LARGE and cores(jobs) > 1:
+                        ahead, leading = _read_ahead(blocks, lines.leading, ahead), lines.leading
                 if progress is not None:
                     done += len(block)
                     progress(done)
@@ -209,6 +212,17 @@ def _record(
             reader.finish()
         recording.machines.finish()
     return recording, number, lines.skipped
+
+
+def _read_ahead(blocks: Iterator[str], reader: Reader, before: Ahead | None) -> Ahead | None:
+    """A second process that does for ``reader`` what takes no more than a block to know, instead of ``before``."""
+    if before is not None:
+        before.close()
+    if reader.pattern is None:
+        return None
+    if isinstance(reader, QemuReader):
+        return Ahead(blocks, plain_or_rows, OWN_SHARE)
+    return Ahead(blocks, reader.pattern.findall, sys.maxsize)
 
 
 def _last_line(lines: _Lines, number: int, text: str, name: str) -> bool:
@@ -246,17 +260,16 @@ class _Lines:
     def take_block(self, number: int, block: str, made: Any = None) -> int:
         """Take whole lines, of which the first has ``number``; how many they were.
 
-        ``made`` is what the leading reader's ``ahead`` made of them in another process, or None.
+        ``made`` is what another process made of them for the leading reader, or None.
         """
         leading, taken = self.leading, self._taken
         taken.clear()
         if self._recording.format:  # before that, a line may be the first of any
             self._curious = [reader for reader in self.readers if reader.is_curious]
-        if made is not None and leading.ahead is not None:
-            count = leading.take_made(number, made, block)
-            taken[leading] = count
+        if isinstance(made, tuple) and isinstance(leading, QemuReader):
+            count = taken[leading] = leading.take_plain(number, Plain.of_bytes(made), block)
         elif leading.pattern is not None:
-            rows = leading.pattern.findall(block)
+            rows = made if isinstance(made, list) else leading.pattern.findall(block)
             count = len(rows)
             before = self.skipped
             without_a_word = leading.rows(number, rows, block, self.take)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import TraceError
 from .evidence import Event, Irqchip, Loss, Where, exit_meaning, userspace_exit_meaning
 from .run_state import RunState, Vcpu
-from .whereabouts import KIND, Kinds, Track, word
+from .whereabouts import FEW, KIND, MANY, Kinds, Track, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -161,7 +161,12 @@ class RunStateRecorder:
             until = (self.last or 0.0 if time is None else time) + self.horizon
             quiet = bool(deletes) and self._whole
             for track in self._tracks.values():
-                track.keep(until, quiet=quiet)
+                if quiet:
+                    track.keep(until, quiet=True)
+                else:  # the same, as it is done for each change of each vCPU
+                    track.settled = settled = len(track.times)
+                    track.until = until
+                    track.full = settled + MANY if settled + MANY > FEW else FEW
         self._whole = deletes is False
 
     def changes_are_at(self, times: Iterable[float]) -> None:

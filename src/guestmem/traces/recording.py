@@ -7,7 +7,7 @@ A reader knows one format; the recording checks and keeps what all formats have 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ..errors import TraceError
 from .machines import Machines
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NOTES = 32
 """Different notes that are kept: a hostile file does not fill the screen."""
 
-__all__ = ["NothingAhead", "Other", "Reader", "Recording", "Rows"]
+__all__ = ["Other", "Reader", "Recording", "Rows"]
 
 
 class Recording:
@@ -114,18 +114,6 @@ Other = Callable[[int, str], object]
 """Takes a line that is none of a reader's pattern, with its number."""
 
 
-class NothingAhead:
-    """A reader of which no other process does a part."""
-
-    __slots__ = ()
-
-    ahead = None
-
-    def take_made(self, number: int, made: Any, block: str) -> int:
-        """Never asked."""
-        raise NotImplementedError
-
-
 class Reader(Protocol):
     """Reads one format. A reader sees each line once, in order, until it or another says that it used the line."""
 
@@ -137,16 +125,6 @@ class Reader(Protocol):
     @property
     def pattern(self) -> re.Pattern[str] | None:
         """Matches every line, its end included: in groups those that come by the million, in the last one any other."""
-
-    @property
-    def ahead(self) -> Callable[[str], Any] | None:
-        """Makes of a block, without looking at anything else, what ``take_made`` takes, or None if that needs ``rows``.
-
-        It is called in another process. None where it would not gain now.
-        """
-
-    def take_made(self, number: int, made: Any, block: str) -> int:
-        """Take the lines of ``block``, of which ``ahead`` made ``made``; how many they are."""
 
     @property
     def is_curious(self) -> bool:

@@ -163,6 +163,8 @@ class Replay:
             before = self._returned
             began = before if before is None or before <= ended else None
             self._returned = ended
+        if ret == 0 and self._is_plain(line, slot, flags, gpa, size, hva, thread, time, began, ended):
+            return
         if (
             (gpa | size | hva) & PAGE_MASK
             or size > MAX_SIZE
@@ -210,6 +212,52 @@ class Replay:
         )
         if ret >= 0 and code != NOTHING:
             self._carry_out(index, slot, base, npages, hva, maker, line, text, ret)
+
+    def _is_plain(
+        self,
+        line: int,
+        slot: int,
+        flags: int,
+        gpa: int,
+        size: int,
+        hva: int,
+        thread: int | None,
+        time: float | None,
+        began: float | None,
+        ended: float | None,
+    ) -> bool:
+        """Note and carry out a change that KVM carried out, if it is plain as in ``take``; False if it is not."""
+        maker = self._by_id.get(slot)
+        odd = gpa | size | hva
+        if (
+            (maker is None) is (size == 0)
+            or odd & PAGE_MASK
+            or odd >> 62
+            or size > MAX_SIZE
+            or slot & 0xFFFF >= KVM_MEM_SLOTS_NUM
+            or (slot | flags) > U32_MAX
+            or self._pending
+            or self._nameless
+            or self._from_file
+        ):
+            return False
+        as_id, base, npages = slot >> 16, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT
+        changes = self.changes
+        if maker is None:
+            space = self._spaces.get(as_id)
+            if space is None:
+                space = self._spaces[as_id] = _Space()
+            index = len(changes.code)
+            if space.give(base, base + npages, index) is not None:
+                return False
+            self._by_id[slot] = index
+            changes.append(slot, base, npages, hva, flags, CREATE, NO_SLOT, line, 0, thread, time, began, ended)
+        else:
+            self._spaces[as_id].take(self._base_of(maker))
+            del self._by_id[slot]
+            self._gone.add(slot)
+            changes.append(slot, base, 0, hva, flags, DELETE, maker, line, 0, thread, time, began, ended)
+        return True
 
     def take(self, line: int, plain: Plain, at: int) -> int:
         """Carry out the changes of ``plain`` from ``at`` on, up to one that is not plain; how many were carried out.

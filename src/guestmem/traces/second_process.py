@@ -8,8 +8,10 @@ What comes back is the same whether there was a copy or not: ``tests/check/test_
 
 from __future__ import annotations
 
+import marshal
 import os
 import pickle
+import struct
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ahead", "SecondProcess", "cores"]
 
+HEADER = struct.Struct("qQ")
 PIPE = 1 << 20
 """Bytes that a copy may be ahead by."""
 
@@ -93,7 +96,9 @@ class Ahead:
             with os.fdopen(writing, "wb") as pipe:
                 for i, block in enumerate(blocks):
                     if i % share:
-                        pickle.dump((hash(block), work(block)), pipe, pickle.HIGHEST_PROTOCOL)
+                        made = marshal.dumps(work(block))
+                        pipe.write(HEADER.pack(hash(block), len(made)))
+                        pipe.write(made)
                         pipe.flush()
         finally:
             os._exit(0)  # nothing of what the caller would do at its end
@@ -103,14 +108,13 @@ class Ahead:
         self._count += 1
         if not (self._count - 1) % self._share or self._pipe.closed:
             return None
-        try:
-            seen, result = pickle.load(self._pipe)  # noqa: S301 (from ourselves)
-        except (EOFError, pickle.UnpicklingError):
-            seen, result = None, None
-        if seen != hash(block):  # it died, or the file is not what it was
+        header = self._pipe.read(HEADER.size)
+        seen, size = HEADER.unpack(header) if len(header) == HEADER.size else (None, 0)
+        made = self._pipe.read(size)
+        if seen != hash(block) or len(made) != size:  # it died, or the file is not what it was
             self.close()
             return None
-        return result
+        return marshal.loads(made)  # noqa: S302 (from ourselves)
 
     def close(self) -> None:
         """No more is wanted of it: it ends at the next that it has."""

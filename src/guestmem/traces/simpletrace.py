@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from .lines import line_of
 from .qemu import FIELDS_BY_NAME, KEY_VALUE, QemuEvents
 from .qemu_prefix import Prefix
-from .recording import NothingAhead
 from .requests import integer
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ LINE = re.compile(r"([A-Za-z_]\w*) (-?\d{1,15}\.\d{3})(?: pid=(\d{1,10}))?((?: \
 ROW = re.compile(r"(?:([A-Za-z_]\w{0,60}) (-?\d{1,15}\.\d{3})(?: pid=(\d{1,10}))?((?: \w+=[^\s].{0,2000})?)|(.*))\n")
 
 
-class SimpletraceReader(NothingAhead):
+class SimpletraceReader:
     """Reads simpletrace.py's lines; see the module."""
 
     name = "qemu"

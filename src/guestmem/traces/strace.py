@@ -17,7 +17,6 @@ from .columns import NO_THREAD
 from .lines import line_of
 from .prefix import resolution_of
 from .recorder import BEGIN_WORD, end_word
-from .recording import NothingAhead
 from .requests import integer, request_name
 from .strace_change import SET_REGION, Region, flags_of, region_of
 from .strace_line import ARGUMENTS, LEADER, Clock, request_of, result_of
@@ -78,7 +77,7 @@ class _Call:
         self.line, self.text, self.began, self.name, self.detached = line, text, began, name, detached
 
 
-class StraceReader(NothingAhead):
+class StraceReader:
     """Reads strace's lines; see the module."""
 
     name = "strace"
