@@ -179,6 +179,36 @@ def test_a_move_that_is_refused_changes_nothing() -> None:
         vm.check()
 
 
+def test_a_log_that_ends_is_no_reason_to_stop_the_vcpus_any_longer() -> None:
+    """The slot comes back when the vCPU has met the hole: one that is stopped would not. Its store is in the new log."""
+    with Vm(engine="kvm") as vm:
+        long_mode(vm)
+        vm.memory.set_flags(1, 1)
+        kvm, held = vm.engine.vm, int(at.HELD)
+        plain, met = kvm.set_user_memory_region, list[bool]()
+        vcpu = threading.Thread(target=vm.vcpus[0].run)
+
+        def when_it_waits(slot: int, gpa: int, size: int, *rest: int) -> None:
+            if not size:
+                plain(slot, gpa, size, *rest)
+                vcpu.start()  # it waits for the end of the pause first
+                return
+            end = time.monotonic() + 20
+            while not kvm.vcpus[0].words[held] and time.monotonic() < end:
+                time.sleep(0.001)
+            met.append(bool(kvm.vcpus[0].words[held]))
+            plain(slot, gpa, size, *rest)
+
+        kvm.set_user_memory_region = when_it_waits
+        with vm.memory.transaction(design="exit_retry") as change:
+            host = change.delete(1)
+            change.create(1, gpa=DATA, size=4 * PAGE, host=host, flags=1)
+        vcpu.join(20)
+        assert (change.design, met, change.dirty) == ("exit_retry", [True], [])
+        assert vm.memory.read(DATA, 1) == b"*"
+        assert vm.dirty_log(1).tolist() == [True, False, False, False]
+
+
 def test_what_was_written_for_the_guest_is_in_the_vms_dirty_log() -> None:
     with Vm(engine="kvm") as vm:
         long_mode(vm)

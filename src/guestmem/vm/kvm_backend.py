@@ -222,13 +222,15 @@ class KvmBackend:
         Up to then nothing of what changes can have been read by an emulation that is not over; and the first slot that
         goes takes with it all that KVM shadows, tables that the guest once had among it.
         """
-        logs = {slot.key for slot in ending}
+        logs = {slot.key for slot in ending}  # until each has ended
         last = -1
         for place, change in enumerate(changes):
             old = self.slot(change.slot, change.as_id)
             goes = old is not None and (change.deletes or change.base_gfn != old.base_gfn)
-            if (goes and last < 0) or change.key in logs:
+            ends = change.key in logs and (change.deletes or not change.as_slot().logs_dirty_pages)
+            if (goes and last < 0) or ends:
                 last = place
+                logs.discard(change.key)
 
         def done(entry: int) -> None:
             if entry == last:
