@@ -180,7 +180,7 @@ def test_a_move_that_is_refused_changes_nothing() -> None:
 
 
 def test_a_log_that_ends_is_no_reason_to_stop_the_vcpus_any_longer() -> None:
-    """The slot comes back when the vCPU has met the hole: one that is stopped would not. Its store is in the new log."""
+    """The slot comes back when the vCPU has met the hole: one that is stopped would not. Its store is logged."""
     with Vm(engine="kvm") as vm:
         long_mode(vm)
         vm.memory.set_flags(1, 1)
