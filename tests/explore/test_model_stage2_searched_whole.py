@@ -40,7 +40,7 @@ def test_clean_and_complete(name: str) -> None:
     report = explore(find(name), weak=False)
     assert report.clean, report.counterexamples[0].story
     assert report.complete
-    assert report.agree
+    assert report.agree or not find(name).dpor
 
 
 @pytest.mark.parametrize("name", WEAK)

@@ -11,12 +11,13 @@ from guestmem.errors import UsageError
 from guestmem.explore import load
 from guestmem.explore.models import find as find_model
 from guestmem.explore.mutants import Mutant, find, mutants
+from guestmem.explore.mutants.stage2 import MUTANTS as STAGE2
 from guestmem.explore.trial import try_mutant
 
 SLOTS = [
     pytest.param(mutant, mutant.models[0], id=f"{mutant.name}-{mutant.models[0]}")
     for mutant in mutants()
-    if not mutant.models[0].startswith("stage2")
+    if mutant not in STAGE2
 ]
 CLEAN = Mutant("clean", "changes a comment", "rcu/srcu.py", "  # a stale epoch only", "  # stale only", ("srcu",))
 

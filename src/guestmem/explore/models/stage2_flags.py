@@ -21,10 +21,11 @@ READ, WRITE = 1, 2
 OK, TRANSLATION, ACCESS_FLAG, PERMISSION, CONFLICT = range(5)
 
 
-def build(scene: Scene, change: str, bbm: int = 0, *, dbm: bool = False) -> None:
+def build(scene: Scene, change: str, bbm: int = 0, *, dbm: bool = False, young: bool = False) -> None:
     """Leaves without access flag. A vCPU, whose hardware sets it, reads; its table is changed exclusively meanwhile.
 
     ``dbm``: it writes, to leaves that are read-only but for the dirty-bit-modifier: the hardware makes them writable.
+    ``young``: they have the access flag, so that the modifier alone says that hardware may write to them.
 
     ``change``: protect (a page), split (a block), collapse (its pages), recover (they become a block again, one of them
     write-protected until then). With FEAT_BBM level 1 the block is one of eight times the size, made of blocks: in a
@@ -49,7 +50,8 @@ def build(scene: Scene, change: str, bbm: int = 0, *, dbm: bool = False) -> None
         assert done == OK
     else:
         small.table.map(0, size, OFFSET, 3, level=level)
-    small.table.young(0, size, clear=True)
+    if not young:
+        small.table.young(0, size, clear=True)
     recover = scene.room("stage2.recover").recover_range
     if change == "recover":
         small.table.write_protect(0, PAGE)
@@ -149,6 +151,15 @@ MODELS = (
             ("split", "1 block of 8 pages split"),
             ("collapse", "8 pages become a block"),
         )
+    ),
+    *(
+        Model(
+            f"stage2-modifier-{change}",
+            _DIRTY,
+            f"1 vCPU that writes twice, {what}, the dirty-bit-modifier and the access flag set, 2 levels",
+            partial(build, change=change, dbm=True, young=True),
+        )
+        for change, what in (("protect", "1 page write-protected"), ("split", "1 block of 8 pages split"))
     ),
     *(
         Model(

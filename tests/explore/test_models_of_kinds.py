@@ -1,0 +1,20 @@
+"""Models of what hidden mutants showed to be missing (mutants/kinds.py): searched whole in a moment, and clean."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestmem.explore.models import find
+from guestmem.explore.mutants.kinds import MUTANTS
+from guestmem.explore.outcome import Budget
+from guestmem.explore.task import Task, run
+
+NAMES = sorted({name for mutant in MUTANTS for name in mutant.models})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("stage2-")])
+def test_searched_whole(name: str) -> None:
+    outcome = run(Task(find(name), "states"), Budget())
+    assert outcome.complete, outcome.stopped
+    assert not outcome.findings
+    assert outcome.finals
