@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from abi_words import Ask
 from guestmem import MemslotError
 from guestmem.abi.checks import Host
 from guestmem.abi.structures import CreateGuestMemfd, EnableCap, MemoryCap, MemoryIoctl, MemoryRegion
-from guestmem.abi.versions import LINUX_6_12, LINUX_6_18, LINUX_7_3, VERSIONS, KernelVersion
+from guestmem.abi.versions import LINUX_6_12, LINUX_6_18, LINUX_7_3, LINUX_7_4, VERSIONS, KernelVersion
 from guestmem.vm import KvmModel
 
 PAGE = 0x1000
@@ -27,6 +28,10 @@ BY_KERNEL: list[tuple[KernelVersion, dict[str, Any], dict[int, int]]] = [
     (LINUX_7_3, {}, {233: 0, 234: 1, 236: 0, 244: 3}),
     (LINUX_7_3, {"private_memory": True, "tdp": True}, {233: 8, 234: 1, 236: 1, 244: 1}),
     (LINUX_7_3, {"tdp": True}, {236: 1}),
+    (LINUX_7_3, {"private_memory": True}, {250: 0}),
+    (LINUX_7_4, {"private_memory": True}, {250: 8}),
+    (LINUX_7_4, {}, {250: 0}),
+    (replace(LINUX_7_4, tree="amazon"), {"private_memory": True}, {250: 0}),
     (LINUX_6_18, {"readonly": False}, {81: 0}),
     (LINUX_6_18, {"address_spaces": 2}, {118: 2}),
     (LINUX_6_18, {"user_slots": 32766}, {10: 32766}),

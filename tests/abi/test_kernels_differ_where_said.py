@@ -1,4 +1,4 @@
-"""6.12, 6.18 and 7.3 differ where the table says so, and nowhere else among random calls."""
+"""6.12, 6.18, 7.3 and 7.4 differ where the table says so, and nowhere else among random calls."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from guestmem.abi.versions import (
     LINUX_6_18,
     LINUX_6_18_44,
     LINUX_7_3,
+    LINUX_7_4,
     VERSIONS,
     KernelVersion,
     version_of,
@@ -88,9 +89,10 @@ def test_releases() -> None:
     assert version_of("6.18.43-fc") is LINUX_6_18
     assert version_of("6.18.44-fc") is version_of("6.18.101") is LINUX_6_18_44
     assert version_of("6.19") is LINUX_6_18
-    assert version_of("7.10") is LINUX_7_3
+    assert version_of("7.3.9") is LINUX_7_3
+    assert version_of("7.10") is LINUX_7_4
     with pytest.raises(UsageError, match="older than what is known"):
         version_of("5.10.1")
     with pytest.raises(UsageError, match="does not begin with a version"):
         version_of("next")
-    assert len(DIFFERENCES) == 7
+    assert len(DIFFERENCES) == 9

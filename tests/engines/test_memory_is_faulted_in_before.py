@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from guestmem import CapabilityError, GuestmemError, MemslotError, UsageError
-from guestmem.abi.versions import LINUX_6_12, LINUX_6_18
+from guestmem.abi.versions import LINUX_6_12, LINUX_6_18, LINUX_7_3, LINUX_7_4
 from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft.pre_fault import PreFault, pre_fault_memory
 from guestmem.memslots import Change
@@ -76,10 +76,24 @@ def test_a_slot_that_is_invalid_just_now(engine: SoftEngine) -> None:
     assert pre_fault_memory(engine, 0, 0, PAGE).size == 0
 
 
+def test_arm64_has_it_from_7_4_on() -> None:
+    engine = SoftEngine(arch="arm64")
+    engine.set_memory_region(Change(0, 0, 16, HVA))
+    with pytest.raises(MemslotError, match=r"EINVAL: pre-fault: Linux 7\.3 on arm64 has no such ioctl of a vCPU"):
+        pre_fault_memory(engine, 0, 0, PAGE, version=LINUX_7_3)
+    assert mapped(engine) == []
+    assert pre_fault_memory(engine, 0, 14 * PAGE, 4 * PAGE, version=LINUX_7_4) == PreFault(16 * PAGE, 2 * PAGE)
+    assert mapped(engine) == [14, 15]
+    engine.stage2.zap_all()  # type: ignore[union-attr]
+    with engine.update() as update:
+        update.invalidate(0)
+        update.swap()
+        assert errno_of(lambda: pre_fault_memory(engine, 0, 0, PAGE, version=LINUX_7_4)) == errno.EAGAIN
+        assert engine.srcu.inside() == [], "at once: the update waits for nobody"
+
+
 def test_where_it_is_not() -> None:
     with pytest.raises(CapabilityError, match="EOPNOTSUPP"):
         pre_fault_memory(SoftEngine(stage2=False), 0, 0, PAGE)
-    with pytest.raises(CapabilityError, match=r"arm64 has it from 7\.4 on"):
-        pre_fault_memory(SoftEngine(arch="arm64"), 0, 0, PAGE)
     with pytest.raises(UsageError, match="vcpu: 1 is not one of 1"):
         pre_fault_memory(SoftEngine(), 1, 0, PAGE)

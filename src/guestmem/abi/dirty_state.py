@@ -23,7 +23,7 @@ from .structures import (
     EnableCap,
     MemoryCap,
 )
-from .trees import capability_name
+from .trees import MAINLINE, capability_name
 
 if TYPE_CHECKING:
     from .model import KvmModel, ModelSlot
@@ -34,6 +34,8 @@ _MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
 _RINGS = (MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL)
 _FIRST_FILE = 1000
 _PML_ENTRIES = 512
+_FILE_ATTRIBUTES = 250
+"""KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES; the number is mainline's."""
 
 
 class MarkedLogs(Protocol):
@@ -106,6 +108,8 @@ class DirtyState:
             MemoryCap.PRE_FAULT_MEMORY: int(host.tdp),
             MemoryCap.GUEST_MEMFD_FLAGS: host.gmem_flags if host.has_guest_memfd else 0,
         }
+        if cap == _FILE_ATTRIBUTES and host.version.tree == MAINLINE and host.version.gmem_attributes:
+            return 8 if host.private_memory else 0
         return values.get(cap, 0)  # type: ignore[call-overload, no-any-return] # an int finds its IntEnum
 
     def enable_cap(self, argument: bytes) -> int:

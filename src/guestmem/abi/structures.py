@@ -34,6 +34,7 @@ __all__ = [
     "MemoryCap",
     "MemoryIoctl",
     "MemoryRegion",
+    "PreFaultMemory",
     "change_of",
     "region_of",
 ]
@@ -55,6 +56,7 @@ _DIRTY_LOG = struct.Struct("<IIQ")
 _CLEAR_DIRTY_LOG = struct.Struct("<IIQQ")
 _ENABLE_CAP = struct.Struct("<IIQQQQ64x")
 _GUEST_MEMFD = struct.Struct("<QQ48x")
+_PRE_FAULT = struct.Struct("<QQQ40x")
 
 
 def _packed(layout: struct.Struct, what: tuple[Any, ...]) -> bytes:
@@ -198,6 +200,27 @@ class MemoryRegion(NamedTuple):
             raise UsageError(
                 f"MemoryRegion: {_shown(argument)}; the structure has {_REGION.size} or {_REGION2_BYTES} bytes"
             ) from None
+
+
+class PreFaultMemory(NamedTuple):
+    """``struct kvm_pre_fault_memory``: bytes from ``gpa`` on; as the call leaves it, what is left.
+
+    >>> PreFaultMemory.unpack(PreFaultMemory(0x1000, 0x2000).pack())
+    PreFaultMemory(gpa=4096, size=8192, flags=0)
+    """
+
+    gpa: int
+    size: int
+    flags: int = 0
+
+    def pack(self) -> bytes:
+        """The 64 bytes."""
+        return _packed(_PRE_FAULT, self)
+
+    @classmethod
+    def unpack(cls, argument: bytes | bytearray | memoryview) -> PreFaultMemory:
+        """From 64 bytes."""
+        return cls(*_unpacked(_PRE_FAULT, argument, "kvm_pre_fault_memory"))
 
 
 def change_of(region: MemoryRegion) -> Change:

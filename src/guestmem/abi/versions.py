@@ -1,7 +1,8 @@
-"""What differs between kernels in KVM's memory ABI: 6.12, 6.18 and 7.3, named one by one.
+"""What differs between kernels in KVM's memory ABI: 6.12, 6.18, 7.3 and what is known of 7.4, named one by one.
 
 Source: the three kernels' ``virt/kvm/kvm_main.c``, ``guest_memfd.c`` and ``dirty_ring.c`` compared; each field says
-what a kernel does, so a difference is in one place and has a name.
+what a kernel does, so a difference is in one place and has a name. 7.4 is 7.3 with what was applied for it by November
+2026 (kvm-x86: in-place conversion, dcde2f853ff4 and others; kvmarm: pre-fault, 34cfa9b3af17); no release was seen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = [
     "LINUX_6_18",
     "LINUX_6_18_44",
     "LINUX_7_3",
+    "LINUX_7_4",
     "VERSIONS",
     "KernelVersion",
     "version_of",
@@ -46,6 +48,10 @@ class KernelVersion:
     """Whether the reset of a ring entry with a huge offset cannot wrap past the end of its slot."""
     prefault_retries: bool
     """KVM_PRE_FAULT_MEMORY on an INVALID slot retries for ever; later kernels answer EAGAIN."""
+    gmem_attributes: bool = False
+    """Whether a guest_memfd has attributes of its own: capability 250, KVM_SET_MEMORY_ATTRIBUTES2 on the file."""
+    prefault_on_arm64: bool = False
+    """Whether arm64 has KVM_PRE_FAULT_MEMORY; before, it is an unknown ioctl of a vCPU: EINVAL."""
     stable: int = 0
     """The stable release from which on it is so, where that is not the first."""
 
@@ -92,7 +98,9 @@ LINUX_7_3 = KernelVersion(
 )
 LINUX_6_18_44 = replace(LINUX_6_18, ring_reset_is_overflow_safe=True, stable=44)
 """What took the mend of 7.3 into a stable tree: run on 6.18.44. Which release was the first is not known."""
-VERSIONS = (LINUX_6_12, LINUX_6_18, LINUX_7_3)
+LINUX_7_4 = replace(LINUX_7_3, name="7.4", gmem_attributes=True, prefault_on_arm64=True)
+"""As far as it is known: see above."""
+VERSIONS = (LINUX_6_12, LINUX_6_18, LINUX_7_3, LINUX_7_4)
 
 DIFFERENCES = {
     "gmem_needs_private_vm": "KVM_MEM_GUEST_MEMFD is refused for ordinary VMs",
@@ -102,6 +110,8 @@ DIFFERENCES = {
     "internal_slots_have_flags": "KVM's own slots may have flags",
     "ring_reset_is_overflow_safe": "a ring entry with a huge offset is dropped at reset",
     "prefault_retries": "KVM_PRE_FAULT_MEMORY retries on an INVALID slot",
+    "gmem_attributes": "a guest_memfd has attributes of its own (capability 250)",
+    "prefault_on_arm64": "KVM_PRE_FAULT_MEMORY on arm64",
 }
 """Each difference in a line."""
 
@@ -110,7 +120,7 @@ def version_of(release: str) -> KernelVersion:
     """The version whose answers a kernel ``release`` gives: the newest that is not newer; UsageError if none is known.
 
     >>> [str(version_of(release)) for release in ("6.18.15-generic", "6.18.50", "6.14", "9.0")]
-    ['Linux 6.18', 'Linux 6.18.44', 'Linux 6.12', 'Linux 7.3']
+    ['Linux 6.18', 'Linux 6.18.44', 'Linux 6.12', 'Linux 7.4']
     """
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     if match is None:

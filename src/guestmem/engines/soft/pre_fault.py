@@ -2,8 +2,7 @@
 
 Page by page, as read faults of the vCPU (``user_mem_abort``); what was done stays, and the range says what is left. A
 slot that is INVALID just now is EAGAIN: the fault has left its read-side section by then, so the update that waits for
-readers goes on. Until 6.18 KVM tried again inside the section, for ever. Source: ``kvm_vcpu_pre_fault_memory()``,
-Linux 6.18, ``virt/kvm/kvm_main.c``; Documentation/virt/kvm/api.rst.
+readers goes on. Until 6.18 KVM tried again inside the section, for ever. What the call answers: ``abi.pre_fault``.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...abi.pre_fault import check_pre_fault, check_pre_fault_version, would_not_return
 from ...abi.versions import LINUX_6_18, KernelVersion
-from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
+from ...errors import CapabilityError, MemslotError, UsageError
 from ...units import PAGE_SIZE
 from .user_mem_abort import stage2_fault
 from .vcpu import FILLED, INVALID
@@ -52,8 +52,8 @@ def pre_fault_memory(
 
     Size 0 left: all done. Less was done if a signal came (``interrupted``) or a page was refused; an error is raised
     only if nothing was done: EINVAL (flags, alignment, size 0, wrap), ENOENT (no slot), EINTR, EAGAIN (the slot is
-    INVALID; GuestmemError for a version that would not return). CapabilityError without stage 2 (EOPNOTSUPP), and on
-    arm64, which has the call from 7.4 on. O(pages).
+    INVALID; GuestmemError for a version that would not return). CapabilityError without stage 2 (EOPNOTSUPP). On arm64
+    the call is from 7.4 on; EINVAL before. O(pages).
 
     >>> from guestmem.engines.soft import SoftEngine
     >>> from guestmem.memslots import Change
@@ -67,14 +67,10 @@ def pre_fault_memory(
     """
     if engine.stage2 is None:
         raise CapabilityError("pre-fault: EOPNOTSUPP: this engine has no stage 2, as a kernel with shadow paging")
-    if engine.arch != "x86":
-        raise CapabilityError("pre-fault: arm64 has it from 7.4 on, which this model has not")
     if not 0 <= vcpu < engine.vcpus or engine.running:
         raise UsageError(f"vcpu: {vcpu} is not one of {engine.vcpus}, or runs")
-    if flags:
-        raise _refused(errno.EINVAL, f"flags {flags:#x} are not 0")
-    if gpa < 0 or size <= 0 or gpa % PAGE_SIZE or size % PAGE_SIZE or gpa + size >= 1 << 64:
-        raise _refused(errno.EINVAL, f"gpa {gpa:#x} with size {size:#x} is empty, unaligned, or wraps")
+    check_pre_fault_version(engine.arch, version)
+    check_pre_fault(gpa, size, flags)
     first = gpa
     while size:
         number, why = (errno.EINTR, "a signal came") if interrupted() else _page(engine, vcpu, gpa, version)
@@ -101,10 +97,7 @@ def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tu
         )
         if outcome == _INVALID:
             if version.prefault_retries:
-                raise GuestmemError(
-                    f"pre-fault: {version} would not return: it tries again inside the read-side section for which the "
-                    "update of the slot waits"
-                )
+                raise would_not_return(version)
             return errno.EAGAIN, f"the slot at gpa {gpa:#x} is being deleted or moved"
         if outcome != _FILLED:
             return errno.ENOENT, f"gpa {gpa:#x} is in no slot"
