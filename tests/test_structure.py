@@ -10,7 +10,7 @@ import pytest
 from guestmem.engines import load_words
 from guestmem.engines.kvm import layout as kvm
 from guestmem.engines.kvm import load_layout
-from guestmem.engines.soft import gmem_slot, gmem_vcpu
+from guestmem.engines.soft import gmem_slot, gmem_vcpu, post_copy_vcpu, userfault
 from guestmem.engines.soft import layout as soft
 from guestmem.errors import InvariantError
 from guestmem.explore import load
@@ -26,6 +26,7 @@ from two_forms import sources
 
 LAYOUTS = [
     *(load_words, kvm, load_layout, soft, gmem_slot, gmem_vcpu, memslots, srcu, stage2, rwlock, tlb_layout, pkvm, gmem),
+    *(post_copy_vcpu, userfault),
 ]
 
 
