@@ -201,6 +201,15 @@ def test_a_store_is_told_by_its_place_and_size(rng: random.Random) -> None:
     assert by_chance < 60  # of 4096 addresses it is one
 
 
+def test_bytes_before_rip_can_mislead() -> None:
+    """smsw [rcx + 0x3896600], which is not listed, ends with 66 89 03, mov [rbx], ax, which is."""
+    run = Run()
+    run.set(bytes.fromhex("0f01a100668903"), RIP + 7, rbx=0x5600, rcx=(0x5600 - 0x3896600) % (1 << 64))
+    assert run.stored(0x5600, 2) == STORES
+    run.set(bytes.fromhex("0f01a100668903"), RIP + 7, rbx=0x5700, rcx=(0x5600 - 0x3896600) % (1 << 64))
+    assert run.stored(0x5600, 2) == 0, "elsewhere"
+
+
 @pytest.mark.parametrize(
     ("code", "registers", "gpa", "size", "expected"),
     [

@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from guestmem.engines.kvm import Shutdown
 from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
 from guestmem.memslots import Change
@@ -128,3 +129,34 @@ def test_a_first_exit_that_is_the_write_of_an_increment_is_refused_and_counted()
         assert isinstance(guest.ended[0], GuestmemError)
         assert guest.counts()["writes_first"] >= 1
         assert int(guest.own[int(at.KNOWN)]) == 0
+
+
+@pytest.mark.parametrize("code", ["448c2b", "4c8c03"])
+def test_a_store_of_a_segment_register_with_rex_r_ends_in_ud(code: str) -> None:
+    """The processor ignores the bit; the emulator knows no such register. No exit tells of it, so nobody can refuse."""
+    with Window() as guest:
+        guest.engine.retry_exits(True)
+        guest.prepare(bytes.fromhex(code))
+        assert died(guest.run().exit)
+        guest.prepare(bytes.fromhex(code))
+        with guest.engine.exits_held():
+            guest.engine.set_memory_region(Change(1))
+            guest.start()
+            guest.thread.join(20)  # it is not held up
+            guest.engine.set_memory_region(guest.slot1)
+        assert guest.ended == [Shutdown()], "without an IDT"
+        assert not guest.counts()["refused"]
+
+
+def test_a_stack_pointer_that_is_no_address_ends_the_guest() -> None:
+    """Natively kvm_pvm runs on until rsp is used; an exit in between it does not come back from."""
+    with Window() as guest:
+        guest.engine.retry_exits(True)
+        for value, ends_alike in ((RESTLESS + 0x1000, True), (0x123456789ABCDEF0, False)):
+            results = []
+            for run in (guest.run, guest.run_in_a_hole):
+                guest.prepare(bytes.fromhex("488b23"))  # mov rsp, [rbx]
+                guest.poke(RESTLESS, value)
+                results.append(run().exit)
+            assert (results[0] == results[1]) == ends_alike
+            assert ends_alike or results[1] == Shutdown()
