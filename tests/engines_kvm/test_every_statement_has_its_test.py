@@ -22,7 +22,7 @@ def section(title: str) -> str:
 
 def blocks(title: str) -> list[str]:
     """Paragraphs, items and rows of a section; not code, and not the table of the sweep's figures."""
-    found = []
+    found: list[str] = []
     for block in re.split(r"\n\n+", section(title)):
         if block.strip("\n").startswith("    "):
             continue
