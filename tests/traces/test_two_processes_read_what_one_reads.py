@@ -13,7 +13,7 @@ import renderings
 from guestmem import traces
 from guestmem.check import check
 from guestmem.errors import TraceError
-from guestmem.traces import lines, reading
+from guestmem.traces import bundles, lines, reading
 from guestmem.traces.second_process import Ahead
 from true_histories import simulate
 
@@ -89,18 +89,28 @@ FORMS = (
 def test_of_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """True histories, with lines that are cut, or of another format, now and then."""
     path = tmp_path / "trace"
-    made = 0
+    made = kept = 0
+    fitting = bundles._fitting
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal kept
+        found = fitting(*arguments, **named)
+        kept += found is not None
+        return found
+
+    monkeypatch.setattr(bundles, "_fitting", counted)
     for form in FORMS:
-        for _ in range(6):
+        for _ in range(12):
             found = form(simulate(rng), rng).splitlines(keepends=True)
             if rng.random() < 0.4:
                 at = rng.randrange(len(found))
                 found[at : at + 1] = rng.choice(([found[at][: rng.randrange(1, 60)] + "\n"], [EVENT, found[at]], []))
             path.write_text("".join(found) or "\n")
-            alone, together, more = both(path, monkeypatch, rng.choice((200, 400, 800)))
+            alone, together, more = both(path, monkeypatch, rng.choice((400, 1000, 3000)))
             assert together == alone
             made += more
-    assert made > 100
+    assert made > 50
+    assert kept > 30
 
 
 def test_at_every_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:

@@ -16,6 +16,7 @@ import re
 from typing import TYPE_CHECKING, TypedDict
 
 from . import prefix as columns
+from .bundles import Bundler
 from .lines import line_of
 from .qemu_prefix import TICKS
 from .recorder import entry_word, exit_word, user_exit_word
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable
 
+    from .bundles import Made
     from .recording import Other, Recording, Rows
     from .whereabouts import Track
 
     _Lane = tuple[Track, array[float], Callable[[float], None], Callable[[int], None], int, int]
 
-__all__ = ["FtraceReader"]
+__all__ = ["FtraceReader", "bundles_of"]
 
 COLUMNS = r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +(?:kvm:)?"
 FAST = re.compile(COLUMNS + r"(kvm_entry|kvm_exit|kvm_userspace_exit): +")
@@ -75,6 +77,42 @@ FAILED = re.compile(r"(-\d{1,4}|0xffff[0-9a-f]{4,12})\s*$")
 ERRNOS = {"-4": "EINTR", "-11": "EAGAIN", "-14": "EFAULT"}
 
 
+def bundles_of(block: str) -> Made:
+    """The events of a block put together."""
+    made = Bundler()
+    parts: dict[tuple[str, str], tuple[int, int, int] | None] = {}
+    for row in ROW.findall(block):
+        lead, stamp, entered, how, left, _ = row
+        key = lead, entered or left
+        if not lead or (how and IMMEDIATE_EXIT in how):
+            made.other(row)
+            continue
+        if key not in parts:
+            parts[key] = _parts(*key)
+        found = parts[key]
+        if found is None:
+            made.other(row)
+        else:
+            thread, cpu, word = found
+            made.add(key, thread, stamp, [float(stamp)], [word], cpu)
+    return made.made()
+
+
+def _parts(lead: str, event: str) -> tuple[int, int, int] | None:
+    """Thread, CPU and word of an event in pieces, which is no entry to leave at once."""
+    match = PIECES.match(lead + event)
+    if match is None:
+        return None
+    word, on, entered, exited, why, name, code = match.groups()
+    cpu = int(on)
+    if entered:
+        return int(word), cpu, entry_word(cpu, immediate=False)
+    if exited:
+        return int(word), cpu, exit_word(cpu, why)
+    outcome = _outcome(name, code)
+    return int(word), cpu, user_exit_word(cpu, outcome.get("reason"), outcome.get("errno", ""))
+
+
 class FtraceReader:
     """Reads kvm_entry, kvm_exit, kvm_userspace_exit and ioctl; see the module."""
 
@@ -83,7 +121,7 @@ class FtraceReader:
 
     pattern = ROW
 
-    __slots__ = ("_digits", "_in_run", "_lanes", "_lost", "_recording", "_version")
+    __slots__ = ("_digits", "_in_run", "_lanes", "_length", "_lost", "_recording", "_version")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -92,6 +130,8 @@ class FtraceReader:
         """Threads in a KVM_RUN that the tracepoints of system calls told of."""
         self._lanes: dict[tuple[str, str], _Lane] = {}
         """Where events are kept, and as what word, by what stands before the stamp and behind it."""
+        self._length = 0
+        """How many characters the last stamp had."""
         self._version = 0
         """What the recorder's was when the lanes were found."""
         self._lost: list[int] = []
@@ -121,7 +161,7 @@ class FtraceReader:
         """Take a block of lines as ROW found them."""
         texts: list[str] = []
         run = self._recording.run
-        last_on, limit, length, lanes = run.last_on, run.next_mark, 0, self._lanes
+        last_on, limit, length, lanes = run.last_on, run.next_mark, self._length, self._lanes
         first, last = math.inf, -math.inf
         for at, (lead, stamp, entered, how, left, text) in enumerate(rows, number):
             lane = lanes.get((lead, entered or left))
@@ -146,7 +186,7 @@ class FtraceReader:
                 other(at, line_of(text))
             else:
                 if len(stamp) != length:
-                    length = len(stamp)
+                    length = self._length = len(stamp)
                     self._digits = max(self._digits, length - stamp.index(".") - 1)
                 immediate = bool(how) and IMMEDIATE_EXIT in how
                 if not self._piece(lead, entered or left, float(stamp), immediate=immediate):
@@ -159,6 +199,20 @@ class FtraceReader:
         if last > -math.inf:
             run.passed(first, last)
         return 0
+
+    begins_need_ends = False
+
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """See ``bundles``."""
+        return self._recording.run.version, self._length
+
+    def has_lane(self, key: tuple[str, str]) -> bool:
+        """Whether such an event was seen, and nothing since says that the next may be more."""
+        return key in self._lanes and self._version == self._recording.run.version
+
+    def passed(self, newest: float) -> None:
+        """See ``bundles``."""
 
     def _piece(self, lead: str, event: str, time: float, *, immediate: bool) -> bool:
         """Take an event in pieces, and find the lane for more of it; False if it needs a closer look."""

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 
 from ..memslots.slot import KVM_MEM_SLOTS_NUM
 from ..units import PAGE_SHIFT, PAGE_SIZE
+from .bundles import Bundler
 from .columns import Plain
 from .evidence import Irqchip
 from .lines import line_of
 from .qemu_prefix import Prefix, read_prefix
-from .recorder import BEGIN_WORD, RETURNED, end_word
+from .recorder import BEGIN_WORD, ELSEWHERE_WORD, RETURNED, end_word
 from .replay import MAX_SIZE
 from .requests import integer, request_name
 from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
@@ -35,13 +36,14 @@ from .whereabouts import KIND
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .bundles import Made
     from .recording import Other, Recording, Rows
     from .replay import Replay
     from .whereabouts import Track
 
     _Lane = tuple[Track, array[float], array[int], int]
 
-__all__ = ["QemuEvents", "QemuReader", "plain_or_rows"]
+__all__ = ["QemuEvents", "QemuReader", "plain_or_bundles"]
 
 EVENT = re.compile(
     r"(?<![\w=/.,-])(kvm_set_user_memory|kvm_clear_dirty_log|global_dirty_changed|kvm_run_exit|kvm_vcpu_ioctl|"
@@ -271,12 +273,39 @@ def _int32(value: int) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def plain_or_rows(block: str) -> tuple[array[int] | array[float], ...] | Rows:
-    """The columns of a block of lines, if all are changes that need no closer look, else what ROW finds."""
+def plain_or_bundles(block: str) -> tuple[array[int] | array[float], ...] | Made:
+    """The columns of a block of lines, if all are changes that need no closer look, else its KVM_RUNs put together."""
     rows = ROW.findall(block)
     columns = list(zip(*rows, strict=True))
     plain = None if any(columns[OTHER]) or not all(columns[CHANGE]) else plain_of(columns)
-    return rows if plain is None else tuple(plain)
+    if plain is not None:
+        return tuple(plain)
+    made = Bundler()
+    parts: dict[str, int | None] = {}
+    for row in rows:
+        call = row[CALL]
+        event = None
+        if call:
+            if call not in parts:
+                parts[call] = _word_of(call)
+            event = parts[call]
+        thread = int(row[0]) if event is not None else 0
+        if event is None:
+            made.other(row)
+        elif event == BEGIN_WORD and made.last_of(thread) & KIND == BEGIN_WORD:
+            time = float(row[1])  # it had returned by now
+            made.add((row[0], call), thread, "", [time, time], [ELSEWHERE_WORD, BEGIN_WORD])
+        else:
+            made.add((row[0], call), thread, "", [float(row[1])], [event])
+    return made.made()
+
+
+def _word_of(call: str) -> int | None:
+    """The word of a KVM_RUN's begin or end; None for any other call."""
+    match = CALLS.match(call)
+    if match is None or (match[3] and match[4] != KVM_RUN):
+        return None
+    return BEGIN_WORD if match[3] else end_word(int(match[2]))
 
 
 def plain_of(columns: list[tuple[str, ...]]) -> Plain | None:
@@ -349,12 +378,12 @@ class QemuReader:
 
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
-        columns = list(zip(*rows, strict=True))
+        columns, run = list(zip(*rows, strict=True)), self._recording.run
         if not any(columns[OTHER]) and all(columns[CHANGE]):
-            self._changes(number, plain_of(columns), len(rows), block)
+            self._changes(number, None if run.has_vcpus else plain_of(columns), len(rows), block)
             return 0
         texts: list[str] = []
-        run, machines, lanes = self._recording.run, self._recording.machines, self._lanes
+        machines, lanes = self._recording.machines, self._lanes
         first, last, limit = math.inf, -math.inf, run.next_mark
         for at, row in enumerate(rows, number):
             lane = lanes.get((row[0], row[CALL]))
@@ -405,6 +434,21 @@ class QemuReader:
             if track is not None and len(self._lanes) < MOST_LANES:
                 event = end_word(int(reason)) if ran else 0
                 self._lanes[word, call] = track, track.times, track.words, event
+
+    begins_need_ends = True
+
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """See ``bundles``."""
+        return self._recording.run.version + self._recording.machines.version, 0
+
+    def has_lane(self, key: tuple[str, str]) -> bool:
+        """Whether such a call was seen, and nothing since says that the next may be more."""
+        version, _ = self.state or (-1, 0)
+        return key in self._lanes and self._version == version
+
+    def passed(self, newest: float) -> None:
+        """See ``bundles``."""
 
     def take_plain(self, number: int, plain: Plain, block: str) -> int:
         """Take a block of nothing but changes, of which these are the columns; how many lines it has."""

@@ -11,23 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
+from . import ftrace, strace
+from .bundles import take_bundles
 from .collector import without_collector
 from .columns import Plain
 from .dma import about_dma
 from .formats import READERS, known_formats
+from .ftrace import FtraceReader
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
 from .lines import LONGEST_LINE, blocks_of, line_of, source_of
-from .qemu import QemuReader, plain_or_rows
+from .qemu import QemuReader, plain_or_bundles
 from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
 from .second_process import Ahead, cores
+from .strace import StraceReader
 from .timeline import RunState, Timeline
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
+    from .bundles import Bundling
     from .late_start import AssumedSlot
     from .replay import Replay
 
@@ -48,8 +53,16 @@ WORDS = (
     *("libvirt version", "terminating on signal", "shutting down, reason", "QEMU emulator version"),
 )
 """A line that says something has one of these, but for those that a reader is curious about."""
-LARGE, OWN_SHARE = 1 << 24, 5
-"""Bytes of a file from which on a second process reads ahead, and one block of how many is left to this one."""
+LARGE = 1 << 24
+"""Bytes of a file from which on a second process reads ahead."""
+AHEAD: dict[object, Callable[[str], Any]] = {
+    QemuReader: plain_or_bundles,
+    StraceReader: strace.bundles_of,
+    FtraceReader: ftrace.bundles_of,
+}
+"""What it does of each block for a reader, if not only what ``pattern`` finds."""
+OWN_SHARE: dict[object, int] = {QemuReader: 5}
+"""One block of how many is left to this one."""
 WHOLE_CALL = re.compile(r"\)\s+= \S|\+\+\+$")
 
 
@@ -220,9 +233,7 @@ def _read_ahead(blocks: Iterator[str], reader: Reader, before: Ahead | None) -> 
         before.close()
     if reader.pattern is None:
         return None
-    if isinstance(reader, QemuReader):
-        return Ahead(blocks, plain_or_rows, OWN_SHARE)
-    return Ahead(blocks, reader.pattern.findall, sys.maxsize)
+    return Ahead(blocks, AHEAD.get(type(reader), reader.pattern.findall), OWN_SHARE.get(type(reader), sys.maxsize))
 
 
 def _last_line(lines: _Lines, number: int, text: str, name: str) -> bool:
@@ -266,8 +277,11 @@ class _Lines:
         taken.clear()
         if self._recording.format:  # before that, a line may be the first of any
             self._curious = [reader for reader in self.readers if reader.is_curious]
-        if isinstance(made, tuple) and isinstance(leading, QemuReader):
+        if isinstance(made, tuple) and len(made) == len(Plain._fields) and isinstance(leading, QemuReader):
             count = taken[leading] = leading.take_plain(number, Plain.of_bytes(made), block)
+        elif isinstance(made, tuple):
+            count = take_bundles(cast("Bundling", leading), self._recording.run, number, made, block, self.take)
+            taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
         elif leading.pattern is not None:
             rows = made if isinstance(made, list) else leading.pattern.findall(block)
             count = len(rows)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BEGIN_WORD",
+    "ELSEWHERE_WORD",
     "RETURNED",
     "RunStateRecorder",
     "end_word",
@@ -31,7 +32,7 @@ __all__ = [
 
 MOST_VCPUS = 1 << 14
 """More than any KVM_MAX_VCPUS; a number above is damage, not a vCPU."""
-BEGIN_WORD, _ELSEWHERE = word(Event.RUN_BEGIN), word(Event.ELSEWHERE)
+BEGIN_WORD, ELSEWHERE_WORD = word(Event.RUN_BEGIN), word(Event.ELSEWHERE)
 RETURNED = int(Event.RUN_END)
 
 
@@ -271,7 +272,7 @@ class RunStateRecorder:
 
     def elsewhere(self, thread: int, time: float) -> None:
         """``thread`` was in user space at ``time``: it did something else. Tell it of threads that run vCPUs only."""
-        self._note(thread, time, None, None, _ELSEWHERE)
+        self._note(thread, time, None, None, ELSEWHERE_WORD)
 
     def known_from(self, thread: int, time: float) -> None:
         """``thread`` was in user space from ``time`` until its first event."""

@@ -13,6 +13,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from .bundles import Bundler
 from .columns import NO_THREAD
 from .lines import line_of
 from .prefix import resolution_of
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable
 
+    from .bundles import Made
     from .recording import Other, Recording, Rows
     from .strace_line import Request
     from .whereabouts import Track
 
-__all__ = ["StraceReader"]
+__all__ = ["StraceReader", "bundles_of"]
 
 PID_MAX_LIMIT = 1 << 22
 MOST_ENDS = 1024
@@ -66,6 +68,19 @@ class _Ends(dict[str, int]):
 
 
 ENDS = _Ends()
+
+
+def bundles_of(block: str) -> Made:
+    """The KVM_RUNs of a block put together."""
+    made = Bundler()
+    for row in ROW.findall(block):
+        word, stamp, fd, outcome, took, _, _ = row
+        if took:
+            begin = float(stamp)
+            made.add((word, fd), int(word), stamp, [begin, begin + float(took)], [BEGIN_WORD, ENDS[outcome]])
+        else:
+            made.other(row)
+    return made.made()
 
 
 class _Call:
@@ -237,6 +252,25 @@ class StraceReader:
             run.passed(first, last)
             clock.saw(newest)
         return 0
+
+    begins_need_ends = False
+
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """See ``bundles``."""
+        if self._open_changes or self._runs.has_open:
+            return None
+        recording = self._recording
+        return recording.run.version + recording.machines.version + self._runs.version, self._clock.length
+
+    def has_lane(self, key: tuple[str, str]) -> bool:
+        """Whether this thread runs a vCPU of the VM that is read, by this file descriptor."""
+        thread, (number, _, decoration) = int(key[0]), key[1].partition("<")
+        return thread in self._runs.known and self._runs.is_ours(thread, int(number), decoration)
+
+    def passed(self, newest: float) -> None:
+        """See ``bundles``."""
+        self._clock.saw(newest)
 
     def _whole_run(self, word: str, stamp: str, fd: str, outcome: str, took: str) -> int | None:
         """A KVM_RUN as ROW found it: its thread, or None if it needs a closer look."""
