@@ -32,8 +32,9 @@ POOL_BASE = 0x1000_0000
 class SmallTable:
     """A table whose pages have 8 entries, of ``levels`` levels, for ``walkers`` threads under a discipline.
 
-    ``cache``: table pages that each walker has at first. ``watched``: by the monitor of
-    break-before-make, which knows no FEAT_BBM. ``dbm``: hardware grants the first write to a leaf that says so.
+    ``cache``: table pages that each walker has at first. ``queue``: how many it may put aside. ``watched``: by the
+    monitor of break-before-make, which knows no FEAT_BBM. ``dbm``: hardware grants the first write to a leaf that says
+    so.
     A thread begins with ``enter(desk)`` and returns its desk, alone or first of a tuple.
     """
 
@@ -49,6 +50,7 @@ class SmallTable:
         annotations: str = "7.1",
         watched: bool = True,
         dbm: bool = False,
+        queue: int = 16,
     ) -> None:
         self.scene = scene
         self.monitor = Monitor(scene) if watched else None
@@ -61,7 +63,7 @@ class SmallTable:
         self.format = arm.ArmFormat(geometry, 48, format_.Annotations(annotations), dbm=dbm)
         self.pool = pool.Pool(pages, base=POOL_BASE)
         self.table = table.PageTable(
-            self.format, self.pool, walkers=walkers, discipline=discipline, cache=max(cache, levels - 1), queue=16
+            self.format, self.pool, walkers=walkers, discipline=discipline, cache=max(cache, levels - 1), queue=queue
         )
         self.words = self.table.words
         self.attributes = self.format.attributes(Rights.RW)
@@ -144,8 +146,19 @@ class SmallTable:
         self.table.desks = [view.result(name)[0] for name in self._names] + before[len(self._names) :]
         try:
             self.table.check()
+            self._check_cached()
         finally:
             self.table.desks = before
+
+    def _check_cached(self) -> None:
+        """Raise unless pages in walkers' caches say so, and are empty: who takes one links it as it is."""
+        pages, layout = self.pool.pages.cells, self.layout
+        for page in (self.pool.page_of(at) for desk in self.table.desks for at in self.pool.cached(desk)):
+            line = int(layout.PAGES) + layout.PAGE.size * page
+            if pages[line + int(layout.STATE)] != int(layout.CACHED):
+                raise InvariantError(f"cached page {page} has state {pages[line + int(layout.STATE)]}")
+            if any(self.pool.words.cells[512 * page : 512 * page + 8]):
+                raise InvariantError(f"cached page {page} is not empty")
 
     def _page_label(self, index: int) -> str:
         past = index - int(self.layout.PAGES)

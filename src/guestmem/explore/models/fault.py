@@ -95,8 +95,11 @@ class Host:
         self._flux.flux_release(self.vm)
 
 
-def build(scene: Scene, faults: int, update: _Update) -> None:
-    """A vCPU reads the frame, faulting ``faults`` times at most, while ``update`` gives the slot other memory."""
+def build(scene: Scene, faults: int, update: _Update, *, swapped: bool = False) -> None:
+    """A vCPU reads the frame, faulting ``faults`` times at most, while ``update`` gives the slot other memory.
+
+    ``swapped``: it is the last walker of the table, as the vCPUs of production are, and not the first.
+    """
     host = Host(scene)
     small, at = host.small, host.at
     walk, fault = scene.room("stage2.tlb_walk"), scene.room("engines.soft.user_mem_abort")
@@ -136,9 +139,14 @@ def build(scene: Scene, faults: int, update: _Update) -> None:
         host.atomics.host_store(host.old, _FREED)
         return slots
 
-    small.thread("vCPU", vcpu, small.tlb(0).words, own)
-    small.thread("updater", updater, host.desk, host.ranges)
+    for updates in (swapped, not swapped):
+        if updates:
+            small.thread("updater", updater, host.desk, host.ranges)
+        else:
+            small.thread("vCPU", vcpu, small.tlb(int(swapped)).words, own)
     small.begin()
+    invalidating = int(small.layout.INVALIDATING)
+    scene.final("no invalidation is left under way", lambda view: view.word("mmu", invalidating) == 0)
     scene.final("nobody is left in a section", lambda _view: host.domain.check() or not host.domain.inside())
     scene.final("nothing is left in flux", lambda view: view.word("vm", int(at.FLUX)) & 255 == 0)
 
@@ -178,6 +186,11 @@ def faults_notifier(scene: Scene) -> None:
     build(scene, 1, notifier)
 
 
+def faults_last(scene: Scene) -> None:
+    """A notifier; the vCPU is the last walker."""
+    build(scene, 1, notifier, swapped=True)
+
+
 def faults_flux(scene: Scene) -> None:
     """An atomic batch."""
     build(scene, 1, flux)
@@ -188,5 +201,13 @@ _SIZE = "1 vCPU with a TLB of 2 + 2 + 2 entries, 1 access, 1 fault, 2 levels, 8 
 MODELS = (
     Model("fault", _PROVES, f"{_SIZE}; publish, zap, wait", faults_slot, buffer=2),
     Model("fault-notifier", _PROVES, f"{_SIZE}; a notifier's begin and end", faults_notifier, buffer=2),
+    Model(
+        "fault-last",
+        _PROVES,
+        f"{_SIZE}; a notifier's begin and end; the vCPU is the last walker",
+        faults_last,
+        buffer=2,
+        dpor=False,
+    ),
     Model("fault-flux", _PROVES, f"{_SIZE}; in flux, zap, publish", faults_flux, buffer=2, stale=True),
 )

@@ -134,6 +134,8 @@ def build(
     small.thread("vCPU", vcpu, small.tlb(0).words, own)
     small.thread("updater", partial(_updater, block, update), block.desk, block.ranges)
     small.begin()
+    invalidating = int(small.layout.INVALIDATING)
+    scene.final("no invalidation is left under way", lambda view: view.word("mmu", invalidating) == 0)
     scene.final("nobody is left in a section", lambda _view: block.domain.check() or not block.domain.inside())
 
 

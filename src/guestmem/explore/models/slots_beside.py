@@ -7,6 +7,7 @@ frees, and the next one takes again for a slot elsewhere.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..scene import Model, Scene
@@ -76,8 +77,11 @@ def build(scene: Scene) -> None:
 _SLOT, _OTHER = 16, 48
 
 
-def reuse(scene: Scene) -> None:
-    """A slot gets other memory twice, and then a slot elsewhere is made, of records that were freed."""
+def reuse(scene: Scene, *, region: bool) -> None:
+    """A slot gets other memory, and then a slot elsewhere is made, of records that were freed.
+
+    ``region``: as KVM_SET_USER_MEMORY_REGION has it: the slot is deleted, another is made.
+    """
     old = scene.host("memory 0", [1])
     new = scene.host("memory 1", [1])
     elsewhere = scene.host("memory of the other slot", [2])
@@ -91,10 +95,15 @@ def reuse(scene: Scene) -> None:
             host = tlb.tlb_lookup(own, _SLOT, False)
             assert atomics.host_load(host) == 1, "a fault mapped the memory of a slot elsewhere"
         else:
-            assert filled == code.IN_FLUX, f"the fault came to {filled}"
+            others = {code.HOLE, code.INVALID} if region else {code.IN_FLUX}
+            assert filled in others, f"the fault came to {filled}"
 
     def update(desk: Own, ranges: Own) -> Own:
         engine = vm.engine(desk, ranges)
+        if region:
+            engine.set_memory_region(vm.change(0))
+            engine.set_memory_region(vm.change(1, _OTHER, 1, elsewhere))
+            return desk
         atomic.apply(engine, [vm.change(0), vm.change(0, _SLOT, 1, new)])
         atomic.apply(engine, [vm.change(1, _OTHER, 1, elsewhere)])
         return desk
@@ -117,7 +126,16 @@ MODELS = (
         "slots-reused",
         "a fault reads its slot only as long as the record is that slot's",
         "1 vCPU, 1 fault, 2 batches: the slot gets other memory; another slot is made",
-        reuse,
+        partial(reuse, region=False),
+        geometry=SMALL,
+        buffer=2,
+        dpor=False,
+    ),
+    Model(
+        "slots-region",
+        "a fault reads its slot only as long as the record is that slot's",
+        "1 vCPU, 1 fault, 2 KVM_SET_USER_MEMORY_REGION: the slot is deleted; another is made",
+        partial(reuse, region=True),
         geometry=SMALL,
         buffer=2,
         dpor=False,

@@ -5,12 +5,14 @@ Each is found by its models and was found by none before them.
 
 from __future__ import annotations
 
+from ..operators import drop_call, drop_statement, weaken
 from . import Mutant
 
 __all__ = ["MUTANTS"]
 
 _FAULT, _RETRY, _LOOKUP = "engines/soft/user_mem_abort.py", "stage2/retry.py", "memslots/lookup.py"
 _ENTRY, _UNMAP, _WALK = "stage2/entry.py", "stage2/unmap.py", "stage2/tlb_walk.py"
+_TLBI, _EDGES, _BITMAP, _LOG = "stage2/tlbi.py", "stage2/edges.py", "dirty/bitmap.py", "engines/soft/dirty_log.py"
 _AWAY = "            srcu_exit(srcu, u64(0), reader)\n            srcu_enter(srcu, u64(0), reader)\n"
 
 MUTANTS = (
@@ -92,5 +94,101 @@ MUTANTS = (
         "a leaf whose right to write hardware may give is stored over plainly",
         *(_ENTRY, "    return not writable and descriptor & shape[MODIFIER] != 0", "    return False"),
         models=("stage2-modifier-split",),
+    ),
+    # The last of several.
+    Mutant(
+        "lock-misses-last-reader",
+        "a writer does not wait for the last reader of the lock",
+        *("stage2/rwlock.py", "    while reader < readers:\n", "    while reader + _ONE < readers:\n"),
+        models=("fault-last",),
+    ),
+    Mutant(
+        "tlbi-misses-last-vcpu",
+        "an invalidation does not wait for the last vCPU",
+        *(_TLBI, "    while walker < walkers:\n        line", "    while walker + _ONE < walkers:\n        line"),
+        models=("fault-last",),
+    ),
+    Mutant(
+        "region-misses-last-vcpu",
+        "KVM_SET_USER_MEMORY_REGION does not wait for the last vCPU's section",
+        *("engines/soft/region.py", "srcu_wait_for(srcu, u64(0), vcpus + _ONE,", "srcu_wait_for(srcu, u64(0), vcpus,"),
+        models=("slots-region",),
+    ),
+    Mutant(
+        "invalidation-never-over",
+        "an invalidation that has ended still counts as under way: faults in its range start again for ever",
+        *drop_statement(
+            _RETRY, "invalidate_end", "store_relaxed(mmu, INVALIDATING, load_relaxed(mmu, INVALIDATING) - _ONE)"
+        ),
+        models=("fault-last", "fault-block"),
+    ),
+    # A block that is broken for one page.
+    Mutant(
+        "rest-drops-late-flags",
+        "the rest of a block that is broken lacks what hardware set in it meanwhile",
+        *drop_call(_EDGES, "put_rest", "add_flags"),
+        models=("stage2-rest-flags",),
+    ),
+    Mutant(
+        "rest-put-back-as-table",
+        "a table that came too late goes back to the cache as one that is linked",
+        *drop_statement(_EDGES, "put_rest", "store_relaxed(pages, line + STATE, CACHED)"),
+        models=("stage2-rest-late",),
+    ),
+    Mutant(
+        "walk-relaxed",
+        "who follows a link to a table may see its entries as they were before",
+        *weaken("stage2/walk.py", "walk_step", "load_acquire", 1),
+        models=("stage2-rest-look",),
+        memory="stale",
+    ),
+    Mutant(
+        "queue-overfull",
+        "more tables are put aside than there is room for",
+        *(
+            "stage2/discipline.py",
+            "load_relaxed(mmu, QUEUE_CAPACITY) else",
+            "load_relaxed(mmu, QUEUE_CAPACITY) + _ONE else",
+        ),
+        models=("stage2-queue",),
+    ),
+    # Dirty logs: bits beside it, words that are not the first.
+    Mutant(
+        "mark-word-for-bit",
+        "a page is not marked if another of its word is",
+        *(
+            _BITMAP,
+            "    if host_load(word) & bit != 0:\n        return False\n    return host",
+            "    if host_load(word) != 0:\n        return False\n    return host",
+        ),
+        models=("fault-log-beside", "log-merge"),
+    ),
+    Mutant(
+        "merge-plain",
+        "bits that are put back overwrite one that is set meanwhile",
+        *(
+            _BITMAP,
+            "            fetch_or(bitmap, word, bits)\n",
+            "            store_relaxed(bitmap, word, load_relaxed(bitmap, word) | bits)\n",
+        ),
+        models=("log-merge",),
+    ),
+    Mutant(
+        "clear-no-flush",
+        "KVM_CLEAR_DIRTY_LOG returns while a vCPU writes through a translation from before",
+        *drop_call(_LOG, "clear_and_protect", "invalidate_range"),
+        models=("fault-log-clear",),
+    ),
+    Mutant(
+        "clear-protects-first-word",
+        "KVM_CLEAR_DIRTY_LOG protects the slot's first pages, whichever were asked for",
+        *(_LOG, "desk, bitmap, half, gfn + (first << 6), count)", "desk, bitmap, half, gfn, count)"),
+        models=("fault-log-clear",),
+    ),
+    Mutant(
+        "protect-no-flush",
+        "a range loses the right to write, but not the TLBs",
+        *drop_call("stage2/zap.py", "protect", "invalidate_range"),
+        models=("stage2-protect",),
     ),
 )
