@@ -1,8 +1,8 @@
 """Mutated lines of every format, read without a traceback or a hang.
 
 Each format has a corpus of lines, real ones and those of its options. Lines are changed at random (a byte, a cut, a
-piece of another line, a digit repeated many times) and given to all readers as reading a file does, one by one and in
-blocks; a TraceError of one line is right, any other exception is a defect, and so is a batch that takes longer than
+piece of another line, a digit repeated many times) and given to all readers as reading a file does, one by one, in
+blocks, and in blocks of which a second process made something; a TraceError of one line is right, any other exception is a defect, and so is a batch that takes longer than
 SECONDS.
 
     python benchmarks/fuzz_traces.py [--lines 1000000] [--formats qemu,strace] [--seed 1]
@@ -11,6 +11,7 @@ SECONDS.
 from __future__ import annotations
 
 import argparse
+import marshal
 import random
 import resource
 import sys
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 from guestmem.errors import TraceError
+from guestmem.traces.reading import AHEAD
 from guestmem.traces.reading import _Lines as Lines
 from guestmem.traces.recording import Recording
 
@@ -145,7 +147,12 @@ def campaign(name: str, count: int, seed: int) -> tuple[int, int]:
             handed.leading = rng.choice(handed.readers)
             try:
                 if at_once > 1:
-                    handed.take_block(number, "".join(block))
+                    text = "".join(block)
+                    work = AHEAD.get(type(handed.leading))
+                    made = None
+                    if work is not None and rng.random() < 0.5:
+                        made = marshal.loads(marshal.dumps(work(text)))  # noqa: S302 (ours)
+                    handed.take_block(number, text, made)
                 else:
                     handed.look_at_all()
                     handed.take(number, block[0])

@@ -3,11 +3,15 @@
     python tests/support/verdict_campaign.py COUNT [SEED [JOBS]]
 
 runs COUNT histories of consecutive seeds from SEED (0) on, in JOBS processes (as many as there are cores), and prints
-how many holes were said to be open, closed and unknown, by format and rule, and each wrong one with its seed.
+how many holes were said to be open, closed and unknown, by format and rule, and each wrong one with its seed. Of each
+three histories one is read as a block, one in blocks of a few lines, and one in such blocks of which what a second
+process would make of them (``traces.second_process.Ahead``) is made here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import marshal
 import multiprocessing
 import os
 import random
@@ -16,16 +20,20 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import rare_renderings
 import renderings
 from guestmem import traces
 from guestmem.check import check
 from guestmem.errors import TraceError
+from guestmem.traces import lines, reading
 from true_histories import simulate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from guestmem.check import Report
     from true_histories import History
 
@@ -39,6 +47,31 @@ ONE_FILE = {
 }
 TWO_FILES = ("qemu and tracepoints", "stap and tracepoints", "qemu and perf trace")
 FORMATS = ("qemu in ftrace", *ONE_FILE, *TWO_FILES)
+
+
+class AheadHere:
+    """What a second process makes of blocks, without one."""
+
+    def __init__(self, _blocks: object, work: Callable[[str], Any], _share: int) -> None:
+        self._work = work
+
+    def of(self, block: str) -> Any:
+        """What it makes of ``block``, as it comes through a pipe."""
+        return marshal.loads(marshal.dumps(self._work(block)))
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+@contextlib.contextmanager
+def read_as(seed: int) -> Iterator[None]:
+    """Read files whole, in blocks, or in blocks that are made ahead."""
+    block = 500 + seed % 7 * 300 if seed % 3 else lines.BLOCK
+    with (
+        mock.patch.object(lines, "BLOCK", block),
+        mock.patch.multiple(reading, Ahead=AheadHere, LARGE=-1, cores=lambda _: 1 + (seed % 3 == 2)),
+    ):
+        yield
 
 
 @dataclass(slots=True)
@@ -75,7 +108,8 @@ def one(seed: int, folder: Path, tally: Tally) -> None:
     form = rng.choice(FORMATS)
     tally.histories += 1
     try:
-        report = report_of(history, form, rng, folder)
+        with read_as(seed):
+            report = report_of(history, form, rng, folder)
     except TraceError as error:
         tally.no_hole[str(error).rsplit(": ", maxsplit=1)[-1][:60]] += 1
         return

@@ -144,6 +144,7 @@ def read(
                 wants_changes=False,
                 horizon=gap,
                 changes_at=[time - run_state_offset for time in changes.time if not math.isnan(time)],
+                jobs=jobs,
             )
             run_state = _state_of(recording, lines)
         timeline.run_state = _on_clock_of(timeline, run_state.shifted(run_state_offset))
