@@ -1,7 +1,7 @@
 """guest_memfd as far as memslots concern it: files of a VM, and which of their ranges are bound to which slot.
 
 Source: ``kvm_gmem_create()`` and ``kvm_gmem_bind()``, Linux 6.18, ``virt/kvm/guest_memfd.c``. What is in the files,
-and who may see it, is another room's business (``gmem``).
+and who may see it, is another room's business (``gmem``), which also has the checks of sizes and ranges.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import errno
 import itertools
 
 from ..errors import MemslotError
+from ..gmem.checks import bind_refusal, create_refusal
 from ..memslots.slot import SlotKey
-from ..units import PAGE_SIZE
 from .checks import Host
 from .versions import KernelVersion
 
@@ -27,10 +27,8 @@ def create_guest_memfd(owner: object, size: int, flags: int, host: Host) -> Gues
     """
     if not host.guest_memfd:
         raise MemslotError(errno.ENOTTY, "guest_memfd: the kernel has none")
-    if flags & ~host.gmem_flags:
-        raise MemslotError(errno.EINVAL, f"guest_memfd: flags {flags:#x} are not of {host.gmem_flags:#x}")
-    if not 0 < size < 1 << 63 or size % PAGE_SIZE:
-        raise MemslotError(errno.EINVAL, f"guest_memfd: size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}")
+    if why := create_refusal(size, flags, host.gmem_flags):
+        raise MemslotError(errno.EINVAL, f"guest_memfd: {why}")
     return GuestMemfd(owner, size, flags)
 
 
@@ -48,12 +46,8 @@ class GuestMemfd:
         """Step 19: MemslotError unless slot ``name`` of the VM ``owner`` may bind ``[offset, offset + size)``."""
         if self.owner is not owner:
             raise MemslotError(errno.EINVAL, f"slot {name}: guest_memfd belongs to another VM")
-        end = offset + size  # loff_t: from 2**63 on it is negative, and passes
-        if offset >> 63 or offset % PAGE_SIZE or self.size < end < 1 << 63:
-            raise MemslotError(
-                errno.EINVAL,
-                f"slot {name}: guest_memfd_offset {offset:#x} with size {size:#x} is not in a file of {self.size:#x}",
-            )
+        if why := bind_refusal(self.size, offset, size):
+            raise MemslotError(errno.EINVAL, f"slot {name}: guest_memfd_{why}")
         for (as_id, id_), (start, length) in self.bound.items():
             if offset < start + length and start < offset + size:
                 raise MemslotError(

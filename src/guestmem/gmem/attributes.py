@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .convert import convert_begin, convert_end, convert_from_host
-from .invalidate_lock import write_unlock
-from .layout import OK, SAME
-from .states import GUEST_MEMFD_FLAG_INIT_SHARED, InodeOfStates, States, in_use, room_for
+from .checks import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from .conversion import converting, store_state, take_from_host
+from .states import GUEST_MEMFD_FLAG_INIT_SHARED, InodeOfStates, States, room_for
 
 __all__ = ["KVM_MEMORY_ATTRIBUTE_PRIVATE", "Attributes"]
-
-KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3
 
 
 class Attributes(States):
@@ -34,23 +31,11 @@ class Attributes(States):
     def convert(self, inode: InodeOfStates, first: int, last: int, *, private: bool) -> None:
         """Same? Room, host, guest, store: whatever can fail comes before the guest's mappings are touched."""
         value = KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0
-        if convert_begin(inode.words, inode.states.words, first, last, value, inode.found) == SAME:
-            return
-        try:
+        with converting(inode, first, last, value) as changes:
+            if not changes:
+                return
             with room_for(inode, first):
                 if private:
-                    inode.window_barred(first, last)
-                    if convert_from_host(inode.words, first, last, inode.found) != OK:
-                        inode.window_follows(first, last)
-                        raise in_use(int(inode.found[0]))  # noqa: TRY301 - the lock is given back below
+                    take_from_host(inode, first, last)
                 with inode.invalidation(first, last, "shared" if private else "private"):
-                    if not private:
-                        inode.prepare_shared(first, last)
-                    inode.states.store(first, last + 1, value, reserved=True)
-                    if private:
-                        inode.regroup(first, last)
-                inode.window_follows(first, last)
-        except BaseException:
-            write_unlock(inode.words)
-            raise
-        convert_end(inode.words)
+                    store_state(inode, first, last, value, private=private)

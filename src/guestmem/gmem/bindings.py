@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Container, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..errors import GuestMemfdError, InvariantError
 from ..memslots.slot import Slot
 from ..ranges import RangeMap
 
-__all__ = ["Bindings", "Bound"]
+__all__ = ["Bindings", "Bound", "Incoming"]
 
 
 class Bound(NamedTuple):
@@ -26,6 +26,15 @@ class Bound(NamedTuple):
     def end(self) -> int:
         """The page after the last that it has bound."""
         return self.first + self.slot.npages
+
+
+class Incoming(Protocol):
+    """What slots of an update that is under way will have bound."""
+
+    def __iter__(self) -> Iterator[Bound]: ...
+
+    def overlapping(self, first: int, end: int) -> Iterator[tuple[Slot, int, int]]:
+        """As ``Bindings.overlapping``."""
 
 
 class Bindings:

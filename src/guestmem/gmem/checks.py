@@ -7,12 +7,23 @@ Source: ``kvm_gmem_create()``, ``kvm_gmem_bind()``, ``kvm_gmem_fallocate()``, Li
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from ..errors import GuestMemfdError, UsageError
 from ..units import PAGE_SIZE
 
-__all__ = ["check_bind", "check_create", "check_fallocate", "check_integers", "check_range"]
+__all__ = [
+    "bind_refusal",
+    "check_attributes2",
+    "check_bind",
+    "check_create",
+    "check_fallocate",
+    "check_integers",
+    "check_range",
+    "create_refusal",
+]
 
+KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 _SIGNED = 1 << 63
@@ -37,29 +48,54 @@ def _refused(why: str) -> GuestMemfdError:
     return GuestMemfdError(errno.EINVAL, f"guest_memfd: {why}")
 
 
-def check_create(size: int, flags: int, known: int) -> None:
-    """EINVAL for flags that are not of ``known``, then for a size that is 0, negative or not of whole pages.
+def create_refusal(size: int, flags: int, known: int) -> str:
+    """Why KVM_CREATE_GUEST_MEMFD answers EINVAL, or "": flags not of ``known``; then a size that is 0, negative, odd.
 
-    >>> check_create(0x1800, 0, 3)
-    Traceback (most recent call last):
-    guestmem.errors.GuestMemfdError: EINVAL: guest_memfd: size 0x1800 is not a positive multiple of 0x1000
+    >>> create_refusal(0x1800, 0, 3)
+    'size 0x1800 is not a positive multiple of 0x1000'
     """
-    check_integers(size=size, flags=flags)
     if flags & ~known:
-        raise _refused(f"flags {flags:#x} are not of {known:#x}")
+        return f"flags {flags:#x} are not of {known:#x}"
     if not 0 < size < _SIGNED or size % PAGE_SIZE:
-        raise _refused(f"size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}")
+        return f"size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}"
+    return ""
 
 
-def check_bind(file_size: int, offset: int, size: int) -> None:
-    """EINVAL unless ``[offset, offset + size)`` may be bound in a file of ``file_size`` bytes.
+def bind_refusal(file_size: int, offset: int, size: int) -> str:
+    """Why ``[offset, offset + size)`` cannot be bound in a file of ``file_size`` bytes (EINVAL), or "".
 
     The sum is a loff_t: from 2**63 on it is negative, and passes.
     """
-    check_integers(offset=offset)
     end = offset + size
     if not 0 <= offset < _SIGNED or offset % PAGE_SIZE or file_size < end < _SIGNED:
-        raise _refused(f"offset {offset:#x} with size {size:#x} is not in a file of {file_size:#x}")
+        return f"offset {offset:#x} with size {size:#x} is not in a file of {file_size:#x}"
+    return ""
+
+
+def check_create(size: int, flags: int, known: int) -> None:
+    """GuestMemfdError (EINVAL) for what ``create_refusal`` names."""
+    check_integers(size=size, flags=flags)
+    if why := create_refusal(size, flags, known):
+        raise _refused(why)
+
+
+def check_bind(file_size: int, offset: int, size: int) -> None:
+    """GuestMemfdError (EINVAL) for what ``bind_refusal`` names."""
+    check_integers(offset=offset)
+    if why := bind_refusal(file_size, offset, size):
+        raise _refused(why)
+
+
+def check_attributes2(attributes: int, flags: int, reserved: Sequence[int], *, private_vm: bool) -> None:
+    """KVM_SET_MEMORY_ATTRIBUTES2 before its range: EINVAL for flags, reserved words, the VM's type, attributes."""
+    for wrong, why in (
+        (flags != 0, f"flags {flags:#x} are not 0"),
+        (any(reserved), f"reserved {list(reserved)} are not all 0"),
+        (not private_vm, "the VM's type has no private memory"),
+        (attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE, f"attributes {attributes:#x} are not of 0x8"),
+    ):
+        if wrong:
+            raise _refused(why)
 
 
 def check_fallocate(file_size: int, mode: int, offset: int, length: int) -> None:

@@ -6,45 +6,44 @@ Source: ``virt/kvm/guest_memfd.c``, Linux 6.12 to 7.3, and the series for in-pla
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ..compiled import own
 from ..errors import CapabilityError, GuestMemfdError, MemoryFaultError, RangeNodesError, UsageError
 from ..memslots.slot import Slot
 from ..units import PAGE_SIZE
 from . import layout as at
-from .attributes import KVM_MEMORY_ATTRIBUTE_PRIVATE
-from .bindings import Bindings, Bound
-from .checks import FALLOC_FL_PUNCH_HOLE, check_bind, check_create, check_fallocate, check_integers, check_range
+from .bindings import Bindings, Incoming
+from .checks import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    check_attributes2,
+    check_bind,
+    check_create,
+    check_fallocate,
+    check_integers,
+    check_range,
+)
 from .fault import guest_fault, pin_page
 from .generations import generation
 from .host_mapping import HostMapping
 from .inode import Inode
 from .mappability import Mappability
-from .pin import Pin
+from .numa import NumaPolicy
+from .pin import Pin, unpinnable
 from .states import EHWPOISON, GUEST_MEMFD_FLAG_MMAP
 from .vm_attributes import VmMemoryAttributes
 
 __all__ = ["FALLOC_FL_KEEP_SIZE", "FALLOC_FL_PUNCH_HOLE", "GuestMemfd", "GuestPage", "Invalidate"]
 
-FALLOC_FL_KEEP_SIZE = 1
 Invalidate = Callable[[Slot, int, int, str], AbstractContextManager[None]]
 """Called with a slot, frames [start, end) of it, and the kind of mappings that go: "shared", "private" or "both"."""
 _ORDERS = {PAGE_SIZE: 0, 1 << 21: 9, 1 << 30: 18}
-_MODES = ("default", "bind", "preferred", "interleave")
 _OK, _ABSENT, _POISON, _LAST = int(at.OK), int(at.ABSENT), int(at.POISON), int(at.LAST)
 _WRONG_KIND, _BARRED = int(at.WRONG_KIND), int(at.BARRED)
-
-
-class Incoming(Protocol):
-    """What slots of an update that is under way will have bound."""
-
-    def __iter__(self) -> Iterator[Bound]: ...
-
-    def overlapping(self, first: int, end: int) -> Iterator[tuple[Slot, int, int]]:
-        """As ``Bindings.overlapping``."""
 
 
 class GuestPage(NamedTuple):
@@ -59,7 +58,7 @@ def _nothing(_slot: Slot, _start: int, _end: int, _kinds: str) -> AbstractContex
     return nullcontext()
 
 
-class GuestMemfd:
+class GuestMemfd(NumaPolicy):
     """KVM_CREATE_GUEST_MEMFD: ``size`` bytes of memory for guests, of the VM ``vm`` (any object).
 
     ``states``: who may touch which page, and how that changes: attributes (default), mappability, shareability, or
@@ -247,35 +246,6 @@ class GuestMemfd:
         """A hole: memory of ``[offset, offset + length)`` goes back; read again, it is zero."""
         self.fallocate(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length)
 
-    def set_policy(self, offset: int, size: int, mode: str, nodes: Sequence[int] = ()) -> None:
-        """mbind(2) through the mapping (6.19): where pages that are committed from now on come to lie.
-
-        ``mode``: default, bind, preferred, interleave; ``nodes``: 0 to 63. As data: ``node`` tells; no page is moved.
-        """
-        if mode not in _MODES or (mode == "default") != (not nodes) or any(not 0 <= node < 64 for node in nodes):
-            raise GuestMemfdError(
-                errno.EINVAL,
-                f"guest_memfd: policy {mode!r} of nodes {list(nodes)}: one of {', '.join(_MODES)}, 0 to 63",
-            )
-        first, last = check_range(self.size, offset, size)
-        inode = self.inode
-        policy = mode, tuple(nodes)
-        if mode == "default":
-            inode.policies.erase(first, last + 1)
-            return
-        if policy not in inode.policy_of:
-            inode.policy_of.append(policy)
-        inode.policies[first : last + 1] = 1 + inode.policy_of.index(policy)
-
-    def policy(self, page: int) -> tuple[str, tuple[int, ...]]:
-        """Mode and nodes for page ``page``."""
-        number = self.inode.policies.get(page)
-        return self.inode.policy_of[number - 1] if number else ("default", ())
-
-    def node(self, page: int) -> int | None:
-        """The node that page ``page`` was committed on; None if it is not there, or had no policy."""
-        return self.inode.nodes.get(page, 0) - 1 if page in self.inode.nodes else None
-
     def poison(self, page: int) -> None:
         """Memory failure at page ``page``: mappings go, the page stays, and every fault on it is EHWPOISON."""
         self._must_be_open()
@@ -314,17 +284,12 @@ class GuestMemfd:
                 elif status == _OK:
                     page += 1
                 else:
-                    raise self._unpinnable(page, status)  # noqa: TRY301 - what was pinned is let go below
+                    raise unpinnable(inode, page, status)  # noqa: TRY301 - what was pinned is let go below
         except BaseException:
             for taken in range(first, page):
                 inode.put(taken)
             raise
         return Pin(inode, first, last)
-
-    def _unpinnable(self, page: int, status: int) -> GuestMemfdError:
-        what = "poisoned" if status == _POISON else self.inode.generation.NAMES[self.inode.states.get(page)]
-        number = EHWPOISON if status == _POISON else errno.EFAULT
-        return GuestMemfdError(number, f"guest_memfd: page {page} is {what}: it cannot be pinned")
 
     # -- the guest ---------------------------------------------------------------------------------------------------
 
@@ -414,14 +379,7 @@ class GuestMemfd:
         self._must_be_open()
         if self.inode.generation.NAME != "attributes":
             raise GuestMemfdError(errno.ENOTTY, f"guest_memfd: states are of {self.inode.generation.NAME}")
-        for wrong, why in (
-            (flags != 0, f"flags {flags:#x} are not 0"),
-            (any(reserved), f"reserved {list(reserved)} are not all 0"),
-            (not self.private_vm, "the VM's type has no private memory"),
-            (attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE, f"attributes {attributes:#x} are not of 0x8"),
-        ):
-            if wrong:
-                raise GuestMemfdError(errno.EINVAL, f"guest_memfd: {why}")
+        check_attributes2(attributes, flags, reserved, private_vm=self.private_vm)
         self.convert(offset, size, private=bool(attributes))
 
     def mappability(self) -> Mappability:

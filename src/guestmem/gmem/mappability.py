@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from ..errors import GuestMemfdError
 from ..units import PAGE_SIZE
-from .convert import convert_begin, convert_end, folio_forget, folio_register, folio_registered
+from .conversion import converting, store_state
+from .convert import folio_forget, folio_register, folio_registered
 from .folio import folios_in_use, unmap_host
 from .invalidate_lock import write_lock, write_unlock
 from .layout import IN_USE, NONE, SAME
@@ -46,46 +47,37 @@ class Mappability(States):
 
     def share(self, inode: InodeOfStates, first: int, last: int) -> None:
         """Every page becomes ALL; those that waited for a last put wait no longer."""
-        if convert_begin(inode.words, inode.states.words, first, last, ALL_MAPPABLE, inode.found) == SAME:
-            return
-        try:
+        with converting(inode, first, last, ALL_MAPPABLE) as changes:
+            if not changes:
+                return
             with room_for(inode, first), inode.invalidation(first, last, "both"):
                 self._forget(inode, first, last)
-                inode.prepare_shared(first, last)
-                inode.states.store(first, last + 1, ALL_MAPPABLE, reserved=True)
-                inode.window_follows(first, last)
-        except BaseException:
-            write_unlock(inode.words)
-            raise
-        convert_end(inode.words)
+                store_state(inode, first, last, ALL_MAPPABLE, private=False)
 
     def unshare(self, inode: InodeOfStates, first: int, last: int, *, unmap: bool = False) -> list[int]:
         """Every page becomes GUEST, or NONE where a mapping or pin is left; returns the latter.
 
         As in the proposal, nothing is unmapped by itself: ``unmap`` is the caller's step in between.
         """
-        if convert_begin(inode.words, inode.states.words, first, last, GUEST_MAPPABLE, inode.found) == SAME:
-            return []
         held: list[int] = []
-        try:
-            if unmap:
-                inode.window_barred(first, last)
-                unmap_host(inode.words, first, last)
-            page = int(folios_in_use(inode.words, first, last))
-            while page != int(NONE):
-                held.append(page)
-                page = int(folios_in_use(inode.words, page + 1, last)) if page < last else int(NONE)
-            with room_for(inode, first, 1 + len(held)), inode.invalidation(first, last, "both"):
-                inode.states.store(first, last + 1, GUEST_MAPPABLE, reserved=True)
-                for page in held:
-                    inode.states.store(page, page + 1, NONE_MAPPABLE, reserved=True)
-                inode.regroup(first, last)
-        except BaseException:
-            inode.window_follows(first, last)
-            write_unlock(inode.words)
-            raise
-        inode.window_follows(first, last)
-        convert_end(inode.words)
+        with converting(inode, first, last, GUEST_MAPPABLE) as changes:
+            if not changes:
+                return held
+            try:
+                if unmap:
+                    inode.window_barred(first, last)
+                    unmap_host(inode.words, first, last)
+                page = int(folios_in_use(inode.words, first, last))
+                while page != int(NONE):
+                    held.append(page)
+                    page = int(folios_in_use(inode.words, page + 1, last)) if page < last else int(NONE)
+                with room_for(inode, first, 1 + len(held)), inode.invalidation(first, last, "both"):
+                    inode.states.store(first, last + 1, GUEST_MAPPABLE, reserved=True)
+                    for page in held:
+                        inode.states.store(page, page + 1, NONE_MAPPABLE, reserved=True)
+                    inode.regroup(first, last)
+            finally:
+                inode.window_follows(first, last)
         return held
 
     def register(self, inode: InodeOfStates, first: int, last: int) -> None:

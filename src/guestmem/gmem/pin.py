@@ -6,19 +6,21 @@ and the file a new page, so that more memory can be in use than the file has. So
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from ..atomics import fetch_add
 from ..compiled import U64, Words, compiled, const
-from ..errors import UsageError
+from ..errors import GuestMemfdError, UsageError
 from ..units import PAGE_SIZE, U64_MAX
 from .folio import folio_head, page_word
-from .layout import FOLIO
+from .layout import FOLIO, POISON
+from .states import EHWPOISON
 
 if TYPE_CHECKING:
     from .inode import Inode
 
-__all__ = ["Pin"]
+__all__ = ["Pin", "unpinnable"]
 
 _ONE = const(1)
 _MINUS_ONE = const(U64_MAX)
@@ -93,3 +95,11 @@ class Pin:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def unpinnable(inode: Inode, page: int, status: int) -> GuestMemfdError:
+    """Why a page cannot be pinned, by what ``pin_page`` came to: EHWPOISON, or EFAULT for its state."""
+    poisoned = status == int(POISON)
+    what = "poisoned" if poisoned else inode.generation.NAMES[inode.states.get(page)]
+    number = EHWPOISON if poisoned else errno.EFAULT
+    return GuestMemfdError(number, f"guest_memfd: page {page} is {what}: it cannot be pinned")

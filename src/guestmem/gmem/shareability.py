@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .convert import convert_begin, convert_end, convert_from_host
-from .invalidate_lock import write_unlock
-from .layout import OK, SAME
-from .states import GUEST_MEMFD_FLAG_INIT_SHARED, InodeOfStates, States, in_use, room_for
+from .conversion import converting, store_state, take_from_host
+from .states import GUEST_MEMFD_FLAG_INIT_SHARED, InodeOfStates, States, room_for
 
 __all__ = ["SHAREABILITY_ALL", "SHAREABILITY_GUEST", "Shareability"]
 
@@ -34,22 +32,10 @@ class Shareability(States):
     def convert(self, inode: InodeOfStates, first: int, last: int, *, private: bool) -> None:
         """Guest, host, store: the guest's mappings of both kinds go first, also if the conversion is then refused."""
         value = SHAREABILITY_GUEST if private else SHAREABILITY_ALL
-        if convert_begin(inode.words, inode.states.words, first, last, value, inode.found) == SAME:
-            return
-        try:
+        with converting(inode, first, last, value) as changes:
+            if not changes:
+                return
             with room_for(inode, first), inode.invalidation(first, last, "both"):
                 if private:
-                    inode.window_barred(first, last)
-                    if convert_from_host(inode.words, first, last, inode.found) != OK:
-                        inode.window_follows(first, last)
-                        raise in_use(int(inode.found[0]))  # noqa: TRY301 - the lock is given back below
-                else:
-                    inode.prepare_shared(first, last)
-                inode.states.store(first, last + 1, value, reserved=True)
-                if private:
-                    inode.regroup(first, last)
-                inode.window_follows(first, last)
-        except BaseException:
-            write_unlock(inode.words)
-            raise
-        convert_end(inode.words)
+                    take_from_host(inode, first, last)
+                store_state(inode, first, last, value, private=private)

@@ -14,8 +14,9 @@ whole or has not begun. Idea: Linux ``lib/maple_tree.c`` (``mas_wr_spanning_stor
 
 from __future__ import annotations
 
-from ..atomics import load_relaxed, store_relaxed, store_release
+from ..atomics import load_relaxed
 from ..compiled import U64, Own, Words, compiled, const, u64
+from .edit import distribute, edit_node, gather, new_root, one_node
 from .layout import (
     CHAIN_COUNT,
     CHAIN_LENGTH,
@@ -47,7 +48,7 @@ from .layout import (
     WIDTH,
 )
 from .lookup import entry_around, node_count
-from .nodes import end_node, forget_values, free_expired, give_node, give_subtree, take_node
+from .nodes import forget_values, free_expired, give_node, give_subtree
 
 __all__ = ["ranges_store", "ranges_store_many", "worst_nodes"]
 
@@ -79,111 +80,6 @@ def _descend(ranges: Words, desk: Own, path: U64, root: U64, index: U64) -> U64:
             bound = load_relaxed(ranges, node + at + _ONE) - _ONE
         node = load_relaxed(ranges, node + width + at)
         level -= _ONE
-
-
-@compiled
-def _copy(ranges: Words, source: U64, target: U64, count: U64) -> None:
-    """Copy words upwards; the two may overlap if ``target`` is below ``source``."""
-    done = u64(0)
-    while done < count:
-        store_relaxed(ranges, target + done, load_relaxed(ranges, source + done))
-        done += _ONE
-
-
-@compiled
-def _open(ranges: Words, first: U64, count: U64, by: U64) -> None:
-    """Move ``count`` words from ``first`` on up by ``by``."""
-    while count > 0:
-        count -= _ONE
-        store_relaxed(ranges, first + by + count, load_relaxed(ranges, first + count))
-
-
-@compiled
-def _put_new(ranges: Words, desk: Own, node: U64, width: U64, index: U64) -> None:
-    """Write the level's new entries into ``node`` from ``index`` on."""
-    entry = u64(0)
-    while entry < desk[NEW_COUNT]:
-        store_relaxed(ranges, node + index + entry, desk[NEW_KEYS + entry])
-        store_relaxed(ranges, node + width + index + entry, desk[NEW_VALUES + entry])
-        entry += _ONE
-
-
-@compiled
-def _edit(ranges: Words, desk: Own, node: U64, first: U64, end: U64) -> None:
-    """In place: entries [first, end) of ``node`` become the new ones, for which there is room."""
-    width = load_relaxed(ranges, WIDTH)
-    count = node_count(ranges, node, width)
-    to = first + desk[NEW_COUNT]
-    if to > end:
-        _open(ranges, node + end, count - end, to - end)
-        _open(ranges, node + width + end, count - end, to - end)
-    elif to < end:
-        _copy(ranges, node + end, node + to, count - end)
-        _copy(ranges, node + width + end, node + width + to, count - end)
-    _put_new(ranges, desk, node, width, first)
-    end_node(ranges, node, to + count - end, max(count, to + count - end))
-
-
-@compiled
-def _one_node(ranges: Words, desk: Own, left: U64, first: U64, right: U64, end: U64) -> None:
-    """A new node of ``left``'s entries before ``first``, the new ones, ``right``'s from ``end`` on: they fit."""
-    width = load_relaxed(ranges, WIDTH)
-    rest = node_count(ranges, right, width) - end
-    node = take_node(ranges, desk)
-    _copy(ranges, left, node, first)
-    _copy(ranges, left + width, node + width, first)
-    _put_new(ranges, desk, node, width, first)
-    to = first + desk[NEW_COUNT]
-    _copy(ranges, right + end, node + to, rest)
-    _copy(ranges, right + width + end, node + width + to, rest)
-    end_node(ranges, node, to + rest, width)
-    desk[NEW_COUNT] = _ONE
-    desk[NEW_KEYS] = load_relaxed(ranges, node)
-    desk[NEW_VALUES] = node
-
-
-@compiled
-def _gather(ranges: Words, desk: Own, node: U64, first: U64, end: U64, at: U64) -> U64:
-    """Append entries [first, end) of ``node`` to the scratch's ``at``; returns how many it holds now."""
-    width = load_relaxed(ranges, WIDTH)
-    values = SCRATCH + u64(3) * width
-    while first < end:
-        desk[SCRATCH + at] = load_relaxed(ranges, node + first)
-        desk[values + at] = load_relaxed(ranges, node + width + first)
-        at += _ONE
-        first += _ONE
-    return at
-
-
-@compiled
-def _distribute(ranges: Words, desk: Own, total: U64, packed: bool) -> None:
-    """Write ``total`` entries of the scratch into as few new nodes as hold them; these are the new entries above.
-
-    Evenly; ``packed``: full ones first, as when entries come in ascending order and the last node goes on growing.
-    """
-    width = load_relaxed(ranges, WIDTH)
-    values = SCRATCH + u64(3) * width
-    fanout = desk[FANOUT]
-    nodes = (total + fanout - _ONE) // fanout
-    number = u64(0)
-    at = u64(0)
-    while number < nodes:
-        left = nodes - number
-        size = (total - at + left - _ONE) // left
-        if packed and number + _ONE < nodes:
-            size = fanout
-        node = take_node(ranges, desk)
-        desk[NEW_KEYS + number] = desk[SCRATCH + at]
-        desk[NEW_VALUES + number] = node
-        entry = u64(0)
-        while entry < size:
-            store_relaxed(ranges, node + entry, desk[SCRATCH + at])
-            store_relaxed(ranges, node + width + entry, desk[values + at])
-            entry += _ONE
-            at += _ONE
-        end_node(ranges, node, size, width)
-        number += _ONE
-    desk[NEW_COUNT] = nodes
 
 
 @compiled
@@ -321,12 +217,12 @@ def _level(ranges: Words, desk: Own, level: U64, height: U64, shared: bool) -> b
     enough = total >= desk[MINIMUM] or last_of_level
     fits = total <= desk[FANOUT]
     if left == right and enough and fits and not shared and (level == 0 or level < height or total > 1):
-        _edit(ranges, desk, left, first, end)
+        edit_node(ranges, desk, left, first, end)
         return True
     if enough and fits:
-        _one_node(ranges, desk, left, first, right, end)
+        one_node(ranges, desk, left, first, right, end)
     else:
-        at = _gather(ranges, desk, left, u64(0), first, u64(0))
+        at = gather(ranges, desk, left, u64(0), first, u64(0))
         entry = u64(0)
         values = SCRATCH + u64(3) * width
         while entry < desk[NEW_COUNT]:
@@ -334,40 +230,19 @@ def _level(ranges: Words, desk: Own, level: U64, height: U64, shared: bool) -> b
             desk[values + at] = desk[NEW_VALUES + entry]
             at += _ONE
             entry += _ONE
-        at = _gather(ranges, desk, right, end, count, at)
+        at = gather(ranges, desk, right, end, count, at)
         if not enough:  # too few: together with the next node, of which there is one
             if left != right:
                 give_node(ranges, desk, right, shared)
                 desk[SKIP + level] = right
             _next_node(ranges, desk, level)
             right = desk[PATH_B + level + level]
-            at = _gather(ranges, desk, right, u64(0), node_count(ranges, right, width), at)
-        _distribute(ranges, desk, at, last_of_level and end == count)
+            at = gather(ranges, desk, right, u64(0), node_count(ranges, right, width), at)
+        distribute(ranges, desk, at, last_of_level and end == count)
     give_node(ranges, desk, left, shared)
     if left != right:
         give_node(ranges, desk, right, shared)
     return False
-
-
-@compiled
-def _new_root(ranges: Words, desk: Own, height: U64, shared: bool) -> None:
-    """The top level's new nodes become a tree; it is published by one store.
-
-    Release: a reader that acquires the root sees every node below it whole.
-    """
-    node = desk[NEW_VALUES]
-    width = load_relaxed(ranges, WIDTH)
-    if desk[NEW_COUNT] > 1:
-        node = take_node(ranges, desk)
-        _put_new(ranges, desk, node, width, u64(0))
-        end_node(ranges, node, desk[NEW_COUNT], width)
-        height += _ONE
-    while height > 0 and node_count(ranges, node, width) == 1:
-        child = load_relaxed(ranges, node + width)
-        give_node(ranges, desk, node, shared)
-        node = child
-        height -= _ONE
-    store_release(ranges, ROOT, node << HEIGHT_BITS | height)
 
 
 @compiled
@@ -394,7 +269,7 @@ def _store(ranges: Words, desk: Own, start: U64, last: U64, value: U64, kept: U6
     level = u64(0)
     while not _level(ranges, desk, level, height, shared):
         if level == height:
-            _new_root(ranges, desk, height, shared)
+            new_root(ranges, desk, height, shared)
             break
         level += _ONE
         _give_between(ranges, desk, level, shared)

@@ -19,7 +19,7 @@ MUTANTS = (
     Mutant(
         "ranges-publish-early",
         "the root is published before its nodes are written",
-        *weaken(_STORE, "_new_root", "store_release"),
+        *weaken("ranges/edit.py", "new_root", "store_release"),
         models=("ranges",),
         memory="relaxed",
     ),
