@@ -1,6 +1,6 @@
 """Every instruction of 64-bit user code that accesses memory, natively and in the hole of an update: is it the same?
 
-    python tests/support/instruction_sweep.py [--of 1] [--part 0] [--vector 40] [--json]
+    python tests/support/instruction_sweep.py [--of 1] [--part 0] [--vector 1] [--json]
 
 runs each form that a decoder knows (``kvm_every_instruction``), VEX and EVEX every ``--vector``-th, with its memory at
 six kinds of places, and prints what became of them. ``--of N --part K``: every N-th, from the K-th. The oracle is the
@@ -224,7 +224,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="every instruction, natively and in the hole of an update")
     parser.add_argument("--of", type=int, default=1)
     parser.add_argument("--part", type=int, default=0)
-    parser.add_argument("--vector", type=int, default=40, help="VEX and EVEX: every so many; 0: none")
+    parser.add_argument("--vector", type=int, default=1, help="VEX and EVEX: every so many; 0: none")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     begun = time.monotonic()

@@ -1,13 +1,12 @@
 """Ctrl-C in a call that takes something away (entries of a ring, a log, an exit): who calls again gets it.
 
-At every instruction of it, as ``test_ctrl_c_at_every_place.py``; and by several threads at once.
+At every instruction of it, as ``test_ctrl_c_at_every_place.py``. And of several threads one takes at a time.
 """
 
 from __future__ import annotations
 
 import dis
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -132,24 +131,32 @@ def test_accesses_of_the_software_engine() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_several_threads_harvest_each_entry_once(engine: str) -> None:
-    interval = sys.getswitchinterval()
+@pytest.mark.parametrize("floor", ["vm", "vcpu"])
+def test_one_thread_harvests_at_a_time(engine: str, floor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another that comes meanwhile waits, and gets what came since."""
+    if (engine, floor) == ("soft", "vcpu"):
+        pytest.skip("its vCPUs have no harvest of their own")
     with machine(engine, rings=True) as vm:
-        sys.setswitchinterval(1e-5)
-        try:
-            for _ in range(20):
-                write_each(vm)
-                got: list[int] = []
+        harvest = vm.harvest if floor == "vm" else vm.vcpus[0].vcpu.harvest  # type: ignore[attr-defined]
+        owner: Any = vm._now if floor == "vm" else vm.engine.vm.answered
+        plain, others, waited = owner.harvest, list[Any](), list[bool]()
 
-                def harvest(got: list[int] = got) -> None:
-                    got.extend(entry.offset for entry in vm.harvest())
+        def meet(*args: Any) -> Any:
+            if waited:
+                return plain(*args)
+            waited.append(False)
+            found = plain(*args)
+            thread = threading.Thread(target=lambda: others.extend(harvest()), daemon=True)
+            thread.start()
+            thread.join(0.3)
+            waited[0] = thread.is_alive()
+            threads.append(thread)
+            return found
 
-                threads = [threading.Thread(target=harvest) for _ in range(3)]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                assert sorted(got) == [*PAGES]
-                assert vm.reset_dirty_rings() == len(PAGES)
-        finally:
-            sys.setswitchinterval(interval)
+        threads: list[threading.Thread] = []
+        write_each(vm)
+        monkeypatch.setattr(owner, "harvest", meet)
+        assert len(harvest()) == len(PAGES)
+        threads[0].join()
+        assert (waited, others) == ([True], [])
+        assert vm.reset_dirty_rings() == len(PAGES)
