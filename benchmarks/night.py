@@ -72,6 +72,12 @@ def campaigns(seed: int) -> list[Campaign]:
             0.1,
         ),
         Campaign(
+            "ranges",
+            (sys.executable, "tests/support/ranges_campaign.py", "1000000", number),
+            "1000000 random operations on range maps, beside a dict of every index",
+            0.1,
+        ),
+        Campaign(
             "merged threads",
             (sys.executable, "tests/support/merge_campaign.py", "10000", number),
             "10000 random programs, searched with and without merging",
