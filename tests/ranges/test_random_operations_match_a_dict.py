@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, a range map says what a dict of every index says; `make night` does a million."""
+"""Whatever is done in whatever order, a range map says what a dict says; `make night` does a million operations."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _one(ranges: Any, oracle: Any, snapshots: Any, what: str, start: int, end: i
 if __name__ == "__main__":
     operations, seed = int(sys.argv[1]), int(sys.argv[2])
     found = dict[str, int]()
-    shapes: tuple[dict[str, int], ...] = ({}, {"readers": 1}, {"fanout": 3}, {"fanout": 7, "readers": 1})
+    shapes: tuple[dict[str, Any], ...] = ({}, {"readers": 1}, {"fanout": 3}, {"fanout": 7, "readers": 1})
     for shape in shapes:
         for kind_, times in ranges_campaign(operations // len(shapes), random.Random(seed), **shape).items():
             found[kind_] = found.get(kind_, 0) + times
