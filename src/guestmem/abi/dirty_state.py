@@ -34,6 +34,8 @@ _MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
 _RINGS = (MemoryCap.DIRTY_LOG_RING, MemoryCap.DIRTY_LOG_RING_ACQ_REL)
 _FIRST_FILE = 1000
 _PML_ENTRIES = 512
+_USERFAULT = 245
+"""KVM_CAP_USERFAULT, in a tree that has it; mainline's 245 is something else."""
 _FILE_ATTRIBUTES = 250
 """KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES; the number is mainline's."""
 
@@ -108,6 +110,8 @@ class DirtyState:
             MemoryCap.PRE_FAULT_MEMORY: int(host.tdp),
             MemoryCap.GUEST_MEMFD_FLAGS: host.gmem_flags if host.has_guest_memfd else 0,
         }
+        if cap == _USERFAULT and host.version.userfault:
+            return 1
         if cap == _FILE_ATTRIBUTES and host.version.tree == MAINLINE and host.version.gmem_attributes:
             return 8 if host.private_memory else 0
         return values.get(cap, 0)  # type: ignore[call-overload, no-any-return] # an int finds its IntEnum
@@ -190,6 +194,10 @@ class DirtyState:
         """A DELETE or MOVE threw all translations away: the next write to any page is noticed again."""
         if self.writable:
             self.writable.clear()
+
+    def slot_zapped(self, key: SlotKey) -> None:
+        """The translations of one slot went: the next write to a page of it is noticed again."""
+        self.writable.difference_update([each for each in self.writable if each[0] == key])
 
     def swapped(self) -> None:
         """A CREATE or a change of flags: nothing is thrown away, unless MMIO's generations came round with it."""

@@ -37,6 +37,7 @@ from .guest_memfds import GuestMemfd
 from .structures import MemoryIoctl, MemoryRegion, region_of
 from .take_over import DirtyPage, take_over
 from .user_memory import ProcessMemory, UserMemory
+from .userfault import KVM_MEM_USERFAULT, bitmap_of
 
 __all__ = ["KvmModel", "ModelSlot"]
 
@@ -111,6 +112,8 @@ class KvmModel:
         self.files: dict[int, object] = {}
         """What file descriptors of a caller are; a GuestMemfd, or anything else, which is none."""
         self.user: UserMemory = ProcessMemory() if user is None else user
+        self.userfaults: dict[SlotKey, int] = {}
+        """Slots with KVM_MEM_USERFAULT, and the address of the bitmap of each."""
         self.dead = False
         """The VM is marked dead (``kvm_vm_dead``): every ioctl on it fails with EIO."""
         self.dirty = DirtyState(self, logs)
@@ -173,11 +176,30 @@ class KvmModel:
     def _region1(self, argument: bytes) -> int:
         word, flags, gpa, size, hva = _REGION.unpack(argument)
         self._set_region(word, flags, gpa, size, hva, 0, 0, False, False)
+        if self.userfaults:
+            self.userfaults.pop(SlotKey.of(word), None)
         return 0
 
     def _region2(self, argument: bytes) -> int:
-        self._set_region(*MemoryRegion.unpack(argument), True, False)
+        region = MemoryRegion.unpack(argument)
+        if region.flags & KVM_MEM_USERFAULT and self.host.version.userfault:
+            self._with_userfault(region, bitmap_of(region, argument, self.host))
+            return 0
+        self._set_region(*region, True, False)
+        if self.userfaults:
+            self.userfaults.pop(region.key, None)
         return 0
+
+    def _with_userfault(self, region: MemoryRegion, bitmap: int) -> None:
+        """A slot with KVM_MEM_USERFAULT. The sets do not know the flag, so switching it alone makes no swap here."""
+        key = region.key
+        kind = self._set_region(*region._replace(flags=region.flags & ~KVM_MEM_USERFAULT), True, False)
+        if kind is _DELETE:
+            self.userfaults.pop(key, None)
+        elif kind is not _NOTHING or key not in self.userfaults:
+            if key not in self.userfaults:
+                self.dirty.slot_zapped(key)
+            self.userfaults[key] = bitmap
 
     def _set_nr_mmu_pages(self, count: int) -> int:
         self.accounting.set_mmu_pages(count)

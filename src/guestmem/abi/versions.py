@@ -24,6 +24,7 @@ __all__ = [
     "VERSIONS",
     "KernelVersion",
     "version_of",
+    "with_userfault",
 ]
 
 
@@ -52,6 +53,8 @@ class KernelVersion:
     """Whether a guest_memfd has attributes of its own: capability 250, KVM_SET_MEMORY_ATTRIBUTES2 on the file."""
     prefault_on_arm64: bool = False
     """Whether arm64 has KVM_PRE_FAULT_MEMORY; before, it is an unknown ioctl of a vCPU: EINVAL."""
+    userfault: bool = False
+    """Whether a slot may have KVM_MEM_USERFAULT: no kernel of mainline."""
     stable: int = 0
     """The stable release from which on it is so, where that is not the first."""
 
@@ -102,6 +105,12 @@ LINUX_7_4 = replace(LINUX_7_3, name="7.4", gmem_attributes=True, prefault_on_arm
 """As far as it is known: see above."""
 VERSIONS = (LINUX_6_12, LINUX_6_18, LINUX_7_3, LINUX_7_4)
 
+
+def with_userfault(version: KernelVersion) -> KernelVersion:
+    """A version with KVM Userfault, as a vendor's tree carries it."""
+    return replace(version, tree="amazon", userfault=True)
+
+
 DIFFERENCES = {
     "gmem_needs_private_vm": "KVM_MEM_GUEST_MEMFD is refused for ordinary VMs",
     "gmem_overlap_errno": "errno of binding a guest_memfd range that is bound already",
@@ -112,6 +121,7 @@ DIFFERENCES = {
     "prefault_retries": "KVM_PRE_FAULT_MEMORY retries on an INVALID slot",
     "gmem_attributes": "a guest_memfd has attributes of its own (capability 250)",
     "prefault_on_arm64": "KVM_PRE_FAULT_MEMORY on arm64",
+    "userfault": "slots may have KVM_MEM_USERFAULT",
 }
 """Each difference in a line."""
 

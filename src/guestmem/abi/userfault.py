@@ -1,0 +1,77 @@
+"""KVM Userfault in the ABI: KVM_MEM_USERFAULT of a slot, its bitmap, and the exit of an access.
+
+Source: "KVM: Introduce KVM Userfault" v3, linux-kvm, June 2025: not merged; Amazon's tree has it, where capability 245
+is USERFAULT. The bitmap's address is the word at offset 48 of ``struct kvm_userspace_memory_region2``; bit n is page n.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import MemslotError
+from ..units import PAGE_SIZE
+from .structures import MemoryRegion
+from .versions import LINUX_6_18, KernelVersion, with_userfault
+
+if TYPE_CHECKING:
+    from .checks import Host
+    from .model import KvmModel
+
+__all__ = ["CAP_USERFAULT", "KVM_MEM_USERFAULT", "USERFAULT_V3", "MemoryFaultExit", "pack_userfault", "userfault_exit"]
+
+KVM_MEM_USERFAULT = 1 << 3
+KVM_MEMORY_EXIT_FLAG_USERFAULT = 1 << 4
+CAP_USERFAULT = 245
+_OFFSET = 48
+_WORD = struct.Struct("<Q")
+USERFAULT_V3: KernelVersion = with_userfault(LINUX_6_18)
+"""6.18 with that series, as a tree that carries it; what else such a tree changes is not said."""
+
+
+class MemoryFaultExit(NamedTuple):
+    """What KVM_RUN leaves with KVM_EXIT_MEMORY_FAULT; it is -1 with EFAULT then."""
+
+    flags: int
+    gpa: int
+    size: int
+
+
+def pack_userfault(region: MemoryRegion, bitmap: int) -> bytes:
+    """A region of the second form, with the address of its bitmap."""
+    packed = bytearray(region.pack2())
+    _WORD.pack_into(packed, _OFFSET, bitmap)
+    return bytes(packed)
+
+
+def bitmap_of(region: MemoryRegion, argument: bytes, host: Host) -> int:
+    """The address of the bitmap that a region brings along; EINVAL unless it is one of user space, for all its words.
+
+    It need not be mapped.
+    """
+    address = int(_WORD.unpack_from(argument, _OFFSET)[0])
+    size = -(-(region.memory_size // PAGE_SIZE) // 64) * 8
+    if address + size > host.task_size_max:
+        raise MemslotError(
+            errno.EINVAL,
+            f"slot {region.id}: userfault_bitmap {address:#x} with {size:#x} bytes passes {host.task_size_max:#x}",
+        )
+    return address
+
+
+def userfault_exit(vm: KvmModel, gpa: int, as_id: int = 0) -> MemoryFaultExit | None:
+    """What an access of a vCPU to a page that is not mapped yet comes to: the exit, or None where it goes on. O(log n).
+
+    KVM only reads the bitmap: MemslotError (EFAULT, without an annotated exit) if its word is not mapped.
+    """
+    gfn = gpa // PAGE_SIZE
+    slot = next(iter(vm.memslots.overlapping(gfn, gfn + 1, as_id)), None)
+    bitmap = None if slot is None else vm.userfaults.get(slot.key)
+    if slot is None or bitmap is None:
+        return None
+    page = gfn - slot.base_gfn
+    word = int(_WORD.unpack(vm.user.read(bitmap + page // 64 * 8, 8))[0])
+    if not word >> page % 64 & 1:
+        return None
+    return MemoryFaultExit(KVM_MEMORY_EXIT_FLAG_USERFAULT, gfn * PAGE_SIZE, PAGE_SIZE)
