@@ -56,8 +56,8 @@ def reach(model: Model) -> Reach:
         todo = tasks(model, weak=False)[0]
         sys.setprofile(watch)
         try:
-            run(replace(todo, search="random", last=200), Budget(seconds=10, go_on=True), world=world)
-            found = run(todo, Budget(seconds=20, states=100_000), world=world) if model.exhaustive else None
+            run(replace(todo, search="random", last=60), Budget(seconds=3, go_on=True), world=world)
+            found = run(todo, Budget(seconds=5, states=20_000), world=world) if model.exhaustive else None
         finally:
             sys.setprofile(None)
     inside = {(name.removeprefix(f"{_PACKAGE}/"), function) for name, function in seen if str(_PACKAGE) in name}
@@ -82,6 +82,25 @@ def function_of(file: str, old: str) -> str | None:
         return None
 
     return within(ast.parse(text).body, "")
+
+
+def shifted(change: tuple[str, str, str]) -> tuple[str, str, str]:
+    """The change as it is, or moved in or out by some levels if that is where its text now is."""
+    file, old, new = change
+    text = (_PACKAGE / file).read_text()
+    for columns in (0, 4, 8):
+        for inward in (True, False):
+            both = [_indented(part, columns if inward else -columns) for part in (old, new)]
+            if text.count(both[0]) == 1:
+                return file, both[0], both[1]
+    return change
+
+
+def _indented(text: str, columns: int) -> str:
+    lines = text.split("\n")
+    if columns >= 0:
+        return "\n".join(" " * columns + line if line else line for line in lines)
+    return "\n".join(line[-columns:] if line.startswith(" " * -columns) else line for line in lines)
 
 
 def hunt(change: tuple[str, str, str], model: Model, seconds: float, states: int) -> str:
@@ -149,6 +168,7 @@ def main() -> int:
 def _verdict(
     change: tuple[str, str, str], chosen: list[Model], reaches: dict[str, Reach], args: argparse.Namespace
 ) -> tuple[str, str]:
+    change = shifted(change)
     try:
         function = function_of(change[0], change[1])
     except UsageError as error:

@@ -12,6 +12,7 @@ from functools import partial
 
 from ...compiled import Own, Words
 from ..scene import Model, Scene
+from ..twin import Mutation
 from ..view import View
 
 __all__ = ["MODELS"]
@@ -57,6 +58,16 @@ class _Vm:
         self.kicks.leave(vm, me, at.OUTSIDE)
         self.lock.give_shared(vm)
 
+    def turn(self, vm: Words, guest: Words, own: Own, me: int) -> None:
+        """A vCPU that answers an exit from outside, as one that a stop kept: it is inside while it does."""
+        at, atomics = self.at, self.atomics
+        own[at.GUEST] = 1
+        assert self.answers.take_turn(vm, own, me) == at.GO_ON, "the VM does not stop"
+        atomics.store_relaxed(guest, 2 * me + _RIP, 1)
+        atomics.store_relaxed(guest, 2 * me + _STORED, 1)
+        self.kicks.leave(vm, me, at.OUTSIDE)
+        self.lock.give_shared(vm)
+
     def pause(self, vm: Words, guest: Words, targets: Own) -> None:
         """A snapshot in a pause."""
         atomics = self.atomics
@@ -84,6 +95,60 @@ def _scene(scene: Scene, vcpus: int, *, update: bool, pauses: int = 1) -> None:
         scene.thread("updater", kvm.update, kvm.vm)
 
 
+def pause_turn(scene: Scene) -> None:
+    """One vCPU, which answers an exit that was kept."""
+    kvm = _Vm(scene, 1)
+    scene.thread("vCPU", kvm.turn, kvm.vm, kvm.guest, scene.own(kvm.at.OWN_WORDS), 0)
+    scene.thread("snapshot", kvm.pause, kvm.vm, kvm.guest, scene.own(1))
+
+
+def kick(scene: Scene) -> None:
+    """Memory goes from under a vCPU that stays in the guest until it is kicked: a signal, or what the signal found set.
+
+    The signal is the model's: a word that the guest sleeps on. The other way out, a second kick after a while, is none.
+    """
+    kvm = _Vm(scene, 1)
+    at, atomics = kvm.at, kvm.atomics
+    mapping = scene.words("mapping", [1])
+    freed = scene.words("page", [0, 0], lambda page: f"{page + 1} was freed")
+    signal = scene.words("signal", 1)
+    run = scene.host("kvm_run", [0] * _DATA)
+    base = int(at.VCPUS)
+    kvm.vm.cells[base + int(at.TID)], kvm.vm.cells[base + int(at.RUN_PAGE)] = 7, run
+
+    def signalled(*_: int) -> int:
+        atomics.store_release(signal, 0, 1)
+        atomics.wake(signal, 0, 1)
+        return 0
+
+    vars(kvm.kicks).update(system_call=signalled)
+
+    def vcpu(vm: Words, guest: Words, own: Own) -> None:
+        own[at.GUEST], own[at.RUN] = 1, run
+        for last in (False, True):
+            assert kvm.loop.enter(vm, own, 0) == at.GO_ON, "the VM does not stop"
+            page = atomics.load_relaxed(mapping, 0)
+            if page == 2 or last:
+                break
+            assert not atomics.load_relaxed(freed, page - 1), "a vCPU that was kicked uses what was there before"
+            atomics.fence()  # KVM_RUN, until it is kicked
+            if not atomics.host_load(run):
+                atomics.wait(signal, 0, 0)
+            kvm.kicks.leave(vm, 0, at.OUTSIDE)
+        assert page == 2, "a vCPU that was kicked finds what was there before"
+        kvm.kicks.leave(vm, 0, at.OUTSIDE)
+        atomics.store_relaxed(guest, _RIP, 1)
+        atomics.store_relaxed(guest, _STORED, 1)
+
+    def updater(vm: Words, targets: Own) -> None:
+        atomics.store_relaxed(mapping, 0, 2)
+        kvm.kicks.kick_all(vm, 1, targets)
+        atomics.store_relaxed(freed, 0, 1)
+
+    scene.thread("vCPU", vcpu, kvm.vm, kvm.guest, scene.own(at.OWN_WORDS))
+    scene.thread("updater", updater, kvm.vm, scene.own(1))
+
+
 def pause_1(scene: Scene) -> None:
     """One vCPU."""
     _scene(scene, 1, update=False)
@@ -109,9 +174,27 @@ def pause_update_2(scene: Scene) -> None:
     _scene(scene, 2, update=True)
 
 
+_ONE_KICK = (
+    Mutation(
+        "engines/kvm/kicks.py",
+        "                _kick(vm, vcpu)\n        vcpu",
+        "                raise AssertionError\n        vcpu",
+    ),
+)
+"""A kick that is made again hides one that was lost."""
 _WHOLE = "what a pause finds of a vCPU's registers and memory belongs together, and nobody waits for ever"
 MODELS = (
     Model("kvm-pause", _WHOLE, "1 vCPU, 1 store, 1 pause", pause_1, stale=True),
+    Model("kvm-pause-turn", _WHOLE, "1 vCPU that answers 1 kept exit, 1 pause", pause_turn, stale=True, dpor=False),
+    Model(
+        "kvm-kick",
+        "a vCPU that was kicked has looked again, or is outside, when the kick returns, without a second kick",
+        "1 vCPU that is in the guest until it is kicked, 1 kick",
+        kick,
+        stale=True,
+        dpor=False,
+        geometry=_ONE_KICK,
+    ),
     Model("kvm-pause-update", _WHOLE, "1 vCPU, 1 store, 1 pause, 1 update", pause_update),
     Model("kvm-pause-nested", _WHOLE, "1 vCPU, 1 store, 2 pauses", pause_nested, dpor=False),
     Model("kvm-pause-2", _WHOLE, "2 vCPUs, 1 store each, 1 pause", pause_2, dpor=False),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import Model, Scene
 from ..small_vm import memslots_label, srcu_label, vm_label
-from ..tables import PAGE, SmallTable
+from ..tables import BLOCK, OFFSET, PAGE, SmallTable
 
 if TYPE_CHECKING:
     from ...compiled import Own, Words
@@ -110,7 +110,7 @@ def protect(scene: Scene) -> None:
     atomics, zap, walk = scene.room("atomics"), scene.room("stage2.zap"), scene.room("stage2.tlb_walk")
     shape, pool, _, mmu = small.words
     memory = scene.words("memory", [0, 0], lambda i: f"page {i}")
-    small.table.map(0, 2 * PAGE, 0x100_0000, 3)
+    small.table.map(0, 2 * PAGE, OFFSET, 3)
     tlb = small.tlb(0)
     tlb.enter()
     for page in range(2):
@@ -157,6 +157,87 @@ def merge(scene: Scene) -> None:
     scene.final("no bit is lost", lambda view: all(view.word("bitmap", word) == 3 for word in range(2)))
 
 
+def joined(scene: Scene) -> None:
+    """A vCPU writes to a page that may only be read; meanwhile its table becomes a block again that may only be read.
+
+    So the level of the fault is older than what is there: logging was switched off and on since.
+    """
+    small = SmallTable(scene, walkers=2)
+    at, code = scene.room("engines.soft.layout"), scene.room("engines.soft.vcpu")
+    layout, phases, lookup = scene.room("memslots.layout"), scene.room("memslots.phases"), scene.room("memslots.lookup")
+    walk, fault = scene.room("stage2.tlb_walk"), scene.room("engines.soft.user_mem_abort")
+    recover = scene.room("stage2.recover").recover_range
+    shape, pool, _, mmu = small.words
+    granted, mask = (int(shape[int(getattr(small.layout, name))]) for name in ("WRITE_GRANTED", "WRITE_MASK"))
+    readonly, first = small.attributes & ~mask, BLOCK // PAGE
+    bitmap = scene.words("bitmap", 2, lambda i: ("dirty", "taken")[i])
+    geometry = layout.geometry(1, _IDS, node_words=_NODE_WORDS)
+    memslots, slots = layout.new_memslots(geometry)
+    assert phases.stage(memslots, slots, 0, 0, first, 8, OFFSET + BLOCK, _LOGGED, _IDS) < phases.FIRST_REASON
+    assert phases.publish(memslots, slots)
+    record = lookup.find(memslots, 0, first)
+    memslots.cells[(record << int(layout.RECORD_SHIFT)) + int(layout.DIRTY_BITMAP)] = scene.address(bitmap)
+    domain = scene.room("rcu.srcu").Srcu(1)
+    vm = scene.words("vm", at.vm_words(1), vm_label(scene))
+    scene.words("memslots", memslots, memslots_label(scene, geometry.first_record, geometry.first_node))
+    scene.words("srcu", domain.words, srcu_label)
+    own: Any = scene.own(int(at.OWN_WORDS))
+    own[int(at.WRITE_ATTRIBUTES)], own[int(at.READ_ATTRIBUTES)] = small.attributes, readonly
+    own[int(at.BLOCK_LEVEL)] = 2
+    small.table.map(BLOCK, BLOCK, OFFSET + BLOCK, 1, level=3)
+    ipa = BLOCK + PAGE
+
+    def vcpu(desk: Own, tlb: Own, own: Own) -> int:
+        walk.tlb_enter(shape, pool, mmu, tlb)
+        status: int = walk.tlb_translate(shape, pool, mmu, tlb, ipa, ipa, _WRITE)
+        walk.tlb_leave(mmu, tlb)
+        assert status in {_PERMISSION, _TRANSLATION}, f"the access came to {status}"
+        words = (vm, memslots, domain.words, own, *small.words, desk, tlb)
+        assert fault.stage2_fault(*words, ipa // PAGE, True, status == _PERMISSION) == code.FILLED
+        return status
+
+    def joiner(desk: Own) -> int:
+        done: int = recover(*small.words, desk, BLOCK, BLOCK, OFFSET + BLOCK, readonly, 2, 0)
+        return done
+
+    small.thread("vCPU", vcpu, small.tlb(0).words, own)
+    small.thread("joiner", joiner)
+    small.begin()
+
+    def logged(view: View) -> None:
+        for page in range(8):
+            leaf = small.leaf(BLOCK + page * PAGE)
+            if leaf is not None and leaf.descriptor & mask == granted:
+                assert view.word("bitmap", 0) >> page & 1, f"page {page} can be written, and its bit is clear"
+
+    scene.final("what can be written is in the log", logged)
+
+
+def chunks(scene: Scene) -> None:
+    """Two blocks are split with a cache of one table page, the lock dropped in between, while a vCPU reads both."""
+    small = SmallTable(scene, walkers=2, cache=1)
+    log, walk = scene.room("engines.soft.dirty_log"), scene.room("stage2.tlb_walk")
+    shape, pool, _, mmu = small.words
+    small.table.map(0, 2 * BLOCK, OFFSET, 3)
+
+    def vcpu(_desk: Own, tlb: Own) -> None:
+        walk.tlb_enter(shape, pool, mmu, tlb)
+        for ipa in (PAGE, BLOCK + PAGE):
+            status = walk.tlb_translate(shape, pool, mmu, tlb, ipa, ipa, 1)
+            assert status in {_OK, _TRANSLATION}, f"the access faulted with {status}"
+        walk.tlb_leave(mmu, tlb)
+
+    def splitter(desk: Own) -> int:
+        done: int = log.split_in_chunks(*small.words, desk, 0, 2 * BLOCK, 2)
+        return done
+
+    small.thread("vCPU", vcpu, small.tlb(0).words)
+    small.thread("splitter", splitter)
+    small.begin()
+    scene.final("two blocks are now pages", lambda view: small.result(view, "splitter") == 2)
+    scene.final("all is mapped as before", lambda _: small.check_leaves(range(0, 2 * BLOCK, PAGE)))
+
+
 _PROVES = "no write is lost between a fault's mark and leaf, and a log's take or clear, protection and flush"
 _SIZE = "1 vCPU with a TLB of 2 + 2 + 2 entries, 1 write, 1 fault"
 MODELS = (
@@ -182,6 +263,7 @@ MODELS = (
         "1 vCPU with a TLB that has both pages, 2 writes, 1 range of 2 pages protected, 2 levels",
         protect,
         buffer=2,
+        stale=True,
         dpor=False,
     ),
     Model(
@@ -189,5 +271,22 @@ MODELS = (
         "no bit is lost when taken bits are put back",
         "1 vCPU that marks a page in each of 2 words, 1 merge",
         merge,
+        stale=True,
+    ),
+    Model(
+        "fault-log-joined",
+        "no page can be written that is not in the log, whatever the level of a fault was",
+        "1 vCPU that writes to 1 of 8 pages, which become a block again, 2 levels",
+        joined,
+        buffer=2,
+        dpor=False,
+    ),
+    Model(
+        "stage2-split-chunks",
+        "a range is split to its end, however few table pages there are at a time",
+        "1 vCPU that reads 2 pages, 2 blocks of 8 pages split, a cache of 1 table page, 2 levels",
+        chunks,
+        buffer=2,
+        dpor=False,
     ),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..scene import Model, Scene
 from ..small_vm import SMALL, SmallVm, memslots_label, srcu_label
+from ..twin import Mutation
 
 if TYPE_CHECKING:
     from ...compiled import Own, Words
@@ -113,6 +114,39 @@ def reuse(scene: Scene, *, region: bool) -> None:
     vm.finals("updater")
 
 
+def invalid(scene: Scene) -> None:
+    """A vCPU meets a slot that is marked INVALID until it is gone, and waits for the swap that says so."""
+    memory = scene.host("memory", [1])
+    vm = SmallVm(scene, 1, 1, [(0, _SLOT, 1, memory, 0)])
+    code, atomics, at = vm.vcpu, vm.atomics, vm.at
+    assert vm.vm.cells[int(at.RETRIES_INVALID)], "x86 retries"
+
+    def run(own: Own) -> int:
+        assert code.enter_guest(vm.vm, vm.load, own, 0), "the VM does not stop"
+        while True:
+            swaps = atomics.load_acquire(vm.vm, at.SWAPS)
+            came: int = code.fault(vm.vm, vm.memslots, vm.srcu, own, _SLOT, False)
+            if came != code.INVALID:
+                break
+            assert code.wait_out_invalid(vm.vm, vm.load, own, 0, swaps), "the VM does not stop"
+        assert came in {code.FILLED, code.HOLE}, f"the fault came to {came}"
+        code.leave_core(vm.vm, own, 0, False)
+        return came
+
+    def update(desk: Own, ranges: Own) -> Own:
+        vm.engine(desk, ranges).set_memory_region(vm.change(0))
+        return desk
+
+    scene.thread("vCPU 0", run, vm.vcpu_own(0))
+    scene.thread("updater", update, *vm.updater_own())
+    vm.finals("updater")
+
+
+_PATIENT = Mutation(
+    "engines/soft/vcpu.py", "        wait_for(vm, at.SWAPS, swaps, _RETRY_NS)\n", "        wait(vm, at.SWAPS, swaps)\n"
+)
+"""Who looks again after a while hides a wake that was lost."""
+
 MODELS = (
     Model(
         "slots-beside",
@@ -137,6 +171,15 @@ MODELS = (
         "1 vCPU, 1 fault, 2 KVM_SET_USER_MEMORY_REGION: the slot is deleted; another is made",
         partial(reuse, region=True),
         geometry=SMALL,
+        buffer=2,
+        dpor=False,
+    ),
+    Model(
+        "slots-invalid",
+        "a vCPU that met an INVALID slot is woken when there is something else to see",
+        "1 vCPU, 1 access, 1 slot deleted by KVM_SET_USER_MEMORY_REGION, no retry after a while",
+        invalid,
+        geometry=(*SMALL, _PATIENT),
         buffer=2,
         dpor=False,
     ),

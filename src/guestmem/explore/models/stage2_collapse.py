@@ -70,7 +70,11 @@ MODELS = (
     ),
     *(
         Model(
-            f"stage2-look-{name}", _PROVES, f"{_LOOK}; {discipline}", partial(build, discipline=discipline, look=True)
+            f"stage2-look-{name}",
+            _PROVES,
+            f"{_LOOK}; {discipline}",
+            partial(build, discipline=discipline, look=True),
+            stale=True,
         )
         for name, discipline in _DISCIPLINES.items()
     ),

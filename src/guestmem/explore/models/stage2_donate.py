@@ -20,14 +20,20 @@ _REGION = 8 * PAGE
 _GIVEN, _TOUCHED = _REGION + PAGE, _REGION + 2 * PAGE
 
 
-def build(scene: Scene, touched: int, *, mapped: bool) -> None:
-    """One CPU touches a page (``mapped``: the host had its block before) while one gives page 1 of the block away."""
+def build(
+    scene: Scene, touched: int, *, mapped: bool, pages_of_memory: int = 8, unshares: bool = False, cache: int = 1
+) -> None:
+    """One CPU touches a page (``mapped``: the host had its block before) while one gives page 1 of the block away.
+
+    ``pages_of_memory``: with less than 8 the rest of the block is no memory. ``unshares``: the guest has the page, lets
+    the host use it, and now ends that.
+    """
     arm, format_, pool = scene.room("stage2.arm"), scene.room("stage2.format"), scene.room("stage2.pool")
     el2, host, given = (scene.room(f"stage2.pkvm.{room}") for room in ("el2", "host", "transitions"))
     pages = pool.Pool(12, base=POOL_BASE)
     machine = el2.Pkvm(
         arm.ArmFormat(Geometry(12, 3, 2, 18), 48, format_.Annotations("7.1")),
-        [(_REGION, _REGION)],
+        [(_REGION, pages_of_memory * PAGE)],
         pool=pages,
         cpus=2,
         max_vms=1,
@@ -36,6 +42,9 @@ def build(scene: Scene, touched: int, *, mapped: bool) -> None:
     guest = machine.create_vm()
     if mapped:
         machine.host_fault(_GIVEN)
+    if unshares:
+        machine.host_donate_guest(guest, _GIVEN, 0)
+        machine.guest_share_host(guest, 0)
     scene.words("table", pages.words, lambda i: f"page {i >> 9}, entry {i & 511}")
     scene.words("page", pages.pages)
     scene.words("host", machine.host.mmu)
@@ -43,8 +52,8 @@ def build(scene: Scene, touched: int, *, mapped: bool) -> None:
     scene.words("el2", machine.el2)
     arrays = machine.words
     for desk in machine.host.desks:  # what one walk needs, no more
-        scene.room("stage2.free_list").cache_topup(*arrays[:3], desk, 1)
-        while desk[int(scene.room("stage2.layout").CACHE_COUNT)] > 1:
+        scene.room("stage2.free_list").cache_topup(*arrays[:3], desk, cache)
+        while desk[int(scene.room("stage2.layout").CACHE_COUNT)] > cache:
             number = scene.room("stage2.free_list").cache_take(desk) - 1
             assert scene.room("stage2.free_list").page_give(pages.pages, number)
 
@@ -55,8 +64,11 @@ def build(scene: Scene, touched: int, *, mapped: bool) -> None:
 
     def giver(desk: Own) -> tuple[Own, int]:
         words = (*arrays, guest.table.mmu, desk, machine.el2)
-        status: int = given.host_donate_guest(*words, guest.handle, _GIVEN // PAGE, 0)
-        assert status == OK, f"the donation said {status}"
+        if unshares:
+            status: int = given.guest_unshare_host(*words, guest.handle, 0)
+        else:
+            status = given.host_donate_guest(*words, guest.handle, _GIVEN // PAGE, 0)
+        assert status == OK, f"the {'end of a share' if unshares else 'donation'} said {status}"
         return desk, status
 
     scene.thread("toucher", toucher, machine.host.desks[0])
@@ -89,8 +101,38 @@ def neighbour(scene: Scene) -> None:
     build(scene, _TOUCHED, mapped=True)
 
 
+def unshared(scene: Scene) -> None:
+    """The very page, which the host may use until then."""
+    build(scene, _GIVEN, mapped=False, unshares=True)
+
+
+def edge(scene: Scene) -> None:
+    """Its neighbour, in a block of which half is no memory."""
+    build(scene, _TOUCHED, mapped=False, pages_of_memory=4, cache=2)
+
+
 _PROVES = "a page given to a guest is the host's no more, whatever the host's faults do meanwhile"
 MODELS = (
-    Model("stage2-donate", _PROVES, "2 CPUs, 1 fault on the page, 1 donation, 2 levels, 8 entries", same),
-    Model("stage2-donate-block", _PROVES, "2 CPUs, 1 fault beside it, 1 donation that breaks a block", neighbour),
+    Model("stage2-donate", _PROVES, "2 CPUs, 1 fault on the page, 1 donation, 2 levels, 8 entries", same, stale=True),
+    Model(
+        "stage2-donate-block",
+        _PROVES,
+        "2 CPUs, 1 fault beside it, 1 donation that breaks a block",
+        neighbour,
+        stale=True,
+    ),
+    Model(
+        "stage2-donate-edge",
+        _PROVES,
+        "2 CPUs, 1 fault beside it, 1 donation; half a block is no memory",
+        edge,
+        stale=True,
+    ),
+    Model(
+        "stage2-unshare",
+        _PROVES,
+        "2 CPUs, 1 fault on the page, 1 end of a guest's share with the host",
+        unshared,
+        stale=True,
+    ),
 )

@@ -160,6 +160,7 @@ MODELS = (
         "2 walkers: 2 tables become blocks, 1 page is looked up, room for 1 table, 2 levels",
         queue,
         buffer=2,
+        stale=True,
         dpor=False,
     ),
 )

@@ -243,11 +243,13 @@ MODELS = (
         "after its fault a vCPU has the right that was added, whoever added it",
         "2 vCPUs with TLBs, 1 write each to a page both hold read-only",
         relax,
+        stale=True,
     ),
     Model(
         "stage2-relax-block",
         "a right is added to what is there, never to what was there",
         "2 walkers, 2 levels, 8 entries: a right is added to a block that is broken",
         relax_block,
+        stale=True,
     ),
 )

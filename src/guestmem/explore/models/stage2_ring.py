@@ -77,6 +77,7 @@ MODELS = (
         partial(build, defer=False),
         geometry=_SHORT,
         buffer=2,
+        stale=True,
         dpor=False,
     ),
     Model(
@@ -85,6 +86,7 @@ MODELS = (
         f"{_SIZE}, 1 unmap of 3 pages, deferred, 2 levels",
         partial(build, defer=True),
         buffer=2,
+        stale=True,
         dpor=False,
     ),
 )

@@ -112,6 +112,7 @@ MODELS = (
         _PROVES,
         "1 map, 1 unmap that takes the table, 2 levels, 8 entries; rcu",
         partial(walkers, discipline="rcu"),
+        stale=True,
     ),
     Model(
         "stage2-unmap-3",

@@ -54,8 +54,11 @@ class _Vm:
         self.lock.give_exclusive(vm)
 
 
-def answer(scene: Scene, vcpus: int) -> None:
-    """VCPUs answer an MMIO exit each, from the map, while a slot is deleted and created."""
+def answer(scene: Scene, vcpus: int, *, beside: bool = False) -> None:
+    """VCPUs answer an MMIO exit each, from the map, while a slot is deleted and created.
+
+    ``beside``: each also looks for the first byte behind the slot, where there is none.
+    """
     kvm = _Vm(scene, vcpus)
 
     def vcpu(vm: Words, entries: Words, own: Own, me: int, run: int) -> int:
@@ -63,6 +66,7 @@ def answer(scene: Scene, vcpus: int) -> None:
         assert kvm.answers.take_turn(vm, own, me) == kvm.at.GO_ON, "the VM does not stop"
         entry = kvm.map.map_find(entries, _GPA)
         assert entry, "an exit was answered in the hole"
+        assert not (beside and kvm.map.map_find(entries, _GPA + _PAGE)), "nothing is behind the slot"
         host = kvm.atomics.load_relaxed(entries, entry + kvm.map.MAP_HOST)
         kvm.fragments.answer_fragment(run, host, 8, False)
         kvm.kicks.leave(vm, me, kvm.at.OUTSIDE)
@@ -116,6 +120,11 @@ def answer_1(scene: Scene) -> None:
     answer(scene, 1)
 
 
+def answer_beside(scene: Scene) -> None:
+    """One vCPU, which also looks behind the slot."""
+    answer(scene, 1, beside=True)
+
+
 def answer_2(scene: Scene) -> None:
     """Two vCPUs: the last one to step back wakes the updater."""
     answer(scene, 2)
@@ -125,6 +134,14 @@ _ANSWER = "an exit is answered before an update or after it, never within, and n
 _FETCH = "a fetch that met the hole of an update is made again, and one from nothing ends"
 MODELS = (
     Model("update-lock", _ANSWER, "1 vCPU, 1 answer, 1 update", answer_1, stale=True),
+    Model(
+        "update-lock-beside",
+        _ANSWER,
+        "1 vCPU, 1 answer, 1 look behind the slot, 1 update",
+        answer_beside,
+        stale=True,
+        dpor=False,
+    ),
     Model("update-lock-2", _ANSWER, "2 vCPUs, 1 answer each, 1 update", answer_2),
     Model("update-lock-fetch", _FETCH, "2 vCPUs, a fetch each, 1 update", fetch),
 )

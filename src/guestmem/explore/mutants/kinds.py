@@ -5,7 +5,7 @@ Each is found by its models and was found by none before them.
 
 from __future__ import annotations
 
-from ..operators import drop_call, drop_statement, weaken
+from ..operators import drop_call, drop_fence, drop_statement, weaken
 from . import Mutant
 
 __all__ = ["MUTANTS"]
@@ -13,6 +13,7 @@ __all__ = ["MUTANTS"]
 _FAULT, _RETRY, _LOOKUP = "engines/soft/user_mem_abort.py", "stage2/retry.py", "memslots/lookup.py"
 _ENTRY, _UNMAP, _WALK = "stage2/entry.py", "stage2/unmap.py", "stage2/tlb_walk.py"
 _TLBI, _EDGES, _BITMAP, _LOG = "stage2/tlbi.py", "stage2/edges.py", "dirty/bitmap.py", "engines/soft/dirty_log.py"
+_KICKS, _REQUESTS = "engines/kvm/kicks.py", "engines/soft/requests.py"
 _AWAY = "            srcu_exit(srcu, u64(0), reader)\n            srcu_enter(srcu, u64(0), reader)\n"
 
 MUTANTS = (
@@ -190,5 +191,81 @@ MUTANTS = (
         "a range loses the right to write, but not the TLBs",
         *drop_call("stage2/zap.py", "protect", "invalidate_range"),
         models=("stage2-protect",),
+    ),
+    Mutant(
+        "protect-keeps-stale-level",
+        "a right is added to whatever leaf is there, by the level that the fault saw",
+        *(_FAULT, "        and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn))\n", ""),
+        models=("fault-log-joined",),
+    ),
+    Mutant(
+        "split-gives-up",
+        "a range is split as far as the table pages at hand go",
+        *(_LOG, "(status == ENOMEM and done == 0 and desk[CACHE_COUNT] == 0)", "status == ENOMEM"),
+        models=("stage2-split-chunks",),
+    ),
+    # What is asked of vCPUs, and wakes that a second look after a while hides.
+    Mutant(
+        "exit-looks-for-nothing",
+        "a vCPU that was in the host for a fault enters the guest without a look at what was asked of it",
+        *(
+            "engines/soft/stage2_vcpu.py",
+            "    elif not stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu):\n        return u64(0)\n",
+            "",
+        ),
+        models=("load-change",),
+        origin="vcpu-requests.rst: requests are looked at after the vCPU is seen to be in the guest",
+    ),
+    Mutant(
+        "swap-not-counted",
+        "a vCPU that met an INVALID slot and is about to sleep does not see that the slots were swapped",
+        *(
+            _REQUESTS,
+            "    fetch_add(vm, SWAPS, _ONE)\n    wake(vm, SWAPS, _EVERYBODY)\n",
+            "    wake(vm, SWAPS, _EVERYBODY)\n",
+        ),
+        models=("slots-invalid",),
+    ),
+    Mutant(
+        "kvm-kick-fence",
+        "a vCPU that comes in may miss a kick, and be missed by it",
+        *drop_fence(_KICKS, "kick_all"),
+        models=("kvm-kick",),
+        memory="stale",
+        origin="vcpu-requests.rst: store, then look, on two sides, needs full barriers",
+    ),
+    Mutant(
+        "kvm-turn-fence",
+        "a vCPU that answers a kept exit may look for pauses before it is seen to be inside",
+        *drop_fence("engines/kvm/answers.py", "take_turn"),
+        models=("kvm-pause-turn",),
+        memory="stale",
+    ),
+    Mutant(
+        "map-end-inside",
+        "an exit for the first byte behind a slot is answered from its memory",
+        *(
+            "engines/kvm/address_map.py",
+            "    if gpa < load_relaxed(entries, entry + _END):",
+            "    if gpa <= load_relaxed(entries, entry + _END):",
+        ),
+        models=("update-lock-beside",),
+    ),
+    # pKVM: a page that a guest had shared; a block of which half is no memory.
+    Mutant(
+        "unshare-leaves-no-mark",
+        "a page that its guest shares no longer has no owner in the host's table",
+        *drop_call("stage2/pkvm/transitions.py", "guest_unshare_host", "mark_host_page"),
+        models=("stage2-unshare",),
+    ),
+    Mutant(
+        "host-block-not-uniform",
+        "the host maps a block of which part is no memory as one thing",
+        *(
+            "stage2/pkvm/host.py",
+            "(level >= shape[MIN_BLOCK_LEVEL] and is_uniform(shape, el2, start, end))",
+            "level >= shape[MIN_BLOCK_LEVEL]",
+        ),
+        models=("stage2-donate-edge",),
     ),
 )
