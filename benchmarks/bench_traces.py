@@ -2,10 +2,13 @@
 
 For each format and ten sizes up to the largest, writes a trace into a temporary file, reads and checks it in a process
 of its own, and prints seconds of the processor for reading and checking, both per million lines, the seconds that
-passed, and the peak resident memory of that process. ``loop`` is how long a million rounds of an empty loop took just
-before: what else the machine does makes all of it slower.
+passed, and the peak resident memory. Seconds and memory are those of both processes, where a second one is at work:
+the memory is that of the first plus that of the largest other, of which they share what was read before. ``loop`` is
+how long a million rounds of an empty loop took just before: what else the machine does makes all of it slower.
 
-    python benchmarks/bench_traces.py [--lines 1000000] [--formats qemu,strace]
+perf script, perf trace and trace-cmd have no event of a memslot: there the changes are in a second file, as QEMU's log.
+
+    python benchmarks/bench_traces.py [--lines 1000000] [--formats qemu,strace] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -24,17 +27,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MEASURE = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 from guestmem import traces
 from guestmem.check import check
+def processor():
+    return sum(os.times()[:4])
+jobs = int(sys.argv[1]) or None
 start = time.process_time()
 for i in range(1_000_000): pass
-loop, start, cpu = time.process_time() - start, time.perf_counter(), time.process_time()
-timeline = traces.read(sys.argv[1])
-read = time.process_time() - cpu
-report = check(timeline)
-done, cpu = time.perf_counter(), time.process_time() - cpu
-kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loop, start, cpu = time.process_time() - start, time.perf_counter(), processor()
+timeline = traces.read(sys.argv[2], run_state=sys.argv[3] if sys.argv[3:] else None, jobs=jobs)
+read = processor() - cpu
+report = check(timeline, jobs=jobs)
+done, cpu = time.perf_counter(), processor() - cpu
+kib = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 print(json.dumps({
     "seconds": done - start, "read": read, "check": cpu - read, "mib": kib / 1024, "changes": len(timeline.changes),
     "transactions": len(timeline.transactions), "holes": len(report.holes), "loop": loop,
@@ -170,6 +176,46 @@ def write_qemu_in_a_log(stream: TextIO, lines: int, seed: int) -> None:
         stream.writelines(f"{at} memory_region_ops_write cpu 0 mr 0x55d0c0ff addr 0x{i} size 4\n" for i in range(9))
 
 
+def write_qemu_beside(stream: TextIO, lines: int, seed: int) -> None:
+    """The changes that go with a file of run state: a tenth of all lines."""
+    write_qemu(stream, lines // 10, seed)
+
+
+def write_trace_cmd(stream: TextIO, lines: int, seed: int) -> None:
+    """trace-cmd report: entries, exits and returns of four vCPUs."""
+    _tracepoints(stream, lines, seed, "       CPU {0}/KVM-{1}  [002]  {2:.6f}: {3}\n", "kvm_")
+
+
+def write_perf_script(stream: TextIO, lines: int, seed: int) -> None:
+    """perf script: the same."""
+    _tracepoints(stream, lines, seed, "       CPU {0}/KVM {1} [002] {2:.6f}: {3}\n", "kvm:kvm_")
+
+
+def write_perf_trace(stream: TextIO, lines: int, seed: int) -> None:
+    """perf trace -T -e ioctl: KVM_RUNs of four threads."""
+    for time, _, slot, _, _, _, _ in changes(lines // 10, seed):
+        for i in range(9):
+            vcpu = (slot + i) % 4
+            stream.write(
+                f"{(time + (i + 1) * 1e-6) * 1e3:.3f} ( 0.001 ms): CPU {vcpu}/KVM/{2000 + vcpu} "
+                f"ioctl(fd: 12<anon_inode:kvm-vcpu:{vcpu}>, cmd: KVM_RUN)           = 0\n"
+            )
+
+
+def _tracepoints(stream: TextIO, lines: int, seed: int, form: str, prefix: str) -> None:
+    events = (
+        "entry: vcpu {}, rip 0xfff0",
+        "exit: vcpu {} reason IO_INSTRUCTION rip 0xff",
+        "userspace_exit: reason KVM_EXIT_IO (2)",
+    )
+    for time, _, slot, _, _, _, _ in changes(lines // 10, seed):
+        for i in range(9):
+            vcpu = (slot + i // 3) % 4
+            stream.write(
+                form.format(vcpu, 2000 + vcpu, time + (i + 1) * 1e-6, prefix + events[i % 3].format(vcpu)),
+            )
+
+
 WRITERS: dict[str, Callable[[TextIO, int, int], None]] = {
     "qemu": write_qemu,
     "qemu kvm_*": write_qemu_kvm,
@@ -178,12 +224,18 @@ WRITERS: dict[str, Callable[[TextIO, int, int], None]] = {
     "ftrace": write_ftrace,
     "bpftrace": write_bpftrace,
     "simpletrace": write_simpletrace,
+    "trace-cmd": write_trace_cmd,
+    "perf script": write_perf_script,
+    "perf trace": write_perf_trace,
 }
 """Of QEMU's plain log every line is a change; of the others a tenth."""
+RUN_STATE_ONLY = {"trace-cmd", "perf script", "perf trace"}
 
 
-def measure(path: Path) -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)  # noqa: S603 (ourselves)
+def measure(jobs: int, *paths: Path) -> dict[str, float]:
+    """What it takes to read and check a trace, or a trace and a file of run state."""
+    arguments = [sys.executable, "-c", MEASURE, str(jobs), *map(str, paths)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)  # noqa: S603 (ourselves)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
@@ -194,6 +246,7 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(WRITERS), help="which formats, with commas")
     parser.add_argument("--sizes", type=int, default=10, help="how many sizes, evenly spaced")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=0, help="processes: 1, 2, or 0 for what the cores allow")
     arguments = parser.parse_args()
     print("format           lines  cpu s: read   check   per 1M  seconds  loop ms  peak MiB  transactions   holes")
     for name in arguments.formats.split(","):
@@ -203,7 +256,12 @@ def main() -> None:
                 path = Path(folder) / "trace"
                 with path.open("w") as stream:
                     WRITERS[name](stream, lines, arguments.seed)
-                got = measure(path)
+                paths = [path]
+                if name in RUN_STATE_ONLY:
+                    paths = [Path(folder) / "changes", path]
+                    with paths[0].open("w") as stream:
+                        write_qemu_beside(stream, lines, arguments.seed)
+                got = measure(arguments.jobs, *paths)
             cpu = got["read"] + got["check"]
             print(
                 f"{name:13} {lines:8} {got['read']:12.2f} {got['check']:7.2f} {cpu / lines * 1e6:8.2f} "

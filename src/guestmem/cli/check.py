@@ -58,6 +58,12 @@ PROGRESS_BYTES = 16 << 20
 @click.option(
     "--limit", metavar="N", type=click.IntRange(0), default=100, show_default=True, help="Holes to show; 0: all."
 )
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Processes at work on a large trace: 1, or 2.  [default: one for each core]",
+)
 def command(
     *,
     trace: str,
@@ -72,6 +78,7 @@ def command(
     as_json: bool,
     html_file: str | None,
     limit: int,
+    jobs: int | None,
 ) -> int:
     """Find every window in which guest memory was missing between two updates of a VMM's memslots.
 
@@ -98,8 +105,9 @@ def command(
             run_state_offset=run_state_offset,
             vcpus=vcpus,
             progress=progress,
+            jobs=jobs,
         )
-    report = check(timeline, with_lint=with_lint)
+    report = check(timeline, with_lint=with_lint, jobs=jobs)
     if html_file is not None:
         from ..report.page import page
 

@@ -13,12 +13,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from .bundles import Bundler
+from .lines import line_of
+from .recorder import BEGIN_WORD, end_word
 from .requests import request_name
 
 if TYPE_CHECKING:
+    from .bundles import Made
     from .recording import Other, Recording, Rows
 
-__all__ = ["PerfTraceReader"]
+__all__ = ["PerfTraceReader", "bundles_of"]
 
 LEADER = re.compile(
     r"\s*(?:(?P<time>\d{1,15}\.\d{3,9}) )?\(\s*(?:(?P<duration>\d{1,12}\.\d{1,9}) ms|\??)\s*\): (?P<rest>.*)$",
@@ -32,9 +36,28 @@ CALL = re.compile(
     r"(?:(?P<comm>[^\n(]{0,40}?)[/:](?P<thread>\d{1,10})\s+)?(?P<continued>\.\.\. \[continued\]: )?"
     r"ioctl\((?P<rest>[^\n]*)"
 )
+ROW = re.compile(
+    r"(?: *(\d{1,15}\.\d{3,9}) \( *(\d{1,12}\.\d{1,9}) ms\): (?:[^\n(]{0,40}?[/:])(\d{1,10}) +ioctl\(fd: "
+    r"\d{1,6}(?:<[^>)\n]{0,80}>)?, cmd: KVM_RUN\) {1,80}= -?\d{1,10}(?: (E[A-Z]+)[^\n]{0,80})?|(.*))\n"
+)
+"""A KVM_RUN that returned: stamp, duration, thread, error; else the whole line."""
 CMD = re.compile(r"\bcmd: ([\w() ,]{1,40}?)(?:, arg: |\))")
 RETURNED = re.compile(r"\)\s{0,80}= (-?\d{1,10})(?: (E[A-Z]+))?")
 FIELD = re.compile(r"\b(vcpu_id|vcpu|reason|exit_reason|errno|immediate_exit)[:=]? ?(-?\d{1,10})")
+
+
+def bundles_of(block: str) -> Made:
+    """The KVM_RUNs of a block put together."""
+    made = Bundler()
+    for row in ROW.findall(block):
+        stamp, duration, thread, errno, _ = row
+        if thread:
+            begin = float(stamp) / 1e3
+            times, words = [begin, begin + float(duration) / 1e3], [BEGIN_WORD, end_word(None, errno)]
+            made.add(("", thread), int(thread), "", times, words)
+        else:
+            made.other(row)
+    return made.made()
 
 
 class PerfTraceReader:
@@ -43,13 +66,16 @@ class PerfTraceReader:
     name = "perf trace"
     events = "KVM_RUN in perf trace"
 
-    pattern: re.Pattern[str] | None = None
+    pattern = ROW
+    begins_need_ends = False
 
-    __slots__ = ("_in_run", "_recording")
+    __slots__ = ("_in_run", "_known", "_recording")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._in_run: set[int] = set()
+        self._known: set[int] = set()
+        """Threads of which there was a KVM_RUN on one line."""
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it tells of a vCPU."""
@@ -66,8 +92,30 @@ class PerfTraceReader:
         return False
 
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
-        """Nothing is read at once."""
-        raise NotImplementedError
+        """Take a block of lines as ROW found them."""
+        del block
+        run = self._recording.run
+        for at, (stamp, duration, word, errno, text) in enumerate(rows, number):
+            if word:
+                thread, begin = int(word), float(stamp) / 1e3
+                self._known.add(thread)
+                run.source = "KVM_RUN in perf trace"
+                run.whole_run(thread, begin, begin + float(duration) / 1e3, None, errno)
+            else:
+                other(at, line_of(text))
+        return 0
+
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """See ``bundles``."""
+        return self._recording.run.version, 0
+
+    def has_lane(self, key: tuple[str, str]) -> bool:
+        """Whether this thread had a KVM_RUN."""
+        return int(key[1]) in self._known
+
+    def passed(self, newest: float) -> None:
+        """See ``bundles``."""
 
     def finish(self) -> None:
         """Say how fine the clock is."""

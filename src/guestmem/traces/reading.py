@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
-from . import ftrace, strace
+from . import ftrace, perf_trace, strace
 from .bundles import take_bundles
 from .collector import without_collector
 from .columns import Plain
@@ -21,6 +21,7 @@ from .ftrace import FtraceReader
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
 from .lines import LONGEST_LINE, blocks_of, line_of, source_of
+from .perf_trace import PerfTraceReader
 from .qemu import QemuReader, plain_or_bundles
 from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
@@ -59,6 +60,7 @@ AHEAD: dict[object, Callable[[str], Any]] = {
     QemuReader: plain_or_bundles,
     StraceReader: strace.bundles_of,
     FtraceReader: ftrace.bundles_of,
+    PerfTraceReader: perf_trace.bundles_of,
 }
 """What it does of each block for a reader, if not only what ``pattern`` finds."""
 OWN_SHARE: dict[object, int] = {QemuReader: 5}
