@@ -249,7 +249,7 @@ FACTS: tuple[Fact, ...] = (
     Fact(
         _PRE_FAULT, "a poisoned page: EHWPOISON", "Documentation/virt/kvm/api.rst, 2026", ("7.4",), ("x86-64", "arm64")
     ),
-    Fact(_PRE_FAULT, "not built", _ARM_PRE_FAULT, _ALL[:3], _ARM),
+    Fact(_PRE_FAULT, "not built: EINVAL, as any ioctl that a vCPU has not", _ARM_PRE_FAULT, _ALL[:3], _ARM),
     Fact(
         _PRE_FAULT,
         "a vCPU that is not initialised: ENOEXEC; a slot that is INVALID: EAGAIN at once",
