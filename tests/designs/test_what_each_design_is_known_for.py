@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -11,10 +10,9 @@ from guestmem.designs import find
 from guestmem.engines import Access, HostMemory, Load, Target
 from guestmem.engines.soft import SoftEngine
 from guestmem.memslots import Change
+from holes_held_open import count, in_the_hole, wait_until
 
 PAGES = 16
-ENOUGH = 1_000_000
-"""Accesses among which what a test waits for is certain to be, if it can be at all."""
 READ = Access(writes=0, fetches=0)
 
 
@@ -34,33 +32,6 @@ def load(memory: HostMemory, frames: Sequence[int]) -> Load:
     return Load(
         [Target(gfn << 12, word, word, changed=True) for gfn in frames for word in [memory.address + (gfn << 12)]]
     )
-
-
-def count(engine: SoftEngine, name: str) -> int:
-    return sum(counts[name] for counts in engine.vcpu_counts())
-
-
-def wait_until(engine: SoftEngine, true: Callable[[], bool], what: str) -> None:
-    """Until ``true``: it fails once vCPUs have made so many accesses without; if they hardly run, it is skipped."""
-    end, most = time.monotonic() + 60, count(engine, "accesses") + ENOUGH
-    while not true():
-        assert count(engine, "accesses") < most, f"{what}: not in {ENOUGH} accesses"
-        if time.monotonic() > end:
-            pytest.skip(f"{what}: vCPUs made too few accesses in a minute on this machine")
-        time.sleep(2e-4)
-
-
-def in_the_hole(engine: SoftEngine, seen: Callable[[], bool], what: str) -> None:
-    """From now on each delete waits until ``seen``: what falls into the hole is certain to fall."""
-    real = engine.set_memory_region
-
-    def slowly(change: Change) -> object:
-        done = real(change)
-        if change.deletes:
-            wait_until(engine, seen, what)
-        return done
-
-    engine.set_memory_region = slowly  # type: ignore[method-assign, assignment]
 
 
 def running(engine: SoftEngine, memory: HostMemory, access: Access = READ) -> None:

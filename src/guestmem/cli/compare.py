@@ -112,8 +112,8 @@ def command(
     not catch it shows nothing, says so, and exits with 3. Ctrl-C ends with what was measured so far.
 
     Designs: sequential, sequential_answered, pause, pause_if_overlap, exit_retry, mmio_retry, batch, user_exit,
-    kick_all, replace_all, primitives, resize_notify, atomic; on the kernel (--engine kvm) those that need no new system
-    call. There the design that has to be caught is sequential.
+    kick_all, replace_all, primitives, resize_notify, overlay, attributes, atomic; on the kernel (--engine kvm) those
+    that need no new system call. There the design that has to be caught is sequential.
     """
     check_json(json_file)
     from .. import traces

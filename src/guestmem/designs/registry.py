@@ -85,6 +85,8 @@ DESIGNS = (
     Design("replace_all", "all slots are replaced by a new list: every translation goes"),
     Design("primitives", "split, merge, grow, truncate, toggle read-only in one call each; else sequential"),
     Design("resize_notify", "a slot is resized in place; else sequential"),
+    Design("overlay", "single frames are shown other memory above the slots, 64 at most; else sequential"),
+    Design("attributes", "the right to write is taken and given above the slots; else sequential"),
     Design("atomic", "one instant for all changes; only vCPUs that touch them wait"),
     Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True),
 )

@@ -38,6 +38,8 @@ class Capability(enum.Flag):
     """Exits that fall into an update wait for its end and are carried out then."""
     RETRY_FETCHES = enum.auto()
     """The same for failed fetches alone."""
+    ABOVE_SLOTS = enum.auto()
+    """Overlays and permissions above slots: ``Update.overlay``, ``Update.deny_writes``."""
     GUEST_MEMFD = enum.auto()
     """Slots may have a guest_memfd, and vCPUs access its pages by their kind (``MeasuredEngine.take_files``)."""
 
@@ -110,6 +112,15 @@ class Update(Protocol):
 
         However many ranges there are: where the engine holds fewer, frames between them wait as well.
         """
+
+    def overlay(self, gfn: int, userspace_addr: int) -> None:
+        """Show a page at one frame, whatever the slots say, until ``settle``: an instant of its own.
+
+        MemslotError (E2BIG) for more than 64 (Capability.ABOVE_SLOTS).
+        """
+
+    def deny_writes(self, start_gfn: int, end_gfn: int) -> None:
+        """The same for a range where writes exit; without the update's slots it is undone."""
 
     def publish(self) -> None:
         """The instant: the staged set becomes the active one."""

@@ -69,6 +69,7 @@ class SoftEngine(VcpuThreads):
         | Capability.RETRY_EXITS
         | Capability.RETRY_FETCHES
         | Capability.GUEST_MEMFD
+        | Capability.ABOVE_SLOTS
     )
     entries_at_once = ENTRIES_MAX
     host = ""
@@ -125,6 +126,11 @@ class SoftEngine(VcpuThreads):
     def set_memory_region(self, change: Change) -> ChangeKind:
         """One change as KVM does it today: DELETE and MOVE with two swaps and a zap, CREATE and FLAGS_ONLY with one."""
         return set_memory_region(self, change)
+
+    @property
+    def words(self) -> Words:
+        """What vCPUs and updaters share: ``layout.VM``."""
+        return self._vm
 
     def region_words(self) -> tuple[Words, int, Own, Words, Own, Words, Own]:
         """What the compiled functions of ``region`` take first."""
@@ -212,6 +218,7 @@ class SoftEngine(VcpuThreads):
         finally:
             try:
                 update.release()  # published or not, nobody has to wait any longer
+                update.uncover()
             finally:
                 if not slots.ended:
                     update.left(patient=patient)

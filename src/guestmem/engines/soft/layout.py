@@ -13,6 +13,9 @@ from ..stalls import HISTOGRAM_SIZE
 FLUX_MAX = 64
 """Ranges that one update may have in flux; the limit is a capability."""
 
+ABOVE_MAX = 64
+"""Frames that overlays show other pages at, as of KVM_CAP_PLANE_MEMORY_OVERLAYS; and ranges where writes are denied."""
+
 VCPU_BLOCK = Structure("vCPU", "what a vCPU and those who ask it for something share", size=5 * 8)
 REQUESTED = VCPU_BLOCK.line("requests made to this vCPU so far")
 DONE = VCPU_BLOCK.line("the last of them that it has carried out")
@@ -37,6 +40,8 @@ RETRIES_INVALID = VM.line("whether an access to an INVALID slot retries (x86) or
 ANSWERS = VM.line("whether the VMM answers MMIO that falls into a hole from the memory behind it")
 UPDATES = VM.line("odd while an update holds exits; futex for vCPUs whose exit fell into it")
 FETCHES_ONLY = VM.line("whether it holds those of fetches alone")
+ABOVE = VM.line("number of changes << 8 | entries above slots")
+ABOVE_ENTRIES = VM.words(4 * ABOVE_MAX, "of each: start_gfn, end_gfn, host address or what is denied, address space")
 FLUX_RANGE = const(3)
 FLUX_RANGES = VM.words(3 * FLUX_MAX, "of each range in flux: start_gfn, end_gfn, what waits (below)")
 VCPUS = VM.array(VCPU_BLOCK, "a block a vCPU")

@@ -13,8 +13,9 @@ from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Eff
 from ...memslots.phases import IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.slot import KVM_MEM_GUEST_MEMFD
 from ...memslots.update import Update as SlotUpdate
+from .above import DENIED, above_add, above_clear
 from .files import NO_CHANGE, Rebinding, refused_at
-from .layout import FLUX_MAX, STALLS_ALL, STALLS_WRITES
+from .layout import ABOVE_MAX, FLUX_MAX, STALLS_ALL, STALLS_WRITES
 
 if TYPE_CHECKING:
     from .engine import SoftEngine
@@ -60,6 +61,8 @@ class SoftUpdate:
         """Frames of slots whose flags changed, and have not been write-protected since."""
         self._staged: list[tuple[Change, ChangeKind]] = []
         """Changes that are not published yet."""
+        self._above, self._settled = 0, False
+        """Entries above slots; whether what was published has been settled."""
         self._files = engine.files
         self._rebinding = Rebinding(engine.files, as_id)
         """What the staged changes do to guest_memfds."""
@@ -217,6 +220,30 @@ class SoftUpdate:
                 self._engine.srcu.synchronize()
             self._rebinding.end()
 
+    def overlay(self, gfn: int, userspace_addr: int) -> None:
+        """Show the page at ``userspace_addr`` at frame ``gfn``, whatever slots say; until ``settle``, or the end."""
+        self._put_above(gfn, gfn + 1, userspace_addr)
+
+    def deny_writes(self, start_gfn: int, end_gfn: int) -> None:
+        """Writes to the frames exit, whatever the slots say; until ``settle``, or the end."""
+        self._put_above(start_gfn, end_gfn, int(DENIED))
+
+    def _put_above(self, start_gfn: int, end_gfn: int, what: int) -> None:
+        if self._above == ABOVE_MAX:
+            raise MemslotError(errno.E2BIG, f"above slots: {ABOVE_MAX} entries are allowed")
+        with self._engine.host_invalidation(start_gfn, end_gfn, self._as_id):
+            self._above += 1
+            above_add(self._engine.words, start_gfn, end_gfn, what, self._as_id)
+
+    def uncover(self) -> None:
+        """Nothing stands above slots any more. What was published says the same, else it is zapped."""
+        if not self._above:
+            return
+        self._above = 0
+        above_clear(self._engine.words)
+        if not self._settled:
+            self._engine.flush(wait=True)
+
     def release(self) -> None:
         """Nothing is in flux any more; stalled vCPUs fault again."""
         if self._in_flux:
@@ -231,6 +258,8 @@ class SoftUpdate:
         counts.slept += self._slots.synchronize()
         grace = _clock()
         if self._slots.phase in _WHOLE:  # else INVALID marks are what was published, and the update goes on
+            self._settled = True
+            self.uncover()
             self._rebinding.end()
             self._slots.mirror()
             self._engine.dirty.settled()

@@ -45,7 +45,9 @@ from ...stage2.tlb_layout import FOUND_LEVEL
 from ...stage2.walk import lookup_shared
 from ...stage2.zap import zap
 from . import layout as at
+from .above import CHANGED, DENIED, find_above
 from .flux import flux_touches, in_flux
+from .gmem_abort import map_page
 from .vcpu import FILLED, HOLE, IN_FILE, IN_FLUX, INVALID, READONLY
 
 __all__ = ["stage2_fault"]
@@ -93,6 +95,20 @@ def stage2_fault(
             own[at.STALL_FLUX] = flux
             return IN_FLUX
         stalls_writes = not writes and in_flux(vm, flux, gfn, True)
+    above = load_acquire(vm, at.ABOVE)
+    denied = False
+    if above & _COUNT != 0:
+        what = find_above(vm, above, own[at.AS_ID], gfn)
+        if what == CHANGED:
+            return FILLED
+        if what > CHANGED:
+            attributes = own[at.WRITE_ATTRIBUTES]
+            if not map_page(
+                shape, pool, pages, mmu, desk, gfn << 12, _ONE << 12, what, attributes, shape[LAST_LEVEL], seq
+            ):
+                own[at.FAULT_RETRIES] += _ONE
+            return FILLED
+        denied = what == DENIED
     reader = own[at.READER]
     srcu_enter(srcu, _ZERO, reader)
     record = find(memslots, own[at.AS_ID], gfn)
@@ -103,11 +119,11 @@ def stage2_fault(
             outcome = INVALID
         elif flags & _FILE != 0:
             outcome = IN_FILE
-        elif writes and flags & _READONLY_SLOT != 0:
+        elif writes and (denied or flags & _READONLY_SLOT != 0):
             outcome = READONLY
         else:
             logged = flags & _LOGGED != 0
-            writable = flags & _READONLY_SLOT == 0 and not stalls_writes and (writes or not logged)
+            writable = flags & _READONLY_SLOT == 0 and not denied and not stalls_writes and (writes or not logged)
             outcome = _make(
                 vm,
                 memslots,
@@ -155,7 +171,7 @@ def _make(
     host = slot_userspace_addr(memslots, record) + ((gfn - base) << 12)
     last = shape[LAST_LEVEL]
     level = own[at.BLOCK_LEVEL]
-    if logged:
+    if logged or load_relaxed(vm, at.ABOVE) & _COUNT != 0:
         level = last
     frames = _ONE
     first = gfn

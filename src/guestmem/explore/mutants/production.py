@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from ..twin import Mutation
 from . import Mutant
 
 __all__ = ["MUTANTS"]
 
 _UPDATE, _EXIT = "engines/soft/update.py", "engines/soft/stage2_vcpu.py"
-_ATOMIC = ("production-atomic",)
+_FAULT = "engines/soft/user_mem_abort.py"
+_ATOMIC, _OVERLAY, _OVERLAYS = ("production-atomic",), ("production-overlay",), ("production-overlays",)
+_INVALIDATES = "self._engine.host_invalidation(start_gfn, end_gfn, self._as_id):"
+_PUBLISHES = "        staged, self._staged = self._staged, []\n"
+_ABOVE = "    above = load_acquire(vm, at.ABOVE)\n"
 
 MUTANTS = (
     Mutant(
@@ -48,6 +53,45 @@ MUTANTS = (
             "    leave_guest(vm, vcpu, at.IN_HOST)\n",
         ),
         models=_ATOMIC,
+    ),
+    Mutant(
+        "overlay-without-invalidation",
+        "an overlay is set while vCPUs may have the frame's old page mapped",
+        *(_UPDATE, f"        with {_INVALIDATES}\n", "        for _ in range(1):\n"),
+        models=_OVERLAYS,
+    ),
+    Mutant(
+        "overlay-set-late",
+        "an overlay is set when its invalidation is over: a fault in between maps the old page",
+        *(
+            _UPDATE,
+            f"        with {_INVALIDATES}\n            self._above += 1\n            above_add(",
+            f"        with {_INVALIDATES}\n            self._above += 1\n        above_add(",
+        ),
+        models=_OVERLAYS,
+    ),
+    Mutant(
+        "overlay-not-looked-at",
+        "a fault goes by the slots alone",
+        *(_FAULT, "    if above & _COUNT != 0:\n", "    if False:\n"),
+        models=_OVERLAYS,
+    ),
+    Mutant(
+        "overlay-before-the-sequence",
+        "a fault looks at what stands above the slots before it reads the invalidation sequence",
+        *(_FAULT, "    seq = invalidate_seq(mmu)\n", f"{_ABOVE}    seq = invalidate_seq(mmu)\n"),
+        models=_OVERLAYS,
+        also=(Mutation(_FAULT, f"{_ABOVE}    denied", "    denied"),),
+    ),
+    Mutant(
+        "overlay-taken-away-early",
+        "overlays go before the slots that say the same are published",
+        *(
+            _UPDATE,
+            f"        begun = _clock()\n{_PUBLISHES}",
+            f"        begun = _clock()\n        above_clear(self._engine.words)\n{_PUBLISHES}",
+        ),
+        models=_OVERLAY,
     ),
     Mutant(
         "pause-host-counts-as-outside",
