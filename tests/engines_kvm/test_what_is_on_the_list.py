@@ -201,6 +201,16 @@ def test_a_store_is_told_by_its_place_and_size(rng: random.Random) -> None:
     assert by_chance < 60  # of 4096 addresses it is one
 
 
+@pytest.mark.parametrize(("prefix", "place"), [("64", 3), ("65", 4)])
+def test_a_store_at_an_offset_is_from_its_segments_base(prefix: str, place: int) -> None:
+    """mov fs:[0x100], al, where FS does not begin with a page."""
+    run = Run()
+    run.segment(place, 0x7F0000000340, 0)
+    run.set(bytes.fromhex(prefix + "a20001000000000000"), RIP + 10)
+    assert run.stored(0x12440, 1) == STORES
+    assert run.stored(0x12240, 1) == 0
+
+
 def test_bytes_before_rip_can_mislead() -> None:
     """smsw [rcx + 0x3896600], which is not listed, ends with 66 89 03, mov [rbx], ax, which is."""
     run = Run()

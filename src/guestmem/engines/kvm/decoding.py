@@ -23,6 +23,7 @@ __all__ = [
     "operand_address",
     "operand_size",
     "register_of",
+    "segment_base",
 ]
 
 _ONE = const(1)
@@ -180,6 +181,15 @@ def displacement(code: U64, mode: U64) -> U64:
 
 
 @compiled
+def segment_base(found: U64, sregs: U64) -> U64:
+    """Base of FS or GS if a prefix names it; of the others it is 0."""
+    segment = (found >> 14) & u64(3)
+    if segment == 0:
+        return segment
+    return host_load(sregs + (segment + u64(2)) * u64(24))  # FS is the third after CS
+
+
+@compiled
 def operand_address(found: U64, code: U64, regs: U64, sregs: U64, rip: U64) -> U64:
     """Address of the operand of the ModRM byte: its low 12 bits are right. ``rip``: behind the instruction.
 
@@ -210,7 +220,4 @@ def operand_address(found: U64, code: U64, regs: U64, sregs: U64, rip: U64) -> U
         address = register_of(regs, base | ((found & _REX_B) >> 13))
     if mode == 1 or mode == 2:
         address = wrapping(address + displacement(place, mode))
-    segment = (found >> 14) & u64(3)
-    if segment != 0:
-        address = wrapping(address + host_load(sregs + (segment + u64(2)) * u64(24)))  # FS is the third after CS
-    return address
+    return wrapping(address + segment_base(found, sregs))

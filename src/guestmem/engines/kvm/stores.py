@@ -25,6 +25,7 @@ from .decoding import (
     operand_address,
     operand_size,
     register_of,
+    segment_base,
 )
 from .instruction_bytes import BEHIND, REGS, SREGS
 
@@ -79,7 +80,8 @@ def place_of(run: U64, found: U64, code: U64, where: U64, whole: U64) -> U64:
         return string_place(run, whole)
     if where == of.AT_MOFFS:
         place = code + after_opcode(found)
-        return host_load8(place) | (host_load8(place + _ONE) << 8)
+        low = host_load8(place) | (host_load8(place + _ONE) << 8)
+        return wrapping(low + segment_base(found, run + SREGS))
     return register_of(run + REGS, _RSP if where == of.AT_STACK else _RBP)
 
 
