@@ -68,10 +68,12 @@ class _Vm:
         self.kicks.leave(vm, me, at.OUTSIDE)
         self.lock.give_shared(vm)
 
-    def pause(self, vm: Words, guest: Words, targets: Own) -> None:
-        """A snapshot in a pause."""
+    def pause(self, vm: Words, guest: Words, targets: Own, settles: bool = False) -> None:
+        """A snapshot in a pause, which waits for exits to be answered at once, or (``settles``) after it has begun."""
         atomics = self.atomics
-        self.kicks.pause_all(vm, self.vcpus, targets, True)
+        self.kicks.pause_all(vm, self.vcpus, targets, not settles)
+        if settles:
+            self.kicks.settle_all(vm, self.vcpus, targets)
         for vcpu in range(self.vcpus):
             rip = atomics.load_relaxed(guest, 2 * vcpu + _RIP)
             stored = atomics.load_relaxed(guest, 2 * vcpu + _STORED)
@@ -100,6 +102,15 @@ def pause_turn(scene: Scene) -> None:
     kvm = _Vm(scene, 1)
     scene.thread("vCPU", kvm.turn, kvm.vm, kvm.guest, scene.own(kvm.at.OWN_WORDS), 0)
     scene.thread("snapshot", kvm.pause, kvm.vm, kvm.guest, scene.own(1))
+
+
+def pause_settles(scene: Scene) -> None:
+    """Two vCPUs; the pause begins with exits still to be answered, and waits for these then."""
+    kvm = _Vm(scene, 2)
+    for me in range(2):
+        run = scene.host(f"kvm_run {me}", [0] * _DATA)
+        scene.thread(f"vCPU {me}", kvm.vcpu, kvm.vm, kvm.guest, scene.own(kvm.at.OWN_WORDS), me, run)
+    scene.thread("snapshot", kvm.pause, kvm.vm, kvm.guest, scene.own(2), True)
 
 
 def kick(scene: Scene) -> None:
@@ -185,6 +196,7 @@ _ONE_KICK = (
 _WHOLE = "what a pause finds of a vCPU's registers and memory belongs together, and nobody waits for ever"
 MODELS = (
     Model("kvm-pause", _WHOLE, "1 vCPU, 1 store, 1 pause", pause_1, stale=True),
+    Model("kvm-pause-settles", _WHOLE, "2 vCPUs, 1 store each, 1 pause that settles", pause_settles, dpor=False),
     Model("kvm-pause-turn", _WHOLE, "1 vCPU that answers 1 kept exit, 1 pause", pause_turn, stale=True, dpor=False),
     Model(
         "kvm-kick",

@@ -59,6 +59,7 @@ def build(scene: Scene) -> None:
         for gfn in _FRAMES:
             found(words, lookup.find(words, 0, gfn), gfn)
             found(words, lookup.find_hinted(words, 0, gfn, hint, 0), gfn)
+            found(words, lookup.find_with_hint(words, 0, gfn, hint[0], hint[1]), gfn)
         srcu.srcu_exit(state, 0, 0)
 
     def update(words: Words, desk: Own, state: Words) -> Own:
@@ -151,7 +152,7 @@ MODELS = (
     Model(
         "slots-beside",
         "a lookup, with a hint or without, finds the slot that holds the frame, not its neighbour, and none in a hole",
-        "1 vCPU, 2 slots of 2 frames side by side, 8 lookups, 1 batch that re-hosts one",
+        "1 vCPU, 2 slots of 2 frames side by side, 12 lookups, 1 batch that re-hosts one",
         build,
         buffer=2,
         dpor=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...stage2.geometry import Geometry
 from ..scene import Model, Scene
@@ -20,6 +20,70 @@ _REGION = 8 * PAGE
 _GIVEN, _TOUCHED = _REGION + PAGE, _REGION + 2 * PAGE
 
 
+def _machine(scene: Scene, pages_of_memory: int) -> tuple[Any, Any]:
+    """A machine of two CPUs with a few pages of memory, and a protected VM on it."""
+    arm, format_, pool = scene.room("stage2.arm"), scene.room("stage2.format"), scene.room("stage2.pool")
+    machine = scene.room("stage2.pkvm.el2").Pkvm(
+        arm.ArmFormat(Geometry(12, 3, 2, 18), 48, format_.Annotations("7.1")),
+        [(_REGION, pages_of_memory * PAGE)],
+        pool=pool.Pool(12, base=POOL_BASE),
+        cpus=2,
+        max_vms=1,
+        cache=2,
+    )
+    return machine, machine.create_vm()
+
+
+def _give_words(scene: Scene, machine: Any, guest: Any, cache: int) -> None:
+    """All is set up: share the words, and leave each CPU ``cache`` table pages, what one walk needs and no more."""
+    pages = machine.host.pool
+    free_list, count = scene.room("stage2.free_list"), int(scene.room("stage2.layout").CACHE_COUNT)
+    scene.words("table", pages.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+    scene.words("page", pages.pages)
+    scene.words("host", machine.host.mmu)
+    scene.words("guest", guest.table.mmu)
+    scene.words("el2", machine.el2)
+    for desk in machine.host.desks:
+        free_list.cache_topup(*machine.words[:3], desk, cache)
+        while desk[count] > cache:
+            assert free_list.page_give(pages.pages, free_list.cache_take(desk) - 1)
+
+
+def shares(scene: Scene) -> None:
+    """Two CPUs share one page with a guest, each at a place of its own; one of them ends that."""
+    machine, guest = _machine(scene, 8)
+    machine.host_fault(_GIVEN)
+    machine.host_share_guest(guest, _TOUCHED, 2 * PAGE)
+    _give_words(scene, machine, guest, 1)
+    given, page = scene.room("stage2.pkvm.transitions"), _GIVEN // PAGE
+    words = (*machine.words, guest.table.mmu)
+
+    def cpu(desk: Own, gfn: int) -> tuple[Own, int]:
+        status: int = given.host_share_guest(*words, desk, machine.el2, guest.handle, page, gfn, 1)
+        assert status == OK, f"the share said {status}"
+        if gfn:
+            status = given.host_unshare_guest(*words, desk, machine.el2, guest.handle, gfn, 1)
+            assert status == OK, f"its end said {status}"
+        return desk, status
+
+    for gfn in range(2):
+        scene.thread(f"cpu {gfn}", cpu, machine.host.desks[gfn], gfn)
+
+    def sound(view: View) -> None:
+        before, machine.host.desks = machine.host.desks, [view.result(f"cpu {gfn}")[0] for gfn in range(2)]
+        try:
+            machine.check()
+            owner = machine.ownership(_GIVEN)
+            assert owner.shares == 1, f"shared {owner.shares} times, not once"
+            leaf = guest.table.lookup(0)
+            assert leaf is not None, "the guest does not map what it may use"
+            assert guest.table.lookup(PAGE) is None, "the guest still maps what it may not use any more"
+        finally:
+            machine.host.desks = before
+
+    scene.final("what is shared is counted, and mapped", sound)
+
+
 def build(
     scene: Scene, touched: int, *, mapped: bool, pages_of_memory: int = 8, unshares: bool = False, cache: int = 1
 ) -> None:
@@ -28,34 +92,15 @@ def build(
     ``pages_of_memory``: with less than 8 the rest of the block is no memory. ``unshares``: the guest has the page, lets
     the host use it, and now ends that.
     """
-    arm, format_, pool = scene.room("stage2.arm"), scene.room("stage2.format"), scene.room("stage2.pool")
-    el2, host, given = (scene.room(f"stage2.pkvm.{room}") for room in ("el2", "host", "transitions"))
-    pages = pool.Pool(12, base=POOL_BASE)
-    machine = el2.Pkvm(
-        arm.ArmFormat(Geometry(12, 3, 2, 18), 48, format_.Annotations("7.1")),
-        [(_REGION, pages_of_memory * PAGE)],
-        pool=pages,
-        cpus=2,
-        max_vms=1,
-        cache=2,
-    )
-    guest = machine.create_vm()
+    machine, guest = _machine(scene, pages_of_memory)
     if mapped:
         machine.host_fault(_GIVEN)
     if unshares:
         machine.host_donate_guest(guest, _GIVEN, 0)
         machine.guest_share_host(guest, 0)
-    scene.words("table", pages.words, lambda i: f"page {i >> 9}, entry {i & 511}")
-    scene.words("page", pages.pages)
-    scene.words("host", machine.host.mmu)
-    scene.words("guest", guest.table.mmu)
-    scene.words("el2", machine.el2)
+    _give_words(scene, machine, guest, cache)
+    host, given = scene.room("stage2.pkvm.host"), scene.room("stage2.pkvm.transitions")
     arrays = machine.words
-    for desk in machine.host.desks:  # what one walk needs, no more
-        scene.room("stage2.free_list").cache_topup(*arrays[:3], desk, cache)
-        while desk[int(scene.room("stage2.layout").CACHE_COUNT)] > cache:
-            number = scene.room("stage2.free_list").cache_take(desk) - 1
-            assert scene.room("stage2.free_list").page_give(pages.pages, number)
 
     def toucher(desk: Own) -> tuple[Own, int]:
         status: int = host.host_fault(*arrays, desk, machine.el2, touched)
@@ -126,6 +171,13 @@ MODELS = (
         _PROVES,
         "2 CPUs, 1 fault beside it, 1 donation; half a block is no memory",
         edge,
+        stale=True,
+    ),
+    Model(
+        "stage2-share",
+        "a page that is shared with a guest is counted as often as it is, and mapped where it is",
+        "2 CPUs, 1 share each of one page, 1 end of a share, 2 levels, 8 entries",
+        shares,
         stale=True,
     ),
     Model(

@@ -268,4 +268,30 @@ MUTANTS = (
         ),
         models=("stage2-donate-edge",),
     ),
+    Mutant(
+        "share-not-counted-down",
+        "the end of one share ends all of them",
+        *(
+            "stage2/pkvm/transitions.py",
+            "                if share_count(el2, at) == 0:\n                    set_host",
+            "                if True:\n                    set_host",
+        ),
+        models=("stage2-share",),
+    ),
+    Mutant(
+        "settle-forgets-held-exits",
+        "in a pause nobody waits for exits that were still to be answered when it began",
+        *(_KICKS, "    return _wait_for(vm, vcpus, targets, True)", "    return _wait_for(vm, vcpus, targets, False)"),
+        models=("kvm-pause-settles",),
+    ),
+    Mutant(
+        "hinted-record-past-end",
+        "a lookup with the caller's hint takes the hinted slot for its neighbour's first frame",
+        *(
+            _LOOKUP,
+            "< load_relaxed(memslots, words + NPAGES):\n            return record\n    return find_in",
+            "<= load_relaxed(memslots, words + NPAGES):\n            return record\n    return find_in",
+        ),
+        models=("slots-beside",),
+    ),
 )
