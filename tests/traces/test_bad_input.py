@@ -10,7 +10,7 @@ import pytest
 
 from guestmem import traces
 from guestmem.errors import TraceError, UsageError
-from guestmem.memslots.changes import Change
+from guestmem.memslots.changes import Change, ChangeKind
 
 if TYPE_CHECKING:
     from guestmem.traces import Timeline
@@ -252,3 +252,18 @@ def test_a_cut_change_is_refused_for_what_it_is(tmp_path: Path) -> None:
         assert ":1: kvm_set_user_memory: its fields cannot be read: " in cut
         assert "truncated" not in cut
         assert "; the file ends inside this line: truncated?: " in refusal(tmp_path, whole[:end])
+
+
+def test_a_refused_change_of_a_vm_that_nobody_asked_for_leaves_its_slots_as_they_were(tmp_path: Path) -> None:
+    """A move onto another slot that is recorded as done is damage; what follows is not to end in a traceback."""
+    call = (
+        "7 1700000000.{:06} ioctl({}, KVM_SET_USER_MEMORY_REGION, {{slot={}, flags=0, guest_phys_addr={:#x}, "
+        "memory_size={}, userspace_addr=0x10000}}) = 0 <0.000001>\n"
+    )
+    calls = [(4, 0, 0, 4096), (5, 0, 0, 4096), (5, 1, 0x10000, 4096), (5, 0, 0x10000, 4096)]
+    calls += [(5, 0, 0, 0), (5, 1, 0x10000, 0), (5, 2, 0, 4096), (5, 2, 0, 0), (4, 0, 0, 0)]
+    path = tmp_path / "trace"
+    path.write_text("".join(call.format(i, *each) for i, each in enumerate(calls)))
+    assert [each.kind for each in traces.read(path, vm=4).changes] == [ChangeKind.CREATE, ChangeKind.DELETE]
+    with pytest.raises(TraceError, match=r":4: slot 0: .* overlaps slot 1 "):
+        traces.read(path, vm=5)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guestmem.traces import whereabouts
+from guestmem.traces import events as events_of
 from guestmem.traces.whereabouts import Track
 
 if TYPE_CHECKING:
     import random
 
 
-@pytest.mark.parametrize("most", [0, 20, whereabouts.MOST_MOVES])
+@pytest.mark.parametrize("most", [0, 20, events_of.MOST_MOVES])
 def test_as_a_stable_sort_does(most: int, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whereabouts, "MOST_MOVES", most)
+    monkeypatch.setattr(events_of, "MOST_MOVES", most)
     for _ in range(200):
         track, events, now = Track(), [], 0
         for number in range(rng.randrange(1, 80)):

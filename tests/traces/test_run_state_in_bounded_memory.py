@@ -9,8 +9,8 @@ import pytest
 from guestmem import traces
 from guestmem.check import check
 from guestmem.traces import Where
+from guestmem.traces.events import EDGE, FEW, MANY, TAIL
 from guestmem.traces.recorder import RunStateRecorder
-from guestmem.traces.whereabouts import EDGE, FEW, MANY, TAIL
 
 LINES = FEW * 2
 

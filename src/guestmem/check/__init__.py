@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .holes import Hole, HoleRange
 from .late import LateReturn
-from .lint import LINTS, Lint, Remark
+from .lint import Remark
+from .lints import LINTS, Lint
 from .primitives import AtomicSet, Primitive
 from .report import Report, check
 from .rules import NOT_SEEN, RULES, Rule, Verdict

@@ -10,8 +10,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .evidence import Event
-from .whereabouts import KIND
+from .event_words import ELSEWHERE, KIND, RUN_BEGIN, RUN_END
 
 if TYPE_CHECKING:
     import re
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundler", "Bundling", "Made", "take_bundles"]
 
-BEGIN, END, ELSEWHERE = int(Event.RUN_BEGIN), int(Event.RUN_END), int(Event.ELSEWHERE)
 Key = tuple[str, str]
 """What a line's event has in common with others that are kept alike, as it stands there."""
 Bundle = tuple[
@@ -96,7 +94,7 @@ class Bundler:
             (
                 thread,
                 len(times),
-                words[0] & KIND == BEGIN,
+                words[0] & KIND == RUN_BEGIN,
                 array("d", times).tobytes(),
                 array("I", words).tobytes(),
             )
@@ -165,7 +163,7 @@ def take_bundles(reader: Bundling, run: RunStateRecorder, number: int, made: Mad
                 and (tracks := _fitting(run, lanes)) is not None
             ):
                 for track, (_, _, begins, times, words) in zip(tracks, lanes, strict=True):
-                    if begins and reader.begins_need_ends and track.words[-1] & KIND != END:
+                    if begins and reader.begins_need_ends and track.words[-1] & KIND != RUN_END:
                         track.words.append(ELSEWHERE)
                         track.times.frombytes(times[:8])
                     track.times.frombytes(times)

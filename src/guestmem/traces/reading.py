@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
-from . import ftrace, perf_trace, strace
+from . import ftrace, perf_trace, strace_block
 from .bundles import take_bundles
 from .collector import without_collector
 from .columns import Plain
@@ -22,7 +22,8 @@ from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
 from .lines import LONGEST_LINE, blocks_of, line_of, source_of
 from .perf_trace import PerfTraceReader
-from .qemu import QemuReader, plain_or_bundles
+from .qemu import QemuReader
+from .qemu_block import plain_or_bundles
 from .recorder import MOST_VCPUS
 from .recording import Reader, Recording
 from .second_process import Ahead, cores
@@ -58,7 +59,7 @@ LARGE = 1 << 24
 """Bytes of a file from which on a second process reads ahead."""
 AHEAD: dict[object, Callable[[str], Any]] = {
     QemuReader: plain_or_bundles,
-    StraceReader: strace.bundles_of,
+    StraceReader: strace_block.bundles_of,
     FtraceReader: ftrace.bundles_of,
     PerfTraceReader: perf_trace.bundles_of,
 }

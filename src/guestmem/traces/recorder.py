@@ -12,9 +12,11 @@ import math
 from typing import TYPE_CHECKING
 
 from ..errors import TraceError
+from .event_words import KIND, word
+from .events import FEW, MANY
 from .evidence import Event, Irqchip, Loss, Where, exit_meaning, userspace_exit_meaning
 from .run_state import RunState, Vcpu
-from .whereabouts import FEW, KIND, MANY, Kinds, Track, word
+from .whereabouts import Kinds, Track
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,10 +18,11 @@ from typing import NoReturn
 from ..errors import MemslotError, TraceError
 from ..memslots.changes import Change
 from ..memslots.checks import classify
-from ..memslots.slot import KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, Slot
+from ..memslots.slot import KVM_MEM_SLOTS_NUM, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_frames
 from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes, Plain
 from .late_start import AssumedSlot
+from .replay_space import PendingDelete, Space, flips_readonly, frames_of
 
 __all__ = ["MAX_SIZE", "Replay"]
 
@@ -29,59 +30,6 @@ MAX_SIZE = ((1 << 31) - 1) << 16
 """KVM_MEM_MAX_NR_PAGES in bytes, with the largest pages (arm64, 64 KiB): dirty bitmaps have unsigned int indices."""
 PAGE_MASK = PAGE_SIZE - 1
 U32_MAX = (1 << 32) - 1
-
-
-class _Space:
-    """The frames of one address space that have memory: first and end of each slot, and who made it, by frame."""
-
-    __slots__ = ("bases", "ends", "makers")
-
-    def __init__(self) -> None:
-        self.bases: list[int] = []
-        self.ends: list[int] = []
-        self.makers: list[int] = []
-
-    def take(self, base: int) -> None:
-        """Remove the slot that begins at ``base``."""
-        i = bisect_right(self.bases, base) - 1
-        del self.bases[i], self.ends[i], self.makers[i]
-
-    def meets(self, base: int, end: int) -> int | None:
-        """Who made a slot that has one of the frames ``[base, end)``, or None."""
-        i = bisect_right(self.bases, base)
-        if i and self.ends[i - 1] > base:
-            return self.makers[i - 1]
-        return self.makers[i] if i < len(self.bases) and self.bases[i] < end else None
-
-    def give(self, base: int, end: int, maker: int) -> int | None:
-        """Insert a slot, unless it overlaps another one: then who made that."""
-        i = bisect_right(self.bases, base)
-        if i and self.ends[i - 1] > base:
-            return self.makers[i - 1]
-        if i < len(self.bases) and self.bases[i] < end:
-            return self.makers[i]
-        self.bases.insert(i, base)
-        self.ends.insert(i, end)
-        self.makers.insert(i, maker)
-        return None
-
-
-class _Pending:
-    """The delete of a slot that was there before the trace began, while its size is not known."""
-
-    __slots__ = ("as_id", "end", "gpa", "hva", "index", "slot", "start")
-
-    def __init__(self, index: int, as_id: int, slot: int, gpa: int, hva: int) -> None:
-        self.index, self.as_id, self.slot, self.gpa, self.hva = index, as_id, slot, gpa, hva
-        self.start = self.end = 0
-
-    def take(self, slot: int, gpa: int, size: int, hva: int) -> None:
-        """A create that follows: it had the same memory, if guest and host addresses are as far apart as before."""
-        if self.hva:
-            if hva - gpa == self.hva - self.gpa and gpa >= self.gpa:
-                self.start, self.end = self.gpa, max(self.end, gpa + size)
-        elif slot == self.slot and not self.end:  # a VMM that deletes with zeros in all fields
-            self.start, self.end, self.hva = gpa, gpa + size, hva
 
 
 class Replay:
@@ -113,12 +61,12 @@ class Replay:
         self.assumed: dict[int, Slot] = {}
         self._by_id: dict[int, int] = {}
         """Who made each slot: see ``Changes.made_by``."""
-        self._spaces: dict[int, _Space] = {}
+        self._spaces: dict[int, Space] = {}
         self._returned: float | None = None
         """When QEMU's last call had returned."""
         self._from_file: set[int] = set()
         self._gone: set[int] = set()
-        self._pending: list[_Pending] = []
+        self._pending: list[PendingDelete] = []
         self._nameless: dict[tuple[int, int], AssumedSlot] = {}
         """Assumed slots of which the number is not known, by address space and first frame."""
         for each in assumed:
@@ -131,9 +79,9 @@ class Replay:
             else:
                 self._by_id[each.as_id << 16 | each.slot] = maker
                 self._from_file.add(each.as_id << 16 | each.slot)
-            other = self._spaces.setdefault(each.as_id, _Space()).give(slot.base_gfn, slot.end_gfn, maker)
+            other = self._spaces.setdefault(each.as_id, Space()).give(slot.base_gfn, slot.end_gfn, maker)
             if other is not None:
-                message = f"--assume-slots: {_frames_of(slot)} overlaps {_frames_of(self.changes.made_by(other))}"
+                message = f"--assume-slots: {frames_of(slot)} overlaps {frames_of(self.changes.made_by(other))}"
                 self._refuse(message, 0, "")
 
     def change(
@@ -197,7 +145,7 @@ class Replay:
                     return
                 if ret < 0:
                     code = NOTHING
-                elif hides_delete and old is not None and _flips_readonly(change, old):
+                elif hides_delete and old is not None and flips_readonly(change, old):
                     changes.append(slot, base, 0, hva, 0, DELETE | IMPLIED, maker, line, ret, thread, time, began, None)
                     self._spaces[slot >> 16].take(old.base_gfn)
                     began, maker, code = None, NO_SLOT, CREATE
@@ -246,7 +194,7 @@ class Replay:
         if maker is None:
             space = self._spaces.get(as_id)
             if space is None:
-                space = self._spaces[as_id] = _Space()
+                space = self._spaces[as_id] = Space()
             index = len(changes.code)
             if space.give(base, base + npages, index) is not None:
                 return False
@@ -278,7 +226,7 @@ class Replay:
         for slot, base, count in zip(slots, bases, npages, strict=True):
             if slot >> 16 != as_id:
                 as_id = slot >> 16
-                space = self._spaces.setdefault(as_id, _Space())
+                space = self._spaces.setdefault(as_id, Space())
                 starts, ends, makers = space.bases, space.ends, space.makers
             maker = by_id.get(slot)
             if count:
@@ -296,7 +244,10 @@ class Replay:
             else:
                 if maker is None:
                     break
-                i = bisect_right(starts, bases[maker - first] if maker >= first else self._base_of(maker)) - 1
+                was = bases[maker - first] if maker >= first else self._base_of(maker)
+                i = bisect_right(starts, was) - 1
+                if i < 0 or starts[i] != was:
+                    break
                 del starts[i], ends[i], makers[i], by_id[slot]
                 gone.add(slot)
                 codes.append(DELETE)
@@ -328,13 +279,13 @@ class Replay:
                 return
         space = self._spaces.get(as_id)
         if space is None:
-            space = self._spaces[as_id] = _Space()
+            space = self._spaces[as_id] = Space()
         other = space.give(base, base + npages, index)
         if other is not None:
             there = self.changes.made_by(other)
             message = (
                 f"slot {slot & 0xFFFF}: {format_frames(base, base + npages)} overlaps slot {there.id} "
-                f"{_frames_of(there)}: KVM would have refused it (EEXIST), yet ret={ret}"
+                f"{frames_of(there)}: KVM would have refused it (EEXIST), yet ret={ret}"
             )
             self._refuse(message, line, text)
         self._by_id[slot] = index
@@ -393,7 +344,7 @@ class Replay:
         """The delete of a slot that was there before the trace began, which is the next change."""
         self._gone.add(slot)
         self._settle(slot >> 16)
-        self._pending.append(_Pending(len(self.changes), slot >> 16, slot & 0xFFFF, gpa, hva))
+        self._pending.append(PendingDelete(len(self.changes), slot >> 16, slot & 0xFFFF, gpa, hva))
 
     def _settle(self, as_id: int, *, last: bool = False) -> None:
         """Deletes of assumed slots of which creates have told the size are done; all of them if this is the end."""
@@ -446,17 +397,3 @@ class Replay:
             self._refuse(f"memory_size {size:#x} is more than {MAX_SIZE:#x}, the most a slot can have", line, text)
         if slot & 0xFFFF >= KVM_MEM_SLOTS_NUM:
             self._refuse(f"slot {slot & 0xFFFF}: below {KVM_MEM_SLOTS_NUM} is allowed, yet ret={ret}", line, text)
-
-
-def _frames_of(slot: Slot) -> str:
-    return format_frames(slot.base_gfn, slot.end_gfn)
-
-
-def _flips_readonly(change: Change, old: Slot) -> bool:
-    """Whether the change is that of a READONLY flag and nothing but flags."""
-    return (
-        bool((change.flags ^ old.flags) & KVM_MEM_READONLY)
-        and change.base_gfn == old.base_gfn
-        and change.npages == old.npages
-        and change.userspace_addr == old.userspace_addr
-    )

@@ -11,8 +11,10 @@ import math
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
+from .event_words import word
 from .evidence import Cause, Event, ExitMeaning, Irqchip, Loss, Stretch, Where
-from .whereabouts import INSIDE, Kinds, Losses, Track, word
+from .losses import Losses
+from .whereabouts import INSIDE, Kinds, Track
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -235,8 +237,8 @@ class RunState:
                 vcpu: Track(
                     array("d", [time + offset for time in track.times]),
                     track.words,
-                    track.known_from + offset,
-                    track.calls,
+                    known_from=track.known_from + offset,
+                    calls=track.calls,
                 )
                 for vcpu, track in self._tracks.items()
             },

@@ -11,7 +11,8 @@ import re
 from typing import TYPE_CHECKING
 
 from .lines import line_of
-from .qemu import FIELDS_BY_NAME, KEY_VALUE, QemuEvents
+from .qemu import KEY_VALUE
+from .qemu_events import FIELDS_BY_NAME, QemuEvents
 from .qemu_prefix import Prefix
 from .requests import integer
 

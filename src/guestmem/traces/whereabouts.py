@@ -12,37 +12,45 @@ import itertools
 import math
 import operator
 import re
-import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .evidence import KVM_EXIT, Cause, Event, ExitMeaning, Stretch, Where, may_continue
+from .event_words import (
+    CPU_SHIFT,
+    ELSEWHERE,
+    ENTRY,
+    ERRNOS,
+    EXIT,
+    FATAL,
+    FORGOTTEN,
+    GUEST_CAUSED,
+    IMMEDIATE,
+    KIND,
+    LOOKS,
+    NAMES,
+    NUMBER_MASK,
+    NUMBER_SHIFT,
+    OTHER_ERRNO,
+    RUN_BEGIN,
+    RUN_END,
+    USER_EXIT,
+)
+from .events import Events
+from .evidence import Stretch, Where, may_continue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from .evidence import Loss
+    from .losses import Losses
 
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
 
-__all__ = ["CODE", "EDGE", "INSIDE", "KIND", "NO_TIME", "Kinds", "Losses", "Return", "Track", "joined", "word"]
+__all__ = ["CODE", "INSIDE", "NO_TIME", "Kinds", "Return", "Track", "joined"]
 
-ENTRY, EXIT, USER_EXIT, RUN_BEGIN, RUN_END, ELSEWHERE, FORGOTTEN = (int(each) for each in Event)
-TAIL, MANY, FEW, EDGE = 1024, 8192, 1 << 16, 64
-"""Events of a vCPU that are kept before a change, after one, in any case, and at either end of a time in which no
-memory was missing."""
-MOST_MOVES = 1 << 24
-"""Places that events which came late are moved by, one by one; if there are more, all are sorted anew."""
-KIND, GUEST_CAUSED, LOOKS, FATAL, IMMEDIATE = 7, 8, 16, 32, 64
 NOT_CAUSED = bytes([bits for bits in range(256) if not bits & GUEST_CAUSED])
-NUMBER_SHIFT, NUMBER_MASK = 8, 0xFF
-CPU_SHIFT, CPU_MAX = 16, 0xFFFE
-ERRNOS = {"EINTR": 0xF1, "EAGAIN": 0xF2, "EFAULT": 0xF3}
-OTHER_ERRNO = 0xF0
-NAMES = {number + 1: f"KVM_EXIT_{name}" for name, number in KVM_EXIT.items()}
 CHOSEN = tuple(
     bytes(map(wanted, range(256)))
     for wanted in (
@@ -69,22 +77,6 @@ def _stays(*places: Where) -> re.Pattern[bytes]:
 
 
 INSIDE, RUNS = _stays(Where.GUEST, Where.RUN, Where.KVM, Where.UNKNOWN), _stays(*Where)
-NAMES |= {code: name for name, code in ERRNOS.items()} | {OTHER_ERRNO: "an error"}
-
-
-def word(kind: int, meaning: ExitMeaning | None = None, cpu: int | None = None, *, immediate: bool = False) -> int:
-    """An event in 32 bits: its kind, what its exit means, on which CPU."""
-    bits = int(kind)
-    if meaning is not None:
-        bits |= GUEST_CAUSED * (meaning.cause is Cause.GUEST) | LOOKS * meaning.looks_at_memory | FATAL * meaning.fatal
-        if meaning.number is not None:
-            bits |= ((meaning.number + 1) & NUMBER_MASK) << NUMBER_SHIFT
-        elif kind in (USER_EXIT, RUN_END) and meaning.cause is Cause.OUTSIDE:
-            bits |= ERRNOS.get(meaning.name, OTHER_ERRNO) << NUMBER_SHIFT
-    bits |= IMMEDIATE * immediate
-    if cpu is not None:
-        bits |= (min(cpu, CPU_MAX) + 1) << CPU_SHIFT
-    return bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,50 +102,8 @@ class Return(NamedTuple):
     began: float | None
 
 
-class Losses:
-    """Where events were lost, by CPU; made once, asked often."""
-
-    __slots__ = ("_anywhere", "_by_cpu", "all")
-
-    def __init__(self, losses: Sequence[Loss]) -> None:
-        self.all = tuple(losses)
-        by_cpu: dict[int | None, list[tuple[float, float]]] = {}
-        for each in losses:
-            by_cpu.setdefault(each.cpu, []).append((each.after, each.before))
-        self._by_cpu = {cpu: _merged(spans) for cpu, spans in by_cpu.items()}
-        self._anywhere = _merged([(each.after, each.before) for each in losses])
-
-    def __bool__(self) -> bool:
-        return bool(self.all)
-
-    def first_in(self, start: float, end: float, cpu: int | None = None) -> tuple[float, float] | None:
-        """The first span that meets ``(start, end)`` in which events of ``cpu`` (None: of any CPU) may be lost."""
-        if cpu is None:
-            return _meeting(self._anywhere, start, end)
-        found = [_meeting(self._by_cpu[key], start, end) for key in (cpu, None) if key in self._by_cpu]
-        return min((each for each in found if each is not None), default=None)
-
-
-def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    result: list[tuple[float, float]] = []
-    for start, end in sorted(spans):
-        if result and start <= result[-1][1]:
-            result[-1] = (result[-1][0], max(end, result[-1][1]))
-        else:
-            result.append((start, end))
-    return result
-
-
-def _meeting(spans: list[tuple[float, float]], start: float, end: float) -> tuple[float, float] | None:
-    i = bisect_right(spans, (start, math.inf)) - 1
-    for each in spans[max(i, 0) : i + 2]:
-        if each[0] < end and each[1] > start:
-            return each
-    return None
-
-
 @dataclass(slots=True)
-class Track:
+class Track(Events):
     """The events of one vCPU, in order of time; see ``word``.
 
     ``known_from``: the vCPU was in user space from then until its first event (it was made then, or the recorder had
@@ -162,75 +112,12 @@ class Track:
     NOWHERE if the next has the same stamp; made when somebody asks.
     """
 
-    times: array[float] = field(default_factory=lambda: array("d"))
-    words: array[int] = field(default_factory=lambda: array("I"))
     known_from: float = math.inf
     calls: bool = False
-    settled: int = 0
-    until: float = -math.inf
-    full: int = sys.maxsize
     _places: tuple[array[int], ...] | None = None
     _bits: bytes = b""
     _looked: tuple[float, float, int, int] = (math.inf, -math.inf, 0, 0)
     codes: bytes = b""
-
-    def add(self, time: float, event: int) -> None:
-        """Append an event; stamps of one thread that step back are put in order later."""
-        self.times.append(time)
-        self.words.append(event)
-        if len(self.times) > self.full:
-            self.forget()
-
-    def keep(self, until: float, *, quiet: bool = False) -> None:
-        """A change is here: what is known now stays, and so do the events up to ``until``, if they are not too many.
-
-        With ``quiet`` no memory was missing since the change before: of the events since then only EDGE at either end
-        are kept, so that no trace is so dense with changes that all of it stays.
-        """
-        if quiet and len(self.times) - self.settled > 3 * EDGE:
-            self._drop(self.settled + EDGE, len(self.times) - EDGE)
-        self.settled = len(self.times)
-        self.until = until
-        self.full = max(FEW, self.settled + MANY)
-
-    def forget(self) -> None:
-        """Drop the events since the last change, but for those soon after it and the last TAIL."""
-        times = self.times
-        start, end = self.settled, len(times) - TAIL
-        while start < end and times[start] <= self.until and start - self.settled < MANY // 2:
-            start += 1
-        self.settled = start
-        self._drop(start, end)
-        self.full = max(FEW, len(times) + MANY)
-
-    def _drop(self, start: int, end: int) -> None:
-        """Two marks take the place of the events ``[start, end)``."""
-        if end - start > 2:
-            low, high = min(self.times[start:end]), max(self.times[start:end])
-            self.times[start:end] = array("d", (low, high))
-            self.words[start:end] = array("I", (FORGOTTEN, FORGOTTEN))
-
-    def sort(self) -> None:
-        """Put the events in order of time, those of one stamp as they came. O(n) if few are late, else O(n log n)."""
-        times, words, n = self.times, self.words, len(self.times)
-        if not any(map(operator.gt, times, itertools.islice(times, 1, None))):
-            return
-        late = [i for i, each in enumerate(map(operator.gt, times, itertools.islice(times, 1, None)), 1) if each]
-        moved = done = 0
-        for i in late:
-            i = max(i, done)  # noqa: PLW2901 (what came before is in order by now)
-            while i < n and times[i] < times[i - 1] and moved < MOST_MOVES:
-                place = bisect_right(times, times[i], 0, i)
-                time, event = times[i], words[i]
-                times[place + 1 : i + 1], words[place + 1 : i + 1] = times[place:i], words[place:i]
-                times[place], words[place] = time, event
-                moved += i - place
-                i += 1  # noqa: PLW2901
-            done = i
-        if moved >= MOST_MOVES:
-            order = sorted(range(n), key=times.__getitem__)
-            self.times = array("d", [times[i] for i in order])
-            self.words = array("I", [words[i] for i in order])
 
     def stretches(self, start: float, end: float, kinds: Kinds, losses: Losses, last: float) -> Iterator[Stretch]:
         """Where the vCPU was, piece by piece, from the piece that holds ``start`` to the one that holds ``end``.
