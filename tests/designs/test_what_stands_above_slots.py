@@ -137,8 +137,6 @@ def test_given_back_the_right_to_write_needs_nothing(memory: HostMemory) -> None
         ("overlay", "logged"),
         ("attributes", "other memory"),
         ("attributes", "memory that goes"),
-        ("overlay", "a split"),
-        ("attributes", "a split"),
     ],
 )
 def test_what_they_cannot_do_has_its_hole(memory: HostMemory, design: str, what: str) -> None:
@@ -148,7 +146,6 @@ def test_what_they_cannot_do_has_its_hole(memory: HostMemory, design: str, what:
         "memory that goes": [Change(0), slot(memory, 0, 0, PAGES - 1, 0)],
         "logged": rehost(memory, 40, 3, 1),
         "other memory": rehost(memory, 40, 3),
-        "a split": [Change(0), slot(memory, 0, 0, 40, 0), slot(memory, 1, 40, PAGES - 40, 40)],
     }[what]
     with SoftEngine(1) as engine:
         run(memory, engine, changes, READ, 1 if what == "logged" else 0)
@@ -187,6 +184,17 @@ def test_several_frames_have_no_one_instant(memory: HostMemory, monkeypatch: pyt
         engine.stop()
         assert calls == 2
         assert holes(engine) == 0
+
+
+@pytest.mark.parametrize("design", ["overlay", "attributes"])
+def test_a_split_that_changes_no_frame_needs_nothing(memory: HostMemory, design: str) -> None:
+    with SoftEngine(1) as engine:
+        engine.set_memory_region(slot(memory, 0, 0, PAGES, 0))
+        kicks, flushes = engine.counts.kicks, engine.counts.flushes
+        changes = [Change(0), slot(memory, 0, 0, 40, 0), slot(memory, 1, 40, PAGES - 40, 40)]
+        find(design).prepare(engine)(engine, changes)
+        assert (engine.counts.kicks, engine.counts.flushes) == (kicks, flushes)
+        assert [each.id for each in engine.memslots] == [0, 1]
 
 
 @pytest.mark.parametrize("design", ["overlay", "attributes"])

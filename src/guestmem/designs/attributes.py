@@ -2,9 +2,9 @@
 
 Attributes NR, NW, NX of guest frames (Nicolas Saenz Julienne, "Core Building Blocks for Hyper-V VSM", kvm, June 2024):
 what the VSM load, which splits slots to make pages read-only, was steered to. A transaction that only takes or gives
-the right to write has no hole, whatever slots it asks for; but each range has an instant of its own, and whatever else
-changes is done as KVM does it today. The slots that it asks for are published behind the attributes, where no vCPU can
-tell.
+the right to write, or neither, has no hole, whatever slots it asks for; but each range has an instant of its own, and
+whatever else changes is done as KVM does it today. The slots that it asks for are published behind the attributes,
+where no vCPU can tell.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def prepare(engine: Engine) -> None:
 
 
 def denied(effects: Sequence[Effect]) -> list[tuple[int, int]] | None:
-    """Ranges that lose the right to write; None if something other than that right changes, or nothing.
+    """Ranges that lose the right to write; None if something other than that right changes.
 
     >>> from guestmem.memslots import Slot
     >>> old = Slot(0, 1, 8, 4, 0x10000)
@@ -38,18 +38,16 @@ def denied(effects: Sequence[Effect]) -> list[tuple[int, int]] | None:
     True
     """
     found: list[tuple[int, int]] = []
-    changes = False
     for start, end, action, old, new in effects:
         if action is Action.KEEP:
             continue
-        changes = True
         if old is None or new is None or action in {Action.STALL, Action.FILL}:
             return None
         if old.flags ^ new.flags != KVM_MEM_READONLY:
             return None
         if action is Action.WRITES:
             found.append((start, end))
-    return found if changes and len(found) <= MOST else None
+    return found if len(found) <= MOST else None
 
 
 def apply(engine: Engine, changes: Sequence[Change]) -> None:

@@ -2,10 +2,10 @@
 
 The planes' KVM_SET_PLANE_MEMORY_OVERLAY (VSM series, David Woodhouse, linux-kernel, about October 2026): one page of
 user memory at one frame, at most 64 of them (KVM_CAP_PLANE_MEMORY_OVERLAYS), not over a guest_memfd. So a transaction
-that re-hosts up to 64 frames, and leaves all others as they are, has no hole; but each frame has an instant of its own.
-Everything else is done as KVM does it today, and so are logged slots, since a write to an overlay is in no slot's log.
-The slots that the transaction asks for are published behind the overlays, where no vCPU can tell: the next one finds
-them.
+that re-hosts up to 64 frames, or none, and leaves all others as they are, has no hole; but each frame has an instant of
+its own. Everything else is done as KVM does it today, and so are logged slots, since a write to an overlay is in no
+slot's log. The slots that the transaction asks for are published behind the overlays, where no vCPU can tell: the next
+one finds them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prepare(engine: Engine) -> None:
 
 
 def frames(effects: Sequence[Effect]) -> list[tuple[int, int]] | None:
-    """Frames that overlays can re-host, each with its new host address; None if they are not what changes, or not all.
+    """Frames that overlays can re-host, each with its new host address; None if they are not all that changes.
 
     >>> from guestmem.memslots import Slot
     >>> old, new = Slot(0, 1, 8, 4, 0x10000), Slot(0, 2, 9, 1, 0x90000)
@@ -47,7 +47,7 @@ def frames(effects: Sequence[Effect]) -> list[tuple[int, int]] | None:
         if len(found) + end - start > MOST:
             return None
         found += ((gfn, new.hva(gfn)) for gfn in range(start, end))
-    return found or None
+    return found
 
 
 def apply(engine: Engine, changes: Sequence[Change]) -> None:

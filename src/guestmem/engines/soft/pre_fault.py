@@ -16,14 +16,14 @@ from ...abi.versions import LINUX_6_18, KernelVersion
 from ...errors import CapabilityError, MemslotError, UsageError
 from ...units import PAGE_SIZE
 from .user_mem_abort import stage2_fault
-from .vcpu import FILLED, INVALID
+from .vcpu import FILLED, IN_FILE, INVALID
 
 if TYPE_CHECKING:
     from .engine import SoftEngine
 
 __all__ = ["PreFault", "pre_fault_memory"]
 
-_FILLED, _INVALID = int(FILLED), int(INVALID)
+_FILLED, _INVALID, _IN_FILE = int(FILLED), int(INVALID), int(IN_FILE)
 _TRIES = 64
 
 
@@ -99,6 +99,10 @@ def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tu
             if version.prefault_retries:
                 raise would_not_return(version)
             return errno.EAGAIN, f"the slot at gpa {gpa:#x} is being deleted or moved"
+        if outcome == _IN_FILE:
+            raise CapabilityError(
+                f"pre-fault: gpa {gpa:#x} is in a slot with a guest_memfd, which this model leaves out"
+            )
         if outcome != _FILLED:
             return errno.ENOENT, f"gpa {gpa:#x} is in no slot"
     return errno.EAGAIN, f"gpa {gpa:#x} was zapped {_TRIES} times"
