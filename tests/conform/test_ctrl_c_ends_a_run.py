@@ -14,10 +14,12 @@ import pytest
 
 from guestmem.abi.checks import Host
 from guestmem.cli import main
+from guestmem.conform.against import conform_against
 from guestmem.conform.calls import Answer, Call
 from guestmem.conform.emit import heading
 from guestmem.conform.kernel import Kernel, KernelVm
-from guestmem.conform.run import Answers, conform
+from guestmem.conform.log import write_block, write_header
+from guestmem.conform.run import Answers, ask_model, conform
 from guestmem.engines.kvm.device import unusable
 
 IN_A_CALLBACK = """
@@ -144,3 +146,24 @@ def test_left_alone_it_is_made_short() -> None:
     assert outcome.divergence is not None
     assert not outcome.divergence.interrupted
     assert len(outcome.divergence.calls) == 1
+
+
+def logged(path: Path) -> Path:
+    """A log of the model's answers to MANY."""
+    with path.open("w") as log:
+        write_header(log, str(Host().version.name), "the model", Host())
+        write_block(log, MANY, ask_model(Host(), MANY))
+    return path
+
+
+@pytest.mark.no_kvm
+@pytest.mark.parametrize(("first", "second"), [(1, 1 << 60), (3, 1 << 60), (1, 2), (1, 4)])
+def test_nor_does_a_comparison_with_a_log(first: int, second: int, tmp_path: Path) -> None:
+    """A first Ctrl-C while its divergence is made shorter, or a second."""
+    side = Wrong(first, second)
+    outcome = conform_against(Host(), side, logged(tmp_path / "log"), side.pressed if second > 100 else lambda: False)
+    assert outcome.divergence is not None
+    assert outcome.divergence.interrupted
+    assert outcome.interrupted
+    assert outcome.divergence.calls[-1] == Call("extension", (3,))
+    assert side.asked <= (first + 4 if second > 100 else second)
