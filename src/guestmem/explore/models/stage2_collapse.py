@@ -89,4 +89,15 @@ MODELS = (
         )
         for name, discipline in _DISCIPLINES.items()
     ),
+    *(
+        Model(
+            f"stage2-look-{name}-3",
+            _PROVES,
+            f"2 walkers, 3 levels, 8 entries: a page is looked up, 2 tables become a block; {discipline}",
+            partial(build, discipline=discipline, levels=3, look=True),
+            buffer=2,
+            dpor=False,
+        )
+        for name, discipline in _DISCIPLINES.items()
+    ),
 )

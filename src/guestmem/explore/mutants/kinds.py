@@ -14,6 +14,8 @@ _FAULT, _RETRY, _LOOKUP = "engines/soft/user_mem_abort.py", "stage2/retry.py", "
 _ENTRY, _UNMAP, _WALK = "stage2/entry.py", "stage2/unmap.py", "stage2/tlb_walk.py"
 _TLBI, _EDGES, _BITMAP, _LOG = "stage2/tlbi.py", "stage2/edges.py", "dirty/bitmap.py", "engines/soft/dirty_log.py"
 _KICKS, _REQUESTS = "engines/kvm/kicks.py", "engines/soft/requests.py"
+_MADE = "    make_entry(shape, pool, pages, mmu, desk, new)\n    desk[RESULT] += _ONE\n"
+_UNLINK = "unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))\n"
 _AWAY = "            srcu_exit(srcu, u64(0), reader)\n            srcu_enter(srcu, u64(0), reader)\n"
 
 MUTANTS = (
@@ -293,5 +295,16 @@ MUTANTS = (
             "<= load_relaxed(memslots, words + NPAGES):\n            return record\n    return find_in",
         ),
         models=("slots-beside",),
+    ),
+    # Three levels, small enough to be searched whole.
+    Mutant(
+        "table-goes-before-block",
+        "a table is unlinked before the block stands that takes its place",
+        *(
+            "stage2/map.py",
+            f"{_MADE}    if visit == TABLE_PRE:\n        {_UNLINK}",
+            f"    if visit == TABLE_PRE:\n        {_UNLINK}{_MADE}",
+        ),
+        models=("stage2-look-lock-3",),
     ),
 )
