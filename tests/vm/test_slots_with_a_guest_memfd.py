@@ -106,6 +106,22 @@ def test_transactions_split_move_merge_and_bind_elsewhere(vm: Vm, file: Any) -> 
     vm.check()
 
 
+def test_primitives_keep_the_file(vm: Vm, file: Any) -> None:
+    vm.memory.create(4, gpa=2 * AT, size=8 * PAGE, guest_memfd=file, offset=2 * PAGE)
+    vm.memory.write(2 * AT + 5 * PAGE, b"sixth")
+    low, high = vm.memory.split(4, 2 * AT + 3 * PAGE, 5)
+    assert (low.guest_memfd_offset, high.guest_memfd_offset) == (2 * PAGE, 5 * PAGE)
+    assert vm.memory.read(2 * AT + 5 * PAGE, 5) == b"sixth"
+    assert vm.memory.resize(5, 4 * PAGE).npages == 4
+    merged = vm.memory.merge(4, 5)
+    assert (merged.npages, merged.guest_memfd_offset) == (7, 2 * PAGE)
+    assert merged.guest_memfd == low.guest_memfd != 0
+    with pytest.raises(MemslotError) as caught:
+        vm.memory.set_readonly(4, True)
+    assert caught.value.errno == errno.EINVAL
+    vm.check()
+
+
 def test_what_cannot_be_bound_is_refused_with_nothing_changed(vm: Vm, file: Any) -> None:
     vm.memory.create(4, gpa=2 * AT, size=8 * PAGE, guest_memfd=file)
     before = list(vm.memory)

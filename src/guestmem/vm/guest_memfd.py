@@ -9,14 +9,14 @@ import ctypes
 import errno
 import mmap
 import os
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..abi.arguments import whole
 from ..errors import GuestMemfdError, MemslotError, UsageError
 from ..units import PAGE_SIZE
 from .slot_memory import HostPiece
 
-__all__ = ["File", "FilePiece", "KernelGuestMemfd", "file_of", "host_of"]
+__all__ = ["Carried", "File", "FilePiece", "KernelGuestMemfd", "file_of", "host_of"]
 
 GUEST_MEMFD_FLAG_MMAP = 1
 _libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -65,6 +65,17 @@ class KernelGuestMemfd:
 
     def __repr__(self) -> str:
         return f"KernelGuestMemfd({self.size:#x}, flags={self.flags}, fd={self.fd})"
+
+
+class Carried(NamedTuple):
+    """The file of a slot that goes, for one that comes in its place."""
+
+    number: int
+    vm: object
+    fd: int = -1
+    flags: int = 0
+    size: int = 1 << 63
+    closed: bool = False
 
 
 class FilePiece(HostPiece):

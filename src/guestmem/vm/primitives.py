@@ -83,8 +83,9 @@ class Primitives(ABC):
             )
         with self.transaction(design=design, as_id=as_id) as change:
             host = change.delete(slot)
-            change.create(slot, gpa=start, size=gpa - start, host=host, flags=old.flags)
-            change.create(upper, gpa=gpa, size=start + size - gpa, host=host + gpa - start, flags=old.flags)
+            above, left = host + gpa - start, start + size - gpa
+            change.create(slot, gpa=start, size=gpa - start, host=host, flags=old.flags, **change.carried(old, host))
+            change.create(upper, gpa=gpa, size=left, host=above, flags=old.flags, **change.carried(old, above))
         return self[slot, as_id], self[upper, as_id]
 
     @_alone
@@ -99,6 +100,11 @@ class Primitives(ABC):
             (f"guest memory ends at {low.end_gfn << PAGE_SHIFT:#x}", high.base_gfn == low.end_gfn),
             (f"host memory ends at {low.userspace_addr + size:#x}", high.userspace_addr == low.userspace_addr + size),
             (f"flags are {low.flags:#x}", high.flags == low.flags),
+            (f"guest_memfd is {low.guest_memfd}", high.guest_memfd == low.guest_memfd),
+            (
+                f"part of the guest_memfd ends at {low.guest_memfd_offset + size:#x}",
+                not low.guest_memfd or high.guest_memfd_offset == low.guest_memfd_offset + size,
+            ),
         ):
             if not is_so:
                 raise MemslotError(errno.EINVAL, f"slot {slot}: its {what}, which does not fit {high!r}")
@@ -106,7 +112,8 @@ class Primitives(ABC):
             change.delete(upper)
             host = change.delete(slot)
             whole_size = size + (high.npages << PAGE_SHIFT)
-            change.create(slot, gpa=low.base_gfn << PAGE_SHIFT, size=whole_size, host=host, flags=low.flags)
+            file = change.carried(low, host)
+            change.create(slot, gpa=low.base_gfn << PAGE_SHIFT, size=whole_size, host=host, flags=low.flags, **file)
         return self[slot, as_id]
 
     @_alone
@@ -136,7 +143,8 @@ class Primitives(ABC):
             )
         with self.transaction(design=design, as_id=as_id) as change:
             host = change.delete(slot)
-            change.create(slot, gpa=old.base_gfn << PAGE_SHIFT, size=size, host=host, flags=old.flags)
+            file = change.carried(old, host)
+            change.create(slot, gpa=old.base_gfn << PAGE_SHIFT, size=size, host=host, flags=old.flags, **file)
         return self[slot, as_id]
 
     def _room(self, slot: Slot) -> int:
@@ -153,7 +161,6 @@ class Primitives(ABC):
         flags = old.flags | KVM_MEM_READONLY if readonly else old.flags & ~KVM_MEM_READONLY
         with self.transaction(design=design, as_id=as_id) as change:
             host = change.delete(slot)
-            change.create(
-                slot, gpa=old.base_gfn << PAGE_SHIFT, size=old.npages << PAGE_SHIFT, host=host, flags=int(flags)
-            )
+            file, size = change.carried(old, host), old.npages << PAGE_SHIFT
+            change.create(slot, gpa=old.base_gfn << PAGE_SHIFT, size=size, host=host, flags=int(flags), **file)
         return self[slot, as_id]

@@ -16,7 +16,7 @@ from ..designs.registry import find
 from ..errors import MemslotError, UsageError
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .guest_memfd import file_of, host_of
+from .guest_memfd import Carried, file_of, host_of
 from .slot_memory import HostPiece
 
 if TYPE_CHECKING:
@@ -102,6 +102,13 @@ class Transaction:
         self._add(change, there=False)
         self._pieces |= {id(kept): kept for kept in reached}
         self._brought.append((slot, reached))
+
+    def carried(self, slot: Slot, host: int) -> dict[str, Any]:
+        """What gives ``create`` the part at ``host`` of what ``slot`` has of a guest_memfd; nothing without one."""
+        if not slot.guest_memfd:
+            return {}
+        file = Carried(slot.guest_memfd, self._memory.backend)
+        return {"guest_memfd": file, "offset": slot.guest_memfd_offset + host - slot.userspace_addr}
 
     def delete(self, slot: int) -> int:
         """Delete a slot; returns the host address of its memory, which lives until the transaction is over."""
