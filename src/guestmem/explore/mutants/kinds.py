@@ -16,6 +16,14 @@ _TLBI, _EDGES, _BITMAP, _LOG = "stage2/tlbi.py", "stage2/edges.py", "dirty/bitma
 _KICKS, _REQUESTS = "engines/kvm/kicks.py", "engines/soft/requests.py"
 _MADE = "    make_entry(shape, pool, pages, mmu, desk, new)\n    desk[RESULT] += _ONE\n"
 _UNLINK = "unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))\n"
+_CLEANED = """    while line < end:
+        store_relaxed(pages, line + STATE, FREE)
+        store_relaxed(pages, line + COUNT, u64(0))
+        line += PAGE_WORDS
+"""
+_FREED = """    run = ((_ONE << count) - _ONE) << (page & u64(63))
+    was = fetch_or(pages, first_word(pages) + (page >> 6), run)
+"""
 _AWAY = "            srcu_exit(srcu, u64(0), reader)\n            srcu_enter(srcu, u64(0), reader)\n"
 
 MUTANTS = (
@@ -306,5 +314,11 @@ MUTANTS = (
             f"    if visit == TABLE_PRE:\n        {_UNLINK}{_MADE}",
         ),
         models=("stage2-look-lock-3",),
+    ),
+    Mutant(
+        "page-free-before-clean",
+        "a page that is given back can be taken before its line says so",
+        *("stage2/free_list.py", f"{_CLEANED}{_FREED}", f"{_FREED}{_CLEANED}"),
+        models=("stage2-pool",),
     ),
 )
