@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,27 @@ def test_threads_take_turns_often_only_while_compiling() -> None:
     with _numba._turns_often():
         assert sys.getswitchinterval() < before
     assert sys.getswitchinterval() == before
+
+
+def test_a_child_of_fork_can_compile_whoever_was_compiling() -> None:
+    """fork() waits for the thread that compiles: its lock would be held in the child for ever."""
+    from numba.core.compiler_lock import global_compiler_lock
+
+    compiling, done = threading.Event(), []
+
+    def compile_for_a_while() -> None:
+        with global_compiler_lock:
+            compiling.set()
+            time.sleep(0.3)
+            done.append(True)
+
+    thread = threading.Thread(target=compile_for_a_while)
+    thread.start()
+    compiling.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if done and global_compiler_lock._lock.acquire(blocking=False) else 1)
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert global_compiler_lock._lock.acquire(blocking=False), "and the parent has it back"
+    global_compiler_lock.release()

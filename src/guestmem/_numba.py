@@ -208,3 +208,14 @@ def compile_fresh(function: Any) -> Any:
     if not status:
         raise result
     return result
+
+
+def _give_compiler_back() -> None:
+    with suppress(RuntimeError):  # who waited for it was interrupted
+        global_compiler_lock.release()
+
+
+# A child of fork has the forking thread only: while another compiles, its lock would be held there for ever.
+os.register_at_fork(
+    before=global_compiler_lock.acquire, after_in_parent=_give_compiler_back, after_in_child=_give_compiler_back
+)
