@@ -1,6 +1,6 @@
 """Mutants of kinds that models long missed: two of a thing, second tries, blocks, reuse, full logs, hardware's flags.
 
-Each is found by its models and was found by none before them.
+Each is found by its models; searches over states did not find them before.
 """
 
 from __future__ import annotations
