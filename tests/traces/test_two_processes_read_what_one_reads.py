@@ -47,7 +47,16 @@ def told(path: Path) -> Any:
         timeline = traces.read(path)
     except TraceError as error:
         return str(error)
-    return list(timeline.changes), check(timeline, jobs=1).as_dict()
+    state, report = timeline.run_state, check(timeline, jobs=1).as_dict()
+    if state is None:
+        return list(timeline.changes), report
+    events = {
+        str(vcpu): [(piece, state.returns(vcpu, *piece[:2])) for piece in state.stretches(vcpu)] for vcpu in state.vcpus
+    }
+    if timeline.format == "strace":  # of which lines tell some events twice
+        report.pop("run_state")
+        events = {}
+    return list(timeline.changes), report, events, state.losses.all, state.first, state.last
 
 
 def both(path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> tuple[Any, Any, int]:
@@ -100,7 +109,7 @@ def test_of_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ra
 
     monkeypatch.setattr(bundles, "_fitting", counted)
     for form in FORMS:
-        for _ in range(12):
+        for _ in range(20):
             found = form(simulate(rng), rng).splitlines(keepends=True)
             if rng.random() < 0.4:
                 at = rng.randrange(len(found))
@@ -183,3 +192,22 @@ def test_it_ends_when_reading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert made
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, 0)
+
+
+def test_a_loss_lies_between_the_events_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever put them together: after a marker the next event says more than itself."""
+    point = " CPU 0/KVM-2000    [002] d..1. {:.6f}: kvm_{}\n"
+    events = ("entry: vcpu 0, rip 0xfff0", "exit: vcpu 0 reason HLT rip 0xff")
+    points = [point.format(2 + i / 1e3, events[i % 2]) for i in range(200)]
+    points.insert(120, "CPU:2 [LOST 3 EVENTS]\n")
+    path = tmp_path / "trace"
+    path.write_text(EVENT.format(7, 1.0, 0, 0, 4096, 4096) + "".join(points))
+    for block in (700, 1500, 4000):
+        with monkeypatch.context() as patch:
+            patch.setattr(lines, "BLOCK", block)
+            patch.setattr(reading, "cores", lambda _: 2)
+            patch.setattr(reading, "LARGE", 0)
+            state = traces.read(path).run_state
+        assert state is not None
+        (loss,) = state.losses.all
+        assert (loss.after, loss.before) == (2.119, 2.12)
