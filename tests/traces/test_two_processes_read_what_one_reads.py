@@ -211,3 +211,30 @@ def test_a_loss_lies_between_the_events_around_it(tmp_path: Path, monkeypatch: p
         assert state is not None
         (loss,) = state.losses.all
         assert (loss.after, loss.before) == (2.119, 2.12)
+
+
+def test_a_descriptor_that_becomes_another_vms_is_not_the_first_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "{} 17000000{:02}.000000 ioctl("
+    change = (
+        "{}, KVM_SET_USER_MEMORY_REGION, {{slot=0, flags=0, guest_phys_addr=0, memory_size=4096, "
+        "userspace_addr=0x10000}}) = 0 <0.000001>\n"
+    )
+    runs = [f"9 1700000030.{i:06} ioctl(5, KVM_RUN, 0) = 0 (KVM_EXIT_IO) <0.000001>\n" for i in range(0, 400, 10)]
+    found = []
+    for vm, start in ((4, 10), (8, 40)):
+        found.append(head.format(7, start) + f"3, KVM_CREATE_VM, 0) = {vm} <0.000001>\n")
+        found.append(head.format(7, start + 1) + f"{vm}, KVM_CREATE_VCPU, 0) = 5 <0.000001>\n")
+        found.append(head.format(7, start + 2) + change.format(vm))
+        found += [each.replace("1700000030", f"17000000{start + 5}") for each in runs]
+    path = tmp_path / "trace"
+    path.write_text("".join(found))
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "BLOCK", 1000)
+        patch.setattr(reading, "cores", lambda _: 2)
+        patch.setattr(reading, "LARGE", 0)
+        state = traces.read(path, vm=4).run_state
+    assert state is not None
+    (vcpu,) = state.vcpus
+    assert len(state.returns(vcpu, 0.0, 2e9)) == len(runs)
