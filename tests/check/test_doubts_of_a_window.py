@@ -72,3 +72,35 @@ def test_the_same_doubt(rng: random.Random) -> None:
         seen.add(rule)
     assert looked > 300
     assert seen >= {"", "kvm-run", "run-no-irqchip", "served", "begin-unknown", "edge"}, seen
+
+
+def test_who_is_not_asked_for_a_death_has_none(rng: random.Random) -> None:
+    """The quick look says yes wherever the long one finds a return that may be the death."""
+    found = 0
+    for _ in range(600):
+        run, time = RunStateRecorder(), 0
+        for _ in range(30):
+            time += rng.choice((0, 1, 1, 3))
+            kind, at = rng.randrange(5), time / 1e6
+            if kind == 0:
+                run.run_begin(9, at)
+            elif kind == 1:
+                run.run_end(9, at, reason=rng.choice((None, "KVM_EXIT_IO", "KVM_EXIT_SHUTDOWN")))
+            elif kind == 2:
+                run.entry(9, at, 1)
+            elif kind == 3:
+                run.exit(9, at, 1, reason="HLT")
+            else:
+                run.user_exit(9, at, 1, reason=rng.choice((None, "KVM_EXIT_IO")))
+        state = run.finish("")
+        assert state is not None
+        (vcpu,) = state.vcpus
+        for _ in range(5):
+            start, end = sorted(min(rng.randrange(60) / 1e6, state.last) for _ in range(2))
+            if rng.random() < 0.5:
+                state.gaps(vcpu, start - 1e-6, end + 1e-6)
+            returns = [*state.fatal_returns(vcpu, start, end), *state.last_returns(vcpu, start, end)]
+            if any(start < each.time < end for each in returns):
+                found += 1
+                assert state.may_die(vcpu, start, end), (start, end)
+    assert found > 300
