@@ -1,7 +1,7 @@
 """Several changes of memory as one: what ``vm.memory.transaction()`` gives.
 
 Changes are collected, and carried out by a design when the block ends. What a design promises (one instant for all, or
-only that no vCPU runs meanwhile) is its business: docs/atomic.md.
+only that no vCPU runs meanwhile) is its business: docs/atomic-updates.md.
 """
 
 from __future__ import annotations
