@@ -147,8 +147,8 @@ class Memory(Primitives):
     def transaction(self, *, design: str = "", unsafe: str = "refuse", as_id: int = 0) -> Transaction:
         """Several changes, carried out when the ``with`` block ends without an exception.
 
-        ``design``: by name, instead of the VM's own (``Vm.design``). What each promises: docs/atomic-updates.md. On the kernel,
-        "exit_retry" (docs/exit-retry.md) is judged each time, on vCPUs that are stopped meanwhile. Where it is known to
+        ``design``: by name, instead of the VM's own (``Vm.design``). What each promises: docs/atomic-updates.md. On the
+        kernel "exit_retry" (docs/exit-retry.md) is judged each time, on vCPUs stopped meanwhile. Where it is known to
         harm the guest, ``unsafe`` says what is done instead: "refuse" (UnsafeError, with nothing changed), or "pause"
         (pause_if_overlap). ``Transaction.design`` and ``why`` tell which it was.
 
