@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 
+from guestmem import interrupts
 from guestmem.interrupts import Section, held
 
 
@@ -231,4 +232,66 @@ def test_wherever_the_signal_comes_lock_and_handlers_are_as_before() -> None:
         assert raised, f"instruction {places}"
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, f"instruction {places}"
         assert is_free(section), f"instruction {places}, {done}"
+        assert not interrupts._depth, f"instruction {places}"
     assert places > 50
+
+
+def below_the_limit(frames: int, action: Callable[[], None]) -> None:
+    """Call ``action`` where so many frames are left up to Python's recursion limit."""
+
+    def go_down(count: int) -> None:
+        if count:
+            go_down(count - 1)
+        else:
+            action()
+
+    used, frame = 0, sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        used += 1
+    go_down(sys.getrecursionlimit() - used - frames)
+
+
+def test_near_the_recursion_limit_it_is_refused_before_anything_changes() -> None:
+    """At each depth: either all of it, or RecursionError outside; handlers and lock are as before, and it ends."""
+    section = Section()
+    outcomes = set()
+    for frames in range(3, 80):
+        inside: list[bool] = []
+
+        def work(inside: list[bool] = inside) -> None:
+            with section, held:
+                inside.append(True)
+
+        try:
+            below_the_limit(frames, work)
+        except RecursionError:
+            assert not inside, f"{frames} frames"
+        outcomes.add(bool(inside))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, f"{frames} frames"
+        assert is_free(section), f"{frames} frames"
+        assert not interrupts._depth, f"{frames} frames"
+        with pytest.raises(KeyboardInterrupt):
+            by_kill()
+    assert outcomes == {False, True}
+
+
+def test_a_handler_that_cannot_be_put_back_is_put_back_by_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sets handlers fails for a while, as it does where no frames are left: it ends, and nothing is deaf after."""
+    real = interrupts._set
+    refuses: list[bool] = []
+
+    def set_(number: int, handler: object) -> object:
+        if refuses:
+            raise RecursionError("no frames")
+        return real(number, handler)
+
+    monkeypatch.setattr(interrupts, "_set", set_)
+    with pytest.raises(RecursionError), held:
+        refuses.append(True)
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    refuses.clear()
+    with pytest.raises(KeyboardInterrupt):
+        by_kill()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        by_kill()

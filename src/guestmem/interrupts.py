@@ -7,6 +7,9 @@ noted is handed to the handler that was there. It nests, and costs some 5 µs in
 
 Not held off: exceptions that another thread throws into this one (``PyThreadState_SetAsyncExc``), and signals whose
 disposition ends the process. A handler that is put back is interrupting again (``signal.siginterrupt``).
+
+Near Python's recursion limit whatever is called may raise. So who comes in is made sure of some frames first, or
+refused with RecursionError before anything has changed.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from typing import Any
 __all__ = ["Section", "held"]
 
 _LOOK_S = 0.05
+_FRAMES = 40
+"""That must be left up to the recursion limit: what happens inside takes some twenty."""
+_TRIES = 8
 _NUMBERS = tuple(int(number) for number in sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 # As in ``signal``, without its translation to enums, which costs more than the rest.
 _get: Callable[[int], Any] = _signal.getsignal
@@ -38,6 +44,10 @@ _depth = 0
 
 def _note(number: int, _frame: FrameType | None) -> None:
     _noted.append(number)
+    if not _depth:  # left behind: see _put_back
+        handlers = dict(_before)
+        _put_back()
+        _tell(handlers)
 
 
 def _is_main() -> bool:
@@ -50,17 +60,19 @@ def _enter() -> None:
     if _depth:
         _depth += 1
         return
+    _see_that_there_are(_FRAMES)
     _put_back()  # an exception thrown by a tracer can have left some
     try:
+        _depth = 1
         for number in _NUMBERS:
             handler = _get(number)
             if callable(handler) and handler is not _note:
                 _before.append((number, handler))
                 _set(number, _note)
     except BaseException:
+        _depth = 0
         _put_back()
         raise
-    _depth = 1
 
 
 def _leave() -> None:
@@ -71,23 +83,39 @@ def _leave() -> None:
         return
     handlers = dict(_before)
     _depth = 0
-    _put_back()
-    _tell(handlers)
+    try:
+        _put_back()
+    finally:
+        _tell(handlers)
 
 
 def _put_back() -> None:
-    """Put back what was exchanged, whatever is raised meanwhile; that is raised at the end."""
+    """Put back what was exchanged, whatever is raised meanwhile; that is raised at the end.
+
+    A handler that was put back may raise, some times over. If one cannot be put back at all (no frames are left), it
+    stays exchanged, and the next signal, or the next to come in, puts it back.
+    """
     error: BaseException | None = None
-    while _before:
+    tries = 0
+    while _before and tries < _TRIES:
         try:
+            tries += 1
             number, handler = _before[-1]
             if _get(number) is _note:
                 _set(number, handler)
-            _before.pop()
-        except BaseException as raised:  # noqa: BLE001 - a handler that was put back has raised
+            if _before and _before[-1][0] == number:  # unless a signal that came just now has put all back
+                _before.pop()
+            tries = 0
+        except BaseException as raised:  # noqa: BLE001
             error = raised
     if error is not None:
         raise error
+
+
+def _see_that_there_are(frames: int) -> None:
+    """RecursionError unless so many more can be had."""
+    if frames:
+        _see_that_there_are(frames - 1)
 
 
 def _tell(handlers: dict[int, Any]) -> None:
@@ -152,6 +180,7 @@ class Section:
 
     def __enter__(self) -> None:
         if not _is_main():
+            _see_that_there_are(_FRAMES)
             self._lock.acquire()
             return
         _enter()
