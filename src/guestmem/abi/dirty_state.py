@@ -302,7 +302,9 @@ class DirtyState:
 
         Without a vCPU (KVM's own writes) only a bitmap takes it. Source: ``mark_page_dirty_in_slot()``.
         """
-        held = self._vm.slots[key]
+        held = self._vm.slots.get(key)
+        if held is None:
+            return False  # deleted a moment ago, and its log with it
         if not held.slot.logs_dirty_pages:
             if self.ring_entries:
                 self._can_write(key, page)

@@ -83,6 +83,9 @@ class Backend(Protocol):
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """A slot by id."""
 
+    def settle(self, key: SlotKey) -> None:
+        """After a change of a slot: let go what it does not reach, if that is certain."""
+
     def apply(
         self,
         changes: Sequence[Change],
@@ -276,8 +279,12 @@ class SoftBackend:
             finally:
                 dirty += self.model.changed_by_a_design(keys)
                 for key in keys:
-                    self.owned.settle(key, self.slot(key.slot, key.as_id))
+                    self.settle(key)
         return design or self.design, "asked for" if design else self.why
+
+    def settle(self, key: SlotKey) -> None:
+        """Slots are where vCPUs find them: nothing else can have one."""
+        self.owned.settle(key, self.slot(key.slot, key.as_id))
 
     def _npages(self, key: SlotKey) -> int:
         """Pages of a slot, 0 without one. O(1)."""
@@ -315,21 +322,20 @@ def owning(backend: Backend, region: MemoryRegion, piece: HostPiece | None = Non
     key, owned = region.key, backend.owned
     if region.memory_size:
         hva, size = region.userspace_addr, region.memory_size
-        owned.expect(key, owned.reaching(hva, size) if piece is None or piece.buffer is None else (piece,))
+        owned.expect(key, owned.reaching(hva, size) if piece is None else (piece, *owned.reaching(hva, size)))
     try:
         yield
     finally:
-        owned.settle(key, backend.slot(key.slot, key.as_id))
+        backend.settle(key)
 
 
 def expect(owned: SlotMemory, changes: Sequence[Change], brought: Brought) -> None:
     """The same before several: what the slots reach that are created, whoever makes it."""
-    known = {slot for slot, _ in brought}
     as_id = changes[0].as_id
     for slot, pieces in brought:
         owned.expect(SlotKey(as_id, slot), pieces)
     for change in changes:
-        if not change.deletes and change.slot not in known:
+        if not change.deletes:  # also what lies in a buffer that was given: it may own nothing itself
             owned.expect(change.key, owned.reaching(change.userspace_addr, change.memory_size))
 
 

@@ -150,6 +150,12 @@ class KvmBackend:
         """O(1). From our own slots, which change as a whole: the engine's change one by one."""
         return self.memslots.by_id(slot, as_id) if as_id < self.memslots.address_spaces else None
 
+    def settle(self, key: SlotKey) -> None:
+        """The kernel's slot decides: while engine and records do not agree on what it has, nothing is let go."""
+        now = self.slot(key.slot, key.as_id)
+        if key not in self.engine.unsure and now == self.engine.slot(key.slot, key.as_id):
+            self.owned.settle(key, now)
+
     def apply(
         self,
         changes: Sequence[Change],
@@ -213,7 +219,7 @@ class KvmBackend:
                 )
             self._mirror(keys)
             for key in keys:
-                self.owned.settle(key, self.slot(key.slot, key.as_id))
+                self.settle(key)
         return design, why
 
     def _exit_retry(self, changes: list[Change], ending: list[Slot], stopped: contextlib.ExitStack) -> None:

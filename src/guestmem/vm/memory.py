@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .backends import Backend
+    from .slot_memory import Era
     from .transaction import Transaction
 
 __all__ = ["Memory"]
@@ -51,6 +52,11 @@ class Memory(Primitives):
     def memslots(self) -> Memslots:
         """The slots themselves, in frames."""
         return self.backend.memslots
+
+    @property
+    def era(self) -> Era:
+        """Held from before a look-up of slots, it keeps mapped what they reach."""
+        return self._owned.era
 
     # -- changes -----------------------------------------------------------------------------------------------------
 

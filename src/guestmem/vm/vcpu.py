@@ -155,9 +155,11 @@ class SoftVcpu:
     def _read(self, gpa: int, size: int, private: bool) -> Iterator[Exit]:
         value = b""
         for at, part in _by_page(gpa, size):
-            host = yield from self._host(at, write=False, private=private)
-            if host is not None:
-                value += self._memory.host_read(host, part)
+            content = None
+            while content is None and (host := (yield from self._host(at, write=False, private=private))) is not None:
+                content = self._load(at, host, part)
+            if content is not None:
+                value += content
                 continue
             for fragment, length in _fragments(at, part):
                 yield self._exit(Mmio(fragment, length, False, b""))
@@ -179,7 +181,10 @@ class SoftVcpu:
             ring = self._model.dirty.rings.get(self.index)
             while ring is not None and ring.soft_full:
                 yield DirtyRingFull()
-            self._memory.host_write(host, piece)
+            if not self._store(at, host, piece):
+                done -= part  # the slot has gone: the access is judged again
+                yield from self._write(at, content[done:], private)
+                return
             gfn = at // PAGE_SIZE
             slot = self._model.memslots.find(gfn, int(self.smm))
             if slot is not None:
@@ -187,6 +192,26 @@ class SoftVcpu:
                 if full:
                     yield DirtyRingFull()
         self._asked = None
+
+    def _load(self, gpa: int, host: int, size: int) -> bytes | None:
+        """What is at ``host``, unless ``gpa`` is there no more. It stays mapped meanwhile."""
+        era = self._memory.era
+        content = self._memory.host_read(host, size) if self._is_at(gpa, host) else None
+        del era
+        return content
+
+    def _store(self, gpa: int, host: int, content: bytes) -> bool:
+        """The same to write; whether it was written."""
+        era = self._memory.era
+        there = self._is_at(gpa, host)
+        if there:
+            self._memory.host_write(host, content)
+        del era
+        return there
+
+    def _is_at(self, gpa: int, host: int) -> bool:
+        slot = self._model.memslots.find(gpa // PAGE_SIZE, int(self.smm))
+        return slot is not None and (bool(slot.guest_memfd) or slot.hva(gpa // PAGE_SIZE) + gpa % PAGE_SIZE == host)
 
     def _exit(self, exit_: Mmio) -> Mmio:
         self._asked, self._answer = exit_, b""

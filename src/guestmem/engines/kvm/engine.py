@@ -59,6 +59,8 @@ class KvmEngine:
         self.host = str(self.vm.host)
         self.counts = Counts()
         self._slots: dict[SlotKey, Slot] = {}
+        self.unsure: set[SlotKey] = set()
+        """Slots whose last change ended by an exception within: the kernel may have carried it out, or not."""
         self._lock = Section()
         self._held = 0
         self._retries = False
@@ -87,16 +89,22 @@ class KvmEngine:
         begins = logs and self.vm.answered.begin(key, change.npages)
         begun = _clock()
         error: BaseException | None = None
+        self.unsure.add(key)
         try:
             self._ask_kernel(change)
         except BaseException as raised:
             if isinstance(raised, GuestmemError) or not self._is_done(change):
+                self.unsure.discard(key)
                 if begins:
                     self.vm.answered.end(key)
                 raise
             error = raised
         self.counts.edit_ns += _clock() - begun
-        kind = classify(change, old)
+        if change.deletes:  # what is on record agrees with the kernel before anything else is done
+            self._slots.pop(key, None)
+        else:
+            self._slots[key] = change.as_slot()
+        kind = ChangeKind.DELETE if change.deletes else classify(change, old)
         answers = not (change.guest_memfd if old is None else old.guest_memfd)  # what is private is not ours to read
         if old is not None and answers and kind in {ChangeKind.DELETE, ChangeKind.MOVE}:
             self.vm.map_remove(old.base_gfn << PAGE_SHIFT | space)
@@ -106,10 +114,7 @@ class KvmEngine:
             self.vm.answered.end(key)
         elif logs or (old is not None and old.logs_dirty_pages):
             self.vm.map_log(change.guest_phys_addr | space, change.npages, key, logs=logs)
-        if change.deletes:
-            del self._slots[key]
-        else:
-            self._slots[key] = change.as_slot()
+        self.unsure.discard(key)
         if error is not None:
             raise error
         return kind
