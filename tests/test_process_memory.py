@@ -125,3 +125,28 @@ def test_a_child_of_fork_uses_a_page_of_its_own() -> None:
     assert (wrong, os.read(readable, 16)) == (0, b"0")
     os.close(readable)
     os.close(writable)
+
+
+def test_what_may_only_be_written_is_the_same_in_small_and_large() -> None:
+    """x86 reads it all the same, and so do the kernel's copies; pages that are pinned to be read are not given."""
+    size = 1 << 16
+    held = mmap.mmap(-1, size)
+    held[:] = bytes(range(256)) * (size // 256)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(held))
+    libc = ctypes.CDLL(None)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert not libc.mprotect(address, size, mmap.PROT_WRITE)
+    small = b"".join(read_memory(address + place, 4096) for place in range(0, size, 4096))
+    assert read_memory(address, size) == small
+    write_memory(address, small[::-1])
+    assert read_memory(address + 8, size - 8) == small[::-1][8:]
+    assert not libc.mprotect(address + size // 2, 4096, 0)
+    with pytest.raises(MemslotError, match=f"EFAULT: address {address:#x}: {size} bytes cannot be read"):
+        read_memory(address, size)
+    with pytest.raises(MemslotError, match=f"EFAULT: address {address:#x}: {size} bytes cannot be written"):
+        write_memory(address, small)
+
+
+def test_more_than_there_is_memory_for_is_enomem() -> None:
+    with pytest.raises(MemslotError, match="ENOMEM"):
+        read_memory(4096, 1 << 62)

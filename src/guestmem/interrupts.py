@@ -15,6 +15,7 @@ refused with RecursionError before anything has changed.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # the C half of ``signal``
+import gc
 import os
 import signal
 import sys
@@ -166,30 +167,44 @@ True
 class Section:
     """A reentrant lock, with signals held off in the main thread for as long as it is held.
 
-    While the lock is waited for, they are not.
+    While the lock is waited for, they are not. Nor does Python's collector run while it is held: it would run any
+    object's ``__del__``, in this thread, in the midst of what the lock keeps together.
 
     >>> section = Section()
     >>> with section, section:
     ...     pass
     """
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_collects", "_depth", "_lock")
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._depth = 0
+        self._collects = False
 
     def __enter__(self) -> None:
         if not _is_main():
             _see_that_there_are(_FRAMES)
             self._lock.acquire()
+            self._hold_the_collector()
             return
         _enter()
         while not self._lock.acquire(timeout=_LOOK_S):
             if _depth == 1 and _noted:
                 _leave()  # raises, as a rule
                 _enter()
+        self._hold_the_collector()
+
+    def _hold_the_collector(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._collects = gc.isenabled()
+            gc.disable()
 
     def __exit__(self, *_exception: object) -> None:
+        self._depth -= 1
+        if not self._depth and self._collects:
+            gc.enable()
         self._lock.release()
         if _depth and _is_main():
             _leave()

@@ -90,9 +90,19 @@ def read_memory(address: int, size: int) -> bytes:
         if copied != size:
             raise _fault(address, size, "read")
         return content
-    buffer = ctypes.create_string_buffer(size)
-    _copy(_readv, ctypes.addressof(buffer), address, size, "read")
-    return buffer.raw[:size]
+    try:
+        buffer = ctypes.create_string_buffer(size)
+        done = _copy(_readv, ctypes.addressof(buffer), address, size)
+        content = buffer.raw[:done]
+    except (MemoryError, OverflowError):
+        raise MemslotError(errno.ENOMEM, f"address {address:#x}: no memory for a copy of {size:#x} bytes") from None
+    if done == size:
+        return content
+    try:
+        rest = [read_memory(address + place, min(_SMALL, size - place)) for place in _pages(done, size)]
+    except MemslotError:
+        raise _fault(address, size, "read") from None
+    return b"".join([content, *rest])
 
 
 def write_memory(address: int, content: bytes) -> None:
@@ -112,14 +122,27 @@ def write_memory(address: int, content: bytes) -> None:
         if copied != size:
             raise _fault(address, size, "written")
         return
-    _copy(_writev, _address_of(content), address, size, "written")
+    done = _copy(_writev, _address_of(content), address, size)
+    try:
+        for place in _pages(done, size):
+            write_memory(address + place, content[place : place + _SMALL])
+    except MemslotError:
+        raise _fault(address, size, "written") from None
 
 
 def _address_of(content: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(content), ctypes.c_void_p).value or 0
 
 
-def _copy(function: Any, local: int, remote: int, size: int, what: str) -> None:
+def _pages(done: int, size: int) -> range:
+    """Where small pieces go on: what cannot be pinned (no right to read, secretmem) can be copied all the same."""
+    if done < size <= _SMALL:  # it was a small piece
+        raise MemslotError(errno.EFAULT, "it cannot be pinned")
+    return range(done, size, _SMALL)
+
+
+def _copy(function: Any, local: int, remote: int, size: int) -> int:
+    """How many bytes were copied, up to the first that could not be."""
     done = 0
     while done < size:
         part = min(size - done, _AT_ONCE)
@@ -127,8 +150,9 @@ def _copy(function: Any, local: int, remote: int, size: int, what: str) -> None:
         place = ctypes.addressof(pairs)
         copied = function(os.getpid(), place, 1, place + 16, 1, 0)
         if copied <= 0:
-            raise _fault(remote, size, what)
+            break
         done += copied
+    return done
 
 
 def _fault(address: int, size: int, what: str) -> MemslotError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from guestmem.engines.kvm import unusable
-from guestmem.errors import GuestmemError
+from guestmem.errors import GuestmemError, UsageError
 from guestmem.vm import Vm
 
 HUGE = 10**5000
@@ -100,3 +101,38 @@ def test_a_structure_of_another_size_never_gets_to_the_kernel(vm: Vm, request_: 
 def test_a_number_is_no_structure(vm: Vm) -> None:
     with pytest.raises(GuestmemError, match=r"EINVAL: .*it takes a number|ENOTTY|UsageError|number"):
         vm.ioctl(0xAE47, b"12345678")  # KVM_SET_TSS_ADDR
+
+
+class BadRepr:
+    def __repr__(self) -> str:
+        raise RuntimeError("mine")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [np.zeros((20, 20)), 10**5000, -(10**5000), BadRepr(), "a\nb", [1, 2], None],
+    ids=lambda given: type(given).__name__,
+)
+def test_whatever_is_given_is_told_on_one_short_line(given: Any) -> None:
+    with Vm() as vm:
+        vm.memory.create(0, gpa=0, size=0x1000)
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: vm.memory.read(given, 1),
+            lambda: vm.memory.create(given, gpa=0x4000, size=0x1000),
+            lambda: vm.ioctl(given, b""),
+            lambda: vm.ioctl(0xAE03, given),
+            lambda: vm.memory.transaction(design=cast(Any, [given])),
+            lambda: Vm(engine=given),
+            lambda: Vm(word_bits=given),
+            lambda: Vm(given),
+        )
+        for call in calls:
+            with pytest.raises(GuestmemError) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 300
+
+
+def test_a_vm_is_not_copied() -> None:
+    with Vm() as vm, pytest.raises(UsageError, match="it cannot be copied"):
+        copy.copy(vm)

@@ -109,7 +109,8 @@ def find(name: str) -> Design:
     >>> find("atomic").summary
     'one instant for all changes; only vCPUs that touch them wait'
     """
-    design = _BY_NAME.get(name)
+    design = _BY_NAME.get(name) if isinstance(name, str) else None
     if design is None:
-        raise UsageError(f"design: {name!r} is not one of {', '.join(_BY_NAME)}")
+        given = name if isinstance(name, str) else type(name).__name__
+        raise UsageError(f"design: {given!r} is not one of {', '.join(_BY_NAME)}")
     return design

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REGION_REQUESTS",
+    "Alone",
     "Backend",
     "Brought",
     "ClosedBackend",
@@ -124,7 +125,7 @@ class SoftBackend:
         self.memslots = self.engine.memslots
         self.owned = self.engine.owner = SlotMemory()
         self.model = KvmModel(host, memslots=self.memslots, apply=self._apply, logs=self.engine.dirty)
-        self.section = Section()
+        self.section, self.alone = Section(), Alone()
         self.design = "atomic"
         self.why = "one instant for all changes; only vCPUs that touch them wait"
 
@@ -177,7 +178,7 @@ class SoftBackend:
         region = region_of(change)._replace(
             guest_memfd_offset=change.guest_memfd_offset, guest_memfd=-1 if file is None or file.closed else file.fd
         )
-        with self.section, owning(self, region, piece):
+        with self.section, self.alone, owning(self, region, piece):
             return self.model.set_region(region, v2=True)
 
     def _apply(self, change: Change) -> ChangeKind:
@@ -207,7 +208,7 @@ class SoftBackend:
                 held = self.model.files.get(region.guest_memfd)
                 if isinstance(held, ModelFile) and self.engine.files.get(held.number) is None:
                     self._open_file(region.guest_memfd)  # it was made by an ioctl, and has had no memory yet
-            with owning(self, region):
+            with self.alone, owning(self, region):
                 return self.model.ioctl(request, argument)
 
     def _region_list(self, argument: bytes | int) -> int:
@@ -249,7 +250,7 @@ class SoftBackend:
     ) -> ChangeKind:
         """Through the model."""
         region = MemoryRegion(SlotKey(as_id, slot).word, flags, gpa, size, hva)
-        with self.section, owning(self, region, piece):
+        with self.section, self.alone, owning(self, region, piece):
             return self.model.set_region(region, v2=False)
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
@@ -267,7 +268,7 @@ class SoftBackend:
     ) -> tuple[str, str]:
         """On running vCPUs, then in the dirty logs."""
         del unsafe
-        with self.section, self.model.lock:
+        with self.section, self.alone, self.model.lock:
             check_meant(self, changes, meant)
             check_entries(self.model.check_change, changes)
             self.model.accounting.foresee(changes, self._npages)
@@ -314,6 +315,26 @@ class SoftBackend:
         """Stop vCPU threads, if any run, and close the files."""
         self.engine.stop()
         self.engine.files.close()
+
+
+class Alone:
+    """A change that is under way: the section is reentrant, a change is not.
+
+    A thread comes in twice where an object's ``__del__`` changes the VM that is being changed: MemslotError (EBUSY).
+    """
+
+    __slots__ = ("_is_on",)
+
+    def __init__(self) -> None:
+        self._is_on = False
+
+    def __enter__(self) -> None:
+        if self._is_on:
+            raise MemslotError(errno.EBUSY, "vm: this thread is changing it already (was that an object's __del__?)")
+        self._is_on = True
+
+    def __exit__(self, *_exception: object) -> None:
+        self._is_on = False
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .backends import REGION_REQUESTS, Brought, check_entries, check_meant, expect, owning
+from .backends import REGION_REQUESTS, Alone, Brought, check_entries, check_meant, expect, owning
 from .guest_memfd import KernelGuestMemfd
 from .kernel_words import check_argument, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
@@ -54,7 +54,7 @@ class KvmBackend:
             raise CapabilityError(f"engine kvm: smm: this kernel has {vm.address_spaces} address space")
         self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
         self.owned = vm.owner = SlotMemory()
-        self.section = Section()
+        self.section, self.alone = Section(), Alone()
         self.design = "pause_if_overlap"
         self.why = "vCPUs are stopped where a removed range overlaps an added one: no hole that neither memory has"
 
@@ -103,7 +103,7 @@ class KvmBackend:
         if request == MemoryIoctl.SET_USER_MEMORY_REGION and region.flags & KVM_MEM_GUEST_MEMFD:
             refused = True  # the first form does not know this flag
         # The kernel's slots and ours change together, and memory goes after both.
-        with self.section, owning(self, region, piece):
+        with self.section, self.alone, owning(self, region, piece):
             try:
                 if refused:
                     self._raw(request, argument or region.pack())
@@ -173,7 +173,7 @@ class KvmBackend:
         The kernel's dirty log goes with its slot. So logs that end are taken first, and vCPUs are paused from then on
         until the changes are made: what they wrote in between would be in no log.
         """
-        with self.section:
+        with self.section, self.alone:
             check_meant(self, changes, meant)
             try:
                 return self._apply(list(changes), design or self.design, unsafe, dirty, brought)

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
+from ..abi.arguments import U16_MAX, U32_MAX, content_of, hexadecimal, shown, whole
 from ..abi.checks import Host
 from ..abi.structures import MAX_VCPU_IDS, ClearDirtyLog, DirtyLog, MemoryCap, MemoryIoctl
 from ..abi.versions import KernelVersion, version_of
@@ -74,14 +74,15 @@ class Vm:
         cores: int | None = None,
         private_memory: bool = False,
     ) -> None:
-        if engine not in _ENGINES:
-            raise UsageError(f"engine: {engine!r} is not one of {', '.join(_ENGINES)}")
+        if not isinstance(engine, str) or engine not in _ENGINES:
+            raise UsageError(f"engine: {shown(engine)} is not one of {', '.join(_ENGINES)}")
         vcpus = _count("vcpus", vcpus, 1, MAX_VCPU_IDS)
         ring_bytes = _ring_bytes(ring_entries)
         self._backend: Backend
         if engine == "soft":
             if not isinstance(version, KernelVersion):
                 version = version_of(str(version))
+            word_bits = _count("word_bits", word_bits, 32, 64)
             if cores is not None:
                 cores = _count("cores", cores, 1, U16_MAX)
             host = Host(
@@ -301,6 +302,9 @@ class Vm:
         if self._closed:
             raise MemslotError(errno.EBADF, "vm: it is closed")
 
+    def __copy__(self) -> Vm:
+        raise UsageError("vm: there is one of it; it cannot be copied")
+
     def __enter__(self) -> Vm:
         self._open()
         return self
@@ -343,7 +347,7 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
     try:
         number = int(operator.index(value))
     except TypeError:
-        raise UsageError(f"{name}: {value!r} is not a whole number") from None
+        raise UsageError(f"{name}: {shown(value)} is not a whole number") from None
     if number < least:
         raise UsageError(f"{name}: {_shown(number)} is not at least {least}")
     if number > most:
@@ -353,7 +357,7 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
 
 def _shown(number: int) -> str:
     """In decimal, which Python refuses from some thousand digits on."""
-    return str(number) if abs(number) >> 64 == 0 else f"{number:#x}"
+    return str(number) if abs(number) >> 64 == 0 else hexadecimal(number)
 
 
 def _ring_bytes(entries: Any) -> int:
@@ -376,9 +380,9 @@ def _request(given: Any) -> int:
     try:
         number = int(operator.index(given))
     except TypeError:
-        raise UsageError(f"request: {given!r} is not a whole number") from None
+        raise UsageError(f"request: {shown(given)} is not a whole number") from None
     if not 0 <= number <= U32_MAX:
-        raise MemslotError(errno.ENOTTY, f"ioctl: {number:#x} is not in 0..{U32_MAX:#x}")
+        raise MemslotError(errno.ENOTTY, f"ioctl: {hexadecimal(number)} is not in 0..{U32_MAX:#x}")
     return number
 
 
@@ -389,5 +393,5 @@ def _argument(given: Any) -> bytes | int:
     except TypeError:
         return content_of("argument", given)
     if not -1 << 63 <= number < 1 << 64:
-        raise UsageError(f"argument: {number:#x} is no number of 64 bits")
+        raise UsageError(f"argument: {hexadecimal(number)} is no number of 64 bits")
     return number

@@ -64,8 +64,6 @@ class KvmVm:
             raise UsageError(f"vcpus: {vcpus} is not at least 1")
         if why := left_alone():
             raise CapabilityError(why)
-        self.device = Device(path)
-        _all.add(self)
         self.file = -1
         self.vcpus: list[KvmVcpu] = []
         self._threads: list[threading.Thread] = []
@@ -83,10 +81,13 @@ class KvmVm:
         self._updater = 0
         """The thread that holds exits."""
         try:
-            with held:
+            with held:  # no file without an owner
+                self.device = Device(path)
+                _all.add(self)
                 self._open(vcpus, ring_bytes)
         except BaseException as error:
-            self.close()
+            if hasattr(self, "device"):
+                self.close()
             if isinstance(error, OSError):
                 raise CapabilityError(f"engine kvm: no VM of {vcpus} vCPUs can be made: {error.strerror}") from None
             raise
