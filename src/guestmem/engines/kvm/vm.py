@@ -431,7 +431,7 @@ class KvmVm:
 
     def __del__(self) -> None:
         # Files are numbers here: nobody else closes them.
-        with contextlib.suppress(Exception):
+        with held, contextlib.suppress(Exception):  # Ctrl-C ends it afterwards
             if peek(self.words, int(at.PID)) == os.getpid():
                 self.close()
 
