@@ -303,7 +303,7 @@ class DirtyState:
         Without a vCPU (KVM's own writes) only a bitmap takes it. Source: ``mark_page_dirty_in_slot()``.
         """
         held = self._vm.slots.get(key)
-        if held is None:
+        if held is None or page >= held.slot.npages:
             return False  # deleted a moment ago, and its log with it
         if not held.slot.logs_dirty_pages:
             if self.ring_entries:

@@ -304,8 +304,13 @@ class Memory(Primitives):
     # -- for transactions --------------------------------------------------------------------------------------------
 
     def kept_at(self, address: int, size: int) -> tuple[HostPiece, ...]:
-        """Host memory that the VM keeps in ``[address, address + size)``: whoever holds it keeps it. O(log n + k)."""
+        """Host memory that the VM knows in ``[address, address + size)``: whoever holds it keeps it. O(log n + k)."""
         return self._owned.reaching(address, size)
+
+    def know(self, piece: HostPiece) -> None:
+        """There is host memory that a slot may soon reach: found by ``kept_at`` as long as anybody keeps it."""
+        with self.changing():
+            self._owned.know(piece)
 
     def end(self, backend: Backend) -> None:
         """The VM is closed: ``backend`` answers from now on, and host memory is held by views only."""

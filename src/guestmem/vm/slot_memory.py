@@ -1,10 +1,10 @@
 """Host memory behind slots, owned by what can reach it: nothing is unmapped while a slot, or a call, can get there.
 
 A slot's memory is registered before the kernel is asked for the slot, and let go only when the slots say that it is
-gone: by id for memory that was made or given for it, by host address for a slot that lies in another's memory, also
-where no slot is at the moment. What goes is kept for as long as a call that began before may still use it: each such
-call holds the ``Era`` it began in, and an era holds what went in it and the next one, so Python's own counts are the
-grace period (the idea is RCU's).
+gone: by id for memory that was made or given for it, by host address for a slot that lies in other memory that the VM
+knows, whoever keeps that at the moment: a slot, a view, a transaction. What goes is kept for as long as a call that
+began before may still use it: each such call holds the ``Era`` it began in, and an era holds what went in it and the
+next one, so Python's own counts are the grace period (the idea is RCU's).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import ctypes
 import errno
 import mmap
 import operator
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -43,7 +45,7 @@ class HostPiece:
     ``buffer`` None: an address that somebody else takes care of.
     """
 
-    __slots__ = ("address", "buffer", "size")
+    __slots__ = ("__weakref__", "address", "buffer", "size")
 
     def __init__(self, address: int, size: int, buffer: memoryview | None = None) -> None:
         self.address, self.size, self.buffer = address, size, buffer
@@ -95,49 +97,67 @@ class Era:
         self.next: Era | None = None
 
 
+class _Entry(weakref.ref[HostPiece]):
+    """A piece in an index."""
+
+    __slots__ = ("bits", "place")
+
+    bits: int
+    place: tuple[int, int]
+
+
 class PieceIndex:
-    """Pieces by where they are, each as often as it was added; sorted by address within classes of size.
+    """Pieces that somebody keeps, whoever it is, by where they are; sorted by address within classes of size.
+
+    Not for several threads at once; but a piece may go at any moment, in any thread.
 
     >>> index = PieceIndex()
     >>> piece = HostPiece.of(None, 0x3000)
+    >>> start = piece.address
     >>> index.add(piece)
-    >>> [*index.overlapping(piece.address + 0x2FFF, 1)] == [piece], [*index.overlapping(piece.address + 0x3000, 1)]
+    >>> [*index.overlapping(start + 0x2FFF, 1)] == [piece], [*index.overlapping(start + 0x3000, 1)]
     (True, [])
+    >>> del piece
+    >>> [*index.overlapping(start, 1)]
+    []
     """
 
     def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-        self._classes: dict[int, list[tuple[int, int, HostPiece]]] = {}
-        """By the number of bits of their sizes: address, identity, piece."""
+        self._entries: dict[int, _Entry] = {}
+        """By identity of the piece."""
+        self._classes: dict[int, list[tuple[int, int]]] = {}
+        """By the number of bits of their sizes: address, identity."""
+        self._gone: deque[weakref.ref[HostPiece]] = deque()
 
     def add(self, piece: HostPiece) -> None:
-        """O(n) words are moved."""
-        if piece.buffer is None:
+        """Once more is nothing. O(n) words are moved."""
+        self._forget()
+        if piece.buffer is None or id(piece) in self._entries:
             return
-        count = self._counts.get(id(piece), 0)
-        self._counts[id(piece)] = count + 1
-        if not count:
-            bisect.insort(self._classes.setdefault(piece.size.bit_length(), []), (piece.address, id(piece), piece))
+        entry = self._entries[id(piece)] = _Entry(piece, self._gone.append)
+        entry.bits, entry.place = piece.size.bit_length(), (piece.address, id(piece))
+        bisect.insort(self._classes.setdefault(entry.bits, []), entry.place)
 
-    def remove(self, piece: HostPiece) -> None:
-        """Once less. O(n) words are moved."""
-        if piece.buffer is None:
-            return
-        self._counts[id(piece)] -= 1
-        if not self._counts[id(piece)]:
-            del self._counts[id(piece)]
-            listed = self._classes[piece.size.bit_length()]
-            del listed[bisect.bisect_left(listed, (piece.address, id(piece)))]
+    def _forget(self) -> None:
+        """Take out what has gone since. O(n) words are moved for each."""
+        while self._gone:
+            entry = self._gone.popleft()
+            assert isinstance(entry, _Entry)
+            listed = self._classes[entry.bits]
+            del listed[bisect.bisect_left(listed, entry.place)]
+            del self._entries[entry.place[1]]
 
     def overlapping(self, address: int, size: int) -> Iterator[HostPiece]:
         """Those that overlap ``[address, address + size)``. O(log n + k) for each class of size."""
+        self._forget()
         for bits, listed in self._classes.items():
             first = bisect.bisect_left(listed, (address - (1 << bits),))
             for place in range(first, len(listed)):
-                start, _, piece = listed[place]
+                start, known = listed[place]
                 if start >= address + size:
                     break
-                if piece.overlaps(address, address + size):
+                piece = self._entries[known]()
+                if piece is not None and piece.overlaps(address, address + size):
                     yield piece
 
 
@@ -155,15 +175,19 @@ class SlotMemory:
         return self._kept.get(key, ())
 
     def reaching(self, address: int, size: int) -> tuple[HostPiece, ...]:
-        """What is kept in ``[address, address + size)``, for whichever slot, and whether one is there. O(log n + k)."""
+        """What is in ``[address, address + size)`` of memory that anybody keeps: a slot, a view, … O(log n + k)."""
         return tuple(self._index.overlapping(address, size))
 
     def expect(self, key: SlotKey, pieces: Iterable[HostPiece]) -> None:
         """Slot ``key`` may soon reach ``pieces``, too. Before the kernel is asked."""
-        pieces = tuple(pieces)
-        for piece in pieces:
+        kept = {id(piece): piece for piece in (*self.of_slot(key), *pieces)}
+        for piece in kept.values():
             self._index.add(piece)
-        self._kept[key] = (*self.of_slot(key), *pieces)
+        self._kept[key] = tuple(kept.values())
+
+    def know(self, piece: HostPiece) -> None:
+        """There is this piece: whoever is at an address in it keeps it."""
+        self._index.add(piece)
 
     def settle(self, key: SlotKey, slot: Slot | None) -> None:
         """Slot ``key`` is ``slot`` now, for certain: what it cannot reach is let go. After readers see it, too."""
@@ -175,10 +199,6 @@ class SlotMemory:
             start, end = slot.userspace_addr, slot.userspace_addr + (slot.npages << PAGE_SHIFT)
             stay = {id(piece): piece for piece in kept if piece.overlaps(start, end)}
         self._let_go(piece for piece in kept if id(piece) not in stay)
-        for piece in stay.values():
-            self._index.add(piece)
-        for piece in kept:
-            self._index.remove(piece)
         if stay:
             self._kept[key] = tuple(stay.values())
         else:
@@ -196,4 +216,3 @@ class SlotMemory:
         """No slot is left, and nobody runs: only views, and calls that are at it, keep memory."""
         self._let_go(piece for pieces in self._kept.values() for piece in pieces)
         self._kept.clear()
-        self._index = PieceIndex()

@@ -93,10 +93,11 @@ class Transaction:
             flags |= KVM_MEM_GUEST_MEMFD
             piece = host_of(guest_memfd, offset, size, host)
         reached = [piece]
-        if piece.buffer is None:  # an address, perhaps in memory of another slot
+        if piece.buffer is None:  # an address, perhaps in memory of another slot; looked up again at the end
             with self._memory.changing():
-                here = {**self._pieces, **{id(kept): kept for kept in self._memory.kept_at(piece.address, size)}}
-            reached = [kept for kept in here.values() if kept.overlaps(piece.address, piece.address + size)]
+                reached = [*self._memory.kept_at(piece.address, size)]
+        else:
+            self._memory.know(piece)
         frames = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT
         change = Change(slot, *frames, piece.address, flags, self._as_id, number, offset if number else 0)
         self._add(change, there=False)

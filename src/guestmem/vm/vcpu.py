@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import content_of, whole
 from ..abi.model import KvmModel
 from ..errors import CapabilityError, GuestMemfdError, MemoryFaultError, MemslotError, UsageError
 from ..interrupts import held
+from ..memslots import Slot
 from ..units import PAGE_SIZE
 from .accesses import Access, Fetch, Read, Write
 from .exits import DirtyRingFull, Exit, Hlt, InternalError, MemoryFault, Mmio
@@ -50,6 +51,8 @@ class SoftVcpu:
         """Of them."""
         self._asked: Mmio | None = None
         self._answer = b""
+        self._slot: Slot | None = None
+        """Of the last look."""
         self._runner = 0
 
     def load(self, accesses: Iterable[Access]) -> None:
@@ -117,47 +120,48 @@ class SoftVcpu:
     # -- one access --------------------------------------------------------------------------------------------------
 
     def _work(self) -> Iterator[Exit | None]:
-        """Exits; None now and then, where it may be interrupted."""
+        """Exits; None now and then, where it may be interrupted.
+
+        What is behind a guest address is looked up again after each exit: what the caller does then is its business.
+        """
         while self._done < len(self._left):
             if self._done % _OFTEN == _OFTEN - 1:
                 yield None
             match self._left[self._done]:
                 case Fetch(gpa, private):
                     # Run again, it fails again.
-                    while (yield from self._host(gpa, write=False, private=private)) is None:
-                        yield InternalError(_EMULATION, 0, b"")
+                    while not isinstance(found := self._look(gpa, write=False, private=private), int):
+                        yield InternalError(_EMULATION, 0, b"") if found is None else found
                 case Read(gpa, size, private):
                     yield from self._read(gpa, size, private)
                 case Write(gpa, content, private):
                     yield from self._write(gpa, content, private)
             self._done += 1
 
-    def _host(self, gpa: int, *, write: bool, private: bool) -> Generator[Exit, None, int | None]:
-        """Host address behind a byte, or None where the access is emulated: no slot, or a write to a read-only one.
+    def _look(self, gpa: int, *, write: bool, private: bool) -> int | MemoryFault | None:
+        """Host address behind a byte; None where the access is emulated: no slot, or a write to a read-only one.
 
-        MemoryFault until the access is one that memory of its kind is there for.
+        MemoryFault where memory is of the other kind. Who means to use the address holds an era from before the look.
         """
         gfn = gpa // PAGE_SIZE
-        while True:
-            slot = self._model.memslots.find(gfn, int(self.smm))
-            try:
-                if slot is not None and slot.guest_memfd:
-                    file = self._files.get(slot.guest_memfd)
-                    assert file is not None, "a slot names a file that the VM has"
-                    return file.guest_fault(slot, gfn, private=private).address + gpa % PAGE_SIZE
-            except (MemoryFaultError, GuestMemfdError):
-                pass
-            else:
-                if not private:
-                    return None if slot is None or (write and slot.readonly) else slot.hva(gfn) + gpa % PAGE_SIZE
-            yield MemoryFault(8 * private, gfn * PAGE_SIZE, PAGE_SIZE)
+        slot = self._slot = self._model.memslots.find(gfn, int(self.smm))
+        try:
+            if slot is not None and slot.guest_memfd:
+                file = self._files.get(slot.guest_memfd)
+                assert file is not None, "a slot names a file that the VM has"
+                return file.guest_fault(slot, gfn, private=private).address + gpa % PAGE_SIZE
+        except (MemoryFaultError, GuestMemfdError):
+            pass
+        else:
+            if not private:
+                return None if slot is None or (write and slot.readonly) else slot.hva(gfn) + gpa % PAGE_SIZE
+        return MemoryFault(8 * private, gfn * PAGE_SIZE, PAGE_SIZE)
 
     def _read(self, gpa: int, size: int, private: bool) -> Iterator[Exit]:
         value = b""
         for at, part in _by_page(gpa, size):
-            content = None
-            while content is None and (host := (yield from self._host(at, write=False, private=private))) is not None:
-                content = self._load(at, host, part)
+            while isinstance(content := self._load(at, part, private), MemoryFault):
+                yield content
             if content is not None:
                 value += content
                 continue
@@ -172,46 +176,37 @@ class SoftVcpu:
         for at, part in _by_page(gpa, len(content)):
             piece = content[done : done + part]
             done += part
-            host = yield from self._host(at, write=True, private=private)
-            if host is None:
+            while isinstance(stored := self._store(at, piece, private), MemoryFault | DirtyRingFull):
+                yield stored
+            if not stored:
                 for fragment, length in _fragments(at, part):
                     begin = fragment - at
                     yield self._exit(Mmio(fragment, length, True, piece[begin : begin + length]))
                 continue
-            ring = self._model.dirty.rings.get(self.index)
-            while ring is not None and ring.soft_full:
+            slot, page = self._slot, at // PAGE_SIZE
+            if slot is not None and self._model.dirty.mark(slot.key, page - slot.base_gfn, self.index):
                 yield DirtyRingFull()
-            if not self._store(at, host, piece):
-                done -= part  # the slot has gone: the access is judged again
-                yield from self._write(at, content[done:], private)
-                return
-            gfn = at // PAGE_SIZE
-            slot = self._model.memslots.find(gfn, int(self.smm))
-            if slot is not None:
-                full = self._model.dirty.mark(slot.key, gfn - slot.base_gfn, self.index)
-                if full:
-                    yield DirtyRingFull()
         self._asked = None
 
-    def _load(self, gpa: int, host: int, size: int) -> bytes | None:
-        """What is at ``host``, unless ``gpa`` is there no more. It stays mapped meanwhile."""
+    def _load(self, gpa: int, size: int, private: bool) -> bytes | MemoryFault | None:
+        """What is in memory there; None where the access is emulated. Memory stays mapped meanwhile."""
         era = self._memory.era
-        content = self._memory.host_read(host, size) if self._is_at(gpa, host) else None
+        host = self._look(gpa, write=False, private=private)
+        found = self._memory.host_read(host, size) if isinstance(host, int) else host
         del era
-        return content
+        return found
 
-    def _store(self, gpa: int, host: int, content: bytes) -> bool:
-        """The same to write; whether it was written."""
+    def _store(self, gpa: int, content: bytes, private: bool) -> bool | MemoryFault | DirtyRingFull:
+        """The same to write: whether it was, or what is in the way."""
         era = self._memory.era
-        there = self._is_at(gpa, host)
-        if there:
+        host = self._look(gpa, write=True, private=private)
+        ring = self._model.dirty.rings.get(self.index)
+        if isinstance(host, int):
+            if ring is not None and ring.soft_full:
+                return DirtyRingFull()
             self._memory.host_write(host, content)
         del era
-        return there
-
-    def _is_at(self, gpa: int, host: int) -> bool:
-        slot = self._model.memslots.find(gpa // PAGE_SIZE, int(self.smm))
-        return slot is not None and (bool(slot.guest_memfd) or slot.hva(gpa // PAGE_SIZE) + gpa % PAGE_SIZE == host)
+        return host if isinstance(host, MemoryFault) else host is not None
 
     def _exit(self, exit_: Mmio) -> Mmio:
         self._asked, self._answer = exit_, b""
