@@ -111,8 +111,14 @@ class Backend(Protocol):
     def make_vcpus(self, memory: Memory) -> Sequence[Vcpu]:
         """The vCPUs."""
 
+    def stop(self) -> None:
+        """Stop the vCPUs for good. Ctrl-C meanwhile: it can be done again."""
+
+    def end(self) -> None:
+        """Calls are refused from now on. Under ``section``."""
+
     def close(self) -> None:
-        """Free everything."""
+        """Free everything, when no call is under way any more."""
 
 
 class SoftBackend:
@@ -311,8 +317,15 @@ class SoftBackend:
             self.model.ioctl(MemoryIoctl.CREATE_VCPU, index)
         return [SoftVcpu(self.model, memory, index, self.engine.files) for index in range(self.engine.vcpus)]
 
+    def stop(self) -> None:
+        """Stop vCPU threads, if any run."""
+        self.engine.stop()
+
+    def end(self) -> None:
+        """Nothing that could be another's is behind a call."""
+
     def close(self) -> None:
-        """Stop vCPU threads, if any run, and close the files."""
+        """Close the files."""
         self.engine.stop()
         self.engine.files.close()
 

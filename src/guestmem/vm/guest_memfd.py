@@ -9,12 +9,15 @@ import ctypes
 import errno
 import mmap
 import os
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..abi.arguments import whole
 from ..errors import GuestMemfdError, MemslotError, UsageError
 from ..units import PAGE_SIZE
 from .slot_memory import HostPiece
+
+if TYPE_CHECKING:
+    from .kvm_backend import KvmBackend
 
 __all__ = ["Carried", "File", "FilePiece", "KernelGuestMemfd", "file_of", "host_of"]
 
@@ -41,22 +44,26 @@ class File(Protocol):
 class KernelGuestMemfd:
     """A file of KVM_CREATE_GUEST_MEMFD: ``fd``, ``size``, ``flags``. What it refuses has the kernel's errno."""
 
-    def __init__(self, vm: object, fd: int, size: int, flags: int) -> None:
-        self.vm, self.fd, self.size, self.flags = vm, fd, size, flags
+    def __init__(self, vm: KvmBackend, fd: int, size: int, flags: int) -> None:
+        self.vm: object = vm
+        self.fd, self.size, self.flags = fd, size, flags
+        self._calls = vm.engine.vm.calls
         self.number = fd + 1
         self.closed = False
 
     def mmap(self, offset: int = 0, size: int | None = None) -> mmap.mmap:
         """Map it for the host; a touch of a page that the host may not have ends the process by SIGBUS."""
         try:
-            return mmap.mmap(self.fd, self.size - offset if size is None else size, offset=offset)
+            with self._calls:
+                return mmap.mmap(self.fd, self.size - offset if size is None else size, offset=offset)
         except OSError as error:
             raise GuestMemfdError(error.errno or errno.EINVAL, f"guest_memfd: mmap: {error.strerror}") from None
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """Commit memory (KEEP_SIZE 1), or give it back (with PUNCH_HOLE 2)."""
-        if _libc.fallocate(self.fd, mode, offset, length):
-            number = ctypes.get_errno()
+        with self._calls:
+            number = ctypes.get_errno() if _libc.fallocate(self.fd, mode, offset, length) else 0
+        if number:
             raise GuestMemfdError(number, f"guest_memfd: fallocate: {os.strerror(number)}")
 
     def punch(self, offset: int, length: int) -> None:

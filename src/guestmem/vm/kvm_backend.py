@@ -61,7 +61,8 @@ class KvmBackend:
     @functools.cached_property
     def _host(self) -> Host:
         """What of this host decides answers: only asked once the kernel has refused, or before a transaction."""
-        return _host(self.engine.vm)
+        with self.engine.vm.calls:
+            return _host(self.engine.vm)
 
     # -- ioctls ------------------------------------------------------------------------------------------------------
 
@@ -79,12 +80,9 @@ class KvmBackend:
         return self._raw(request, argument)
 
     def _raw(self, request: int, argument: bytes | int) -> int:
-        from ..engines.kvm.ioctls import raw_ioctl
-
-        result = raw_ioctl(self.engine.vm.file, request, argument)
+        result = self.engine.vm.raw_ioctl(request, argument)
         if result < 0:
             raise ioctl_refused(request, argument, -result)
-        self.engine.vm.noted(request, argument)  # pages that exit_retry wrote are dirty, too; zones
         return result
 
     def set_region(
@@ -109,6 +107,8 @@ class KvmBackend:
                     self._raw(request, argument or region.pack())
                 kind = self._carry_out(change)
             except MemslotError as error:
+                if error.errno == errno.EBADF and self.engine.vm.calls.is_over:
+                    raise
                 v2 = request == MemoryIoctl.SET_USER_MEMORY_REGION2
                 raise region_refused(error, self._host, self.memslots, region, v2=v2) from None
             finally:
@@ -310,6 +310,14 @@ class KvmBackend:
         from .kvm_vcpu import KvmGuestVcpu
 
         return [KvmGuestVcpu(vcpu, memory) for vcpu in self.engine.vm.vcpus]
+
+    def stop(self) -> None:
+        """Nobody will run a vCPU any more."""
+        self.engine.vm.retire()
+
+    def end(self) -> None:
+        """Calls are EBADF."""
+        self.engine.vm.calls.end()
 
     def close(self) -> None:
         """Close the VM."""

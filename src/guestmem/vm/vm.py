@@ -282,7 +282,10 @@ class Vm:
         """Stop vCPUs and free what the VM has; a second time, nothing. Views of its memory stay."""
         if self._closed:
             return
-        self._backend.close()  # Ctrl-C while vCPUs are stopped: it is not closed, and can be
+        self._backend.stop()  # Ctrl-C meanwhile: it is not closed, and can be
+        with self._backend.section:  # no change is half done
+            self._backend.end()
+        self._backend.close()
         with self._backend.section:  # who looks at memory, to keep it, is done
             self.forget()
 

@@ -92,6 +92,11 @@ def safe_for_exit_retry(engine: KvmEngine, changes: Sequence[Change] = (), *, en
 
 def judge(engine: KvmEngine, changes: Sequence[Change] = (), *, encrypted: bool = False) -> Safety:
     """The verdict while all vCPUs are stopped; it holds until they run. Without ``changes``: of the vCPUs alone."""
+    with engine.vm.calls:
+        return _judge(engine, changes, encrypted)
+
+
+def _judge(engine: KvmEngine, changes: Sequence[Change], encrypted: bool) -> Safety:
     reasons = [*_reasons_of_the_vm(engine, changes, encrypted)]
     remarks = list(_UNSEEN)
     if engine.vm.host.module not in MEASURED_MODULES:

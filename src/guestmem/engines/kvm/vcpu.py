@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -82,7 +83,7 @@ class KvmVcpu:
             self._ring = mmap.mmap(self.fd, ring_bytes, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
 
     def _ioctl(self, request: X86Ioctl, argument: bytearray) -> None:
-        with held:
+        with self._vm.calls:
             # In KVM_RUN, or on its way in: the kernel would wait for it, for ever. In a pause it is out, or soon.
             holder = claim(self._vm.words, self.index, at.AT_REGISTERS)
             try:
@@ -114,9 +115,8 @@ class KvmVcpu:
     @functools.cached_property
     def has_local_apic(self) -> bool:
         """Whether the kernel has its local APIC, as decided when the vCPU was made."""
-        if self.fd < 0:
-            raise self._closed()
-        return has_local_apic(self.fd)
+        with self._vm.calls:
+            return has_local_apic(self.fd)
 
     @property
     def held_exit(self) -> Exit | None:
@@ -255,7 +255,7 @@ class KvmVcpu:
         What nobody answered reads whatever is in ``struct kvm_run``. So new registers can be set: KVM keeps the old
         ones until then, and would go on with them.
         """
-        with held:
+        with self._vm.calls:
             holder = self.claim(at.AT_REGISTERS)
             if self.fd < 0 or holder == at.CLOSED:
                 raise self._closed()
@@ -303,6 +303,10 @@ class KvmVcpu:
 
     def _met(self) -> str:
         """The instruction whose exit was refused, as bytes: x86 code cannot be read backwards."""
+        with self._vm.calls:
+            return self._met_here()
+
+    def _met_here(self) -> str:
         behind, rip = int(BEHIND), int(REGS_PLACE) + 8 * REG_NAMES.index("rip")
         (at_rip,) = struct.unpack_from("<Q", self._run, rip)
         if self._run[_IS_WRITE]:
@@ -354,11 +358,9 @@ class KvmVcpu:
         """
         if self._ring is None:
             raise UsageError("dirty ring: the VM was made without (ring_bytes)")
-        if self.fd < 0:
-            raise self._closed()
         found: list[tuple[int, int]] = []
-        count = len(self._ring) // DIRTY_GFN.size
-        with self._vm.harvesting:  # one thread, and no interrupt between an entry's mark and our count of it
+        with self._vm.calls, self._vm.harvesting:  # one thread, no interrupt between an entry's mark and our count
+            count = len(self._ring) // DIRTY_GFN.size
             for _ in range(count):
                 place = self._ring_next % count * DIRTY_GFN.size
                 flags, slot, offset = DIRTY_GFN.unpack_from(self._ring, place)
@@ -369,6 +371,11 @@ class KvmVcpu:
                 self._ring_next += 1
             return found + self._vm.answered.harvest()
 
+    @property
+    def is_retired(self) -> bool:
+        """Whether nobody will run it any more."""
+        return bool(peek(self._vm.words, self._base + int(at.TID)) == at.CLOSED)
+
     def retire(self) -> bool:
         """Nobody will run it any more; False if somebody does."""
         return self.claim(at.CLOSED) in (0, at.CLOSED)
@@ -378,7 +385,8 @@ class KvmVcpu:
         if self.fd >= 0:
             poke(self._vm.words, self._base + int(at.RUN_PAGE), 0)
             del self._view
-            self._run.close()
+            with contextlib.suppress(BufferError):  # an exit is being decoded: it is unmapped when that is over
+                self._run.close()
             if self._ring is not None:
                 self._ring.close()
             os.close(self.fd)

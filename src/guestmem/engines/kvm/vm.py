@@ -36,9 +36,11 @@ from . import layout as at
 from .abi import Ioctl
 from .address_map import forget_readonly, map_begin, map_insert, map_log, map_remove, map_words, readonly_gone
 from .answered_writes import AnsweredWrites
+from .calls import Calls
 from .capabilities import Cap
 from .device import DEVICE, REDELIVERING, Device, Host, host, left_alone
 from .exits import Exit
+from .ioctls import raw_ioctl
 from .kicks import kick_all, pause_all, resume_all, settle_all
 from .signals import block_all_but, kick_signal
 from .update_lock import give_exclusive, take_exclusive
@@ -70,7 +72,7 @@ class KvmVm:
         self.ended: dict[int, Exit | GuestmemError] = {}
         """vCPU threads that ended by themselves, and what they ended with."""
         self._guest_memfds: list[int] = []
-        self.harvesting, self._ending = Section(), Section()
+        self.calls, self.harvesting, self._ending = Calls(), Section(), Section()
         self.owner: object = None
         """Keeps the host memory that slots name; let go when the kernel has no slot any more."""
         self.answered = AnsweredWrites(rings=bool(ring_bytes))
@@ -112,7 +114,6 @@ class KvmVm:
         self.words = words(at.vm_words(vcpus))
         self.map = words(map_words(self.max_slots))
         map_begin(self.map, self.max_slots)
-        self._targets = own(vcpus)
         poke(self.words, int(at.PID), os.getpid())
         poke(self.words, int(at.SIGNAL), kick_signal())
         poke(self.words, int(at.REDELIVERS), int(self.host.module in REDELIVERING))
@@ -131,7 +132,8 @@ class KvmVm:
         """KVM_ENABLE_CAP on the VM; CapabilityError if the kernel refuses."""
         packed = EnableCap(int(cap), 0, *args).pack()
         try:
-            fcntl.ioctl(self._opened(), MemoryIoctl.ENABLE_CAP, packed)
+            with self.calls:
+                fcntl.ioctl(self.file, MemoryIoctl.ENABLE_CAP, packed)
         except OSError as error:
             raise CapabilityError(f"engine kvm: KVM_ENABLE_CAP({int(cap)}, {args}): {error.strerror}") from None
         self.noted(MemoryIoctl.ENABLE_CAP, packed)
@@ -163,7 +165,8 @@ class KvmVm:
         guest_memfd_offset: int = 0,
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION2: the same, and a guest_memfd behind the slot (flag KVM_MEM_GUEST_MEMFD)."""
-        self.device.need(MemoryCap.USER_MEMORY2)
+        with self.calls:
+            self.device.need(MemoryCap.USER_MEMORY2)
         region = MemoryRegion(
             SlotKey(as_id, slot).word,
             flags,
@@ -195,24 +198,27 @@ class KvmVm:
             self.zones.add(zone)
         self.file_was_taken = False
 
-    def _opened(self) -> int:
-        """The VM's file; EBADF if it is closed."""
-        if self.file < 0:
-            raise MemslotError(errno.EBADF, "vm: it is closed")
-        return self.file
-
     def ioctl(self, request: int, argument: bytes | int = 0) -> int:
         """Any ioctl on the VM's file but those that change slots, its structure as bytes; what it registers is noted.
 
         MemslotError with the kernel's errno. Returns what the kernel returns; what it wrote is dropped.
         """
-        try:
-            answer: int = fcntl.ioctl(
-                self._opened(), request, argument if isinstance(argument, int) else bytearray(argument)
-            )
-        except OSError as error:
-            raise MemslotError(error.errno or 0, f"ioctl {request:#x}") from None
-        self.noted(request, argument)
+        with self.calls:
+            try:
+                answer: int = fcntl.ioctl(
+                    self.file, request, argument if isinstance(argument, int) else bytearray(argument)
+                )
+            except OSError as error:
+                raise MemslotError(error.errno or 0, f"ioctl {request:#x}") from None
+            self.noted(request, argument)
+        return answer
+
+    def raw_ioctl(self, request: int, argument: bytes | int) -> int:
+        """The same, as ``ioctls.raw_ioctl``: minus errno where it fails."""
+        with self.calls:
+            answer = raw_ioctl(self.file, request, argument)
+            if answer >= 0:
+                self.noted(request, argument)  # pages that exit_retry wrote are dirty, too; zones
         return answer
 
     def noted(self, request: int, argument: bytes | int) -> None:
@@ -221,11 +227,12 @@ class KvmVm:
         self.zones.after(request, argument)
 
     def _memory(self, request: MemoryIoctl, argument: bytes, what: str) -> int:
-        try:
-            answer: int = fcntl.ioctl(self._opened(), request, bytearray(argument))
-        except OSError as error:
-            raise MemslotError(error.errno or 0, f"{what}: KVM_{request.name}") from None
-        self.noted(request, argument)
+        with self.calls:
+            try:
+                answer: int = fcntl.ioctl(self.file, request, bytearray(argument))
+            except OSError as error:
+                raise MemslotError(error.errno or 0, f"{what}: KVM_{request.name}") from None
+            self.noted(request, argument)
         return answer
 
     def map_insert(self, gpa: int, size: int, host_address: int, flags: int) -> None:
@@ -265,11 +272,12 @@ class KvmVm:
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> int:
         """KVM_CREATE_GUEST_MEMFD: a file of private memory for this VM; closed with the VM."""
-        self.device.need(MemoryCap.GUEST_MEMFD)
-        fd = self._memory(
-            MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack(), f"guest_memfd of {size:#x}"
-        )
-        self._guest_memfds.append(fd)
+        with self.calls:
+            self.device.need(MemoryCap.GUEST_MEMFD)
+            fd = self._memory(
+                MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack(), f"guest_memfd of {size:#x}"
+            )
+            self._guest_memfds.append(fd)
         return fd
 
     # -- vCPUs -----------------------------------------------------------------------------------------------------
@@ -320,7 +328,8 @@ class KvmVm:
             poke(self.words, stops, peek(self.words, stops) + 1)
             poke(self.words, int(at.STOP), 1)
         while self.running or any(vcpu.is_run_elsewhere for vcpu in self.vcpus):
-            kick_all(self.words, len(self.vcpus), self._targets)
+            with contextlib.suppress(MemslotError), self.calls:  # else somebody has closed it
+                kick_all(self.words, len(self.vcpus), own(len(self.vcpus)))
             for word in (at.PAUSED, at.UPDATES):  # what a vCPU may sleep on
                 wake_all(self.words, int(word))
             time.sleep(_AGAIN_S)
@@ -340,7 +349,7 @@ class KvmVm:
         count = len(self.vcpus)
         paused = False
         try:
-            with held:
+            with self.calls:
                 slept = int(pause_all(self.words, count, own(count), not self._updates_here))
                 paused = True
         except BaseException:
@@ -366,7 +375,8 @@ class KvmVm:
 
     def kick(self) -> int:
         """Have every vCPU leave the guest once; returns how often the wait slept."""
-        return int(kick_all(self.words, len(self.vcpus), own(len(self.vcpus))))
+        with self.calls:
+            return int(kick_all(self.words, len(self.vcpus), own(len(self.vcpus))))
 
     @contextmanager
     def exits_held(self) -> Iterator[None]:
@@ -398,14 +408,24 @@ class KvmVm:
         ]
 
     def close(self) -> None:
-        """Stop the vCPUs and close everything. Host memory is let go last, when nothing can reach it any more."""
-        while self.vcpus:
+        """Stop the vCPUs and close everything, when no call is under way any more; calls are EBADF from then on.
+
+        Host memory is let go last, when nothing can reach it any more.
+        """
+        self.retire()
+        with self._ending:  # one thread closes files: a number that is closed twice may be somebody else's by then
+            self.calls.end()
+            self.calls.wait()
+            with self.harvesting:
+                self._let_go()
+
+    def retire(self) -> None:
+        """Stop the vCPUs for good."""
+        while not all(vcpu.is_retired for vcpu in self.vcpus):
             self.stop()
             with held:
                 if sum(vcpu.retire() for vcpu in self.vcpus) == len(self.vcpus):  # else a caller's thread was faster
                     break
-        with self._ending:  # one thread closes files: a number that is closed twice may be somebody else's by then
-            self._let_go()
 
     def _let_go(self) -> None:
         for vcpu in self.vcpus:
@@ -423,6 +443,8 @@ class KvmVm:
     def leave_to_parent(self) -> None:
         """After fork: files and memory are copies, the vCPUs are the parent's. The VM is closed here."""
         self._threads = []
+        self.calls = Calls()
+        self.calls.end()
         if hasattr(self, "words"):
             self.words = words(at.vm_words(len(self.vcpus)))
             for vcpu in self.vcpus:
