@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from guestmem.engines.kvm import KvmEngine, KvmVm, user_mode
 from guestmem.engines.kvm import engine as engine_module
 from guestmem.errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from guestmem.memslots import Change, ChangeKind
+from guestmem.units import PAGE_SIZE as PAGE
 from kvm_guest import RESTLESS, TABLES, Guest, registers
 
 LOG = 1
@@ -138,3 +141,26 @@ def test_a_vcpu_that_no_slot_can_carry_says_so() -> None:
             assert vcpu.run()
         except GuestmemError as error:
             assert error.errno  # noqa: PT017 - an exit or a failed run: both are answers
+
+
+def test_a_log_has_room_for_its_slot() -> None:
+    """Else the kernel writes past the end of the bitmap; whatever the slot was before, and whatever was refused."""
+    with KvmEngine() as engine:
+        vm = engine.vm
+        host = mmap.mmap(-1, 128 * PAGE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(host))
+
+        def room(pages: int) -> bool:
+            try:
+                vm.get_dirty_log(1, pages)
+            except MemslotError as error:
+                return str(error) != f"EINVAL: npages: {pages}; slot 1 has 128"
+            return True
+
+        vm.set_user_memory_region(1, 0, 128 * PAGE, address, 1)
+        with pytest.raises(MemslotError):
+            vm.set_user_memory_region(1, 0, 64 * PAGE, address, 1)
+        assert [room(pages) for pages in (0, 64, 127, 128, 200)] == [False, False, False, True, True]
+        vm.set_user_memory_region(1, 0, 0, 0)
+        vm.set_user_memory_region(1, 0, 64 * PAGE, address, 1)
+        assert room(64)

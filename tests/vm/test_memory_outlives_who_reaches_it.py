@@ -97,6 +97,33 @@ def test_what_was_meant_to_create_changes_no_slot_that_came_meanwhile(vm: Vm) ->
     assert vm.memory[2].base_gfn == 20
 
 
+@pytest.mark.parametrize("meanwhile", ["move", "set_flags", "recreate"])
+@pytest.mark.parametrize("meant", ["move", "set_flags", "delete"])
+def test_what_was_meant_for_a_slot_as_it_was_does_not_take_back_a_change(vm: Vm, meant: str, meanwhile: str) -> None:
+    update = vm.memory.transaction()
+    update.create(2, gpa=32 * PAGE, size=PAGE)
+    if meant == "delete":
+        update.delete(1)
+    else:
+        update.move(1, 16 * PAGE) if meant == "move" else update.set_flags(1, 1)
+    if meanwhile == "recreate":
+        vm.memory.delete(1)
+        vm.memory.create(1, gpa=9 * PAGE, size=PAGE)
+    else:
+        vm.memory.move(1, 24 * PAGE) if meanwhile == "move" else vm.memory.set_flags(1, 1)
+    now = list(vm.memory)
+    with pytest.raises(BatchError, match="slot 1: it was changed meanwhile") as refused, update:
+        pass
+    assert (refused.value.errno, refused.value.entry) == (errno.EAGAIN, 1)
+    assert list(vm.memory) == now
+    with vm.memory.transaction() as again:
+        again.move(1, 40 * PAGE)
+        again.set_flags(1, 0)
+        again.delete(1)
+        again.create(1, gpa=8 * PAGE, size=PAGE)
+    assert vm.memory[1].npages == 1
+
+
 @pytest.mark.parametrize("how", ["move", "set_flags"])
 def test_nobody_deletes_between_the_look_and_the_change(vm: Vm, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waited = meets(monkeypatch, vm.memory, "_existing", lambda: vm.memory.delete(1))

@@ -94,12 +94,12 @@ class Backend(Protocol):
         dirty: list[DirtyPage],
         unsafe: str = "refuse",
         brought: Brought = (),
-        meant: Sequence[bool] = (),
+        meant: Sequence[Slot | None] = (),
     ) -> tuple[str, str]:
         """Several changes by a design, all or none (BatchError); returns which one it was, and why.
 
         ``dirty`` gets dirty pages that would be lost. ``unsafe``: see ``Memory.transaction``. ``brought``: host memory
-        by slot that is created; ``meant``: of each change, whether it is of a slot that is there (``check_meant``).
+        by slot that is created; ``meant``: of each change, the slot that it is of (``check_meant``).
         """
 
     def harvest(self, found: list[DirtyEntry]) -> None:
@@ -270,7 +270,7 @@ class SoftBackend:
         dirty: list[DirtyPage],
         unsafe: str = "refuse",
         brought: Brought = (),
-        meant: Sequence[bool] = (),
+        meant: Sequence[Slot | None] = (),
     ) -> tuple[str, str]:
         """On running vCPUs, then in the dirty logs."""
         del unsafe
@@ -391,20 +391,25 @@ def check_entries(check: Callable[[Change], object], changes: Sequence[Change]) 
             raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=entry) from None
 
 
-def check_meant(backend: Backend, changes: Sequence[Change], meant: Sequence[bool]) -> None:
-    """BatchError for a change that was meant for a slot that is there, and it is not; or the other way round.
+def check_meant(backend: Backend, changes: Sequence[Change], meant: Sequence[Slot | None]) -> None:
+    """BatchError for a change that was meant for a slot that is there, and it is not, or is another by now.
 
     A region says nothing of it: what was meant to move a slot that has gone would create one, on memory that went with
-    it; what was meant to create one would move another.
+    it; what was meant to create one would move another; and what says "the same flags elsewhere" would take back what
+    another thread has set meanwhile.
     """
-    now: dict[SlotKey, bool] = {}
-    for entry, (change, is_there) in enumerate(zip(changes, meant, strict=False)):
-        there = now.get(change.key, backend.slot(change.slot, change.as_id) is not None)
-        if there and not is_there:
+    now: dict[SlotKey, Slot | None] = {}
+    for entry, (change, old) in enumerate(zip(changes, meant, strict=False)):
+        there = now[change.key] if change.key in now else backend.slot(change.slot, change.as_id)
+        if there is not None and old is None:
             raise BatchError(errno.EEXIST, f"slot {change.slot}: it exists by now", entry=entry)
-        if is_there and not there:
+        if old is not None and there is None:
             raise BatchError(errno.ENOENT, f"slot {change.slot}: it does not exist any more", entry=entry)
-        now[change.key] = not change.deletes
+        if old != there:
+            raise BatchError(
+                errno.EAGAIN, f"slot {change.slot}: it was changed meanwhile: {old!r}, {there!r}", entry=entry
+            )
+        now[change.key] = None if change.deletes else change.as_slot()
 
 
 def enable(backend: Backend, cap: MemoryCap, argument: int) -> None:

@@ -163,7 +163,7 @@ class KvmBackend:
         dirty: list[DirtyPage],
         unsafe: str = "refuse",
         brought: Brought = (),
-        meant: Sequence[bool] = (),
+        meant: Sequence[Slot | None] = (),
     ) -> tuple[str, str]:
         """By a design that this kernel can do: all changes, or none (BatchError); returns which, and why.
 

@@ -31,6 +31,9 @@ UNSAFE = ("refuse", "pause")
 class Transaction:
     """Changes of one address space, in order; each sees what those before it did.
 
+    When the block ends, a slot that was looked at for them must be as it was: BatchError if it has gone (ENOENT), has
+    come (EEXIST), or was moved or changed meanwhile, by whomever (EAGAIN: begin again). Nothing is changed then.
+
     ``dirty``: afterwards, the dirty pages whose pair of frame and host page has ended, for a migration to copy. On
     ``/dev/kvm``, whose logs go with their slots, all dirty pages of logs that ended (not with dirty rings, which stay).
     """
@@ -51,8 +54,8 @@ class Transaction:
         """Host memory that creates bring and deletes take: held until all is over."""
         self._brought: list[tuple[int, list[HostPiece]]] = []
         """Slots that are created, and what they reach."""
-        self._meant: list[bool] = []
-        """Of each change, whether it is of a slot that is there."""
+        self._meant: list[Slot | None] = []
+        """Of each change, the slot that it is of, as it is then."""
         self._over = False
 
     def _look(self, slot: int) -> Slot | None:
@@ -100,7 +103,7 @@ class Transaction:
             self._memory.know(piece)
         frames = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT
         change = Change(slot, *frames, piece.address, flags, self._as_id, number, offset if number else 0)
-        self._add(change, there=False)
+        self._add(change, None)
         self._pieces |= {id(kept): kept for kept in reached}
         self._brought.append((slot, reached))
 
@@ -117,7 +120,7 @@ class Transaction:
         with self._memory.changing():
             old = self._slot(slot)
             kept = self._memory.kept_at(old.userspace_addr, old.npages << PAGE_SHIFT)
-        self._add(Change(slot, as_id=self._as_id), there=True)
+        self._add(Change(slot, as_id=self._as_id), old)
         self._pieces |= {id(piece): piece for piece in kept}
         return old.userspace_addr
 
@@ -129,19 +132,19 @@ class Transaction:
         old = self._slot(slot)
         if old.guest_memfd:
             self.delete(slot)
-        self._add(Change.of(old._replace(base_gfn=gpa >> PAGE_SHIFT)), there=not old.guest_memfd)
+        self._add(Change.of(old._replace(base_gfn=gpa >> PAGE_SHIFT)), None if old.guest_memfd else old)
 
     def set_flags(self, slot: int, flags: int) -> None:
         """Switch a slot's logging."""
         slot, flags = _slot_id(slot), whole("flags", flags, U32_MAX)
         old = self._slot(slot)
-        self._add(Change.of(old._replace(flags=flags)), there=True)
+        self._add(Change.of(old._replace(flags=flags)), old)
 
-    def _add(self, change: Change, *, there: bool) -> None:
+    def _add(self, change: Change, old: Slot | None) -> None:
         if self._over:
             raise UsageError("transaction: it is over; begin another with Memory.transaction()")
         self.changes.append(change)
-        self._meant.append(there)
+        self._meant.append(old)
         self._now[change.slot] = None if change.deletes else change.as_slot()
 
     def __enter__(self) -> Transaction:

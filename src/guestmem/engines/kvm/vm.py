@@ -32,6 +32,7 @@ from ...compiled import own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from ...interrupts import Section, held
 from ...slot_key import SlotKey
+from ...units import PAGE_SHIFT
 from . import layout as at
 from .abi import Ioctl
 from .address_map import forget_readonly, map_begin, map_insert, map_log, map_remove, map_words, readonly_gone
@@ -80,6 +81,8 @@ class KvmVm:
         self.zones = Zones()
         """Where KVM takes stores itself: what was registered by ``ioctl``."""
         self.file_was_taken = False
+        self._pages: dict[int, int] = {}
+        """Of slots that were made by calls here, by ``SlotKey.word``."""
         self._updater = 0
         """The thread that holds exits."""
         try:
@@ -148,9 +151,7 @@ class KvmVm:
         The VMM's own map of slots is ``map_insert`` and ``map_remove``: see ``KvmEngine``.
         """
         region = MemoryRegion(SlotKey(as_id, slot).word, flags, guest_phys_addr, memory_size, userspace_addr)
-        self._memory(
-            MemoryIoctl.SET_USER_MEMORY_REGION, region.pack(), f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}"
-        )
+        self._set_region(MemoryIoctl.SET_USER_MEMORY_REGION, region, region.pack())
 
     def set_user_memory_region2(
         self,
@@ -176,11 +177,18 @@ class KvmVm:
             guest_memfd_offset,
             guest_memfd,
         )
-        self._memory(
-            MemoryIoctl.SET_USER_MEMORY_REGION2,
-            region.pack2(),
-            f"slot {slot}: {memory_size:#x} at {guest_phys_addr:#x}",
-        )
+        self._set_region(MemoryIoctl.SET_USER_MEMORY_REGION2, region, region.pack2())
+
+    def _set_region(self, request: MemoryIoctl, region: MemoryRegion, argument: bytes) -> None:
+        word, size = region.slot, region.memory_size
+        before, after = self._pages.get(word, 0), size >> PAGE_SHIFT
+        self._pages[word] = max(before, after)  # while nobody knows which it is
+        try:
+            self._memory(request, argument, f"slot {region.id}: {size:#x} at {region.guest_phys_addr:#x}")
+        except MemslotError:
+            self._pages[word] = before
+            raise
+        self._pages[word] = after
 
     @property
     def fd(self) -> int:
@@ -252,7 +260,13 @@ class KvmVm:
             self.answered.end(key)
 
     def get_dirty_log(self, slot: int, npages: int, as_id: int = 0) -> bytes:
-        """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared."""
+        """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared.
+
+        MemslotError (EINVAL) for fewer pages than the slot has: the kernel would write past the bitmap's end. Who makes
+        slots by ``fd``, or deletes some while their log is read, sees to that.
+        """
+        if npages < (most := self._pages.get(SlotKey(as_id, slot).word, 0)):
+            raise MemslotError(errno.EINVAL, f"npages: {npages}; slot {slot} has {most}")
         bitmap = ctypes.create_string_buffer((npages + 63) // 64 * 8)
         argument = DirtyLog(SlotKey(as_id, slot).word, dirty_bitmap=ctypes.addressof(bitmap)).pack()
         self._memory(MemoryIoctl.GET_DIRTY_LOG, argument, f"slot {slot}")
