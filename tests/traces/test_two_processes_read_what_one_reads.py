@@ -182,16 +182,21 @@ def test_a_second_process_that_dies_or_reads_another_file_leaves_the_work_to_the
     ahead.close()
 
 
+def children() -> set[str]:
+    """Of this process, those that nobody waited for among them; other tests may have left some."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
 def test_it_ends_when_reading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """With an error in the middle as well."""
     path = tmp_path / "trace"
     path.write_text(text_of(rng, 400) + "7@9.000000:kvm_set_user_memory broken\n" + text_of(rng, 4000))
+    before = children()
     alone, together, made = both(path, monkeypatch, 2000)
     assert "its fields cannot be read" in together
     assert together == alone
     assert made
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, 0)
+    assert children() <= before
 
 
 def test_a_loss_lies_between_the_events_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
