@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from guestmem.check import verdict
 from guestmem.traces import Irqchip
@@ -104,3 +105,20 @@ def test_who_is_not_asked_for_a_death_has_none(rng: random.Random) -> None:
                 found += 1
                 assert state.may_die(vcpu, start, end), (start, end)
     assert found > 300
+
+
+def test_two_returns_at_one_stamp_of_which_one_has_no_beginning() -> None:
+    """On a coarse clock, or one that was cut: which of the two is named does not matter, but one is."""
+    run = RunStateRecorder()
+    for vcpu in (9, 10):
+        run.run_begin(vcpu, 1.0)
+        run.run_end(vcpu, 2.0, reason=None)
+        run.run_end(vcpu, 2.0, reason=None)
+    run.elsewhere(10, 9.0)
+    state = run.finish("")
+    assert state is not None
+    assert {each.began is None for each in state.last_returns(state.vcpus[0], 0.0, 5.0)} == {True, False}
+    changes: Any = SimpleNamespace(ended=[1.5], began=[1.4], line=[7])
+    worst = verdict._Worst()
+    verdict._deaths(changes, [0], verdict.Window(1.4, 1.5, 4.0, 4.1, 0.0, None), state, worst)
+    assert worst.rule == "died"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..traces.columns import CREATE, DELETE, KIND, NO_THREAD
@@ -372,7 +373,7 @@ def _deaths(changes: Changes, removed: Iterable[int], window: Window, run_state:
             *run_state.fatal_returns(vcpu, window.start, until),
             *run_state.last_returns(vcpu, window.start, until),
         ]
-        for each in sorted(found):
+        for each in sorted(found, key=itemgetter(slice(4))):  # when KVM_RUN began may not be known
             if not window.start < each.time < until:
                 continue
             deletes = sorted(removed)
