@@ -3,6 +3,7 @@ could have to come back; and then only."""
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import pytest
 
 from guestmem.designs import find
 from guestmem.designs.pause_if_overlap import overlaps
-from guestmem.errors import BatchError
+from guestmem.errors import BatchError, MemslotError
 from guestmem.memslots import Change, Slot
 from soft_guest import Guest
 
@@ -101,3 +102,23 @@ def test_what_is_refused_was_never_away() -> None:
         assert paused
         assert not [entry for entry in paused if entry == (True, False)]
         assert [slot.id for slot in engine.memslots] == [0, 1]
+
+
+def test_what_does_not_fit_beside_what_goes_is_done_in_a_pause() -> None:
+    """As with as many slots as there can be: first comes the delete then, and nobody runs meanwhile."""
+    with Guest(2) as guest:
+        engine = guest.engine
+        apply = find("pause_if_overlap").prepare(engine)
+        apply(engine, [guest.change(0, 0, 8, 0)])
+        before = engine.counts.pauses
+        carry_out = engine.set_memory_region
+
+        def full(change: Change) -> object:
+            if not change.deletes and len([*engine.memslots]) == 1:
+                raise MemslotError(errno.EINVAL, "slot 2: there are as many as there can be")
+            return carry_out(change)
+
+        engine.set_memory_region = full  # type: ignore[method-assign, assignment]
+        apply(engine, [guest.change(0), guest.change(2, 64, 8, 8)])
+        assert [slot.id for slot in engine.memslots] == [2]
+        assert engine.counts.pauses == before + 1

@@ -83,7 +83,8 @@ def apply(engine: Engine, changes: Sequence[Change]) -> None:
     """Apply the changes, pausing if a removed range overlaps an added one, or if taking back could be seen.
 
     What an engine refuses in the middle is taken back, and who runs would miss what was removed. So what is added comes
-    first, and vCPUs stop where that cannot be: see ``adding_first``.
+    first, and vCPUs stop where that cannot be: see ``adding_first``. Not kept from them: of several deletes the second,
+    refused for want of memory (a delete allocates a little, too), has the first taken back while they run.
     """
     ids = {change.slot for change in changes}
     as_id = changes[0].as_id if changes else 0
