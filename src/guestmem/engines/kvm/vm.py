@@ -1,6 +1,6 @@
-"""A VM of ``/dev/kvm``: memory regions by both ioctls, dirty logs, guest_memfd, vCPUs in threads, kicks and pauses.
+"""A VM of ``/dev/kvm``: its file (``vm_file``), and vCPUs in threads, kicks, pauses, held exits, and its end.
 
-Thin over the ioctls, whose errors come as MemslotError with the kernel's errno. Updates that no vCPU can see half-done
+Updates that no vCPU can see half-done
 are the designs' business (``designs/exit_retry.py``, ``designs/pause_if_overlap.py``); this holds what they need.
 """
 
@@ -8,46 +8,33 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...abi.structures import (
-    ClearDirtyLog,
-    CreateGuestMemfd,
-    DirtyLog,
-    EnableCap,
-    MemoryCap,
-    MemoryIoctl,
-    MemoryRegion,
-)
+from ...abi.structures import MemoryCap
 from ...atomics import peek, poke, wake_all
 from ...compiled import own, words
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from ...interrupts import Section, held
-from ...slot_key import SlotKey
-from ...units import PAGE_SHIFT
 from . import layout as at
 from .abi import Ioctl
-from .address_map import forget_readonly, map_begin, map_insert, map_log, map_remove, map_words, readonly_gone
-from .answered_writes import AnsweredWrites
+from .address_map import forget_readonly, map_begin, map_words, readonly_gone
 from .calls import Calls
 from .capabilities import Cap
 from .device import DEVICE, REDELIVERING, Device, Host, host, left_alone
 from .exits import Exit
-from .ioctls import raw_ioctl
 from .kicks import kick_all, pause_all, resume_all, settle_all
 from .signals import block_all_but, kick_signal
 from .update_lock import give_exclusive, take_exclusive
 from .vcpu import KvmVcpu
+from .vm_file import VmFile
 from .x86 import physical_bits, supported_cpuid
-from .zones import Zone, Zones
 
 __all__ = ["KvmVm"]
 
@@ -55,7 +42,7 @@ _EMULATION_FAILURE = 1
 _AGAIN_S = 0.001
 
 
-class KvmVm:
+class KvmVm(VmFile):
     """A VM with ``vcpus`` vCPUs, none of which runs yet, and no memory.
 
     ``ring_bytes``: a dirty ring of so many bytes a vCPU instead of bitmaps. CapabilityError, in one line, for all that
@@ -67,22 +54,14 @@ class KvmVm:
             raise UsageError(f"vcpus: {vcpus} is not at least 1")
         if why := left_alone():
             raise CapabilityError(why)
-        self.file = -1
+        super().__init__(rings=bool(ring_bytes))
         self.vcpus: list[KvmVcpu] = []
         self._threads: list[threading.Thread] = []
         self.ended: dict[int, Exit | GuestmemError] = {}
         """vCPU threads that ended by themselves, and what they ended with."""
-        self._guest_memfds: list[int] = []
-        self.calls, self.harvesting, self._ending = Calls(), Section(), Section()
+        self.harvesting, self._ending = Section(), Section()
         self.owner: object = None
         """Keeps the host memory that slots name; let go when the kernel has no slot any more."""
-        self.answered = AnsweredWrites(rings=bool(ring_bytes))
-        """Dirty pages that KVM does not know of; whoever calls ioctls on ``fd`` says so here."""
-        self.zones = Zones()
-        """Where KVM takes stores itself: what was registered by ``ioctl``."""
-        self.file_was_taken = False
-        self._pages: dict[int, int] = {}
-        """Of slots that were made by calls here, by ``SlotKey.word``."""
         self._updater = 0
         """The thread that holds exits."""
         try:
@@ -130,171 +109,6 @@ class KvmVm:
     def physical_bits(self) -> int:
         """Width of a guest physical address, by CPUID leaf 0x80000008; 36 if there is none."""
         return physical_bits(self.cpuid)
-
-    def enable_cap(self, cap: Cap | MemoryCap | int, *args: int) -> None:
-        """KVM_ENABLE_CAP on the VM; CapabilityError if the kernel refuses."""
-        packed = EnableCap(int(cap), 0, *args).pack()
-        try:
-            with self.calls:
-                fcntl.ioctl(self.file, MemoryIoctl.ENABLE_CAP, packed)
-        except OSError as error:
-            raise CapabilityError(f"engine kvm: KVM_ENABLE_CAP({int(cap)}, {args}): {error.strerror}") from None
-        self.noted(MemoryIoctl.ENABLE_CAP, packed)
-
-    # -- memory ----------------------------------------------------------------------------------------------------
-
-    def set_user_memory_region(
-        self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, flags: int = 0, as_id: int = 0
-    ) -> None:
-        """KVM_SET_USER_MEMORY_REGION, sizes in bytes; 0 deletes. MemslotError with the kernel's errno.
-
-        The VMM's own map of slots is ``map_insert`` and ``map_remove``: see ``KvmEngine``.
-        """
-        region = MemoryRegion(SlotKey(as_id, slot).word, flags, guest_phys_addr, memory_size, userspace_addr)
-        self._set_region(MemoryIoctl.SET_USER_MEMORY_REGION, region, region.pack())
-
-    def set_user_memory_region2(
-        self,
-        slot: int,
-        guest_phys_addr: int,
-        memory_size: int,
-        userspace_addr: int,
-        flags: int = 0,
-        as_id: int = 0,
-        *,
-        guest_memfd: int = 0,
-        guest_memfd_offset: int = 0,
-    ) -> None:
-        """KVM_SET_USER_MEMORY_REGION2: the same, and a guest_memfd behind the slot (flag KVM_MEM_GUEST_MEMFD)."""
-        with self.calls:
-            self.device.need(MemoryCap.USER_MEMORY2)
-        region = MemoryRegion(
-            SlotKey(as_id, slot).word,
-            flags,
-            guest_phys_addr,
-            memory_size,
-            userspace_addr,
-            guest_memfd_offset,
-            guest_memfd,
-        )
-        self._set_region(MemoryIoctl.SET_USER_MEMORY_REGION2, region, region.pack2())
-
-    def _set_region(self, request: MemoryIoctl, region: MemoryRegion, argument: bytes) -> None:
-        word, size = region.slot, region.memory_size
-        before, after = self._pages.get(word, 0), size >> PAGE_SHIFT
-        self._pages[word] = max(before, after)  # while nobody knows which it is
-        try:
-            self._memory(request, argument, f"slot {region.id}: {size:#x} at {region.guest_phys_addr:#x}")
-        except MemslotError:
-            self._pages[word] = before
-            raise
-        self._pages[word] = after
-
-    @property
-    def fd(self) -> int:
-        """The VM's file, for ioctls of the caller's own.
-
-        Whoever takes it may register zones in which KVM takes stores itself, and this VM cannot know of them: so
-        exit_retry is refused from then on, until ``declare_zones`` says which there are.
-        """
-        self.file_was_taken = True
-        return self.file
-
-    def declare_zones(self, zones: Iterable[Zone] = ()) -> None:
-        """Beside what ``zones`` has, these are all in which KVM takes stores itself, whoever had the VM's file."""
-        for zone in zones:
-            self.zones.add(zone)
-        self.file_was_taken = False
-
-    def ioctl(self, request: int, argument: bytes | int = 0) -> int:
-        """Any ioctl on the VM's file but those that change slots, its structure as bytes; what it registers is noted.
-
-        MemslotError with the kernel's errno. Returns what the kernel returns; what it wrote is dropped.
-        """
-        with self.calls:
-            try:
-                answer: int = fcntl.ioctl(
-                    self.file, request, argument if isinstance(argument, int) else bytearray(argument)
-                )
-            except OSError as error:
-                raise MemslotError(error.errno or 0, f"ioctl {request:#x}") from None
-            self.noted(request, argument)
-        return answer
-
-    def raw_ioctl(self, request: int, argument: bytes | int) -> int:
-        """The same, as ``ioctls.raw_ioctl``: minus errno where it fails."""
-        with self.calls:
-            answer = raw_ioctl(self.file, request, argument)
-            if answer >= 0:
-                self.noted(request, argument)  # pages that exit_retry wrote are dirty, too; zones
-        return answer
-
-    def noted(self, request: int, argument: bytes | int) -> None:
-        """An ioctl on the VM has succeeded: note what it changes of logs and of zones."""
-        self.answered.after(request, argument)
-        self.zones.after(request, argument)
-
-    def _memory(self, request: MemoryIoctl, argument: bytes, what: str) -> int:
-        with self.calls:
-            try:
-                answer: int = fcntl.ioctl(self.file, request, bytearray(argument))
-            except OSError as error:
-                raise MemslotError(error.errno or 0, f"{what}: KVM_{request.name}") from None
-            self.noted(request, argument)
-        return answer
-
-    def map_insert(self, gpa: int, size: int, host_address: int, flags: int) -> None:
-        """Have MMIO in ``[gpa, gpa + size)`` answered from host memory. Only while exits are held, or none runs."""
-        map_insert(self.map, gpa, gpa + size, host_address, flags)
-
-    def map_remove(self, gpa: int) -> None:
-        """The slot that begins at ``gpa`` answers nothing any more."""
-        map_remove(self.map, gpa)
-
-    def map_log(self, gpa: int, npages: int, key: SlotKey, *, logs: bool) -> None:
-        """Whether the slot at ``gpa``, of this ``key``, logs. Only when ``map_insert`` may be."""
-        if logs:
-            self.answered.begin(key, npages)
-        map_log(self.map, gpa, self.answered.address(key) if logs else 0)
-        if not logs:
-            self.answered.end(key)
-
-    def get_dirty_log(self, slot: int, npages: int, as_id: int = 0) -> bytes:
-        """KVM_GET_DIRTY_LOG: the bitmap, a bit a page, of a slot of ``npages``; in the plain mode it is cleared.
-
-        MemslotError (EINVAL) for fewer pages than the slot has: the kernel would write past the bitmap's end. Who makes
-        slots by ``fd``, or deletes some while their log is read, sees to that.
-        """
-        if npages < (most := self._pages.get(SlotKey(as_id, slot).word, 0)):
-            raise MemslotError(errno.EINVAL, f"npages: {npages}; slot {slot} has {most}")
-        bitmap = ctypes.create_string_buffer((npages + 63) // 64 * 8)
-        argument = DirtyLog(SlotKey(as_id, slot).word, dirty_bitmap=ctypes.addressof(bitmap)).pack()
-        self._memory(MemoryIoctl.GET_DIRTY_LOG, argument, f"slot {slot}")
-        return bitmap.raw
-
-    def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: bytes, as_id: int = 0) -> None:
-        """KVM_CLEAR_DIRTY_LOG: clear and re-protect the pages whose bits are set in ``bitmap``."""
-        if len(bitmap) < (num_pages + 63) // 64 * 8:
-            raise UsageError(f"bitmap: {len(bitmap)} bytes; {num_pages} pages need {(num_pages + 63) // 64 * 8}")
-        held = ctypes.create_string_buffer(bitmap, len(bitmap) or 1)
-        argument = ClearDirtyLog(SlotKey(as_id, slot).word, num_pages, first_page, ctypes.addressof(held)).pack()
-        self._memory(MemoryIoctl.CLEAR_DIRTY_LOG, argument, f"slot {slot}")
-
-    def reset_dirty_rings(self) -> int:
-        """KVM_RESET_DIRTY_RINGS: re-protect what was harvested; returns the number of entries."""
-        return self._memory(MemoryIoctl.RESET_DIRTY_RINGS, b"", "dirty rings")
-
-    def create_guest_memfd(self, size: int, flags: int = 0) -> int:
-        """KVM_CREATE_GUEST_MEMFD: a file of private memory for this VM; closed with the VM."""
-        with self.calls:
-            self.device.need(MemoryCap.GUEST_MEMFD)
-            fd = self._memory(
-                MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack(), f"guest_memfd of {size:#x}"
-            )
-            self._guest_memfds.append(fd)
-        return fd
-
-    # -- vCPUs -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Run every vCPU in a thread, until ``stop()`` or until it has an exit that the loop leaves to others."""
@@ -445,13 +259,7 @@ class KvmVm:
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
-        for fd in (*self._guest_memfds, self.file):
-            with contextlib.suppress(OSError):
-                if fd >= 0:
-                    os.close(fd)
-        self.file = -1
-        self._guest_memfds = []
-        self.device.close()
+        self.close_files()
         self.owner = None
 
     def leave_to_parent(self) -> None:
