@@ -68,7 +68,7 @@ RULES = {
         "        status = at.GO_ON\n        break\n    land(",
     ),
     "what the emulator does otherwise is undone, and run again": (
-        "engines/kvm/instructions.py",
+        "engines/kvm/x86/instructions.py",
         "        return AGAIN\n",
         "        return ANSWERED\n",
     ),

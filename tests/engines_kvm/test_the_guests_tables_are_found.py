@@ -13,7 +13,8 @@ import struct
 import numpy as np
 import pytest
 
-from guestmem.engines.kvm.guest_tables import GuestFrames, UnknownTables, table_frames
+from guestmem.engines.kvm.guest_frames import GuestFrames, UnknownTables
+from guestmem.engines.kvm.x86.guest_tables import table_frames
 from guestmem.memslots import Slot
 
 pytestmark = pytest.mark.no_kvm

@@ -13,12 +13,19 @@ from typing import Any
 
 import pytest
 
-from guestmem.engines.kvm.decoding import INDEX, decode, ends
-from guestmem.engines.kvm.instruction_bytes import BEHIND, REGS, SREGS
-from guestmem.engines.kvm.instruction_list import LIST, address_of_list
-from guestmem.engines.kvm.instructions import AGAIN, ANSWERED, REFUSED, verdict_of_load
-from guestmem.engines.kvm.stores import LOADS_FIRST, STORES, is_called, is_far_call, is_stored_otherwise, stored_before
+from guestmem.engines.kvm.x86.decoding import INDEX, decode, ends
+from guestmem.engines.kvm.x86.instruction_bytes import BEHIND, REGS, SREGS
+from guestmem.engines.kvm.x86.instruction_list import LIST, address_of_list
+from guestmem.engines.kvm.x86.instructions import AGAIN, ANSWERED, REFUSED, verdict_of_load
 from guestmem.engines.kvm.x86.registers import REG_NAMES
+from guestmem.engines.kvm.x86.stores import (
+    LOADS_FIRST,
+    STORES,
+    is_called,
+    is_far_call,
+    is_stored_otherwise,
+    stored_before,
+)
 from kvm_every_instruction import every_instruction, every_vector_instruction, stores
 
 pytestmark = [pytest.mark.compiled_only, pytest.mark.no_kvm]

@@ -115,7 +115,7 @@ def test_every_other_mode_is_refused(mode: str) -> None:
 
 def test_protected_mode_by_what_registers_say() -> None:
     """Paging without long mode: not to be set on this host, whose sregs are read all the same."""
-    from guestmem.engines.kvm.vcpu_state import Sregs
+    from guestmem.engines.kvm.x86.vcpu_state import Sregs
 
     sregs = bytearray(0x138)
     struct.pack_into("<Q", sregs, CR0, 0x80000001)
@@ -156,7 +156,7 @@ def test_an_event_that_is_about_to_be_delivered_is_refused() -> None:
 
 @pytest.mark.parametrize(("place", "bit"), [(CR4, 1 << 13), (EFER, 1 << 12)])
 def test_what_may_run_nested_guests_is_refused(place: int, bit: int) -> None:
-    from guestmem.engines.kvm.vcpu_state import Sregs
+    from guestmem.engines.kvm.x86.vcpu_state import Sregs
 
     with Window() as guest:
         guest.prepare(NOP)

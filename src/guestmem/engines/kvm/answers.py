@@ -23,11 +23,11 @@ from . import layout as at
 from .abi import RUN_EXIT_REASON, RUN_FLAGS, RUN_IMMEDIATE_EXIT, RUN_LENGTH, RUN_PHYS_ADDR
 from .address_map import MAP_HOST, SPACE_SHIFT, map_find, map_readonly, was_readonly
 from .fragments import land, load_fragment, store_fragment
-from .instruction_bytes import set_registers
-from .instructions import AGAIN, REFUSED, verdict
 from .kicks import leave
 from .stalls import begin_stall, end_stall
 from .update_lock import give_shared, try_shared, updates_since, wait_out_update
+from .x86.instruction_bytes import set_registers
+from .x86.instructions import AGAIN, REFUSED, verdict
 
 __all__ = [
     "EINTR",

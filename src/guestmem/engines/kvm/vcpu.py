@@ -14,7 +14,6 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ...abi.structures import MemoryIoctl
@@ -32,12 +31,8 @@ from .abi import (
 )
 from .answers import finish_pending
 from .exits import Exit, Io, Mmio, decode
-from .instruction_bytes import BEHIND
-from .instruction_bytes import REGS as REGS_PLACE
-from .instruction_list import address_of_list
 from .run_loop import claim, vcpu_run, vcpu_run_for
-from .x86.registers import EVENTS_BYTES, REG_NAMES, REGS, SREGS_BYTES, XCRS, X86Ioctl
-from .zones import has_local_apic
+from .x86 import Registers, X86Ioctl, address_of_list, has_local_apic, instruction_met, set_cpuid
 
 if TYPE_CHECKING:
     from .vm import KvmVm
@@ -46,15 +41,12 @@ __all__ = ["KvmVcpu"]
 
 _UNTAKEN = int(at.UNTAKEN)
 _RUN_DATA = 40
-_IS_WRITE = 52
-_MOST_BYTES = 15
 _IMMEDIATE_EXIT = 1
-_SETS = (X86Ioctl.SET_REGS, X86Ioctl.SET_SREGS)
 _FRAGMENTS = 4096
 """More than any instruction has."""
 
 
-class KvmVcpu:
+class KvmVcpu(Registers):
     """vCPU ``index`` of a VM. Made by ``KvmVm``."""
 
     def __init__(self, vm: KvmVm, index: int, *, cpuid: bytearray, run_bytes: int, ring_bytes: int) -> None:
@@ -62,7 +54,7 @@ class KvmVcpu:
         self.fd = fcntl.ioctl(vm.file, MemoryIoctl.CREATE_VCPU, index)
         try:
             self._map(run_bytes, ring_bytes)
-            fcntl.ioctl(self.fd, X86Ioctl.SET_CPUID2, cpuid)
+            set_cpuid(self.fd, cpuid)
         except BaseException:
             os.close(self.fd)
             raise
@@ -106,7 +98,7 @@ class KvmVcpu:
         waits = peek(self._vm.words, self._base + int(at.STATE)) == at.HOLDING
         kept = bool(self.words[int(at.PENDING)])
         in_update = peek(self._vm.words, int(at.UPDATES)) & 1
-        if waits or (kept and (in_update or request in _SETS)):
+        if waits or (kept and (in_update or request.sets_registers)):
             raise GuestmemError(
                 f"vCPU {self.index}: it has met what an update changes, and the exit is not answered yet: "
                 f"KVM_{request.name} after the update{'' if in_update else ', or after end_instruction()'}"
@@ -135,48 +127,6 @@ class KvmVcpu:
 
     def _closed(self) -> MemslotError:
         return MemslotError(errno.EBADF, f"vCPU {self.index}: the VM is closed")
-
-    # -- registers -------------------------------------------------------------------------------------------------
-
-    def registers(self) -> dict[str, int]:
-        """General registers, rip and rflags by name."""
-        buffer = bytearray(REGS.size)
-        self._ioctl(X86Ioctl.GET_REGS, buffer)
-        return dict(zip(REG_NAMES, REGS.unpack(buffer), strict=True))
-
-    def set_registers(self, values: Mapping[str, int] | None = None, /, **registers: int) -> None:
-        """Set the named ones; the others stay. UsageError for an unknown name."""
-        given = {**(values or {}), **registers}
-        if unknown := given.keys() - set(REG_NAMES):
-            raise UsageError(f"registers: {', '.join(sorted(unknown))}; known are {', '.join(REG_NAMES)}")
-        now = self.registers() | given
-        try:
-            packed = REGS.pack(*(now[name] for name in REG_NAMES))
-        except struct.error:
-            raise UsageError(f"registers: {given} are not all numbers of 64 bits") from None
-        self._ioctl(X86Ioctl.SET_REGS, bytearray(packed))
-
-    def sregs(self) -> bytes:
-        """``struct kvm_sregs`` as it is; ``guests`` makes new ones of it."""
-        buffer = bytearray(SREGS_BYTES)
-        self._ioctl(X86Ioctl.GET_SREGS, buffer)
-        return bytes(buffer)
-
-    def set_sregs(self, sregs: bytes) -> None:
-        """Set segments, tables, control registers and EFER."""
-        if len(sregs) != SREGS_BYTES:
-            raise UsageError(f"sregs: {len(sregs)} bytes; struct kvm_sregs has {SREGS_BYTES}")
-        self._ioctl(X86Ioctl.SET_SREGS, bytearray(sregs))
-
-    def events(self) -> bytes:
-        """``struct kvm_vcpu_events``: what is pending."""
-        buffer = bytearray(EVENTS_BYTES)
-        self._ioctl(X86Ioctl.GET_VCPU_EVENTS, buffer)
-        return bytes(buffer)
-
-    def set_xcr0(self, value: int) -> None:
-        """Which state XSAVE and vector instructions may use: 7 for AVX."""
-        self._ioctl(X86Ioctl.SET_XCRS, bytearray(XCRS.pack(1, 0, 0, 0, value)))
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -304,16 +254,7 @@ class KvmVcpu:
     def _met(self) -> str:
         """The instruction whose exit was refused, as bytes: x86 code cannot be read backwards."""
         with self._vm.calls:
-            return self._met_here()
-
-    def _met_here(self) -> str:
-        behind, rip = int(BEHIND), int(REGS_PLACE) + 8 * REG_NAMES.index("rip")
-        (at_rip,) = struct.unpack_from("<Q", self._run, rip)
-        if self._run[_IS_WRITE]:
-            before = self._run[behind - _MOST_BYTES : behind].hex(" ")
-            return f"a store by the one before rip {at_rip:#x}, where the bytes are {before}"
-        after = self._run[behind : behind + _MOST_BYTES].hex(" ")
-        return f"a load by the one at rip {at_rip:#x}, where the bytes are {after}"
+            return instruction_met(self._run)
 
     @property
     def is_run_elsewhere(self) -> bool:

@@ -1,29 +1,25 @@
 """Guest addresses at which KVM itself takes an access that meets no slot, so that no exit tells of it.
 
 Coalesced MMIO (QEMU's VGA window), ioeventfd, and the interrupt controllers in the kernel. What a caller registers by
-``KvmVm.ioctl`` is noted here; of the controllers the kernel is asked. Source: Documentation/virt/kvm/api.rst.
+``KvmVm.ioctl`` is noted here; of the controllers the kernel is asked (``x86/apic.py``).
+Source: Documentation/virt/kvm/api.rst.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...errors import MemslotError
 from ...process_memory import read_memory
 
-__all__ = ["Zone", "Zones", "has_ioapic", "has_local_apic"]
+__all__ = ["Zone", "Zones"]
 
 _REGISTER_COALESCED, _UNREGISTER_COALESCED = 0x4010AE67, 0x4010AE68
 _IOEVENTFD = 0x4040AE79
 _COALESCED = struct.Struct("<QII")
 _EVENTFD = struct.Struct("<QQIiI36x")
 _PIO, _DEASSIGN = 2, 4
-_GET_IRQCHIP, _GET_LAPIC = 0xC208AE62, 0x8400AE8E
-_IOAPIC = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +78,3 @@ class Zones:
 
     def __iter__(self) -> Iterator[Zone]:
         return iter(list(self._zones.values()))
-
-
-def _has(fd: int, request: int, argument: bytearray) -> bool:
-    try:
-        fcntl.ioctl(fd, request, argument)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENXIO, errno.ENOTTY):
-            return False
-        raise MemslotError(error.errno or 0, f"ioctl {request:#x}") from None
-    return True
-
-
-def has_ioapic(vm_fd: int) -> bool:
-    """Whether the kernel has the VM's IOAPIC (KVM_CREATE_IRQCHIP)."""
-    return _has(vm_fd, _GET_IRQCHIP, bytearray(struct.pack("<II512x", _IOAPIC, 0)))
-
-
-def has_local_apic(vcpu_fd: int) -> bool:
-    """Whether the kernel has the vCPU's local APIC."""
-    return _has(vcpu_fd, _GET_LAPIC, bytearray(1024))

@@ -7,7 +7,7 @@ import struct
 
 from .registers import X86Ioctl
 
-__all__ = ["physical_bits", "supported_cpuid"]
+__all__ = ["physical_bits", "set_cpuid", "supported_cpuid"]
 
 _ENTRIES = 256
 _HEADER, _ENTRY = 8, 40
@@ -21,6 +21,11 @@ def supported_cpuid(device_fd: int) -> bytearray:
     struct.pack_into("<I", cpuid, 0, _ENTRIES)
     fcntl.ioctl(device_fd, X86Ioctl.GET_SUPPORTED_CPUID, cpuid)
     return cpuid
+
+
+def set_cpuid(vcpu_fd: int, cpuid: bytearray) -> None:
+    """KVM_SET_CPUID2 on a vCPU; OSError if the kernel refuses."""
+    fcntl.ioctl(vcpu_fd, X86Ioctl.SET_CPUID2, cpuid)
 
 
 def physical_bits(cpuid: bytes | bytearray) -> int:

@@ -56,3 +56,8 @@ class X86Ioctl(enum.IntEnum):
     GET_VCPU_EVENTS = ior(0x9F, EVENTS_BYTES)
     SET_VCPU_EVENTS = iow(0xA0, EVENTS_BYTES)
     SET_XCRS = iow(0xA7, XCRS.size)
+
+    @property
+    def sets_registers(self) -> bool:
+        """Whether registers of before are lost by it: general ones, or segments and control registers."""
+        return self in (X86Ioctl.SET_REGS, X86Ioctl.SET_SREGS)

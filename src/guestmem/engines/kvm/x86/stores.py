@@ -10,9 +10,9 @@ the second of a far call's stores. Source of how: ``em_*`` in ``arch/x86/kvm/emu
 
 from __future__ import annotations
 
-from ...atomics import host_load
-from ...compiled import U64, compiled, const, u64, wrapping
-from ...system import host_load8, host_load16
+from ....atomics import host_load
+from ....compiled import U64, compiled, const, u64, wrapping
+from ....system import host_load8, host_load16
 from . import instruction_list as of
 from .decoding import (
     INDEX,

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .x86.registers import EVENTS_BYTES, REGS, SEGMENT, SREGS_BYTES, X86Ioctl
+from .registers import EVENTS_BYTES, REGS, SEGMENT, SREGS_BYTES, X86Ioctl
 
 __all__ = ["Segment", "Sregs", "VcpuState", "read_msrs", "read_state", "translate"]
 

@@ -6,11 +6,11 @@ it: see ``stores``. Where the bytes cannot be fetched, nothing is known, and tha
 
 from __future__ import annotations
 
-from ...atomics import host_load
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ....atomics import host_load
+from ....compiled import U64, Own, Words, compiled, const, u64
+from .. import layout as at
+from ..abi import RUN_DATA
 from . import instruction_list as of
-from . import layout as at
-from .abi import RUN_DATA
 from .decoding import INDEX, after_opcode, choice_of, decode, extension_of
 from .instruction_bytes import BEHIND, MOST, REGS, fetch, fetch_before, get_registers, get_segments
 from .stores import LOADS_FIRST, STORES, is_called, is_far_call, is_repeated, is_stored_otherwise, stored_before

@@ -6,9 +6,9 @@ volume 2, 2.1 and 2.2.
 
 from __future__ import annotations
 
-from ...atomics import host_load
-from ...compiled import U64, compiled, const, u64, wrapping
-from ...system import host_load8
+from ....atomics import host_load
+from ....compiled import U64, compiled, const, u64, wrapping
+from ....system import host_load8
 from . import instruction_list as of
 
 __all__ = [

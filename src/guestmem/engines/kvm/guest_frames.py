@@ -1,8 +1,7 @@
-"""Where a guest in long mode keeps its own page tables: read by calls that can fail, and with a limit.
+"""Frames of a guest that are its own page tables, read by calls that can fail, and with a limit.
 
 A guest may put anything into its tables: one frame at several levels, a table that names itself, millions of entries.
-Each pair of frame and level is read once, and no more than ``MOST_TABLES`` are read at all. Source: Intel SDM volume 3,
-4.5 (4- and 5-level paging).
+No more than ``MOST_TABLES`` are read at all. What the entries mean is the architecture's: ``x86/guest_tables.py``.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["MOST_TABLES", "GuestFrames", "UnknownTables", "table_frames"]
+__all__ = ["MOST_TABLES", "GuestFrames", "UnknownTables"]
 
 MOST_TABLES = 1024
 """Tables above the last level that are read for one verdict: 1 TiB mapped in 4 KiB pages."""
 
-_PRESENT, _LARGE, _ADDRESS = 1, 1 << 7, 0xFFFFFFFFFF000
 _IOV_MAX = 1024
 
 
@@ -91,20 +89,3 @@ class GuestFrames:
 
 def _base(slot: Slot) -> int:
     return slot.base_gfn
-
-
-def table_frames(frames: GuestFrames, cr3: int, levels: int) -> list[npt.NDArray[np.uint64]]:
-    """Frames of the tables at ``cr3``, an array a level, the root first; large pages and absent entries end a walk.
-
-    UnknownTables if there are too many, or one cannot be read. O(tables above the last level).
-    """
-    import numpy as np
-
-    found = [np.array([(cr3 & _ADDRESS) >> PAGE_SHIFT], np.uint64)]
-    for level in range(levels, 1, -1):
-        entries = frames.read(found[-1]).ravel()
-        below = entries & np.uint64(_PRESENT) != 0
-        if level <= 3:
-            below &= entries & np.uint64(_LARGE) == 0
-        found.append(np.unique((entries[below] & np.uint64(_ADDRESS)) >> np.uint64(PAGE_SHIFT)))
-    return found

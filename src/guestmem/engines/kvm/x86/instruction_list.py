@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 
-from ...compiled import const
+from ....compiled import const
 
 __all__ = [
     "ADDRESS",

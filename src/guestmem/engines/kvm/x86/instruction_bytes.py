@@ -5,12 +5,12 @@ By KVM_TRANSLATE, with the guest's own tables, from the slots that are there.
 
 from __future__ import annotations
 
-from ...atomics import host_load, host_store, load_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
-from ...system import SYS_IOCTL, failed, host_load8, host_may_access, host_store8, system_call
-from . import layout as at
-from .abi import RUN_SYNC
-from .address_map import MAP_HOST, map_find
+from ....atomics import host_load, host_store, load_relaxed
+from ....compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ....system import SYS_IOCTL, failed, host_load8, host_may_access, host_store8, system_call
+from .. import layout as at
+from ..abi import RUN_SYNC
+from ..address_map import MAP_HOST, map_find
 
 __all__ = ["BEHIND", "MOST", "REGS", "SREGS", "fetch", "fetch_before", "get_registers", "get_segments", "set_registers"]
 
