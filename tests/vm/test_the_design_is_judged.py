@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import struct
@@ -13,8 +14,9 @@ import pytest
 
 from guestmem.atomics import peek
 from guestmem.engines.kvm import layout as at
-from guestmem.engines.kvm import real_mode
+from guestmem.engines.kvm import Cap, real_mode
 from guestmem.engines.kvm.device import unusable
+from guestmem.engines.kvm.vm_file import VmFile
 from guestmem.errors import MemslotError, UnsafeError, UsageError
 from guestmem.vm import Shutdown, Transaction, Vm
 
@@ -131,15 +133,28 @@ def test_what_was_registered_with_the_vm_is_part_of_the_verdict() -> None:
         assert replace(vm, 1, "exit_retry").design == "exit_retry"
 
 
-def test_interrupt_controllers_are_asked_for() -> None:
+@pytest.mark.parametrize("irqchip", [True, False])
+def test_interrupt_controllers_are_asked_for(irqchip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes KVM_CREATE_IRQCHIP before the first vCPU only: a caller that makes one does it by then."""
+    ask = VmFile.enable_cap
+
+    def first(vm: VmFile, *arguments: int) -> None:
+        if irqchip and arguments[0] == Cap.EXIT_ON_EMULATION_FAILURE:
+            fcntl.ioctl(vm.file, 0xAE60, 0)  # KVM_CREATE_IRQCHIP
+        ask(vm, *arguments)
+
+    monkeypatch.setattr(VmFile, "enable_cap", first)
     with Vm(engine="kvm") as vm:
-        try:
-            vm.ioctl(0xAE60)  # KVM_CREATE_IRQCHIP
-        except MemslotError:
-            pytest.skip("vCPUs are there already: this kernel takes no irqchip any more")
+        long_mode(vm)
+        assert vm.engine.vm.vcpus[0].has_local_apic == irqchip
         vm.memory.create(5, gpa=0xFEC00000, size=PAGE)
-        with pytest.raises(UnsafeError, match="the IOAPIC in the kernel"):
-            replace(vm, 5, "exit_retry")
+        vm.memory.create(6, gpa=0xFED00000, size=PAGE)
+        if irqchip:
+            with pytest.raises(UnsafeError, match=r"the IOAPIC in the kernel at \[0xfec00000, 0xfec00100\)"):
+                replace(vm, 5, "exit_retry")
+        else:
+            assert replace(vm, 5, "exit_retry").design == "exit_retry"
+        assert replace(vm, 6, "exit_retry").design == "exit_retry", "no controller is there"
 
 
 def test_wrong_words_are_one_line() -> None:
