@@ -168,7 +168,7 @@ class Machine:
             if size:
                 before[:] = [int(vcpu.words[held]) for vcpu in vm.vcpus]
 
-        vm.set_user_memory_region = when_all_wait
+        vm.set_user_memory_region = when_all_wait  # type: ignore[assignment,method-assign]
 
     def finish(self) -> int:
         """Have each vCPU run on to the end of its round, without updates, and stop; how many did not get there."""

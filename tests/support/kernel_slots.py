@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from guestmem.engines.kvm import KvmEngine
 from guestmem.vm import Vm
 
 __all__ = ["Injector", "agree", "kernel_has", "kernel_ids"]
@@ -24,7 +25,7 @@ _mmap: Any = mmap.mmap
 PAGE = 4096
 
 
-def _answer(vm: Vm, key: int, gpa: int, size: int) -> int:
+def _answer(vm: Vm[KvmEngine, None], key: int, gpa: int, size: int) -> int:
     """The errno of a region that the kernel must not carry out; 0 if it did."""
     region = struct.pack("<IIQQQ", key, 0, gpa, size, 0x10000)
     try:
@@ -34,7 +35,7 @@ def _answer(vm: Vm, key: int, gpa: int, size: int) -> int:
     return 0
 
 
-def kernel_ids(vm: Vm, ids: range, as_id: int = 0) -> list[int]:
+def kernel_ids(vm: Vm[KvmEngine, None], ids: range, as_id: int = 0) -> list[int]:
     """Ids that the kernel has a slot for. There must be one at guest address 0, of other than 3 pages."""
     found = []
     for id_ in ids:
@@ -45,7 +46,7 @@ def kernel_ids(vm: Vm, ids: range, as_id: int = 0) -> list[int]:
     return found
 
 
-def kernel_has(vm: Vm, gpa: int, free: int, as_id: int = 0) -> bool:
+def kernel_has(vm: Vm[KvmEngine, None], gpa: int, free: int, as_id: int = 0) -> bool:
     """Whether the kernel has a slot at guest address ``gpa``; ``free`` is an id that it has none for."""
     answer = _answer(vm, as_id << 16 | free, gpa, PAGE)
     if answer == 0:
@@ -54,7 +55,7 @@ def kernel_has(vm: Vm, gpa: int, free: int, as_id: int = 0) -> bool:
     return answer == errno.EEXIST
 
 
-def agree(vm: Vm, ids: range, pages: range, *, frames: bool = True) -> None:
+def agree(vm: Vm[KvmEngine, None], ids: range, pages: range, *, frames: bool = True) -> None:
     """AssertionError unless kernel, engine, front door and host memory have the same slots."""
     slots = list(vm.memory)
     assert sorted(slots) == sorted(vm.engine.slots())

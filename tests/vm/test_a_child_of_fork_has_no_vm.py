@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from guestmem.atomics import peek
+from guestmem.engines.kvm import KvmEngine, unusable
 from guestmem.engines.kvm import layout as at
-from guestmem.engines.kvm import unusable
 from guestmem.errors import GuestmemError
 from guestmem.vm import Vm
 
@@ -34,7 +34,7 @@ WAYS: dict[str, Callable[[Vm], object]] = {
     "exit": lambda vm: sys.exit(0),
     "close": lambda vm: vm.close(),
     "leave the block": leave_the_block,
-    "stop": lambda vm: getattr(vm.engine, "vm", vm.engine).stop(),
+    "stop": lambda vm: (vm.engine.vm if isinstance(vm.engine, KvmEngine) else vm.engine).stop(),
     "change": change,
     "run": lambda vm: vm.vcpus[0].run(),
     "read": lambda vm: vm.memory.read(0, 8),

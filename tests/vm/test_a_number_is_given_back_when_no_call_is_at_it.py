@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from guestmem.abi.structures import MemoryIoctl
-from guestmem.engines.kvm import ioctls, unusable, vcpu
+from guestmem.engines.kvm import KvmEngine, ioctls, unusable, vcpu, vm_file
 from guestmem.engines.kvm import vm as kvm_vm
 from guestmem.engines.kvm.exits import decode
 from guestmem.errors import GuestmemError, MemslotError
@@ -34,14 +34,14 @@ def compiled() -> None:
     machine().close()
 
 
-def machine(**options: Any) -> Vm:
+def machine(**options: Any) -> Vm[KvmEngine, None]:
     vm = Vm(engine="kvm", **options)
     vm.memory.create(0, gpa=0, size=4 * PAGE, flags=1)
     vm.engine.vm.kick()
     return vm
 
 
-def files(vm: Vm) -> list[int]:
+def files(vm: Vm[KvmEngine, None]) -> list[int]:
     kvm = vm.engine.vm
     return [kvm.file, kvm.device.fd, *(each.fd for each in kvm.vcpus)]
 
@@ -54,7 +54,9 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def beside_a_close(vm: Vm, call: Callable[[], Any], owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def beside_a_close(
+    vm: Vm[KvmEngine, None], call: Callable[[], Any], owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> Any:
     """What ``call`` gives in a thread whose first call of ``owner.name`` meets a close: all files are open then."""
     numbers, plain = files(vm), getattr(owner, name)
     seen: list[bool] = []
@@ -93,12 +95,12 @@ def beside_a_close(vm: Vm, call: Callable[[], Any], owner: Any, name: str, monke
 def test_an_ioctl(monkeypatch: pytest.MonkeyPatch) -> None:
     vm = machine()
     cap = MemoryIoctl.CHECK_EXTENSION
-    assert beside_a_close(vm, lambda: vm.ioctl(cap, 3), kvm_vm, "raw_ioctl", monkeypatch) == 1
+    assert beside_a_close(vm, lambda: vm.ioctl(cap, 3), vm_file, "raw_ioctl", monkeypatch) == 1
 
 
 def test_a_dirty_log(monkeypatch: pytest.MonkeyPatch) -> None:
     vm = machine()
-    assert len(beside_a_close(vm, lambda: vm.dirty_log(0), kvm_vm, "raw_ioctl", monkeypatch)) == 4
+    assert len(beside_a_close(vm, lambda: vm.dirty_log(0), vm_file, "raw_ioctl", monkeypatch)) == 4
 
 
 @pytest.mark.parametrize("how", ["slot", "transaction", "file", "log", "any", "cap"])
@@ -184,7 +186,7 @@ def test_who_is_at_a_call_cannot_close(monkeypatch: pytest.MonkeyPatch) -> None:
             said.append(refused.value)
         return plain(*arguments)
 
-    monkeypatch.setattr(kvm_vm, "raw_ioctl", late)
+    monkeypatch.setattr(vm_file, "raw_ioctl", late)
     assert vm.ioctl(MemoryIoctl.CHECK_EXTENSION, 3) == 1
     assert said[0].errno == errno.EBUSY
     vm.close()

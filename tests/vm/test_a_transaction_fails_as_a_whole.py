@@ -26,7 +26,7 @@ MOST = 60
 """Calls that a transaction may make before a test gives up on it."""
 
 
-def machine() -> Vm:
+def machine() -> Vm[KvmEngine, None]:
     """A 64-bit user in slot 0, which stays; 1 logs; 2 moves; 3 goes; 6 has its logging changed."""
     vm = Vm(1, engine="kvm")
     memory = vm.memory
@@ -41,7 +41,7 @@ def machine() -> Vm:
     return vm
 
 
-def everything(vm: Vm, design: str) -> None:
+def everything(vm: Vm[KvmEngine, None], design: str) -> None:
     """Each kind of change: split with a log, new memory, re-host, move, flags, create and delete."""
     with vm.memory.transaction(design=design) as update:
         host = update.delete(1)
@@ -54,7 +54,7 @@ def everything(vm: Vm, design: str) -> None:
         update.create(5, gpa=0x58000, size=0x2000)
 
 
-def contents(vm: Vm) -> list[tuple[object, bytes]]:
+def contents(vm: Vm[KvmEngine, None]) -> list[tuple[object, bytes]]:
     return [(slot, vm.memory.read(slot.base_gfn << 12, slot.npages << 12)) for slot in vm.memory]
 
 
@@ -115,7 +115,7 @@ def test_an_exception_that_does_not_say_what_was_done_is_no_difference(design: s
     assert call >= 11
 
 
-CHANGES: dict[str, Callable[[Vm], object]] = {
+CHANGES: dict[str, Callable[[Vm[KvmEngine, None]], object]] = {
     "create": lambda vm: vm.memory.create(4, gpa=0x58000, size=0x4000),
     "create, logging": lambda vm: vm.memory.create(4, gpa=0x58000, size=0x4000, flags=1),
     "delete": lambda vm: vm.memory.delete(3),

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from guestmem import interrupts
 from guestmem.atomics import peek
+from guestmem.engines.kvm import KvmEngine, unusable
 from guestmem.engines.kvm import layout as at
-from guestmem.engines.kvm import unusable
 from guestmem.vm import Io, Vm
 from interrupt_sweep import around_calls, places
 from kernel_slots import agree
@@ -41,7 +41,7 @@ def ctrl_c() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def machine() -> Iterator[Vm]:
+def machine() -> Iterator[Vm[KvmEngine, None]]:
     """Two users that count in slot 1's neighbour, whatever is done to the other slots."""
     with Vm(2, engine="kvm") as vm:
         memory = vm.memory
@@ -54,10 +54,10 @@ def machine() -> Iterator[Vm]:
         yield vm
 
 
-def transaction(design: str) -> Callable[[Vm], object]:
+def transaction(design: str) -> Callable[[Vm[KvmEngine, None]], object]:
     """Split slot 1, or merge it again."""
 
-    def go(vm: Vm) -> None:
+    def go(vm: Vm[KvmEngine, None]) -> None:
         with vm.memory.transaction(design=design) as update:
             host = update.delete(1)
             if vm.memory.get(3) is None:
@@ -70,14 +70,14 @@ def transaction(design: str) -> Callable[[Vm], object]:
     return go
 
 
-def create_or_delete(vm: Vm) -> None:
+def create_or_delete(vm: Vm[KvmEngine, None]) -> None:
     if vm.memory.get(4) is None:
         vm.memory.create(4, gpa=0x58000, size=0x2000, flags=1)
     else:
         vm.memory.delete(4)
 
 
-ACTIONS: dict[str, Callable[[Vm], object]] = {
+ACTIONS: dict[str, Callable[[Vm[KvmEngine, None]], object]] = {
     "transaction, pause": transaction("pause"),
     "transaction, pause_if_overlap": transaction("pause_if_overlap"),
     "transaction, exit_retry": transaction("exit_retry"),
@@ -91,7 +91,7 @@ WHOLE = [{(1, 0x40, 8)}, {(1, 0x40, 4), (3, 0x44, 4)}]
 """What a transaction leaves: all of it, or nothing."""
 
 
-def wrong(vm: Vm, action: str) -> str:
+def wrong(vm: Vm[KvmEngine, None], action: str) -> str:
     """What is not as it should be after an interrupted action; "" if all is well."""
     words = vm.engine.vm.words
     if peek(words, int(at.PAUSED)):
@@ -112,7 +112,7 @@ def wrong(vm: Vm, action: str) -> str:
     return ""
 
 
-def counts(vm: Vm) -> bool:
+def counts(vm: Vm[KvmEngine, None]) -> bool:
     """Whether the vCPUs go on."""
     before = vm.memory.read(DATA, 8)
     return any(vm.memory.read(DATA, 8) != before for _ in range(100_000))

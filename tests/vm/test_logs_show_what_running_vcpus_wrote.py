@@ -29,7 +29,7 @@ class Guest:
     """A VM whose vCPU threads increment a counter in pages, and a copy of these that follows the logs."""
 
     def __init__(self, vcpus: int = 2, **options: bool) -> None:
-        self.vm = Vm(vcpus, **options)  # type: ignore[arg-type] # manual_protect, initially_set
+        self.vm = Vm(vcpus, **options)  # type: ignore[call-overload] # manual_protect, initially_set
         self.manual = bool(options)
         self.host = self.vm.memory.create(0, gpa=0, size=PAGES * PAGE, flags=LOGGED).userspace_addr
         self.vm.engine.set_access(Access(writes=0.9, fetches=0))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from guestmem.abi.structures import MemoryIoctl, MemoryRegion
-from guestmem.engines.kvm import unusable
+from guestmem.engines.kvm import KvmEngine, unusable
 from guestmem.errors import BatchError, MemslotError
 from guestmem.process_memory import read_memory
 from guestmem.vm import Vm
@@ -275,7 +275,7 @@ def test_a_closed_vm_says_so(vm: Vm) -> None:
         lambda: vm.memory.move(1, 0),
         lambda: vm.dirty_log(1),
     ]
-    if vm.engine.name == "kvm":
+    if isinstance(vm.engine, KvmEngine):
         kvm = vm.engine.vm
         calls += [
             lambda: kvm.ioctl(0xAE03, 3),

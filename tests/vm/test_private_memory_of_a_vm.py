@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from guestmem import MemslotError, UsageError
+from guestmem.abi.model import KvmModel
+from guestmem.engines.soft import SoftEngine
 from guestmem.errors import GuestMemfdError
 from guestmem.vm import Fetch, Hlt, InternalError, MemoryFault, Mmio, Read, Vm, Write
 
@@ -22,13 +24,13 @@ def vm() -> Iterator[Vm]:
         made.check()
 
 
-def run(vm: Vm, *accesses: Read | Write | Fetch) -> tuple[object, list[bytes]]:
+def run(vm: Vm[SoftEngine, KvmModel], *accesses: Read | Write | Fetch) -> tuple[object, list[bytes]]:
     vcpu = vm.vcpus[0]
     vcpu.load(accesses)
     return vcpu.run(), vcpu.values
 
 
-def test_an_access_of_the_other_kind_exits_until_the_page_is_converted(vm: Vm) -> None:
+def test_an_access_of_the_other_kind_exits_until_the_page_is_converted(vm: Vm[SoftEngine, KvmModel]) -> None:
     file = vm.create_guest_memfd(4 * PAGE)
     vm.memory.create(0, gpa=AT, size=4 * PAGE, guest_memfd=file)
     assert run(vm, Write(AT + PAGE, b"secret", private=True), Read(AT + PAGE, 6, private=True)) == (Hlt(), [b"secret"])
@@ -45,7 +47,7 @@ def test_an_access_of_the_other_kind_exits_until_the_page_is_converted(vm: Vm) -
     assert run(vm, Write(AT + PAGE, b"x", private=True)) == (MemoryFault(8, AT + PAGE, PAGE), [])
 
 
-def test_a_private_access_needs_a_file(vm: Vm) -> None:
+def test_a_private_access_needs_a_file(vm: Vm[SoftEngine, KvmModel]) -> None:
     vm.memory.create(0, gpa=AT, size=PAGE)
     assert run(vm, Read(AT, 8, private=True))[0] == MemoryFault(8, AT, PAGE), "a slot without one"
     assert run(vm, Fetch(4 * AT, private=True))[0] == MemoryFault(8, 4 * AT, PAGE), "no slot"
@@ -53,7 +55,7 @@ def test_a_private_access_needs_a_file(vm: Vm) -> None:
     assert isinstance(run(vm, Fetch(4 * AT))[0], InternalError)
 
 
-def test_without_mmap_shared_memory_is_userspace_addrs_by_the_vms_attributes(vm: Vm) -> None:
+def test_without_mmap_shared_memory_is_userspace_addrs_by_the_vms_attributes(vm: Vm[SoftEngine, KvmModel]) -> None:
     file = vm.create_guest_memfd(4 * PAGE, 0, states="vm-attributes")
     vm.memory.create(0, gpa=AT, size=4 * PAGE, guest_memfd=file)
     vm.memory.write(AT, b"shared half")
@@ -66,7 +68,7 @@ def test_without_mmap_shared_memory_is_userspace_addrs_by_the_vms_attributes(vm:
     assert run(vm, Read(AT, 11)) == (Hlt(), [b"shared half"]), "two halves: nothing is copied"
 
 
-def test_poison_and_a_closed_file_are_memory_faults(vm: Vm) -> None:
+def test_poison_and_a_closed_file_are_memory_faults(vm: Vm[SoftEngine, KvmModel]) -> None:
     file = vm.create_guest_memfd(4 * PAGE)
     vm.memory.create(0, gpa=AT, size=4 * PAGE, guest_memfd=file)
     assert run(vm, Write(AT, b"x", private=True))[0] == Hlt()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from guestmem.engines.kvm import KvmEngine
 from guestmem.engines.kvm.device import unusable
 from guestmem.engines.load import Access, Load, Target
 from guestmem.vm import Vm
@@ -77,7 +78,7 @@ class running_stopped:  # noqa: N801 - reads as a clause
 
 @needs_kvm
 @pytest.mark.parametrize("zap", ["all", "slot"])
-def test_a_slot_nearby_comes_and_goes_unseen_by_the_kernels_vcpu(running: Vm, zap: str) -> None:
+def test_a_slot_nearby_comes_and_goes_unseen_by_the_kernels_vcpu(running: Vm[KvmEngine, None], zap: str) -> None:
     """As the kernel's memslot_modification_stress_test, with and without KVM_X86_QUIRK_SLOT_ZAP_ALL."""
     if zap == "slot":
         if not running.engine.vm.device.check_extension(DISABLE_QUIRKS2) & SLOT_ZAP_ALL:

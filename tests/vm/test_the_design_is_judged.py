@@ -13,8 +13,8 @@ import time
 import pytest
 
 from guestmem.atomics import peek
-from guestmem.engines.kvm import layout as at
 from guestmem.engines.kvm import Cap, real_mode
+from guestmem.engines.kvm import layout as at
 from guestmem.engines.kvm.device import unusable
 from guestmem.engines.kvm.vm_file import VmFile
 from guestmem.errors import MemslotError, UnsafeError, UsageError
@@ -214,7 +214,7 @@ def test_a_log_that_ends_is_no_reason_to_stop_the_vcpus_any_longer() -> None:
             met.append(bool(kvm.vcpus[0].words[held]))
             plain(slot, gpa, size, *rest)
 
-        kvm.set_user_memory_region = when_it_waits
+        kvm.set_user_memory_region = when_it_waits  # type: ignore[assignment,method-assign]
         with vm.memory.transaction(design="exit_retry") as change:
             host = change.delete(1)
             change.create(1, gpa=DATA, size=4 * PAGE, host=host, flags=1)

@@ -8,7 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from guestmem import BatchError, MemslotError, UsageError
+from guestmem.abi.model import KvmModel
+from guestmem.dirty import DirtyBitmap
 from guestmem.engines.kvm.device import unusable
+from guestmem.engines.soft import SoftEngine
 from guestmem.vm import Vm, Write
 
 PAGE = 0x1000
@@ -77,6 +80,12 @@ def test_dirty_bits_follow_pages() -> None:
         vm.check()
 
 
+def bitmap_of(vm: Vm[SoftEngine, KvmModel], slot: int) -> DirtyBitmap | None:
+    held = vm.model.slot(slot)
+    assert held is not None
+    return held.bitmap
+
+
 def test_dirty_bits_against_a_dict_per_page(rng: random.Random, sized: Callable[[int, int], int]) -> None:
     with Vm() as vm:
         anchor = vm.memory.create(100, gpa=1 << 30, size=64 * PAGE).userspace_addr
@@ -85,8 +94,8 @@ def test_dirty_bits_against_a_dict_per_page(rng: random.Random, sized: Callable[
             pairs = {
                 (gfn, slot.hva(gfn)): bool(bit)
                 for slot in slots
-                if slot.logs_dirty_pages and vm.model.slot(slot.id).bitmap is not None
-                for gfn, bit in enumerate(vm.model.slot(slot.id).bitmap.array(), slot.base_gfn)
+                if slot.logs_dirty_pages and (log := bitmap_of(vm, slot.id)) is not None
+                for gfn, bit in enumerate(log.array(), slot.base_gfn)
             }
             try:
                 with vm.memory.transaction() as change:
@@ -102,11 +111,8 @@ def test_dirty_bits_against_a_dict_per_page(rng: random.Random, sized: Callable[
                 continue
             after: dict[tuple[int, int], bool] = {}
             for slot in vm.memory:
-                held = vm.model.slot(slot.id)
-                if held.bitmap is not None:
-                    after |= {
-                        (gfn, slot.hva(gfn)): bool(bit) for gfn, bit in enumerate(held.bitmap.array(), slot.base_gfn)
-                    }
+                if (log := bitmap_of(vm, slot.id)) is not None:
+                    after |= {(gfn, slot.hva(gfn)): bool(bit) for gfn, bit in enumerate(log.array(), slot.base_gfn)}
             assert after == {pair: pairs.get(pair, False) for pair in after}
             ended = {pair for pair, bit in pairs.items() if bit and pair not in after}
             assert {(page.gfn, page.userspace_addr) for page in change.dirty} == ended

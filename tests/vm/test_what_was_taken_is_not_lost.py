@@ -138,7 +138,7 @@ def test_one_thread_harvests_at_a_time(engine: str, floor: str, monkeypatch: pyt
         pytest.skip("its vCPUs have no harvest of their own")
     with machine(engine, rings=True) as vm:
         harvest = vm.harvest if floor == "vm" else vm.vcpus[0].vcpu.harvest  # type: ignore[attr-defined]
-        owner: Any = vm._now if floor == "vm" else vm.engine.vm.answered
+        owner: Any = vm._now if floor == "vm" else vm.engine.vm.answered  # type: ignore[union-attr]
         plain, others, waited = owner.harvest, list[Any](), list[bool]()
 
         def meet(*args: Any) -> Any:

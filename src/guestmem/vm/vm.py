@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
-import operator
 import os
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
 
-from ..abi.arguments import U16_MAX, U32_MAX, content_of, hexadecimal, shown, whole
+from ..abi.arguments import U16_MAX, U32_MAX, shown, whole
 from ..abi.checks import Host
-from ..abi.structures import MAX_VCPU_IDS, ClearDirtyLog, DirtyLog, MemoryCap, MemoryIoctl
+from ..abi.structures import MAX_VCPU_IDS, MemoryCap, MemoryIoctl
 from ..abi.versions import KernelVersion, version_of
-from ..dirty.bitmap import as_array
-from ..dirty.ring import ENTRY_BYTES, DirtyEntry, ring_size
 from ..errors import CapabilityError, MemslotError, UsageError
 from ..interrupts import held
-from ..slot_key import SlotKey
 from ..units import PAGE_SIZE
+from .arguments import argument_of, count_of, flags_of, request_of, ring_bytes_of
 from .backends import Backend, ClosedBackend, SoftBackend, enable
+from .logs import Logs
 from .memory import Memory
 from .protocol import Vcpu
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from typing_extensions import TypeVar as TypeVarWithDefault
 
+    from ..abi.model import KvmModel
+    from ..engines.kvm import KvmEngine
+    from ..engines.soft import SoftEngine
+    from ..gmem import GuestMemfd
+    from .guest_memfd import File, KernelGuestMemfd
     from .map import Map
+
+    _E_co = TypeVarWithDefault(
+        "_E_co", covariant=True, bound="SoftEngine | KvmEngine", default="SoftEngine | KvmEngine"
+    )
+    _M_co = TypeVarWithDefault("_M_co", covariant=True, bound="KvmModel | None", default="KvmModel | None")
+else:
+    _E_co, _M_co = TypeVar("_E_co"), TypeVar("_M_co")
 
 __all__ = ["Vm"]
 
 _ENGINES = ("soft", "kvm")
 
 
-class Vm:
+class Vm(Logs, Generic[_E_co, _M_co]):
     """A VM with ``vcpus`` vCPUs and no memory; closed by ``close()`` or as a context manager.
 
     ``engine``: "soft" runs anywhere, "kvm" drives the kernel (CapabilityError, in one line, where it cannot).
@@ -60,6 +68,50 @@ class Vm:
     ([False, True, False], 0)
     """
 
+    @overload
+    def __init__(
+        self: Vm[SoftEngine, KvmModel],
+        vcpus: int = 1,
+        *,
+        engine: Literal["soft"] = "soft",
+        smm: bool = False,
+        version: str | KernelVersion = "6.18",
+        word_bits: int = 64,
+        ring_entries: int = 0,
+        manual_protect: bool = False,
+        initially_set: bool = False,
+        cores: int | None = None,
+        private_memory: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Vm[KvmEngine, None],
+        vcpus: int = 1,
+        *,
+        engine: Literal["kvm"],
+        smm: bool = False,
+        ring_entries: int = 0,
+        manual_protect: bool = False,
+        initially_set: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        vcpus: int = 1,
+        *,
+        engine: str,
+        smm: bool = False,
+        version: str | KernelVersion = "6.18",
+        word_bits: int = 64,
+        ring_entries: int = 0,
+        manual_protect: bool = False,
+        initially_set: bool = False,
+        cores: int | None = None,
+        private_memory: bool = False,
+    ) -> None: ...
+
     def __init__(
         self,
         vcpus: int = 1,
@@ -76,15 +128,15 @@ class Vm:
     ) -> None:
         if not isinstance(engine, str) or engine not in _ENGINES:
             raise UsageError(f"engine: {shown(engine)} is not one of {', '.join(_ENGINES)}")
-        vcpus = _count("vcpus", vcpus, 1, MAX_VCPU_IDS)
-        ring_bytes = _ring_bytes(ring_entries)
+        vcpus = count_of("vcpus", vcpus, 1, MAX_VCPU_IDS)
+        ring_bytes = ring_bytes_of(ring_entries)
         self._backend: Backend
         if engine == "soft":
             if not isinstance(version, KernelVersion):
                 version = version_of(str(version))
-            word_bits = _count("word_bits", word_bits, 32, 64)
+            word_bits = count_of("word_bits", word_bits, 32, 64)
             if cores is not None:
-                cores = _count("cores", cores, 1, U16_MAX)
+                cores = count_of("cores", cores, 1, U16_MAX)
             host = Host(
                 version=version,
                 address_spaces=2 if smm else 1,
@@ -116,11 +168,9 @@ class Vm:
             self._backend.close()
             raise
         self.rings = bool(ring_bytes)
-        self._harvested: list[DirtyEntry] = []
-        """What a harvest took that was interrupted: the next one gives it."""
+        self._harvested = []
         self._closed = False
         self._now = self._backend
-        """What answers calls: the backend until it is closed."""
         _all.add(self)
 
     @functools.cached_property
@@ -131,14 +181,14 @@ class Vm:
         return Map(self)
 
     @property
-    def engine(self) -> Any:
-        """The engine: loads for vCPU threads, counts, pauses, kicks; or the kernel's VM."""
-        return self._backend.engine
+    def engine(self) -> _E_co:
+        """The engine: loads for vCPU threads, counts, pauses, kicks; or the kernel's VM (``KvmEngine.vm``)."""
+        return cast("_E_co", self._backend.engine)
 
     @property
-    def model(self) -> Any:
+    def model(self) -> _M_co:
         """The software engine's model of KVM's ABI (accounting, generation, capabilities); None on the kernel."""
-        return getattr(self._backend, "model", None)
+        return cast("_M_co", getattr(self._backend, "model", None))
 
     @property
     def design(self) -> str:
@@ -159,8 +209,33 @@ class Vm:
         Returns what the kernel returns; MemslotError has its errno. Structures: ``abi.structures``.
         """
         if type(request) is not int or not 0 <= request <= U32_MAX:
-            request = _request(request)
-        return self._now.ioctl(request, argument if type(argument) is bytes else _argument(argument))
+            request = request_of(request)
+        return self._now.ioctl(request, argument if type(argument) is bytes else argument_of(argument))
+
+    @overload
+    def create_guest_memfd(
+        self: Vm[SoftEngine, Any],
+        size: int,
+        flags: int | None = None,
+        *,
+        states: str = "attributes",
+        folio_size: int = PAGE_SIZE,
+        joins: bool = True,
+    ) -> GuestMemfd: ...
+
+    @overload
+    def create_guest_memfd(self: Vm[KvmEngine, Any], size: int, flags: int | None = None) -> KernelGuestMemfd: ...
+
+    @overload
+    def create_guest_memfd(
+        self,
+        size: int,
+        flags: int | None = None,
+        *,
+        states: str = "attributes",
+        folio_size: int = PAGE_SIZE,
+        joins: bool = True,
+    ) -> File: ...
 
     def create_guest_memfd(
         self,
@@ -170,7 +245,7 @@ class Vm:
         states: str = "attributes",
         folio_size: int = PAGE_SIZE,
         joins: bool = True,
-    ) -> Any:
+    ) -> File:
         """KVM_CREATE_GUEST_MEMFD: a file of ``size`` bytes for slots of this VM (``Memory.create(guest_memfd=…)``).
 
         ``flags``: MMAP 1, INIT_SHARED 2; all that this VM's kernel knows unless given. On the software engine a
@@ -186,7 +261,7 @@ class Vm:
         ...     vm.vcpus[0].run()
         MemoryFault(flags=0, gpa=1048576, size=4096)
         """
-        return self._now.create_guest_memfd(whole("size", size), _flags(flags), states, folio_size, joins)
+        return self._now.create_guest_memfd(whole("size", size), flags_of(flags), states, folio_size, joins)
 
     def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES: the VM's, for files whose states are ``vm-attributes``; PRIVATE is 8.
@@ -202,79 +277,14 @@ class Vm:
         """KVM_CHECK_EXTENSION on the VM: 0 for what there is not."""
         return self.ioctl(MemoryIoctl.CHECK_EXTENSION, whole("cap", cap, U32_MAX))
 
-    # -- dirty logs --------------------------------------------------------------------------------------------------
-
-    def dirty_log(self, slot: int, as_id: int = 0) -> npt.NDArray[np.bool_]:
-        """KVM_GET_DIRTY_LOG: a boolean a page, in a new array; the log is empty then, unless ``manual_protect``.
-
-        MemslotError: ENOENT without a log, ENXIO with rings.
-        """
-        slot, as_id = whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)
-        there, buffer = None, b""
-        try:
-            with self._now.section:  # the slot keeps its size
-                there = self._now.slot(slot, as_id)
-                npages = 64 if there is None else there.npages  # the ioctl says what is wrong
-                room = ctypes.create_string_buffer((npages + 63) // 64 * 8)
-                log = DirtyLog(SlotKey(as_id, slot).word, 0, ctypes.addressof(room))
-                self.ioctl(MemoryIoctl.GET_DIRTY_LOG, log.pack())
-                buffer = room.raw
-            array: npt.NDArray[np.bool_] = as_array(buffer, npages)
-            return array  # noqa: TRY300 - an interrupt here is one before it
-        except BaseException:  # Ctrl-C: nobody got it
-            if there is not None and buffer and not self._manual:
-                with self._now.section:
-                    self._now.give_back(there, buffer)
-            raise
-
-    def clear_dirty_log(self, slot: int, pages: npt.ArrayLike, first_page: int = 0, as_id: int = 0) -> None:
-        """KVM_CLEAR_DIRTY_LOG: forget the ``pages`` that are true, counted from ``first_page`` (a multiple of 64)."""
-        import numpy as np
-
-        slot, as_id = whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)
-        try:
-            flags = np.asarray(pages, np.bool_)
-        except (TypeError, ValueError):
-            flags = np.zeros((), np.bool_)
-        if flags.ndim != 1 or isinstance(pages, str | bytes):
-            raise UsageError(f"pages: {type(pages).__name__} is not a sequence of booleans, one a page")
-        bits = np.packbits(flags, bitorder="little").tobytes()
-        held = ctypes.create_string_buffer(bits.ljust((len(flags) + 63) // 64 * 8 or 8, b"\0"))
-        log = ClearDirtyLog(
-            SlotKey(as_id, slot).word, len(flags), whole("first_page", first_page), ctypes.addressof(held)
-        )
-        self.ioctl(MemoryIoctl.CLEAR_DIRTY_LOG, log.pack())
-
-    def harvest(self) -> list[DirtyEntry]:
-        """All entries of all vCPUs' dirty rings; ``reset_dirty_rings`` frees their room. UsageError without rings."""
-        if not self.rings:
-            raise UsageError("dirty rings: the VM was made without (ring_entries)")
-        self._open()
-        found: list[DirtyEntry] = []
-        try:
-            with self._now.section:
-                found, self._harvested = self._harvested, []
-                self._now.harvest(found)
-            return found  # noqa: TRY300 - an interrupt here is one before it
-        except BaseException:  # Ctrl-C: nobody got them
-            with held:
-                self._harvested = found + self._harvested
-            raise
-
-    def reset_dirty_rings(self) -> int:
-        """KVM_RESET_DIRTY_RINGS: how many harvested entries were given back."""
-        return self.ioctl(MemoryIoctl.RESET_DIRTY_RINGS)
-
-    # -- ends and looks ----------------------------------------------------------------------------------------------
-
     def check(self) -> None:
         """Raise InvariantError if slots, logs and accounting do not agree. O(n)."""
         if self._closed:
             return
         with self._backend.section:
-            if self.model is not None:
-                self.model.check()
-                self.engine.files.check()
+            if isinstance(self._backend, SoftBackend):
+                self._backend.model.check()
+                self._backend.engine.files.check()
             else:
                 self.memory.memslots.check()
 
@@ -308,7 +318,7 @@ class Vm:
     def __copy__(self) -> Vm:
         raise UsageError("vm: there is one of it; it cannot be copied")
 
-    def __enter__(self) -> Vm:
+    def __enter__(self) -> Self:
         self._open()
         return self
 
@@ -343,58 +353,3 @@ os.register_at_fork(after_in_child=_close_in_a_child)
 
 def _several(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count != 1 else ''}"
-
-
-def _count(name: str, value: Any, least: int, most: int) -> int:
-    """A number in ``least..most``; UsageError for anything else."""
-    try:
-        number = int(operator.index(value))
-    except TypeError:
-        raise UsageError(f"{name}: {shown(value)} is not a whole number") from None
-    if number < least:
-        raise UsageError(f"{name}: {_shown(number)} is not at least {least}")
-    if number > most:
-        raise UsageError(f"{name}: {_shown(number)} is more than {most}")
-    return number
-
-
-def _shown(number: int) -> str:
-    """In decimal, which Python refuses from some thousand digits on."""
-    return str(number) if abs(number) >> 64 == 0 else hexadecimal(number)
-
-
-def _ring_bytes(entries: Any) -> int:
-    """Size of a dirty ring; MemslotError (EINVAL, E2BIG) as the kernel refuses it, where it is the same everywhere."""
-    size = _count("ring_entries", entries, 0, U32_MAX) * ENTRY_BYTES
-    if size:
-        try:
-            ring_size(size)
-        except MemslotError as error:
-            raise MemslotError(error.errno or 0, f"ring_entries: {entries}: {str(error).partition(': ')[2]}") from None
-    return size
-
-
-def _flags(given: Any) -> int | None:
-    return None if given is None else whole("flags", given)
-
-
-def _request(given: Any) -> int:
-    """The number of an ioctl; ENOTTY for one that has more than 32 bits, UsageError for what is no number."""
-    try:
-        number = int(operator.index(given))
-    except TypeError:
-        raise UsageError(f"request: {shown(given)} is not a whole number") from None
-    if not 0 <= number <= U32_MAX:
-        raise MemslotError(errno.ENOTTY, f"ioctl: {hexadecimal(number)} is not in 0..{U32_MAX:#x}")
-    return number
-
-
-def _argument(given: Any) -> bytes | int:
-    """What an ioctl is given, as bytes or as the number or address that it is."""
-    try:
-        number: int = operator.index(given)
-    except TypeError:
-        return content_of("argument", given)
-    if not -1 << 63 <= number < 1 << 64:
-        raise UsageError(f"argument: {hexadecimal(number)} is no number of 64 bits")
-    return number
