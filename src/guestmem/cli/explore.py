@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from ..errors import UsageError
 from . import _completion
+from ._coverage import coverage, list_models
 from ._interrupts import interruptible
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ __all__ = ["command"]
     "--mutants", "mutated", is_flag=True, help="Try the mutants named (all unless some are) instead of models."
 )
 @click.option("--mutant", metavar="NAME", help="Search the models with this mutant in them, and tell what it does.")
+@click.option(
+    "--coverage", "covered", is_flag=True, help="Which branches of the sources models run; all, or those named."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
@@ -73,6 +77,7 @@ def command(
     perfetto: str | None,
     mutated: bool,
     mutant: str | None,
+    covered: bool,
     as_json: bool,
 ) -> int:
     """Search the schedules of models: the functions that run, in every order of their atomic operations.
@@ -84,7 +89,8 @@ def command(
     A MODEL is a name of --list, or your own: FILE.py, FILE.py:NAME, a folder of such files, or a module by its dotted
     name (docs/explore.md, "A model of one's own").
 
-    With --mutants, the code is made wrong, one change at a time, and the models must find each.
+    With --mutants, the code is made wrong, one change at a time, and the models must find each. --coverage says which
+    functions and branches of the sources the models' threads run, and which none does; --list MODEL what one runs.
 
     Exit status: 0; 1 if something was found, or a mutant was not; 2 for bad input; 130 after Ctrl-C.
     """
@@ -94,9 +100,14 @@ def command(
     from ..explore.models import models
 
     known = models()
+    if covered:
+        _only({"names", "every", "covered", "states", "seconds", "as_json"}, "--coverage")
+        limit = states if _given("states") else None
+        chosen_models = _named(names) or known
+        return coverage(chosen_models, every=not names, states=limit, seconds=seconds, as_json=as_json)
     if listed:
         _only({"names", "listed", "as_json"}, "--list")
-        return _list(_named(names) or known, as_json=as_json)
+        return list_models(_named(names) or known, traced=bool(names), as_json=as_json)
     if exhaustive + (random is not None) + (pct is not None) > 1:
         raise UsageError("--exhaustive, --random and --pct: one of them")
     if pct is None and _given("runs"):
@@ -197,22 +208,6 @@ def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sa
     if every:
         return [model for model in known if (model.exhaustive or sampled) and not model.finds]
     return list(_named(names))
-
-
-def _list(known: tuple[Model, ...], *, as_json: bool) -> int:
-    if as_json:
-        rows = [
-            {"model": m.name, "proves": m.proves, "size": m.bounds, "exhaustive": m.exhaustive, "stale": m.stale}
-            | {"finds": m.finds}
-            for m in known
-        ]
-        print(json.dumps(rows, indent=1))
-        return 0
-    for model in known:
-        print(f"{model.name}: {model.proves}")
-        size = model.bounds + ("" if model.exhaustive else "; too large to be searched whole: --random, --pct")
-        print(f"    {size}" + (f"; known to be wrong: {model.finds}" if model.finds else ""))
-    return 0
 
 
 def _try_mutants(names: tuple[str, ...], *, seconds: float | None, as_json: bool) -> int:

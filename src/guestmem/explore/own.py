@@ -6,6 +6,7 @@ or to the package's that its models must find.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import itertools
 import sys
@@ -19,6 +20,7 @@ from ..errors import UsageError
 from . import models as project
 from . import mutants as tables
 from .mutants import Mutant
+from .probes import PROBE, Probe, probed
 from .scene import Model
 from .twin import Mutation
 
@@ -54,9 +56,12 @@ def find(name: str, source: str = "") -> Model:
     return model
 
 
-def again(source: str, name: str, edits: Edits) -> Model:
-    """A model from its file, with changes to the file's text; what a process that is handed one does."""
-    for model in _models(Path(source), edits):
+def again(source: str, name: str, edits: Edits, probe: Probe | None = None) -> Model:
+    """A model from its file, with changes to the file's text; what a process that is handed one does.
+
+    ``probe``: see ``twin.load``.
+    """
+    for model in _models(Path(source), edits, probe):
         if model.name == name:
             return model
     raise UsageError(f"{source}: {name!r} is not one of its models")
@@ -121,8 +126,8 @@ def _files(target: str) -> tuple[Path, ...]:
     return (Path(spec.origin),)
 
 
-def _models(file: Path, edits: Edits) -> tuple[Model, ...]:
-    found = getattr(_module(file, edits), "MODELS", ())
+def _models(file: Path, edits: Edits, probe: Probe | None = None) -> tuple[Model, ...]:
+    found = getattr(_module(file, edits, probe), "MODELS", ())
     models = (found,) if isinstance(found, Model) else tuple(found)
     for model in models:
         if not isinstance(model, Model):
@@ -130,7 +135,7 @@ def _models(file: Path, edits: Edits) -> tuple[Model, ...]:
     return tuple(replace(model, source=str(file), edits=edits) for model in models)
 
 
-def _module(file: Path, edits: Edits) -> Any:
+def _module(file: Path, edits: Edits, probe: Probe | None = None) -> Any:
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -146,7 +151,11 @@ def _module(file: Path, edits: Edits) -> Any:
     sys.modules[module.__name__] = module
     sys.path.insert(0, str(file.absolute().parent))
     try:
-        exec(compile(text, str(file), "exec", dont_inherit=True), vars(module))  # noqa: S102 - the user's own file
+        source: str | ast.Module = text
+        if probe is not None:
+            source, branches = probed(text, file.name)
+            vars(module)[PROBE] = probe(branches)
+        exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))  # noqa: S102 - the user's own file
     except SyntaxError as error:
         raise UsageError(f"{file}:{error.lineno}: {error.msg}") from None
     except Exception as error:  # noqa: BLE001 - whatever the file does

@@ -20,6 +20,7 @@ from types import CodeType, ModuleType
 from typing import NamedTuple
 
 from ..errors import UsageError
+from .probes import PROBE, UNPROBED, Branch, Probe, probed
 
 __all__ = ["Mutation", "Twin", "load"]
 
@@ -32,6 +33,7 @@ SHARED = (
     *("traces", "check", "report", "cli", "explore"),
 )
 """Modules (and all below them) that a twin takes from the compiled copy: they hold no words that threads share."""
+
 
 _COMPILED_ONLY = ("_intrinsics.py", "_vectors.py", "_numba.py")
 
@@ -59,11 +61,21 @@ def _code(path: Path, text: str | None, _changed: int) -> CodeType:
     return code
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds ``NAME.room.module`` in the package's own folder; ``texts`` holds the sources of mutated files."""
+@lru_cache(maxsize=512)
+def _probed(path: Path, text: str | None, _changed: int) -> tuple[CodeType, tuple[Branch, ...]]:
+    """The same with calls in it that say which branches are taken."""
+    tree, branches = probed(path.read_text() if text is None else text, path.relative_to(_PACKAGE).as_posix())
+    return compile(tree, str(path), "exec", dont_inherit=True), branches
 
-    def __init__(self, name: str, texts: Mapping[str, str]) -> None:
-        self.name, self.texts = name, texts
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``NAME.room.module`` in the package's own folder; ``texts`` holds the sources of mutated files.
+
+    ``probe`` makes what modules call at each branch.
+    """
+
+    def __init__(self, name: str, texts: Mapping[str, str], probe: Probe | None) -> None:
+        self.name, self.texts, self.probe = name, texts, probe
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -88,7 +100,13 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             sys.modules[spec.name] = importlib.import_module(_REAL + below)  # the import system takes what it finds
             return
         path = Path(spec.origin)
-        text = self.texts.get(path.relative_to(_PACKAGE).as_posix())
+        file = path.relative_to(_PACKAGE).as_posix()
+        text = self.texts.get(file)
+        if self.probe is not None and file not in UNPROBED:
+            code, branches = _probed(path, text, path.stat().st_mtime_ns)
+            vars(module)[PROBE] = self.probe(branches)
+            exec(code, module.__dict__)  # noqa: S102 - as below
+            return
         exec(_code(path, text, path.stat().st_mtime_ns), module.__dict__)  # noqa: S102 - this is an import
 
 
@@ -138,9 +156,10 @@ def _mutated(mutations: Iterable[Mutation]) -> dict[str, str]:
     return texts
 
 
-def load(mutations: Iterable[Mutation | tuple[str, str, str]] = ()) -> Twin:
+def load(mutations: Iterable[Mutation | tuple[str, str, str]] = (), *, probe: Probe | None = None) -> Twin:
     """Import the package a second time, in its interpreted form, with ``mutations`` applied.
 
+    ``probe`` makes, of a module's branches (``probes.py``), what it calls with the number of each that is taken.
     Raises UsageError for a mutation whose file does not exist or whose text is not there exactly once.
 
     >>> with load() as twin:
@@ -149,6 +168,6 @@ def load(mutations: Iterable[Mutation | tuple[str, str, str]] = ()) -> Twin:
     """
     texts = _mutated(Mutation(*mutation) for mutation in mutations)
     name = f"{_REAL}_twin_{next(_numbers)}"
-    finder = _Finder(name, texts)
+    finder = _Finder(name, texts, probe)
     sys.meta_path.insert(0, finder)
     return Twin(name, finder)

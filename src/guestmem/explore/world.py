@@ -9,7 +9,7 @@ touches a word that has become shared, the word is added and the search begins a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..units import U64_MAX
 from . import operations as op
 from .continuation import Keys, reachable
+from .probes import Branch, Probe
 from .scene import Model, Scene
 from .strand import (
     Failure,
@@ -45,26 +46,40 @@ _ALONE = 200_000
 """Operations in a row, without a point, after which a thread counts as caught in a loop."""
 
 
+def _probed(model: Model, probe: Probe) -> Model:
+    """A model of the user's own from its file once more, with calls in it that say which branches are taken."""
+    if not model.source:
+        return model
+    from .own import again
+
+    return again(model.source, model.name, model.edits, probe)
+
+
 class World:
     """A model in a twin of its own, with ``mutations``; a context manager that takes the twin down again.
 
     ``points`` are the places (numbers of shared words over all regions) where threads stop; they grow while a search
-    finds words shared.
+    finds words shared. ``traced``: ``taken`` is to say which branches threads take.
     """
 
-    def __init__(self, model: Model, mutations: Iterable[Mutation | tuple[str, str, str]] = ()) -> None:
-        self.model = model
+    def __init__(
+        self, model: Model, mutations: Iterable[Mutation | tuple[str, str, str]] = (), *, traced: bool = False
+    ) -> None:
+        self.taken: list[tuple[Sequence[Branch], set[int]]] = []
+        """Of each module that is traced its branches, and the numbers of those that were taken in threads."""
+        self.strand: Any = None
+        """The Strand that runs; None outside threads."""
+        probe = self._probe if traced else None
+        self.model = model if probe is None else _probed(model, probe)
         self.mutations = tuple(Mutation(*each) for each in mutations)
         self._stack = ExitStack()
-        twin = self._stack.enter_context(load((*model.geometry, *self.mutations)))
+        twin = self._stack.enter_context(load((*model.geometry, *self.mutations), probe=probe))
         try:
             # Before any room takes them: real time is no function of a history.
             vars(twin.room("clock")).update(now=self._now, stopwatch=lambda: 0)
             self.atomics = twin.room("atomics")
             self.scene = Scene(twin)
             self.scene.scheduler = self
-            self.strand: Any = None
-            """The Strand that runs; None outside threads."""
             self._build()
             self._stack.enter_context(self.atomics.schedule(self))
         except BaseException:
@@ -93,6 +108,16 @@ class World:
         """What was there before threads ran: see ``continuation.Keys``."""
         self.dirty: set[int] = set()
         """Places that a view wrote final values to."""
+
+    def _probe(self, branches: Sequence[Branch]) -> Callable[[int], None]:
+        taken: set[int] = set()
+        self.taken.append((branches, taken))
+
+        def called(number: int) -> None:
+            if type(self.strand) is Strand:
+                taken.add(number)
+
+        return called
 
     def _known(self) -> list[object]:
         """What a thread can come by that was there before it ran: of the scene, and of the twin's modules."""
