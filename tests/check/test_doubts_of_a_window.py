@@ -119,6 +119,6 @@ def test_two_returns_at_one_stamp_of_which_one_has_no_beginning() -> None:
     assert state is not None
     assert {each.began is None for each in state.last_returns(state.vcpus[0], 0.0, 5.0)} == {True, False}
     changes: Any = SimpleNamespace(ended=[1.5], began=[1.4], line=[7])
-    worst = verdict._Worst()
+    worst = verdict.Worst()
     verdict._deaths(changes, [0], verdict.Window(1.4, 1.5, 4.0, 4.1, 0.0, None), state, worst)
     assert worst.rule == "died"

@@ -108,11 +108,11 @@ def test_a_wrong_rule_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> 
     if wrong == "KVM_RUN is the guest":
         proves = verdict._open
 
-        def anyhow(window: verdict.Window, vcpu: Vcpu, run_state: RunState) -> verdict._Finding | None:
+        def anyhow(window: verdict.Window, vcpu: Vcpu, run_state: RunState) -> verdict.Finding | None:
             low, high = window.core_start, window.core_end
             pieces = run_state.stretches(vcpu, low, high) if window.has_core else ()
             if any(each.where is Where.RUN and each.start <= low and high <= each.end for each in pieces):
-                return verdict._Finding("in-guest", vcpu, "in KVM_RUN")
+                return verdict.Finding("in-guest", vcpu, "in KVM_RUN")
             return proves(window, vcpu, run_state)
 
         monkeypatch.setattr(verdict, "_open", anyhow)
@@ -123,7 +123,7 @@ def test_a_wrong_rule_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> 
     elif wrong == "losses do not matter":
         monkeypatch.setattr(whereabouts, "_with_losses", lambda piece, *_: iter([piece]))
     elif wrong == "an exit never continues the one before":
-        monkeypatch.setattr(whereabouts, "_continues", lambda *_: False)
+        monkeypatch.setattr(whereabouts, "continues", lambda *_: False)
     else:
         window_of = verdict.window_of
 

@@ -28,7 +28,7 @@ from unittest import mock
 import rare_renderings
 import renderings
 from guestmem import traces
-from guestmem.check import check
+from guestmem.check import check, report
 from guestmem.errors import TraceError
 from guestmem.traces import lines, reading
 from true_histories import simulate
@@ -72,6 +72,7 @@ def read_as(seed: int) -> Iterator[None]:
     with (
         mock.patch.object(lines, "BLOCK", block),
         mock.patch.multiple(reading, Ahead=AheadHere, LARGE=-1, cores=lambda _: 1 + (seed % 3 == 2)),
+        mock.patch.object(report, "MANY_AT_ONCE", 0 if seed % 2 else sys.maxsize),
     ):
         yield
 
@@ -111,17 +112,17 @@ def one(seed: int, folder: Path, tally: Tally) -> None:
     tally.histories += 1
     try:
         with read_as(seed):
-            report = report_of(history, form, rng, folder)
+            found = report_of(history, form, rng, folder)
     except TraceError as error:
         tally.no_hole[str(error).rsplit(": ", maxsplit=1)[-1][:60]] += 1
         return
     except Exception as error:  # noqa: BLE001 - one more that must not be, and the others are still to be seen
         tally.wrong.append(f"seed {seed}: {form}: {type(error).__name__}: {error}")
         return
-    if not report.holes:
+    if not found.holes:
         tally.no_hole["no hole"] += 1
         return
-    (hole,) = report.holes
+    (hole,) = found.holes
     verdict = hole.verdict.value
     tally.verdicts[verdict] += 1
     tally.rules[form, hole.rule.name] += 1

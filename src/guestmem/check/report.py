@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..traces.collector import without_collector
@@ -18,17 +20,25 @@ from .rules import Verdict
 from .verdict import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..traces.timeline import Timeline
+    from .at_once import Asked, AtOnce
     from .missing import Piece
+    from .verdict import Judgement
 
 __all__ = ["SCHEMA", "Report", "check"]
 
 SCHEMA = "guestmem-check-1"
 """Name of the form of ``Report.as_dict()``; ``docs/traces.md`` describes it."""
+STEP = 1 << 14
+"""Transactions that are looked at in one go."""
+MANY_AT_ONCE = 1000
+"""Transactions from which on NumPy is worth its import."""
 MANY, OWN_SHARE = 2000, 0.45
 """Transactions from which on a second process looks at some of them, and this process's share; it has more to do."""
+MANY_OF_ALL = 50_000
+"""The same, where holes are judged at once, so that there is less to share."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -121,17 +131,43 @@ class Report:
 
 def _look(timeline: Timeline, first: int, last: int, holes: Holes) -> Iterator[tuple[int, Sequence[Piece]]]:
     """Add the holes of the transactions ``[first, last)``; yields each transaction, and what it leaves missing."""
-    changes, transactions, run_state = timeline.changes, timeline.transactions, timeline.run_state
-    resolution = timeline.resolution
-    for number, indices in transactions.runs(first, last):
-        walked = walk(changes, indices)
-        if walked is None:
-            yield number, ()
-            continue
-        returned, left = walked
-        if returned:
-            holes.add(number, returned, judge(changes, indices, returned, run_state, resolution))
-        yield number, left
+    changes, transactions = timeline.changes, timeline.transactions
+    judged = _judging(timeline, last - first)
+    for low in range(first, last, STEP):
+        walks = [
+            (number, indices, walk(changes, indices))
+            for number, indices in transactions.runs(low, min(low + STEP, last))
+        ]
+        judgements = judged([(indices, each.returned) for _, indices, each in walks if each and each.returned])
+        for number, _, each in walks:
+            if each is None:
+                yield number, ()
+                continue
+            if each.returned:
+                holes.add(number, each.returned, next(judgements))
+            yield number, each.left
+
+
+def _is_at_once(timeline: Timeline, transactions: int) -> bool:
+    """Whether so many are judged at once."""
+    return timeline.run_state is not None and transactions >= MANY_AT_ONCE and find_spec("numpy") is not None
+
+
+def _judging(timeline: Timeline, transactions: int) -> Callable[[Asked], Iterator[Judgement]]:
+    """What judges some holes of ``timeline``: all at once, where that is worth it and NumPy is there, or one by one."""
+    changes, run_state, resolution = timeline.changes, timeline.run_state, timeline.resolution
+    together: AtOnce | None = None
+    if run_state is not None and _is_at_once(timeline, transactions):
+        from .at_once import AtOnce
+
+        together = AtOnce(changes, run_state, resolution)
+
+    def judged(asked: Asked) -> Iterator[Judgement]:
+        found = together.judgements(asked) if together is not None else itertools.repeat(None)
+        for (indices, returned), judgement in zip(asked, found, strict=False):
+            yield judgement or judge(changes, indices, returned, run_state, resolution)
+
+    return judged
 
 
 _Rest = tuple[tuple[Any, ...], list[tuple[int, "Sequence[Piece]"]]]
@@ -163,7 +199,8 @@ def check(timeline: Timeline, *, with_lint: bool = True, jobs: int | None = None
     }
     holes, later = Holes(transactions), LateReturns(transactions)
     count = len(transactions)
-    cut = int(count * OWN_SHARE) if count >= MANY and cores(jobs) > 1 else count
+    many = MANY_OF_ALL if _is_at_once(timeline, count) else MANY
+    cut = int(count * OWN_SHARE) if count >= many and cores(jobs) > 1 else count
     with without_collector():
         rest = SecondProcess(lambda: _look_from(cut, timeline)) if cut < count else None
         for number, left in _look(timeline, 0, cut, holes):

@@ -18,7 +18,7 @@ from ..traces.whereabouts import CODE, NO_TIME
 from .rules import RULES, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..traces.columns import Changes
     from ..traces.timeline import RunState, Vcpu
@@ -26,7 +26,20 @@ if TYPE_CHECKING:
     from .missing import Returned
     from .rules import Rule
 
-__all__ = ["Judgement", "Window", "judge", "window_of"]
+__all__ = [
+    "TEXTS",
+    "Finding",
+    "Judgement",
+    "Window",
+    "Worst",
+    "closed",
+    "guest_exit",
+    "in_guest",
+    "judge",
+    "opened",
+    "pairs_of",
+    "window_of",
+]
 
 SERVED_WITHIN = 20e-6
 """Seconds. What is taken for granted of KVM_RUN, whose entries and exits nobody recorded: KVM serves an exit, or comes
@@ -63,7 +76,9 @@ class Judgement(NamedTuple):
     reason: str
 
 
-class _Finding(NamedTuple):
+class Finding(NamedTuple):
+    """What proves that guest code ran on a vCPU."""
+
     rule: str
     vcpu: Vcpu
     text: str
@@ -91,7 +106,7 @@ RANKS = {name: rank for rank, name in enumerate(RULES)}
 DIED = RANKS["died"]
 
 
-class _Worst:
+class Worst:
     """The most telling doubt so far, in words, the first of its rule, and the vCPUs of which it is said."""
 
     __slots__ = ("about", "rank", "rule", "text")
@@ -112,6 +127,11 @@ class _Worst:
             self.about.clear()
         if vcpu is not None:
             self.about[vcpu] = None
+
+    def judgement(self) -> Judgement:
+        """The verdict where there are doubts."""
+        rule = RULES[self.rule]
+        return Judgement(Verdict.UNKNOWN, rule, tuple(self.about), f"{self.text}; {rule.record}")
 
 
 def window_of(changes: Changes, indices: Sequence[int], removed: int, restored: int, off: float) -> Window:
@@ -139,7 +159,7 @@ def window_of(changes: Changes, indices: Sequence[int], removed: int, restored: 
     )
 
 
-def _windows(changes: Changes, returned: Sequence[Returned]) -> list[tuple[int, int]]:
+def pairs_of(changes: Changes, returned: Sequence[Returned]) -> list[tuple[int, int]]:
     """Pairs of changes between which memory was missing: what took it away, what gave it back.
 
     All deletes of a transaction come before its creates. So from the first delete of the hole to its last create some
@@ -178,9 +198,9 @@ def judge(
             return NO_TIMES
     off = resolution + run_state.resolution
     vcpus = run_state.vcpus
-    opened: dict[Vcpu, _Finding] = {}
+    proofs: dict[Vcpu, Finding] = {}
     bounds: list[Window] = []
-    for removed, restored in _windows(changes, returned):
+    for removed, restored in pairs_of(changes, returned):
         window = window_of(changes, indices, removed, restored, off)
         if window.thread is not None:
             began = run_state.last_return_before(window.thread, times[removed])
@@ -188,14 +208,12 @@ def judge(
                 window = window._replace(start=began)
         bounds.append(window)
         for vcpu in vcpus:
-            proof = None if vcpu in opened else _open(window, vcpu, run_state)
+            proof = None if vcpu in proofs else _open(window, vcpu, run_state)
             if proof is not None:
-                opened[vcpu] = proof
-    if opened:
-        found = min(opened.values(), key=lambda each: RANKS[each.rule])
-        about = tuple(sorted(opened, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
-        return Judgement(Verdict.OPEN, RULES[found.rule], about, "; ".join(each.text for each in opened.values()))
-    worst = _Worst()
+                proofs[vcpu] = proof
+    if proofs:
+        return opened(proofs)
+    worst = Worst()
     for window in bounds:
         for vcpu in vcpus:
             _doubts(window, vcpu, run_state, worst)
@@ -203,11 +221,31 @@ def judge(
             worst.take("missing-vcpu", f"nothing is recorded of vCPU {index}")
         _deaths(changes, {each[2] for each in returned}, window, run_state, worst)
     if worst.rule:
-        rule = RULES[worst.rule]
-        return Judgement(Verdict.UNKNOWN, rule, tuple(worst.about), f"{worst.text}; {rule.record}")
-    if not vcpus:
-        return _unknown("no-run-state", "no vCPU is known")
-    return Judgement(Verdict.CLOSED, RULES["outside"], vcpus, f"{_list(vcpus)} outside KVM from before to after")
+        return worst.judgement()
+    return closed(vcpus) if vcpus else _unknown("no-run-state", "no vCPU is known")
+
+
+def opened(proofs: Mapping[Vcpu, Finding]) -> Judgement:
+    """The verdict where guest code ran on these vCPUs."""
+    found = min(proofs.values(), key=lambda each: RANKS[each.rule])
+    about = tuple(sorted(proofs, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
+    return Judgement(Verdict.OPEN, RULES[found.rule], about, "; ".join(each.text for each in proofs.values()))
+
+
+def closed(vcpus: tuple[Vcpu, ...]) -> Judgement:
+    """The verdict where all were outside."""
+    about = ", ".join(map(str, vcpus))
+    return Judgement(Verdict.CLOSED, RULES["outside"], vcpus, f"{about} outside KVM from before to after")
+
+
+def in_guest(vcpu: Vcpu) -> Finding:
+    """It was in the guest while the memory was missing."""
+    return Finding("in-guest", vcpu, f"{vcpu} in the guest")
+
+
+def guest_exit(vcpu: Vcpu, time: float) -> Finding:
+    """It left the guest at ``time``, while the memory was missing, as only guest code makes it."""
+    return Finding("guest-exit", vcpu, f"{vcpu} left the guest inside the hole, at {time:.6f}")
 
 
 def _unknown(rule: str, text: str) -> Judgement:
@@ -217,11 +255,7 @@ def _unknown(rule: str, text: str) -> Judgement:
 NO_RUN_STATE, NO_TIMES = _unknown("no-run-state", "no run state"), _unknown("no-times", "no times")
 
 
-def _list(vcpus: Sequence[Vcpu]) -> str:
-    return ", ".join(map(str, vcpus))
-
-
-def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
+def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> Finding | None:
     """What proves that guest code ran on ``vcpu`` while the memory was missing, or None."""
     start, core_start, core_end, end, off, _ = window
     has_core = core_start <= core_end
@@ -233,18 +267,18 @@ def _open(window: Window, vcpu: Vcpu, run_state: RunState) -> _Finding | None:
                 or (has_core and (inner <= core_start <= outer or inner <= core_end <= outer))
                 or (has_core and max(low, core_start + off) < min(high, core_end - off))
             ):
-                return _Finding("in-guest", vcpu, f"{vcpu} in the guest")
+                return in_guest(vcpu)
     caused = run_state.guest_caused(vcpu, core_start, core_end) if has_core else None
     if caused is None:
         return None
     for time in run_state.guest_exits(vcpu, core_start, core_end):
         if core_start + off < time <= core_end - off:
-            return _Finding("guest-exit", vcpu, f"{vcpu} left the guest inside the hole, at {time:.6f}")
+            return guest_exit(vcpu, time)
     for each in run_state.guest_returns(vcpu, core_start, core_end, caused):
         inside = each.began is not None and each.began > core_start + off
         earliest = core_start + off + (0.0 if inside else SERVED_WITHIN)
         if earliest < each.time <= core_end - off:
-            return _Finding("guest-return", vcpu, f"{vcpu} left KVM_RUN inside the hole with {each.name}")
+            return Finding("guest-return", vcpu, f"{vcpu} left KVM_RUN inside the hole with {each.name}")
     return None
 
 
@@ -262,7 +296,7 @@ def _in_guest(window: Window, vcpu: Vcpu, run_state: RunState) -> Iterable[tuple
     return [(times[k], times[k + 1]) for k in range(i, j) if codes[k] == IN_GUEST]
 
 
-def _doubts(window: Window, vcpu: Vcpu, run_state: RunState, worst: _Worst) -> None:
+def _doubts(window: Window, vcpu: Vcpu, run_state: RunState, worst: Worst) -> None:
     """What keeps ``vcpu`` from having been outside KVM over all of ``window``."""
     own = vcpu.thread and vcpu.thread == window.thread  # program order holds, whatever the stamps
     off = -window.off if own else window.off
@@ -363,7 +397,7 @@ def _not_known(start: float, end: float, vcpu: Vcpu, run_state: RunState) -> _Do
     return "torn", "events of {} do not fit together"
 
 
-def _deaths(changes: Changes, removed: Iterable[int], window: Window, run_state: RunState, worst: _Worst) -> None:
+def _deaths(changes: Changes, removed: Iterable[int], window: Window, run_state: RunState, worst: Worst) -> None:
     """VCPUs that left KVM_RUN inside a delete or the hole as those do that die of it; ``removed`` are the deletes."""
     until = min(window.core_end if window.has_core else window.end, run_state.last)
     for vcpu in run_state.vcpus:

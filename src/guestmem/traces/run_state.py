@@ -141,6 +141,10 @@ class RunState:
         """``stretches`` but for those in user space, of a vCPU that has events."""
         return self._tracks[vcpu].pieces(start, end, self.kinds, self.losses, self.last, INSIDE)
 
+    def track_of(self, vcpu: Vcpu) -> Track:
+        """The events of a vCPU that has some."""
+        return self._tracks[vcpu]
+
     def gaps(self, vcpu: Vcpu, start: float, end: float) -> tuple[Track, int, int] | None:
         """The events after which ``Track.codes`` tell where ``vcpu`` was from ``start`` to ``end``."""
         track = self._tracks[vcpu]

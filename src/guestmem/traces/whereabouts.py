@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
 
-__all__ = ["CODE", "INSIDE", "NO_TIME", "Kinds", "Return", "Track", "joined"]
+__all__ = ["CODE", "INSIDE", "NOWHERE", "NO_TIME", "PLACES", "Kinds", "Return", "Track", "continues", "joined"]
 
 NOT_CAUSED = bytes([bits for bits in range(256) if not bits & GUEST_CAUSED])
 CHOSEN = tuple(
@@ -138,7 +138,7 @@ class Track(Events):
         n = len(times)
         while i < n and times[i] <= end:
             if i + 1 < n:
-                piece = Stretch(times[i], times[i + 1], self._between(words[i], words[i + 1], kinds))
+                piece = Stretch(times[i], times[i + 1], self.between(words[i], words[i + 1], kinds))
             else:
                 piece = Stretch(times[i], max(last, times[i]), self._after_last(words[i], kinds))
             yield from _with_losses(piece, _cpu(words[i]), losses)
@@ -146,7 +146,7 @@ class Track(Events):
         if end > last and (not n or times[-1] <= end):
             yield Stretch(max(last, times[-1] if n else last), math.inf, Where.UNKNOWN)
 
-    def _between(self, before: int, after: int, kinds: Kinds) -> Where:
+    def between(self, before: int, after: int, kinds: Kinds) -> Where:
         """Where the vCPU is between an event and the next one."""
         kind, following = before & KIND, after & KIND
         if kind == FORGOTTEN or following == FORGOTTEN:
@@ -228,7 +228,7 @@ class Track(Events):
 
         class Between(dict[tuple[int, int], int]):
             def __missing__(table, pair: tuple[int, int]) -> int:  # noqa: N805 (self is the track)
-                code = table[pair] = PLACES.index(self._between(*pair, kinds))
+                code = table[pair] = PLACES.index(self.between(*pair, kinds))
                 return code
 
         following = memoryview(words)[1:]
@@ -326,7 +326,7 @@ class Track(Events):
         before = words[places[first - 1]] if first else 0
         for i in places[first : bisect_left(places, high, first)]:
             event = words[i]
-            if event & GUEST_CAUSED and not _continues(before, event):
+            if event & GUEST_CAUSED and not continues(before, event):
                 began = self.times[i - 1] if i and words[i - 1] & KIND == RUN_BEGIN else None
                 name = NAMES.get(event >> NUMBER_SHIFT & NUMBER_MASK, "")
                 yield _new(Return, (self.times[i], name, True, bool(event & FATAL), began))
@@ -337,7 +337,7 @@ class Track(Events):
         places, words = self._find()[0], self.words
         k = bisect_left(places, i)
         before, event = words[places[k - 1]] if k else 0, words[i]
-        ran = bool(event & GUEST_CAUSED) and not _continues(before, event)
+        ran = bool(event & GUEST_CAUSED) and not continues(before, event)
         began = self.times[i - 1] if i and words[i - 1] & KIND == RUN_BEGIN else None
         name = NAMES.get(event >> NUMBER_SHIFT & NUMBER_MASK, "")
         return Return(self.times[i], name, ran, bool(event & FATAL), began)
@@ -382,7 +382,7 @@ def _number(event: int) -> int | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _continues(before: int, event: int) -> bool:
+def continues(before: int, event: int) -> bool:
     """Whether a return may be the rest of the one before: KVM finishes an instruction before it says EINTR."""
     if before >> NUMBER_SHIFT & NUMBER_MASK == ERRNOS["EINTR"]:
         return False
