@@ -39,6 +39,7 @@ def test_numbers_are_the_kernels() -> None:
         "ENABLE_CAP": (write, 0xA3, 104),
         "CLEAR_DIRTY_LOG": (both, 0xC0, 24),
         "RESET_DIRTY_RINGS": (none, 0xC7, 0),
+        "SET_MEMORY_ATTRIBUTES": (write, 0xD2, 32),
         "CREATE_GUEST_MEMFD": (both, 0xD4, 64),
     }
     assert {request.name: int(request) for request in MemoryIoctl} == {

@@ -95,4 +95,4 @@ def test_releases() -> None:
         version_of("5.10.1")
     with pytest.raises(UsageError, match="does not begin with a version"):
         version_of("next")
-    assert len(DIFFERENCES) == 10
+    assert len(DIFFERENCES) == 11

@@ -90,6 +90,7 @@ def test_every_call_of_the_abi_is_drawn(sequences: list[list[Call]]) -> None:
     assert kinds.keys() == {*RANGES, "home", "second"}
     ioctls = {
         *("region", "region2", "get_log", "clear_log", "cap", "extension", "vcpu", "guest_memfd", "mmu_pages", "reset"),
+        "attributes",
     }
     assert len(ioctls) == len(MemoryIoctl)
     assert ioctls <= kinds.keys()

@@ -56,7 +56,7 @@ def test_a_write_that_waited_finds_the_slot_that_is_there_then() -> None:
 @pytest.mark.parametrize("write", [False, True])
 def test_an_access_that_failed(write: bool) -> None:
     """A private access where memory is shared; then there is none, and then it is private."""
-    with Vm(private_memory=True) as vm:
+    with Vm(private_memory=True, version="7.4") as vm:
         vm.memory.create(0, gpa=0, size=PAGE)
         access = Write(0, b"x", private=True) if write else Read(0, 1, private=True)
         vm.vcpus[0].load([access])

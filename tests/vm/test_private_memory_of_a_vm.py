@@ -19,6 +19,13 @@ AT = 1 << 20
 
 @pytest.fixture
 def vm() -> Iterator[Vm]:
+    with Vm(private_memory=True, version="7.4") as made:
+        yield made
+        made.check()
+
+
+@pytest.fixture
+def vm_with_attributes() -> Iterator[Vm[SoftEngine, KvmModel]]:
     with Vm(private_memory=True) as made:
         yield made
         made.check()
@@ -55,8 +62,12 @@ def test_a_private_access_needs_a_file(vm: Vm[SoftEngine, KvmModel]) -> None:
     assert isinstance(run(vm, Fetch(4 * AT))[0], InternalError)
 
 
-def test_without_mmap_shared_memory_is_userspace_addrs_by_the_vms_attributes(vm: Vm[SoftEngine, KvmModel]) -> None:
-    file = vm.create_guest_memfd(4 * PAGE, 0, states="vm-attributes")
+def test_without_mmap_shared_memory_is_userspace_addrs_by_the_vms_attributes(
+    vm_with_attributes: Vm[SoftEngine, KvmModel],
+) -> None:
+    vm = vm_with_attributes
+    file = vm.create_guest_memfd(4 * PAGE, 0)
+    assert "states='vm-attributes'" in repr(file)
     vm.memory.create(0, gpa=AT, size=4 * PAGE, guest_memfd=file)
     vm.memory.write(AT, b"shared half")
     assert run(vm, Read(AT, 11)) == (Hlt(), [b"shared half"])
@@ -95,10 +106,34 @@ def test_an_ordinary_vm_has_shared_pages_only_and_takes_them_from_the_file() -> 
         with file.mmap() as host:
             host.write(0, b"file")
         assert run(vm, Read(AT, 4)) == (Hlt(), [b"file"])
-        with pytest.raises(GuestMemfdError, match="the VM's type has no private memory"):
+        with pytest.raises(GuestMemfdError, match="ENOTTY"):
             file.set_memory_attributes2(0, PAGE, 8)
         with pytest.raises(GuestMemfdError, match="attributes 0x8 are not of 0x0"):
             vm.set_memory_attributes(AT, PAGE, 8)
+
+
+def test_an_ordinary_vm_of_7_4_converts_nothing() -> None:
+    with Vm(version="7.4") as vm:
+        file = vm.create_guest_memfd(4 * PAGE)
+        with pytest.raises(GuestMemfdError, match="the VM's type has no private memory"):
+            file.set_memory_attributes2(0, PAGE, 8)
+        with pytest.raises(GuestMemfdError, match="ENOTTY: memory attributes: the kernel has none of the VM"):
+            vm.set_memory_attributes(AT, PAGE, 8)
+
+
+def test_a_private_frame_has_no_shared_accesses_whatever_its_slot_is(
+    vm_with_attributes: Vm[SoftEngine, KvmModel],
+) -> None:
+    """``kvm_mmu_faultin_pfn()`` compares kinds before it looks for a slot."""
+    vm = vm_with_attributes
+    vm.memory.create(0, gpa=AT, size=PAGE)
+    vm.set_memory_attributes(AT, 2 * PAGE, 8)
+    for gpa in (AT, AT + PAGE):
+        assert run(vm, Read(gpa, 8))[0] == MemoryFault(0, gpa, PAGE)
+        assert run(vm, Read(gpa, 8, private=True))[0] == MemoryFault(8, gpa, PAGE)
+    vm.set_memory_attributes(AT, 2 * PAGE, 0)
+    assert run(vm, Read(AT, 8))[0] == Hlt()
+    assert isinstance(run(vm, Read(AT + PAGE, 8))[0], Mmio)
 
 
 def bytearray_of(size: int) -> object:

@@ -19,10 +19,19 @@ from .structures import (
     V1_FLAGS,
     MemoryRegion,
 )
-from .versions import LINUX_6_18, KernelVersion
+from .versions import LINUX_6_18, LINUX_7_4, MAPPABILITY_V7, SHAREABILITY_RFC2, KernelVersion
 
 __all__ = ["Host", "check_region"]
 
+_PRIVATE = 8
+"""KVM_MEMORY_ATTRIBUTE_PRIVATE."""
+_WHERE = {
+    "attributes": f"{LINUX_7_4} with gmem_in_place_conversion",
+    "vm-attributes": "6.12 to 7.3, and of 7.4 without gmem_in_place_conversion",
+    "mappability": f"abi.versions.MAPPABILITY_V7 ({MAPPABILITY_V7})",
+    "shareability": f"abi.versions.SHAREABILITY_RFC2 ({SHAREABILITY_RFC2})",
+}
+"""By generation of states, which kernels have it."""
 _TASK_SIZE_MAX = (1 << 47) - PAGE_SIZE
 _MAX_GFN = (1 << 40) - 1
 
@@ -45,6 +54,11 @@ class Host:
     """End of user addresses; (1 << 56) - 4096 with five levels of tables."""
     max_gfn: int = _MAX_GFN
     """Last frame a slot may have: from the physical address width with TDP, from 52 bits without."""
+    in_place_conversion: bool = True
+    """The module's parameter ``gmem_in_place_conversion``, where there is one (7.4): files have attributes."""
+    vm_attributes: bool | None = None
+    """Whether KVM_SET_MEMORY_ATTRIBUTES is built (CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES, from 7.4 on
+    CONFIG_KVM_VM_MEMORY_ATTRIBUTES); None: where files have no attributes, as distributions build it."""
     tdp: bool = False
     """Whether the hardware walks two dimensions of tables."""
     pml: bool = False
@@ -68,9 +82,51 @@ class Host:
 
     @property
     def gmem_flags(self) -> int:
-        """Flags that KVM_CREATE_GUEST_MEMFD knows: not INIT_SHARED where memory can be private."""
-        known = self.version.gmem_flags
-        return known & ~GUEST_MEMFD_FLAG_INIT_SHARED if self.private_memory else known
+        """Flags that KVM_CREATE_GUEST_MEMFD knows: not INIT_SHARED where the VM has the attributes of private memory.
+
+        Source: ``kvm_arch_supports_gmem_init_shared()``, Linux 6.18, and as the series for in-place conversion has it.
+        """
+        known, own = self.version.gmem_flags, self.file_states != "vm-attributes"
+        return known if own or not self.private_memory else known & ~GUEST_MEMFD_FLAG_INIT_SHARED
+
+    @property
+    def file_states(self) -> str:
+        """The generation of pages' states that files of this VM have: see ``gmem.generations``."""
+        if self.version.gmem_series:
+            return self.version.gmem_series
+        return "attributes" if self.version.gmem_attributes and self.in_place_conversion else "vm-attributes"
+
+    @property
+    def has_vm_attributes(self) -> bool:
+        """Whether there is KVM_SET_MEMORY_ATTRIBUTES, an ioctl of the VM."""
+        return self.file_states == "vm-attributes" if self.vm_attributes is None else self.vm_attributes
+
+    @property
+    def vm_attribute_bits(self) -> int:
+        """Attributes that the VM's frames may have: none where files have them.
+
+        Source: ``kvm_supported_vm_mem_attributes()``, in the series for in-place conversion.
+        """
+        own = self.file_states != "vm-attributes"
+        return 0 if own or not self.has_vm_attributes or not self.private_memory else _PRIVATE
+
+    @property
+    def file_attribute_bits(self) -> int:
+        """Attributes that a file's pages may have by KVM_SET_MEMORY_ATTRIBUTES2."""
+        return _PRIVATE if self.file_states == "attributes" and self.private_memory else 0
+
+    def states_of(self, asked: str | None) -> str:
+        """The generation that was ``asked`` for, or this VM's; UsageError for one that its kernel does not have.
+
+        >>> Host().states_of(None), Host(version=LINUX_7_4).states_of(None)
+        ('vm-attributes', 'attributes')
+        """
+        if asked is not None and asked != self.file_states:
+            where = _WHERE.get(asked)
+            if where is None:
+                raise UsageError(f"states: {asked!r} is not one of {', '.join(_WHERE)}")
+            raise UsageError(f"states: files of {self.version} have {self.file_states}; {asked} is of {where}")
+        return self.file_states
 
     def limits(self, *, v2: bool = False, internal: bool = False) -> Limits:
         """What a region of either form, or one of KVM's own, is held to."""

@@ -105,15 +105,15 @@ class DirtyState:
             MemoryCap.DIRTY_LOG_RING_ACQ_REL: MAX_ENTRIES * ENTRY_BYTES,
             MemoryCap.USER_MEMORY2: 1,
             MemoryCap.MEMORY_FAULT_INFO: 1,
-            MemoryCap.MEMORY_ATTRIBUTES: 8 if host.private_memory else 0,
+            MemoryCap.MEMORY_ATTRIBUTES: host.vm_attribute_bits,
             MemoryCap.GUEST_MEMFD: int(host.has_guest_memfd),
             MemoryCap.PRE_FAULT_MEMORY: int(host.tdp),
             MemoryCap.GUEST_MEMFD_FLAGS: host.gmem_flags if host.has_guest_memfd else 0,
         }
         if cap == _USERFAULT and host.version.userfault:
             return 1
-        if cap == _FILE_ATTRIBUTES and host.version.tree == MAINLINE and host.version.gmem_attributes:
-            return 8 if host.private_memory else 0
+        if cap == _FILE_ATTRIBUTES and host.version.tree == MAINLINE:
+            return host.file_attribute_bits
         return values.get(cap, 0)  # type: ignore[call-overload, no-any-return] # an int finds its IntEnum
 
     def enable_cap(self, argument: bytes) -> int:

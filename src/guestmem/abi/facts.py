@@ -8,70 +8,18 @@ together. "7.4" is what was applied for it by November 2026; no release of it wa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 from ..errors import UsageError
+from .fact import ARCHITECTURES, CALLS, KERNELS, TREES, Fact
 from .trees import MAINLINE
-from .trees import TREES as _TREES
 
 __all__ = ["ARCHITECTURES", "CALLS", "FACTS", "KERNELS", "TREES", "Fact", "call_of", "facts_of"]
 
-KERNELS = ("6.12", "6.18", "7.3", "7.4")
-ARCHITECTURES = ("x86-64", "arm64", "pkvm", "s390")
-"""pkvm: arm64 with kvm-arm.mode=protected."""
-TREES = tuple(sorted({*_TREES, "mm"}))
 _ALL = KERNELS
 _FROM_6_18 = KERNELS[1:]
 _FROM_7_3 = KERNELS[2:]
 _ARM = ("arm64", "pkvm")
 _GMEM = "virt/kvm/guest_memfd.c"
 _MAIN = "virt/kvm/kvm_main.c"
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One answer. ``kernels``, ``architectures`` and ``tree`` say where; ``promise``: of ``conform``, if it was run."""
-
-    call: str
-    answer: str
-    source: str
-    kernels: tuple[str, ...] = _ALL
-    architectures: tuple[str, ...] = ("x86-64", "arm64")
-    tree: str = MAINLINE
-    promise: str = ""
-
-    @property
-    def evidence(self) -> str:
-        """What stands behind it: "run on …" or "by source …"."""
-        if self.promise:
-            return f"run on Linux 6.18 x86-64, default VM (conform: {self.promise}); source {self.source}"
-        return f"by source {self.source}"
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self) | {"evidence": self.evidence, "run": bool(self.promise)}
-
-
-CALLS: dict[str, str] = {
-    "KVM_CREATE_GUEST_MEMFD": "VM ioctl 0xC040AED4, KVM_CAP_GUEST_MEMFD 234, KVM_CAP_GUEST_MEMFD_FLAGS 244",
-    "KVM_SET_USER_MEMORY_REGION": "VM ioctl 0x4020AE46, KVM_CAP_USER_MEMORY 3",
-    "KVM_SET_USER_MEMORY_REGION2": "VM ioctl 0x40A0AE49, KVM_CAP_USER_MEMORY2 231",
-    "KVM_SET_MEMORY_ATTRIBUTES": "VM ioctl 0x4020AED2, KVM_CAP_MEMORY_ATTRIBUTES 233",
-    "KVM_SET_MEMORY_ATTRIBUTES2": "ioctl on the guest_memfd, 0xC080AED2, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES 250",
-    "KVM_GMEM_CONVERT_SHARED": "ioctl on the guest_memfd, RFC of May 2025; with KVM_GMEM_CONVERT_PRIVATE",
-    "KVM_LINK_GUEST_MEMFD": "VM ioctl, RFC v2 of May 2025",
-    "KVM_PRE_FAULT_MEMORY": "vCPU ioctl 0xC040AED5, KVM_CAP_PRE_FAULT_MEMORY 236",
-    "KVM_GET_DIRTY_LOG": "VM ioctl 0x4010AE42; with KVM_CLEAR_DIRTY_LOG 0xC018AEC0",
-    "KVM_EXIT_MEMORY_FAULT": "exit reason 39, KVM_CAP_MEMORY_FAULT_INFO 232",
-    "KVM_MEM_USERFAULT": "flag 8 of KVM_SET_USER_MEMORY_REGION2, KVM Userfault v3 of June 2025",
-    "fallocate": "system call on a guest_memfd",
-    "mmap": "system call on a guest_memfd",
-    "read, write": "system calls on a guest_memfd; with ftruncate",
-    "mbind": "system call on a mapping of a guest_memfd",
-    "userfaultfd": "registering a mapping of a guest_memfd",
-    "capabilities": "numbers that are not one thing in every tree",
-}
-"""Every call that there are facts of, and where it is found."""
 
 _BESIDE = {
     "CLEAR_DIRTY_LOG": "KVM_GET_DIRTY_LOG",
@@ -102,6 +50,13 @@ FACTS: tuple[Fact, ...] = (
         promise="guest-memfd-create",
     ),
     Fact(_CREATE, "reserved words are not looked at", _KVM_CREATE),
+    Fact(
+        _CREATE,
+        "INIT_SHARED with private memory: EINVAL up to 7.3, and where the VM has the attributes",
+        "arch/x86/kvm/x86.c: kvm_arch_supports_gmem_init_shared(); series for in-place conversion",
+        _FROM_6_18,
+        _X86,
+    ),
     Fact(
         _CREATE,
         "MTE and guest_memfd exclude each other: EINVAL for the second",
@@ -193,8 +148,23 @@ FACTS: tuple[Fact, ...] = (
     Fact(_VM_ATTRIBUTES, "PRIVATE on a VM without private memory: EINVAL", _MAIN, _ALL[:3], _X86),
     Fact(_VM_ATTRIBUTES, "needs no slot; stores an entry a page, so it takes time in pages", _MAIN, _ALL[:3], _X86),
     Fact(_VM_ATTRIBUTES, "not built: ENOTTY", "commit 32e200bd6e44; libkrun issue 478", _FROM_6_18, _ARM64),
-    Fact(_VM_ATTRIBUTES, "optional (KVM_VM_MEMORY_ATTRIBUTES), deprecated", _CONVERSION, ("7.4",), _X86),
-    Fact(_FILE_ATTRIBUTES, "there is no such ioctl: ENOTTY", _GMEM, _ALL[:3]),
+    Fact(
+        _VM_ATTRIBUTES,
+        "ENOTTY where it is not built (CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES), as without any confidential VM type",
+        f"{_MAIN}: kvm_vm_ioctl()",
+        _ALL[:3],
+        _X86,
+        promise="memory-attributes",
+    ),
+    Fact(
+        _VM_ATTRIBUTES,
+        "built if asked for (CONFIG_KVM_VM_MEMORY_ATTRIBUTES), deprecated; else ENOTTY; where files have attributes "
+        "(gmem_in_place_conversion), the VM has none: PRIVATE is EINVAL, and the capability 0",
+        f"{_CONVERSION}: kvm_supported_vm_mem_attributes()",
+        ("7.4",),
+        _X86,
+    ),
+    Fact(_FILE_ATTRIBUTES, "there is no such ioctl: ENOTTY", _GMEM, _ALL[:3], promise="guest-memfd-attributes"),
     Fact(
         _FILE_ATTRIBUTES,
         "with gmem_in_place_conversion: flags, reserved words, a VM type without private memory, other attributes, "
@@ -257,7 +227,14 @@ FACTS: tuple[Fact, ...] = (
         ("7.4",),
         _ARM64,
     ),
-    Fact(_PRE_FAULT, "refused on hosts with pKVM", _ARM_PRE_FAULT, ("7.4",), _PKVM),
+    Fact(
+        _PRE_FAULT,
+        "EOPNOTSUPP: the hypervisor does not support it (so posted for protected VMs, with the capability filtered; "
+        "as applied, refused on all hosts with pKVM)",
+        f"linux-arm-kernel, 12 June 2026, KVM: arm64: Add pre_fault_memory; {_ARM_PRE_FAULT}",
+        ("7.4",),
+        _PKVM,
+    ),
     Fact(_PRE_FAULT, "a UCONTROL VM: EINVAL", "Documentation/virt/kvm/api.rst, 2026", ("7.4",), _S390),
     Fact(
         _LOG,

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from ..errors import MemslotError
+from ..errors import GuestMemfdError, MemslotError, RangeNodesError
 from ..gmem.checks import bind_refusal, create_refusal
 from ..memslots.slot import SlotKey
+from ..units import PAGE_SIZE
 from .checks import Host
+from .structures import GUEST_MEMFD_FLAG_INIT_SHARED
 from .versions import KernelVersion
 
-__all__ = ["GuestMemfd", "create_guest_memfd"]
+if TYPE_CHECKING:
+    from ..ranges import RangeMap
+
+__all__ = ["FileContent", "GuestMemfd", "create_guest_memfd"]
 
 _numbers = itertools.count(1)
+_PRIVATE = 8
 
 
 def create_guest_memfd(owner: object, size: int, flags: int, host: Host) -> GuestMemfd:
@@ -32,6 +40,18 @@ def create_guest_memfd(owner: object, size: int, flags: int, host: Host) -> Gues
     return GuestMemfd(owner, size, flags)
 
 
+class FileContent(Protocol):
+    """What is in a file, where somebody has made that: ``gmem.GuestMemfd``."""
+
+    def set_memory_attributes2(
+        self, offset: int, size: int, attributes: int, flags: int = 0, reserved: Sequence[int] = ()
+    ) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2."""
+
+    def convert(self, offset: int, size: int, *, private: bool) -> None:
+        """Let a range be private, or shared."""
+
+
 class GuestMemfd:
     """One file: its VM, its size in bytes, and the ranges that slots have bound."""
 
@@ -41,6 +61,28 @@ class GuestMemfd:
         """This file's alone: what ``Slot.guest_memfd`` says."""
         self.bound: dict[SlotKey, tuple[int, int]] = {}
         """Offset and size in bytes."""
+        self.content: FileContent | None = None
+        self._states: RangeMap | None = None
+
+    def _made_states(self) -> RangeMap:
+        if self._states is None:
+            from ..ranges import RangeMap
+
+            self._states = RangeMap()
+            if not self.flags & GUEST_MEMFD_FLAG_INIT_SHARED:
+                self._states.store(0, self.size // PAGE_SIZE, _PRIVATE)
+        return self._states
+
+    def state(self, page: int) -> int:
+        """The attributes of a page, of a file without content. Without INIT_SHARED all are private (8) at first."""
+        return self._made_states().get(page)
+
+    def store_state(self, first: int, last: int, value: int) -> None:
+        """Pages [first, last] of a file without content have ``value`` from now on; GuestMemfdError (ENOMEM)."""
+        try:
+            self._made_states().store(first, last + 1, value)
+        except RangeNodesError as error:
+            raise GuestMemfdError(errno.ENOMEM, f"guest_memfd: {error}", error_offset=first * PAGE_SIZE) from None
 
     def check_bind(self, owner: object, name: int, offset: int, size: int, version: KernelVersion) -> None:
         """Step 19: MemslotError unless slot ``name`` of the VM ``owner`` may bind ``[offset, offset + size)``."""

@@ -14,6 +14,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..dirty.bitmap import DirtyBitmap
 from ..errors import InvariantError, MemslotError
@@ -34,10 +35,14 @@ from .arguments import content_of, whole
 from .checks import Host, check_region
 from .dirty_state import DirtyState, MarkedLogs
 from .guest_memfds import GuestMemfd
+from .memory_attributes import MemoryAttributesState
 from .structures import MemoryIoctl, MemoryRegion, region_of
 from .take_over import DirtyPage, take_over
 from .user_memory import ProcessMemory, UserMemory
 from .userfault import KVM_MEM_USERFAULT, bitmap_of
+
+if TYPE_CHECKING:
+    from ..gmem.vm_attributes import VmMemoryAttributes
 
 __all__ = ["KvmModel", "ModelSlot"]
 
@@ -76,8 +81,8 @@ class KvmModel:
     """One VM as the kernel keeps it. ``ioctl`` answers as the kernel does; everything else is for looking.
 
     ``apply`` carries a judged change out on running vCPUs (``Memslots.apply`` unless given); ``logs`` are those that
-    they mark. ``user`` is what pointers
-    point to (this process unless given).
+    they mark; ``attributes`` makes the attributes that they ask. ``user`` is what pointers point to (this process
+    unless given).
 
     >>> vm = KvmModel()
     >>> region = MemoryRegion(slot=3, memory_size=0x1000, userspace_addr=0x7000)
@@ -99,6 +104,7 @@ class KvmModel:
         user: UserMemory | None = None,
         mmu_pages: MmuPagesForm = MmuPagesForm.RATIO,
         logs: MarkedLogs | None = None,
+        attributes: Callable[[], VmMemoryAttributes] | None = None,
     ) -> None:
         self.host = Host() if host is None else host
         self.memslots = (
@@ -117,6 +123,7 @@ class KvmModel:
         self.dead = False
         """The VM is marked dead (``kvm_vm_dead``): every ioctl on it fails with EIO."""
         self.dirty = DirtyState(self, logs)
+        self.attributes = MemoryAttributesState(self, attributes)
         self._apply = self.memslots.apply if apply is None else apply
         self._process = _process
         self.lock = threading.RLock()
@@ -129,6 +136,8 @@ class KvmModel:
             MemoryIoctl.ENABLE_CAP: self.dirty.enable_cap,
             MemoryIoctl.CREATE_GUEST_MEMFD: self.dirty.create_guest_memfd,
         }
+        if self.host.has_vm_attributes:
+            self._handlers[MemoryIoctl.SET_MEMORY_ATTRIBUTES] = self.attributes.set_memory_attributes
         self._numbers: dict[int, Callable[[int], int]] = {
             MemoryIoctl.SET_NR_MMU_PAGES: self._set_nr_mmu_pages,
             MemoryIoctl.CREATE_VCPU: self.dirty.create_vcpu,
@@ -168,6 +177,8 @@ class KvmModel:
     def _by_number(self, request: int, argument: bytes | bytearray | memoryview | int) -> int:
         handler = self._numbers.get(request)
         if handler is None:
+            if request == MemoryIoctl.SET_MEMORY_ATTRIBUTES:
+                raise MemslotError(errno.ENOTTY, "memory attributes: the kernel has none of the VM")
             raise MemslotError(errno.ENOTTY, f"ioctl: {whole('request', request):#x} is no memory ioctl")
         number = _word(MemoryIoctl(request).name, argument)
         with self.lock:

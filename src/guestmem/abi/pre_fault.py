@@ -2,7 +2,8 @@
 
 What was done stays, and the structure says what is left; an error comes only if nothing was done. Source:
 ``kvm_vcpu_pre_fault_memory()``, Linux 6.18, ``virt/kvm/kvm_main.c``; ``kvm_arch_vcpu_pre_fault_memory()``,
-``arch/x86/kvm/mmu/mmu.c``; for arm64 commit 34cfa9b3af17 (applied for 7.4); Documentation/virt/kvm/api.rst.
+``arch/x86/kvm/mmu/mmu.c``; for arm64 commit 34cfa9b3af17 (applied for 7.4), and for the errno of pKVM the posting of 12
+June 2026 ("pKVM filters the capability, and the ioctl returns -EOPNOTSUPP"); Documentation/virt/kvm/api.rst.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def pre_fault_memory(
 
     ``invalid``: ids of slots that an update has marked just now; ``poisoned``: frames with broken memory;
     ``interrupted``: whether a signal is pending, asked before each page. In order: EINVAL (no such ioctl; flags;
-    range), then for each page EINTR, EOPNOTSUPP (x86: shadow paging, a nested guest), ENOEXEC (arm64: not initialised),
-    ENOENT (no slot), EAGAIN (INVALID slot), EHWPOISON. GuestmemError where 6.12 would not return; CapabilityError where
-    the errno is not known: pKVM, and poison before 7.4. UsageError if there is no such vCPU.
+    range), then for each page EINTR, EOPNOTSUPP (x86: shadow paging, a nested guest; arm64: pKVM), ENOEXEC (arm64: not
+    initialised), ENOENT (no slot), EAGAIN (INVALID slot), EHWPOISON. GuestmemError where 6.12 would not return;
+    CapabilityError where the errno is not known: poison before 7.4. UsageError if there is no such vCPU.
 
     >>> from guestmem.abi.checks import Host
     >>> from guestmem.abi.model import KvmModel
@@ -119,7 +120,7 @@ def _refusal(
         what = "the vCPU runs a nested guest" if vm.host.tdp else "shadow paging"
         return MemslotError(errno.EOPNOTSUPP, f"pre-fault: {what}")
     if of.arch == "arm64" and of.pkvm:
-        return CapabilityError("pre-fault: hosts with pKVM refuse it; with which errno was not read")
+        return MemslotError(errno.EOPNOTSUPP, "pre-fault: the host runs pKVM")
     if of.arch == "arm64" and not of.initialised:
         return MemslotError(errno.ENOEXEC, "pre-fault: the vCPU is not initialised")
     slot = next(iter(vm.memslots.overlapping(gfn, gfn + 1, 0)), None)

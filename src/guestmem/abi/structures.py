@@ -36,7 +36,10 @@ __all__ = [
     "MemoryRegion",
     "PreFaultMemory",
     "change_of",
+    "misfit",
+    "packed",
     "region_of",
+    "unpacked",
 ]
 
 GUEST_MEMFD_FLAG_MMAP = 1 << 0
@@ -59,15 +62,16 @@ _GUEST_MEMFD = struct.Struct("<QQ48x")
 _PRE_FAULT = struct.Struct("<QQQ40x")
 
 
-def _packed(layout: struct.Struct, what: tuple[Any, ...]) -> bytes:
+def packed(layout: struct.Struct, what: tuple[Any, ...]) -> bytes:
     """The first fields of a structure as bytes; UsageError names one that does not fit."""
     try:
         return layout.pack(*what)
     except struct.error:
-        raise _misfit(layout, type(what)._fields, what) from None  # type: ignore[attr-defined] # a NamedTuple
+        raise misfit(layout, type(what)._fields, what) from None  # type: ignore[attr-defined] # a NamedTuple
 
 
-def _misfit(layout: struct.Struct, names: Sequence[str], values: Sequence[object]) -> UsageError:
+def misfit(layout: struct.Struct, names: Sequence[str], values: Sequence[object]) -> UsageError:
+    """What to raise where ``values`` do not fit: it names the first."""
     codes = [code for code in layout.format if code in "IQ"]
     for code, name, value in zip(codes, names, values, strict=False):
         try:
@@ -78,7 +82,7 @@ def _misfit(layout: struct.Struct, names: Sequence[str], values: Sequence[object
     raise AssertionError(values)
 
 
-def _unpacked(layout: struct.Struct, argument: bytes | bytearray | memoryview, name: str) -> tuple[int, ...]:
+def unpacked(layout: struct.Struct, argument: bytes | bytearray | memoryview, name: str) -> tuple[int, ...]:
     """The fields of a structure from bytes; UsageError for any other number of bytes."""
     try:
         return layout.unpack(argument)
@@ -104,6 +108,7 @@ class MemoryIoctl(enum.IntEnum):
     ENABLE_CAP = 0x4068AEA3
     CLEAR_DIRTY_LOG = 0xC018AEC0
     RESET_DIRTY_RINGS = 0x0000AEC7
+    SET_MEMORY_ATTRIBUTES = 0x4020AED2
     CREATE_GUEST_MEMFD = 0xC040AED4
 
     @property
@@ -183,11 +188,11 @@ class MemoryRegion(NamedTuple):
         try:
             return _REGION.pack(*self[:5])
         except struct.error:
-            raise _misfit(_REGION, self._fields, self) from None
+            raise misfit(_REGION, self._fields, self) from None
 
     def pack2(self) -> bytes:
         """As the 160 bytes of the second form."""
-        return _packed(_REGION2, self).ljust(_REGION2_BYTES, b"\0")
+        return packed(_REGION2, self).ljust(_REGION2_BYTES, b"\0")
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> MemoryRegion:
@@ -215,12 +220,12 @@ class PreFaultMemory(NamedTuple):
 
     def pack(self) -> bytes:
         """The 64 bytes."""
-        return _packed(_PRE_FAULT, self)
+        return packed(_PRE_FAULT, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> PreFaultMemory:
         """From 64 bytes."""
-        return cls(*_unpacked(_PRE_FAULT, argument, "kvm_pre_fault_memory"))
+        return cls(*unpacked(_PRE_FAULT, argument, "kvm_pre_fault_memory"))
 
 
 def change_of(region: MemoryRegion) -> Change:
@@ -259,12 +264,12 @@ class DirtyLog(NamedTuple):
 
     def pack(self) -> bytes:
         """As 16 bytes."""
-        return _packed(_DIRTY_LOG, self)
+        return packed(_DIRTY_LOG, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> DirtyLog:
         """From 16 bytes."""
-        return cls._make(_unpacked(_DIRTY_LOG, argument, cls.__name__))
+        return cls._make(unpacked(_DIRTY_LOG, argument, cls.__name__))
 
 
 class ClearDirtyLog(NamedTuple):
@@ -278,12 +283,12 @@ class ClearDirtyLog(NamedTuple):
 
     def pack(self) -> bytes:
         """As 24 bytes."""
-        return _packed(_CLEAR_DIRTY_LOG, self)
+        return packed(_CLEAR_DIRTY_LOG, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> ClearDirtyLog:
         """From 24 bytes."""
-        return cls._make(_unpacked(_CLEAR_DIRTY_LOG, argument, cls.__name__))
+        return cls._make(unpacked(_CLEAR_DIRTY_LOG, argument, cls.__name__))
 
 
 class EnableCap(NamedTuple):
@@ -298,12 +303,12 @@ class EnableCap(NamedTuple):
 
     def pack(self) -> bytes:
         """As 104 bytes."""
-        return _packed(_ENABLE_CAP, self)
+        return packed(_ENABLE_CAP, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> EnableCap:
         """From 104 bytes."""
-        return cls._make(_unpacked(_ENABLE_CAP, argument, cls.__name__))
+        return cls._make(unpacked(_ENABLE_CAP, argument, cls.__name__))
 
 
 class CreateGuestMemfd(NamedTuple):
@@ -314,9 +319,9 @@ class CreateGuestMemfd(NamedTuple):
 
     def pack(self) -> bytes:
         """As 64 bytes."""
-        return _packed(_GUEST_MEMFD, self)
+        return packed(_GUEST_MEMFD, self)
 
     @classmethod
     def unpack(cls, argument: bytes | bytearray | memoryview) -> CreateGuestMemfd:
         """From 64 bytes."""
-        return cls._make(_unpacked(_GUEST_MEMFD, argument, cls.__name__))
+        return cls._make(unpacked(_GUEST_MEMFD, argument, cls.__name__))

@@ -21,6 +21,8 @@ __all__ = [
     "LINUX_6_18_44",
     "LINUX_7_3",
     "LINUX_7_4",
+    "MAPPABILITY_V7",
+    "SHAREABILITY_RFC2",
     "VERSIONS",
     "KernelVersion",
     "version_of",
@@ -55,6 +57,8 @@ class KernelVersion:
     """Whether arm64 has KVM_PRE_FAULT_MEMORY; before, it is an unknown ioctl of a vCPU: EINVAL."""
     userfault: bool = False
     """Whether a slot may have KVM_MEM_USERFAULT: no kernel of mainline."""
+    gmem_series: str = ""
+    """The generation of pages' states that a series of 2025 has, which was not merged: mappability, shareability."""
     stable: int = 0
     """The stable release from which on it is so, where that is not the first."""
 
@@ -106,6 +110,12 @@ LINUX_7_4 = replace(LINUX_7_3, name="7.4", gmem_attributes=True, prefault_on_arm
 VERSIONS = (LINUX_6_12, LINUX_6_18, LINUX_7_3, LINUX_7_4)
 
 
+MAPPABILITY_V7 = replace(LINUX_6_18, tree="mappability-v7", gmem_series="mappability")
+"""6.18 with "KVM: Restricted mapping of guest_memfd at the host", March 2025; what else it changes is not said."""
+SHAREABILITY_RFC2 = replace(LINUX_6_18, tree="shareability-rfc2", gmem_series="shareability")
+"""6.18 with "1G page support for guest_memfd" RFC v2, May 2025: two ioctls of the file convert."""
+
+
 def with_userfault(version: KernelVersion) -> KernelVersion:
     """A version with KVM Userfault, as a vendor's tree carries it."""
     return replace(version, tree="amazon", userfault=True)
@@ -122,6 +132,7 @@ DIFFERENCES = {
     "gmem_attributes": "a guest_memfd has attributes of its own (capability 250)",
     "prefault_on_arm64": "KVM_PRE_FAULT_MEMORY on arm64",
     "userfault": "slots may have KVM_MEM_USERFAULT",
+    "gmem_series": "states of a guest_memfd's pages are those of a series that was not merged",
 }
 """Each difference in a line."""
 

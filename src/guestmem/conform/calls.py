@@ -89,6 +89,9 @@ _CAPS = (168, 168, 168, 192, 223, 225, 166, 3, 10, 9999)
 CAP_ARGUMENTS = (0, 1, 2, 3, 4, 4096, 2048, 5000, 1 << 21, 1 << 21, (1 << 32) + 4096, 1 << 63)
 _PATTERNS = (0, 0xFF, 0xFF, 0x55, 0x01, 0x80)
 _VCPUS = (1, 2, 1, 4095, 4096, 1 << 20)
+_ATTRIBUTE_BITS = (0, 0, 8, 8, 1, 4, 16, 1 << 63)
+_ATTRIBUTE_PLACES = (0, 0x1000, 0x100000, 1, 0x800, 1 << 63, _TOP - 0x1000, 1 << 40)
+_ATTRIBUTE_SIZES = (0x1000, 0x40000, 0x100000, 0, 1, 0x1001, 1 << 63, _TOP - 0x1000)
 _NR_MMU_PAGES = (64, 63, 0, 1000)
 _POINTED_TO = (
     MemoryIoctl.SET_USER_MEMORY_REGION,
@@ -97,6 +100,7 @@ _POINTED_TO = (
     MemoryIoctl.CLEAR_DIRTY_LOG,
     MemoryIoctl.ENABLE_CAP,
     MemoryIoctl.CREATE_GUEST_MEMFD,
+    MemoryIoctl.SET_MEMORY_ATTRIBUTES,
 )
 _UNKNOWN = (0xAEFE, 0xAE45, 0x4021AE46, 0x4020AE49, 0xAED9)
 _LENGTHS = (*(1,) * 8, 2, 2, 3, 3, 8, 8, 8, 40)
@@ -107,7 +111,9 @@ RANGES = {
     "region2": range(100, 130),
     "get_log": range(130, 160),
     "clear_log": range(160, 185),
-    "write": range(185, 206),
+    "write": range(185, 204),
+    "attributes": range(204, 205),
+    "file_attributes": range(205, 206),
     "write2": range(206, 217),
     "read": range(217, 222),
     "read2": range(222, 225),
@@ -177,6 +183,8 @@ _NAMES = {
     "extension": ("cap",),
     "vcpu": ("id",),
     "guest_memfd": ("size", "flags"),
+    "attributes": ("address", "size", "attributes", "flags"),
+    "file_attributes": ("file", "offset", "size", "attributes", "flags", "reserved"),
     "mmu_pages": ("count",),
     "bad_pointer": ("request",),
     "unknown": ("request",),
@@ -205,6 +213,8 @@ def argument_names(kind: str) -> tuple[str, ...]:
 _BITS = {"slot": 32, "num_pages": 32, "cap": 32, "file": 32, "flags": 32, "padding": 32, "pattern": 8, "pages": 9}
 _OTHER_BITS = {
     ("guest_memfd", "flags"): 64,
+    ("attributes", "flags"): 64,
+    ("file_attributes", "flags"): 64,
     ("region2", "padding"): 8,
     **{(kind, "guest_phys_addr"): 25 for kind in ("write", "read", "write2", "read2")},
 }
@@ -257,6 +267,13 @@ def decode(piece: bytes) -> Call | None:
             return Call(kind, (_CAPS[a % 10], b if b > 250 else 0, CAP_ARGUMENTS[c % 12]))
         case "guest_memfd":
             return Call(kind, (_GMEM_SIZES[a % 8], (0, 0, 1, 2, 3, 4, 0x80)[b % 7]))
+        case "attributes":
+            place, size = _ATTRIBUTE_PLACES[a % 8], _ATTRIBUTE_SIZES[b % 8]
+            return Call(kind, (place, size, _ATTRIBUTE_BITS[c % 8], 1 if d > 230 else 0))
+        case "file_attributes":
+            place, size = _ATTRIBUTE_PLACES[a % 8], _ATTRIBUTE_SIZES[b % 8]
+            file = (3, 4, 3, 4, 3, 5, 0, 2)[c % 8]
+            return Call(kind, (file, place, size, _ATTRIBUTE_BITS[d % 8], int(e > 230), int(f > 230)))
         case "extension":
             return Call(kind, (list(MemoryCap)[a % len(MemoryCap)] if a < 240 else a,))
         case "mmu_pages":

@@ -61,6 +61,10 @@ def built_in(release: str, root: Path = _ROOT) -> BuiltIn:
         return BuiltIn([], [])
 
 
+def _is_on(parameter: Path) -> bool:
+    return parameter.exists() and parameter.read_text().strip() in {"Y", "1"}
+
+
 def host_of(release: str = "", root: Path = _ROOT) -> Host:
     """What decides answers here; ``release`` and ``root`` are for other machines than this."""
     here = kvm_host(root / "sys/module")
@@ -78,10 +82,13 @@ def host_of(release: str = "", root: Path = _ROOT) -> Host:
         address_spaces=2 if kernel.has("CONFIG_KVM_SMM", "enter_smm") else 1,
         guest_memfd=kernel.has("CONFIG_KVM_GUEST_MEMFD", "kvm_gmem_create")
         or kernel.has("CONFIG_KVM_PRIVATE_MEM", "kvm_gmem_create"),
+        in_place_conversion=_is_on(root / "sys/module/kvm/parameters/gmem_in_place_conversion"),
+        vm_attributes=kernel.has("CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES", "kvm_range_has_memory_attributes")
+        or kernel.has("CONFIG_KVM_VM_MEMORY_ATTRIBUTES", "kvm_range_has_vm_memory_attributes"),
         task_size_max=(1 << (56 if " la57" in flags else 47)) - 4096,
         max_gfn=(1 << (bits - 12)) - 1,
         tdp=here.tdp,
-        pml=here.tdp and pml.exists() and pml.read_text().strip() in {"Y", "1"},
+        pml=here.tdp and _is_on(pml),
         max_vcpu_ids=_VCPU_IDS * vcpus,
         max_vcpus=vcpus,
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from ..abi.memory_attributes import FileIoctl, MemoryAttributes, MemoryAttributes2
 from ..abi.structures import (
     ClearDirtyLog,
     CreateGuestMemfd,
@@ -153,7 +154,7 @@ class KernelVm:
             for name in (
                 *("_region", "_region2", "_get_log", "_clear_log", "_cap", "_extension", "_vcpu", "_guest_memfd"),
                 *("_mmu_pages", "_bad_pointer", "_unknown", "_home", "_write", "_read", "_harvest", "_reset"),
-                *("_second", "_write2", "_read2", "_harvest2"),
+                *("_second", "_write2", "_read2", "_harvest2", "_attributes", "_file_attributes"),
             )
         }
 
@@ -215,6 +216,15 @@ class KernelVm:
         if fd >= 0:
             self._files.append(fd)
         return self._file_or_errno(fd)
+
+    def _attributes(self, address: int, size: int, attributes: int, flags: int) -> Answer:
+        asked = MemoryAttributes(address, size, attributes, flags)
+        return self._ioctl(MemoryIoctl.SET_MEMORY_ATTRIBUTES, asked.pack())
+
+    def _file_attributes(self, file: int, *fields: int) -> Answer:
+        offset, size, bits, flags, reserved = fields
+        argument = MemoryAttributes2(offset, size, bits, flags, reserved=(reserved,) * 11).pack()
+        return Answer(self._kernel.ioctl(self._file(file), FileIoctl.SET_MEMORY_ATTRIBUTES2, argument))
 
     def _mmu_pages(self, count: int) -> Answer:
         return self._ioctl(MemoryIoctl.SET_NR_MMU_PAGES, count)

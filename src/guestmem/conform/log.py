@@ -23,7 +23,7 @@ __all__ = ["KernelSide", "LogSide", "read_log", "write_block", "write_header"]
 _FORMAT = "guestmem conform log 1"
 _FACTS: dict[str, Callable[[Any], Any]] = {
     field.name: type(getattr(Host(), field.name)) for field in dataclasses.fields(Host) if field.name != "version"
-}
+} | {"vm_attributes": lambda said: None if said is None else bool(said)}
 
 
 class KernelSide:

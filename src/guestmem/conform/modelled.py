@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from ..abi.checks import Host
+from ..abi.memory_attributes import FileIoctl, MemoryAttributes, MemoryAttributes2
 from ..abi.model import KvmModel, ModelSlot
 from ..abi.structures import (
     ClearDirtyLog,
@@ -15,7 +16,7 @@ from ..abi.structures import (
     MemoryRegion,
 )
 from ..abi.user_memory import BufferMemory
-from ..errors import MemslotError
+from ..errors import GuestMemfdError, MemslotError
 from ..memslots import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot, SlotKey
 from .calls import (
     ARENA,
@@ -64,7 +65,7 @@ class ModelledVm:
         self.why = ""
         try:
             answer: Answer | None = getattr(self, "_" + call.kind)(*call.args)
-        except MemslotError as error:
+        except (MemslotError, GuestMemfdError) as error:
             self.why = str(error)
             return Answer(-(error.errno or 0))
         return answer
@@ -155,6 +156,17 @@ class ModelledVm:
     def _guest_memfd(self, size: int, flags: int) -> Answer:
         self._files.append(self.vm.ioctl(MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack()))
         return Answer(0)
+
+    def _attributes(self, address: int, size: int, attributes: int, flags: int) -> Answer:
+        asked = MemoryAttributes(address, size, attributes, flags)
+        return self._ioctl(MemoryIoctl.SET_MEMORY_ATTRIBUTES, asked.pack())
+
+    def _file_attributes(self, file: int, *fields: int) -> Answer | None:
+        if file == _DEVICE:
+            return None  # its own requests and errnos
+        offset, size, bits, flags, reserved = fields
+        argument = MemoryAttributes2(offset, size, bits, flags, reserved=(reserved,) * 11).pack()
+        return Answer(self.vm.attributes.file_ioctl(self._file(file), FileIoctl.SET_MEMORY_ATTRIBUTES2, argument))
 
     def _mmu_pages(self, count: int) -> Answer:
         return self._ioctl(MemoryIoctl.SET_NR_MMU_PAGES, count)

@@ -27,20 +27,31 @@ class Case(NamedTuple):
 
 
 class Promise(NamedTuple):
-    """One promise, its source in Linux 6.18, and the cases that speak of it."""
+    """One promise, its source in Linux 6.18, and the cases that speak of it.
+
+    ``absent``: the cases of a kernel that was built without it.
+    """
 
     name: str
     says: str
     source: str
     cases: tuple[Case, ...]
+    absent: tuple[Case, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}: {self.says} ({self.source})"
 
     def checks(self, seen: Mapping[Seen, int]) -> int:
         """How many answers spoke of it; 0 if any of its cases was not met."""
-        met = [sum(count for each, count in seen.items() if case.is_in(each)) for case in self.cases]
-        return sum(met) if all(met) else 0
+        for cases in (self.cases, self.absent):
+            met = [sum(count for each, count in seen.items() if case.is_in(each)) for case in cases]
+            if met and all(met):
+                return sum(met)
+        return 0
+
+    def speaks(self, seen: Seen, *, by_words: bool = False) -> bool:
+        """Whether ``seen`` is one of its cases; ``by_words``: one that says why."""
+        return any(case.is_in(seen) for case in (*self.cases, *self.absent) if case.words or not by_words)
 
 
 _MAIN = "virt/kvm/kvm_main.c"
@@ -153,6 +164,23 @@ PROMISES = (
             Case("guest_memfd", _EINVAL, "size # is not"),
             Case("guest_memfd", _EINVAL, "flags # are not of"),
         ),
+    ),
+    Promise(
+        "guest-memfd-attributes",
+        "a guest_memfd has no attributes of its own: ENOTTY; nor has the VM's file, nor one that is not open (EBADF)",
+        "virt/kvm/guest_memfd.c: kvm_gmem_fops",
+        (Case("file_attributes", _ENOTTY), Case("file_attributes", _EBADF)),
+    ),
+    Promise(
+        "memory-attributes",
+        "flags, bits that the VM cannot have, a range that is empty, wraps or is unaligned: EINVAL; not built: ENOTTY",
+        f"{_MAIN}: kvm_vm_ioctl_set_mem_attributes()",
+        (
+            Case("attributes", 0),
+            *(Case("attributes", _EINVAL, words) for words in ("flags # are not", "attributes # are not of", "wraps")),
+            Case("attributes", _EINVAL, "are not page aligned"),
+        ),
+        absent=(Case("attributes", _ENOTTY),),
     ),
     Promise(
         "bad-pointer",
@@ -308,11 +336,11 @@ PROMISES = (
 
 def promise_of(seen: Seen) -> str:
     """Names of the promises that an answer speaks of, with what they say; "" if there are none."""
-    spoken = [each for each in PROMISES if any(case.words and case.is_in(seen) for case in each.cases)]
-    return "; ".join(map(str, spoken or [each for each in PROMISES if any(case.is_in(seen) for case in each.cases)]))
+    spoken = [each for each in PROMISES if each.speaks(seen, by_words=True)]
+    return "; ".join(map(str, spoken or [each for each in PROMISES if each.speaks(seen)]))
 
 
 def only_promise(kind: str, errno: int) -> str:
     """The promise that alone speaks of an errno of a kind of call; "" if there are several, or none."""
-    found = [each for each in PROMISES if any(case[:2] == (kind, errno) for case in each.cases)]
+    found = [each for each in PROMISES if any(case[:2] == (kind, errno) for case in (*each.cases, *each.absent))]
     return str(found[0]) if errno and len(found) == 1 else ""

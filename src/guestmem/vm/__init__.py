@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .exits import OtherExit as OtherExit
     from .exits import Shutdown as Shutdown
     from .exits import SystemEvent as SystemEvent
+    from .guest_memfd import file_ioctl as file_ioctl
     from .memory import Memory as Memory
     from .transaction import DirtyPage as DirtyPage
     from .transaction import Transaction as Transaction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,11 +16,12 @@ from ..abi.structures import CreateGuestMemfd, EnableCap, MemoryCap, MemoryIoctl
 from ..designs.registry import find
 from ..dirty.ring import DirtyEntry
 from ..engines import Engine
-from ..errors import BatchError, MemslotError
+from ..errors import GuestMemfdError, MemslotError
 from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
+from .entries import check_entries, check_meant
 from .guest_memfd import File
 from .memory import Memory
 from .protocol import Vcpu
@@ -38,8 +39,6 @@ __all__ = [
     "Brought",
     "ClosedBackend",
     "SoftBackend",
-    "check_entries",
-    "check_meant",
     "enable",
     "expect",
     "owning",
@@ -78,8 +77,13 @@ class Backend(Protocol):
     def bind_region(self, change: Change, piece: HostPiece) -> ChangeKind:
         """KVM_SET_USER_MEMORY_REGION2: create a slot with a guest_memfd; ``piece``: as above."""
 
-    def create_guest_memfd(self, size: int, flags: int | None, states: str, folio_size: int, joins: bool) -> File:
-        """KVM_CREATE_GUEST_MEMFD; flags None: all that there are."""
+    def create_guest_memfd(
+        self, size: int, flags: int | None, states: str | None, folio_size: int, joins: bool
+    ) -> File:
+        """KVM_CREATE_GUEST_MEMFD; flags None: all that there are; states None: those of the VM's kernel."""
+
+    def file_ioctl(self, file: File, request: int, argument: bytes | bytearray | int) -> int:
+        """An ioctl on one of its files."""
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
         """A slot by id."""
@@ -130,29 +134,39 @@ class SoftBackend:
         self.engine = SoftEngine(vcpus, cores=cores, address_spaces=host.address_spaces)
         self.memslots = self.engine.memslots
         self.owned = self.engine.owner = SlotMemory()
-        self.model = KvmModel(host, memslots=self.memslots, apply=self._apply, logs=self.engine.dirty)
+        self.model = KvmModel(
+            host, memslots=self.memslots, apply=self._apply, logs=self.engine.dirty, attributes=lambda: self.attributes
+        )
         self.section, self.alone = Section(), Alone()
         self.design = "atomic"
         self.why = "one instant for all changes; only vCPUs that touch them wait"
 
-    def create_guest_memfd(self, size: int, flags: int | None, states: str, folio_size: int, joins: bool) -> GuestMemfd:
+    def create_guest_memfd(
+        self, size: int, flags: int | None, states: str | None, folio_size: int, joins: bool
+    ) -> GuestMemfd:
         """Its descriptor is of the model; its memory is real."""
+        self.model.host.states_of(states)  # that, or none
         if flags is None:
-            flags = self.model.host.gmem_flags
+            flags = self.model.host.gmem_flags & ~(2 if self.model.host.private_memory else 0)
         fd = self.model.ioctl(MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack())
         try:
-            return self._open_file(fd, states, folio_size, joins)
+            return self._open_file(fd, folio_size, joins)
         except BaseException:
             del self.model.files[fd]
             raise
 
-    def _open_file(
-        self, fd: int, states: str = "attributes", folio_size: int = PAGE_SIZE, joins: bool = True
-    ) -> GuestMemfd:
+    def file_ioctl(self, file: File, request: int, argument: bytes | bytearray | int) -> int:
+        """Of the model, which asks the file."""
+        if file.closed or file.vm is not self:
+            raise GuestMemfdError(errno.EBADF, "ioctl: the file is closed, or another VM's")
+        return self.model.attributes.file_ioctl(file.fd, request, argument)
+
+    def _open_file(self, fd: int, folio_size: int = PAGE_SIZE, joins: bool = True) -> GuestMemfd:
         """Give the model's file ``fd`` memory, and let vCPUs have it."""
         from ..gmem import GuestMemfd
 
         held, host = self.model.files[fd], self.model.host
+        states = host.file_states
         assert isinstance(held, ModelFile)
         made = GuestMemfd(
             held.size,
@@ -167,16 +181,16 @@ class SoftBackend:
             private_vm=host.private_memory,
         )
         self.engine.files.add(made, held.number)
-        made.fd = fd
+        made.fd, held.content = fd, made
         made.closes.append(lambda: self.model.files.pop(fd, None))
         return made
 
     @functools.cached_property
     def attributes(self) -> VmMemoryAttributes:
-        """The VM's memory attributes: PRIVATE where its type has private memory."""
+        """The VM's memory attributes: PRIVATE where its type has private memory, and files have none of their own."""
         from ..gmem import VmMemoryAttributes
 
-        return VmMemoryAttributes(8 if self.model.host.private_memory else 0, self.engine.files.vm_invalidation)
+        return VmMemoryAttributes(self.model.host.vm_attribute_bits, self.engine.files.vm_invalidation)
 
     def bind_region(self, change: Change, piece: HostPiece) -> ChangeKind:
         """Through the model."""
@@ -380,36 +394,6 @@ class ClosedBackend:
         if name.startswith("__"):  # inspect and doctest look for such
             raise AttributeError(name)
         raise MemslotError(errno.EBADF, "vm: it is closed")
-
-
-def check_entries(check: Callable[[Change], object], changes: Sequence[Change]) -> None:
-    """Check each change of a batch by itself; BatchError names the first that is refused."""
-    for entry, change in enumerate(changes):
-        try:
-            check(change)
-        except MemslotError as error:
-            raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=entry) from None
-
-
-def check_meant(backend: Backend, changes: Sequence[Change], meant: Sequence[Slot | None]) -> None:
-    """BatchError for a change that was meant for a slot that is there, and it is not, or is another by now.
-
-    A region says nothing of it: what was meant to move a slot that has gone would create one, on memory that went with
-    it; what was meant to create one would move another; and what says "the same flags elsewhere" would take back what
-    another thread has set meanwhile.
-    """
-    now: dict[SlotKey, Slot | None] = {}
-    for entry, (change, old) in enumerate(zip(changes, meant, strict=False)):
-        there = now[change.key] if change.key in now else backend.slot(change.slot, change.as_id)
-        if there is not None and old is None:
-            raise BatchError(errno.EEXIST, f"slot {change.slot}: it exists by now", entry=entry)
-        if old is not None and there is None:
-            raise BatchError(errno.ENOENT, f"slot {change.slot}: it does not exist any more", entry=entry)
-        if old != there:
-            raise BatchError(
-                errno.EAGAIN, f"slot {change.slot}: it was changed meanwhile: {old!r}, {there!r}", entry=entry
-            )
-        now[change.key] = None if change.deletes else change.as_slot()
 
 
 def enable(backend: Backend, cap: MemoryCap, argument: int) -> None:

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..abi.arguments import whole
+from ..engines.kvm.ioctls import raw_ioctl
 from ..errors import GuestMemfdError, MemslotError, UsageError
 from ..units import PAGE_SIZE
 from .slot_memory import HostPiece
@@ -19,7 +20,7 @@ from .slot_memory import HostPiece
 if TYPE_CHECKING:
     from .kvm_backend import KvmBackend
 
-__all__ = ["Carried", "File", "FilePiece", "KernelGuestMemfd", "file_of", "host_of"]
+__all__ = ["Carried", "File", "FilePiece", "KernelGuestMemfd", "file_ioctl", "file_of", "host_of"]
 
 GUEST_MEMFD_FLAG_MMAP = 1
 _libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +67,17 @@ class KernelGuestMemfd:
         if number:
             raise GuestMemfdError(number, f"guest_memfd: fallocate: {os.strerror(number)}")
 
+    def ioctl(self, request: int, argument: bytes | bytearray | int) -> int:
+        """An ioctl on it; a bytearray gets what the kernel writes back. GuestMemfdError has the kernel's errno."""
+        if not isinstance(argument, int) and len(argument) != request >> 16 & 0x3FFF:
+            raise GuestMemfdError(errno.EFAULT, f"ioctl {request:#x}: {len(argument)} bytes")
+        buffer = (ctypes.c_char * len(argument)).from_buffer(argument) if isinstance(argument, bytearray) else None
+        with self._calls:
+            result = raw_ioctl(self.fd, request, argument if buffer is None else ctypes.addressof(buffer))  # type: ignore[arg-type]
+        if result < 0:
+            raise GuestMemfdError(-result, f"guest_memfd: ioctl {request:#x}: {os.strerror(-result)}")
+        return result
+
     def punch(self, offset: int, length: int) -> None:
         """A hole: memory goes back; read again, it is zero."""
         self.fallocate(3, offset, length)
@@ -99,6 +111,23 @@ class FilePiece(HostPiece):
     def __del__(self) -> None:
         if hasattr(self, "mapping"):
             self.mapping.close()
+
+
+def file_ioctl(file: Any, request: int, argument: bytes | bytearray | int) -> int:
+    """An ioctl on a guest_memfd of a ``Vm``: ``abi.memory_attributes`` has requests and structures.
+
+    A bytearray gets what is written back (``error_offset``). GuestMemfdError with the kernel's errno.
+
+    >>> from guestmem.abi.memory_attributes import FileIoctl, MemoryAttributes2
+    >>> from guestmem.vm import Vm
+    >>> with Vm(private_memory=True, version="7.4") as vm:
+    ...     file = vm.create_guest_memfd(0x4000)
+    ...     file_ioctl(file, FileIoctl.SET_MEMORY_ATTRIBUTES2, MemoryAttributes2(0, 0x1000, 0).pack()), file.state(0)
+    (0, 'shared')
+    """
+    if not isinstance(getattr(file, "number", None), int) or not hasattr(file, "fd") or not file.number:
+        raise UsageError(f"file: {file!r:.60} is no guest_memfd of a VM; Vm.create_guest_memfd makes one")
+    return file.vm.file_ioctl(file, request, argument)  # type: ignore[no-any-return] # a backend's
 
 
 def file_of(name: str, given: Any, offset: Any, vm: object) -> tuple[int, int]:

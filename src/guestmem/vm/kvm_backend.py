@@ -21,13 +21,14 @@ from ..designs.registry import find
 from ..designs.sequential import apply_with
 from ..dirty.bitmap import as_array
 from ..dirty.ring import DirtyEntry
-from ..errors import CapabilityError, MemslotError, UnsafeError, UsageError
+from ..errors import CapabilityError, GuestMemfdError, MemslotError, UnsafeError, UsageError
 from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .backends import REGION_REQUESTS, Alone, Brought, check_entries, check_meant, expect, owning
-from .guest_memfd import KernelGuestMemfd
+from .backends import REGION_REQUESTS, Alone, Brought, expect, owning
+from .entries import check_entries, check_meant
+from .guest_memfd import File, KernelGuestMemfd
 from .kernel_words import check_argument, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
 from .slot_memory import HostPiece, SlotMemory
@@ -116,10 +117,10 @@ class KvmBackend:
         return kind
 
     def create_guest_memfd(
-        self, size: int, flags: int | None, states: str, folio_size: int, joins: bool
+        self, size: int, flags: int | None, states: str | None, folio_size: int, joins: bool
     ) -> KernelGuestMemfd:
         """The kernel's; states are as this kernel has them."""
-        if states != "attributes" or folio_size != PAGE_SIZE or not joins:
+        if states is not None or folio_size != PAGE_SIZE or not joins:
             raise UsageError("guest_memfd: states, folio_size and joins are for engine soft; this one is the kernel's")
         if flags is None:
             flags = max(0, self._raw(MemoryIoctl.CHECK_EXTENSION, MemoryCap.GUEST_MEMFD_FLAGS))
@@ -128,6 +129,12 @@ class KvmBackend:
         except CapabilityError as error:
             raise MemslotError(errno.ENOTTY, str(error)) from None
         return KernelGuestMemfd(self, fd, size, flags)
+
+    def file_ioctl(self, file: File, request: int, argument: bytes | bytearray | int) -> int:
+        """To the kernel."""
+        if file.closed or file.vm is not self or not isinstance(file, KernelGuestMemfd):
+            raise GuestMemfdError(errno.EBADF, "ioctl: the file is closed, or another VM's")
+        return file.ioctl(request, argument)
 
     def bind_region(self, change: Change, piece: HostPiece) -> ChangeKind:
         """KVM_SET_USER_MEMORY_REGION2."""

@@ -146,6 +146,8 @@ class SoftVcpu:
         gfn = gpa // PAGE_SIZE
         slot = self._slot = self._model.memslots.find(gfn, int(self.smm))
         try:
+            if not private and self._model.attributes.is_private(gfn):
+                return MemoryFault(0, gfn * PAGE_SIZE, PAGE_SIZE)  # whatever slot is there, or none
             if slot is not None and slot.guest_memfd:
                 file = self._files.get(slot.guest_memfd)
                 assert file is not None, "a slot names a file that the VM has"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, ov
 
 from ..abi.arguments import U16_MAX, U32_MAX, shown, whole
 from ..abi.checks import Host
+from ..abi.memory_attributes import MemoryAttributes
 from ..abi.structures import MAX_VCPU_IDS, MemoryCap, MemoryIoctl
 from ..abi.versions import KernelVersion, version_of
-from ..errors import CapabilityError, MemslotError, UsageError
+from ..errors import GuestMemfdError, MemslotError, UsageError
 from ..interrupts import held
 from ..units import PAGE_SIZE
 from .arguments import argument_of, count_of, flags_of, request_of, ring_bytes_of
@@ -242,20 +243,22 @@ class Vm(Logs, Generic[_E_co, _M_co]):
         size: int,
         flags: int | None = None,
         *,
-        states: str = "attributes",
+        states: str | None = None,
         folio_size: int = PAGE_SIZE,
         joins: bool = True,
     ) -> File:
         """KVM_CREATE_GUEST_MEMFD: a file of ``size`` bytes for slots of this VM (``Memory.create(guest_memfd=…)``).
 
-        ``flags``: MMAP 1, INIT_SHARED 2; all that this VM's kernel knows unless given. On the software engine a
-        ``gmem.GuestMemfd`` (docs/gmem.md), whose generation ``states`` names; on the kernel its ``fd``, with ``mmap``,
-        ``fallocate`` and ``punch``. It is closed with the VM. MemslotError: EINVAL for size and flags, ENOTTY where
-        there are none, ENOMEM.
+        ``flags``: MMAP 1, INIT_SHARED 2; unless given, all that this VM's kernel knows (where the VM has private
+        memory without INIT_SHARED: all of it is private at first). On the software engine a
+        ``gmem.GuestMemfd`` (docs/gmem.md), whose ``states`` are those of ``version``: UsageError for others; on the
+        kernel its ``fd``, with ``mmap``, ``fallocate`` and ``punch``. It is closed with the VM. MemslotError: EINVAL
+        for size and flags, ENOTTY where there are none, ENOMEM.
 
         >>> from guestmem.vm import Read, Write
         >>> with Vm(private_memory=True) as vm:
         ...     file = vm.create_guest_memfd(0x4000)
+        ...     vm.set_memory_attributes(0x100000, 0x4000, 8)
         ...     _ = vm.memory.create(0, gpa=0x100000, size=0x4000, guest_memfd=file)
         ...     vm.vcpus[0].load([Write(0x100000, b"ours", private=True), Read(0x100000, 4)])
         ...     vm.vcpus[0].run()
@@ -266,12 +269,14 @@ class Vm(Logs, Generic[_E_co, _M_co]):
     def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES: the VM's, for files whose states are ``vm-attributes``; PRIVATE is 8.
 
-        GuestMemfdError: EINVAL where the VM has no private memory, and for ranges. CapabilityError on the kernel.
+        GuestMemfdError: ENOTTY where files have attributes; EINVAL where the VM has no private memory, and for ranges.
         """
         self._open()
-        if not isinstance(self._backend, SoftBackend):
-            raise CapabilityError("engine kvm: set_memory_attributes: by ioctl, where the kernel has it")
-        self._backend.attributes.set(whole("gpa", gpa), whole("size", size), whole("attributes", attributes))
+        asked = MemoryAttributes(whole("gpa", gpa), whole("size", size), whole("attributes", attributes))
+        try:
+            self.ioctl(MemoryIoctl.SET_MEMORY_ATTRIBUTES, asked.pack())
+        except MemslotError as error:
+            raise GuestMemfdError(error.errno or errno.EINVAL, str(error).partition(": ")[2]) from None
 
     def check_extension(self, cap: int) -> int:
         """KVM_CHECK_EXTENSION on the VM: 0 for what there is not."""

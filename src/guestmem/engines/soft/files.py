@@ -252,11 +252,17 @@ class Files:
 
     @contextmanager
     def vm_invalidation(self, start: int, end: int) -> Iterator[None]:
-        """Attributes of the VM's frames [start, end) change: with the locks of the files that may be there."""
-        files = [file for file in self.by_number.values() if file.attributes is not None and not file.closed]
+        """Attributes of the VM's frames [start, end) change: with the lock of every file under which a fault may look.
+
+        A slot of a closed file is looked at under that file's lock, too. Several files may be on one inode, and an
+        inode in several VMs: each is locked once, in one order for all VMs. Under ``slots_lock``, so that no slot with
+        another file comes meanwhile.
+        """
+        files = [file for file in self.by_number.values() if file.attributes is not None]
+        inodes = {id(file.inode): file.inode for file in files}
         with ExitStack() as locked:
-            for file in files:
-                locked.enter_context(file.inode.changing())
+            for each in sorted(inodes):
+                locked.enter_context(inodes[each].changing())
             for as_id in range(self.memslots.address_spaces):
                 with self._invalidation(Slot(as_id, 0, 0, 1, 0), start, end, "both"):
                     pass
