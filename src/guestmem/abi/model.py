@@ -39,7 +39,7 @@ from .memory_attributes import MemoryAttributesState
 from .structures import MemoryIoctl, MemoryRegion, region_of
 from .take_over import DirtyPage, take_over
 from .user_memory import ProcessMemory, UserMemory
-from .userfault import KVM_MEM_USERFAULT, bitmap_of
+from .userfault import KVM_MEM_USERFAULT, Userfaults, bitmap_of
 
 if TYPE_CHECKING:
     from ..gmem.vm_attributes import VmMemoryAttributes
@@ -118,16 +118,14 @@ class KvmModel:
         self.files: dict[int, object] = {}
         """What file descriptors of a caller are; a GuestMemfd, or anything else, which is none."""
         self.user: UserMemory = ProcessMemory() if user is None else user
-        self.userfaults: dict[SlotKey, int] = {}
-        """Slots with KVM_MEM_USERFAULT, and the address of the bitmap of each."""
+        self.userfaults = Userfaults()
         self.dead = False
         """The VM is marked dead (``kvm_vm_dead``): every ioctl on it fails with EIO."""
         self.dirty = DirtyState(self, logs)
         self.attributes = MemoryAttributesState(self, attributes)
         self._apply = self.memslots.apply if apply is None else apply
         self._process = _process
-        self.lock = threading.RLock()
-        """KVM's ``slots_lock``, as far as this model needs one."""
+        self.lock = threading.RLock()  # KVM's ``slots_lock``, as far as this model needs one
         self._handlers: dict[int, Callable[[bytes], int]] = {
             MemoryIoctl.SET_USER_MEMORY_REGION: self._region1,
             MemoryIoctl.SET_USER_MEMORY_REGION2: self._region2,
@@ -186,31 +184,35 @@ class KvmModel:
 
     def _region1(self, argument: bytes) -> int:
         word, flags, gpa, size, hva = _REGION.unpack(argument)
-        self._set_region(word, flags, gpa, size, hva, 0, 0, False, False)
-        if self.userfaults:
-            self.userfaults.pop(SlotKey.of(word), None)
-        return 0
+        kind = self._set_region(word, flags, gpa, size, hva, 0, 0, False, False)
+        return self._without_userfault(SlotKey.of(word), kind) if self.userfaults else 0
 
     def _region2(self, argument: bytes) -> int:
         region = MemoryRegion.unpack(argument)
         if region.flags & KVM_MEM_USERFAULT and self.host.version.userfault:
-            self._with_userfault(region, bitmap_of(region, argument, self.host))
-            return 0
-        self._set_region(*region, True, False)
-        if self.userfaults:
-            self.userfaults.pop(region.key, None)
+            return self._with_userfault(region, bitmap_of(region, argument, self.host))
+        kind = self._set_region(*region, True, False)
+        return self._without_userfault(region.key, kind) if self.userfaults else 0
+
+    def _without_userfault(self, key: SlotKey, kind: ChangeKind) -> int:
+        self.userfaults.drop(key)
+        if kind in {_DELETE, _MOVE}:
+            self.userfaults.zapped()
         return 0
 
-    def _with_userfault(self, region: MemoryRegion, bitmap: int) -> None:
-        """A slot with KVM_MEM_USERFAULT. The sets do not know the flag, so switching it alone makes no swap here."""
+    def _with_userfault(self, region: MemoryRegion, bitmap: int) -> int:
+        """The sets do not know the flag, so switching it alone makes no swap here."""
         key = region.key
         kind = self._set_region(*region._replace(flags=region.flags & ~KVM_MEM_USERFAULT), True, False)
         if kind is _DELETE:
-            self.userfaults.pop(key, None)
-        elif kind is not _NOTHING or key not in self.userfaults:
-            if key not in self.userfaults:
-                self.dirty.slot_zapped(key)
-            self.userfaults[key] = bitmap
+            return self._without_userfault(key, kind)
+        if kind is _MOVE:
+            self.userfaults.zapped()
+        if key not in self.userfaults:
+            self.dirty.slot_zapped(key)
+        if kind is not _NOTHING or key not in self.userfaults:
+            self.userfaults.put(key, bitmap)
+        return 0
 
     def _set_nr_mmu_pages(self, count: int) -> int:
         self.accounting.set_mmu_pages(count)
@@ -229,7 +231,9 @@ class KvmModel:
     def set_region(self, region: MemoryRegion, *, v2: bool, internal: bool = False) -> ChangeKind:
         """Steps 3 to 22 of either region ioctl; returns what it came to. O(log n) and grace periods."""
         with self.lock:
-            return self._set_region(*region, v2, internal)
+            kind = self._set_region(*region, v2, internal)
+            self._without_userfault(region.key, kind)
+            return kind
 
     def _set_region(
         self, word: int, flags: int, gpa: int, size: int, hva: int, offset: int, file: int, v2: bool, internal: bool
@@ -369,7 +373,11 @@ class KvmModel:
         ended are returned. O(pages of these slots).
         """
         with self.lock:
-            return take_over(self, sorted(set(keys)))
+            changed = sorted(set(keys))
+            for key in changed:
+                self.userfaults.drop(key)
+            self.userfaults.zapped()
+            return take_over(self, changed)
 
     def check(self) -> None:
         """Raise InvariantError unless slots, sets, accounting and bitmaps agree. O(n)."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import content_of, whole
 from ..abi.model import KvmModel
+from ..abi.userfault import userfault_access
 from ..errors import CapabilityError, GuestMemfdError, MemoryFaultError, MemslotError, UsageError
 from ..interrupts import held
 from ..memslots import Slot
@@ -80,8 +81,9 @@ class SoftVcpu:
         """Go on until an exit: ``Mmio`` (fragments of at most 8 bytes within a page), ``InternalError``, …, ``Hlt``.
 
         ``MemoryFault``, with which KVM_RUN fails: an access of the other kind than a guest_memfd's page, a private one
-        where there is none, a file that is closed, a page that is poisoned. MemslotError (EFAULT) where a slot's host
-        memory is not mapped, as KVM_RUN fails. After either, the next run tries again.
+        where there is none, a file that is closed, a page that is poisoned, one that is missing by its slot's userfault
+        bitmap (flag 16). MemslotError (EFAULT) where a slot's host memory, or that bitmap, is not mapped, as KVM_RUN
+        fails. After either, the next run tries again.
         """
         self._memory.memslots  # noqa: B018 - EBADF if the VM is closed
         me = threading.get_ident()
@@ -146,6 +148,8 @@ class SoftVcpu:
         gfn = gpa // PAGE_SIZE
         slot = self._slot = self._model.memslots.find(gfn, int(self.smm))
         try:
+            if self._model.userfaults and (came := userfault_access(self._model, gpa, int(self.smm))) is not None:
+                return MemoryFault(came.flags | 8 * private, came.gpa, came.size)
             if not private and self._model.attributes.is_private(gfn):
                 return MemoryFault(0, gfn * PAGE_SIZE, PAGE_SIZE)  # whatever slot is there, or none
             if slot is not None and slot.guest_memfd:
