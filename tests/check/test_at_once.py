@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import random
 
     from guestmem.check.at_once import Asked
-    from guestmem.check.verdict import Judgement
+    from guestmem.check.judgement import Judgement
 
 AtOnce = pytest.importorskip("guestmem.check.at_once").AtOnce
 ROOT = Path(__file__).parents[2]
@@ -167,5 +167,15 @@ def test_of_anything(rng: random.Random, told: Counter[str]) -> None:
             if judgement is not None:
                 assert judgement == judge(changes, indices, returned, run_state, resolution)
     assert told.total() - told["left"] > 1000
-    kinds = {"in-guest", "guest-exit", "outside", "kvm-run", "run-no-irqchip", "served", "begin-unknown", "edge"}
+    kinds = {
+        "in-guest",
+        "guest-exit",
+        "outside",
+        "kvm-run",
+        "run-no-irqchip",
+        "served",
+        "begin-unknown",
+        "edge",
+        "died",
+    }
     assert {name for name, count in told.items() if count > 10} >= kinds

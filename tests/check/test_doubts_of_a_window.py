@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from guestmem.check import verdict
+from guestmem.check import judgement, verdict
 from guestmem.traces import Irqchip
 from guestmem.traces.recorder import RunStateRecorder
 
@@ -68,7 +68,7 @@ def test_the_same_doubt(rng: random.Random) -> None:
             for each in state.inside(vcpu, low, high)
             if each.end > low and each.start < high
         ]
-        assert rule == min(doubts, key=verdict.RANKS.__getitem__, default=""), (window, state.stretches(vcpu))
+        assert rule == min(doubts, key=judgement.RANKS.__getitem__, default=""), (window, state.stretches(vcpu))
         looked += 1
         seen.add(rule)
     assert looked > 300
@@ -119,6 +119,6 @@ def test_two_returns_at_one_stamp_of_which_one_has_no_beginning() -> None:
     assert state is not None
     assert {each.began is None for each in state.last_returns(state.vcpus[0], 0.0, 5.0)} == {True, False}
     changes: Any = SimpleNamespace(ended=[1.5], began=[1.4], line=[7])
-    worst = verdict.Worst()
+    worst = judgement.Worst()
     verdict._deaths(changes, [0], verdict.Window(1.4, 1.5, 4.0, 4.1, 0.0, None), state, worst)
     assert worst.rule == "died"

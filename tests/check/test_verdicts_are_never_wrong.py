@@ -15,7 +15,7 @@ import pytest
 
 import renderings
 import verdict_campaign
-from guestmem.check import verdict
+from guestmem.check import judgement, verdict
 from guestmem.traces import RunState, Where, whereabouts
 from true_histories import simulate
 
@@ -108,11 +108,11 @@ def test_a_wrong_rule_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> 
     if wrong == "KVM_RUN is the guest":
         proves = verdict._open
 
-        def anyhow(window: verdict.Window, vcpu: Vcpu, run_state: RunState) -> verdict.Finding | None:
+        def anyhow(window: verdict.Window, vcpu: Vcpu, run_state: RunState) -> judgement.Finding | None:
             low, high = window.core_start, window.core_end
             pieces = run_state.stretches(vcpu, low, high) if window.has_core else ()
             if any(each.where is Where.RUN and each.start <= low and high <= each.end for each in pieces):
-                return verdict.Finding("in-guest", vcpu, "in KVM_RUN")
+                return judgement.Finding("in-guest", vcpu, "in KVM_RUN")
             return proves(window, vcpu, run_state)
 
         monkeypatch.setattr(verdict, "_open", anyhow)

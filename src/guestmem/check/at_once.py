@@ -2,21 +2,23 @@
 
 Instead of each hole, the columns of a trace are asked: of every vCPU, where it was in all the windows. What is rare is
 left to ``judge``: a hole of several windows, one of which a moment is not known, a vCPU that was not recorded
-throughout, lost events, a return to user space that may show that guest code ran, a death.
+throughout, lost events, a return to user space that may show that guest code ran, a death with an exit that tells.
 ``tests/check/test_at_once.py`` holds both against each other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..traces.columns import NO_THREAD
+from .judgement import TEXTS, Judgement, Worst, closed, death, guest_exit, in_guest, opened
 from .rules import RULES
 from .vcpu_columns import GUEST_EXIT, IN_GUEST, OUTSIDE, VcpuColumns, Windows
-from .verdict import TEXTS, Judgement, Worst, closed, guest_exit, in_guest, opened, pairs_of
+from .verdict import pairs_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,10 +62,15 @@ class AtOnce:
         proofs = np.stack([each.proofs for each in answers], 1)
         ranks = np.stack([each.ranks for each in answers], 1)
         exits = np.stack([each.exits for each in answers], 1)
+        deaths = np.stack([each.deaths for each in answers], 1)
         is_open: npt.NDArray[np.bool_] = np.any(proofs, 1)
+        is_death: npt.NDArray[np.bool_] = np.any(deaths < np.inf, 1) & ~is_open
         for each in answers:
-            plain &= each.is_open_known & (is_open | each.is_doubt_known)
-        for row in np.flatnonzero(plain).tolist():
+            plain &= each.is_open_known & (is_open | (each.is_death_known & (is_death | each.is_doubt_known)))
+        for row in np.flatnonzero(plain & is_death).tolist():
+            removed = {one[2] for one in asked[places[row]][1]}
+            found[places[row]] = self._death(removed, deaths[row].tolist())
+        for row in np.flatnonzero(plain & ~is_death).tolist():
             key = bool(is_open[row]), (proofs if is_open[row] else ranks)[row].tobytes()
             judgement = self._same.get(key)
             if judgement is None:
@@ -101,6 +108,14 @@ class AtOnce:
                 if proof
             }
         )
+
+    def _death(self, removed: set[int], deaths: Sequence[float]) -> Judgement:
+        """What it makes of a hole that vCPUs left KVM_RUN in it, and did not come back."""
+        worst = Worst()
+        for vcpu, time in zip(self._vcpus, deaths, strict=True):
+            if time < math.inf:
+                worst.take("died", death(self._changes, removed, time), vcpu)
+        return worst.judgement()
 
     def _not_open(self, ranks: bytes) -> Judgement:
         """What the doubts of each vCPU make of a hole, if there are any."""

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from ..units import PAGE_SHIFT
+from .judgement import Judgement
 from .missing import walk
 from .primitives import AtomicSet, atomic_sets
 from .rules import RULES, Verdict
 from .spans import merged
-from .verdict import Judgement
 
 if TYPE_CHECKING:
     from ..traces.columns import Transactions

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from ..traces.timeline import Timeline
     from .at_once import Asked, AtOnce
+    from .judgement import Judgement
     from .missing import Piece
-    from .verdict import Judgement
 
 __all__ = ["SCHEMA", "Report", "check"]
 

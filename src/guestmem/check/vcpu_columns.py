@@ -29,6 +29,7 @@ from ..traces.event_words import (
 )
 from ..traces.evidence import Irqchip, Where
 from ..traces.whereabouts import CODE, NOWHERE, PLACES
+from .judgement import RANKS
 from .rules import RULES
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
 IN_GUEST, GUEST_EXIT = 1, 2
 """What shows that a hole was open: see the rules of these names."""
-RANKS = {name: rank for rank, name in enumerate(RULES)}
 OUTSIDE = len(RULES)
 """No doubt at all: the vCPU was in user space."""
 (GUEST,), (RUN,), (KVM,), (UNKNOWN,), (USER,) = (
@@ -71,7 +71,8 @@ class Answer(NamedTuple):
     """What is known of one vCPU in each window.
 
     ``proofs``: IN_GUEST, GUEST_EXIT (with the time in ``exits``) or 0, as far as ``is_open_known``; ``ranks``: the
-    place of the rule that says why it is not known to have been outside, or OUTSIDE, as far as ``is_doubt_known``.
+    place of the rule that says why it is not known to have been outside, or OUTSIDE, as far as ``is_doubt_known``;
+    ``deaths``: when it left KVM_RUN and did not come back, or infinity, as far as ``is_death_known``.
     """
 
     is_open_known: Bools
@@ -79,6 +80,8 @@ class Answer(NamedTuple):
     exits: Floats
     is_doubt_known: Bools
     ranks: Codes
+    is_death_known: Bools
+    deaths: Floats
 
 
 class VcpuColumns:
@@ -118,9 +121,7 @@ class VcpuColumns:
 
     def answer(self, windows: Windows) -> Answer:
         """What is known of the vCPU in each window."""
-        is_open_known, proofs, exits = self._open(windows)
-        is_doubt_known, ranks = self._doubts(windows)
-        return Answer(is_open_known, proofs, exits, is_doubt_known & self._cannot_die(windows), ranks)
+        return Answer(*self._open(windows), *self._doubts(windows), *self._deaths(windows))
 
     def _at(self, moments: Floats) -> Ints:
         """How many events are before each."""
@@ -190,26 +191,29 @@ class VcpuColumns:
         ranks[is_outside] = OUTSIDE
         return is_known, ranks
 
-    def _cannot_die(self, windows: Windows) -> Bools:
-        """Where the vCPU certainly did not die of the hole: ``Track.may_die``, which is asked where this says False."""
-        times, words = self._times, self._words
+    def _deaths(self, windows: Windows) -> tuple[Bools, Floats]:
+        """``verdict._deaths``, where no return was fatal: when it came back to user space for no reason, and stayed."""
         until = np.minimum(windows.core_end, self._last)
         low = self._by(windows.start)
         high = np.maximum(low, self._at(until))
-        maybe = self._fatal[low] < self._fatal[high]
         at = self._last_return[high]
-        for _ in range(2):
-            there = at >= low
-            after = np.minimum(at + 1, len(times) - 1)
-            leaves = (at + 1 < high) & (times[at] < times[after]) & (times[after] < until)
-            leaves &= np.isin(words[after] & KIND, (ENTRY, RUN_BEGIN))
-            stays = there & ~leaves
-            without_reason = words[at] & (FATAL | NUMBER_MASK << NUMBER_SHIFT) == 0
-            maybe |= stays & without_reason
-            at = np.where(stays, self._last_return[at], -1)
-        maybe |= at >= low
+        last, stays = at, (at >= low) & ~self._leaves(at, high, until)
+        before = self._last_return[np.maximum(last, 0)]
+        no_more = (before < low) | self._leaves(before, high, until)
+        without_reason = self._words[last] & (FATAL | NUMBER_MASK << NUMBER_SHIFT) == 0
+        is_outside = self._inside[np.minimum(last, high)] == self._inside[np.minimum(high, len(self._times) - 1)]
+        is_dead = stays & without_reason & is_outside
+        is_known = ~stays | (without_reason & ~is_outside & (high < len(self._times)))
+        is_known |= no_more & (~without_reason | (high < len(self._times)))
+        is_known &= self._fatal[low] == self._fatal[high]
         own: Bools = (windows.thread == self._thread) & (windows.thread != 0)
-        return ~maybe | own
+        return is_known | own, np.where(is_dead & ~own, self._times[last], np.inf)
+
+    def _leaves(self, at: Ints, high: Ints, until: Floats) -> Bools:
+        """``Track._leaves``, if what follows is before ``high``."""
+        after = np.minimum(at + 1, len(self._times) - 1)
+        found: Bools = (at + 1 < high) & (self._times[at] < self._times[after]) & (self._times[after] < until)
+        return found & np.isin(self._words[after] & KIND, (ENTRY, RUN_BEGIN))
 
 
 def _counted(mask: Bools) -> Ints:

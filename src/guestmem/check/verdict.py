@@ -15,31 +15,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..traces.columns import CREATE, DELETE, KIND, NO_THREAD
 from ..traces.evidence import Irqchip, Where
 from ..traces.whereabouts import CODE, NO_TIME
+from .judgement import DIED, TEXTS, Finding, Judgement, Worst, closed, death, guest_exit, in_guest, opened
 from .rules import RULES, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from ..traces.columns import Changes
     from ..traces.timeline import RunState, Vcpu
     from ..traces.whereabouts import Track
     from .missing import Returned
-    from .rules import Rule
 
-__all__ = [
-    "TEXTS",
-    "Finding",
-    "Judgement",
-    "Window",
-    "Worst",
-    "closed",
-    "guest_exit",
-    "in_guest",
-    "judge",
-    "opened",
-    "pairs_of",
-    "window_of",
-]
+__all__ = ["Window", "judge", "pairs_of", "window_of"]
 
 SERVED_WITHIN = 20e-6
 """Seconds. What is taken for granted of KVM_RUN, whose entries and exits nobody recorded: KVM serves an exit, or comes
@@ -67,71 +54,13 @@ class Window(NamedTuple):
         return self.core_start <= self.core_end
 
 
-class Judgement(NamedTuple):
-    """A verdict, the rule it rests on, the vCPUs that the rule is about, and the same in words."""
-
-    verdict: Verdict
-    rule: Rule
-    vcpus: tuple[Vcpu, ...]
-    reason: str
-
-
-class Finding(NamedTuple):
-    """What proves that guest code ran on a vCPU."""
-
-    rule: str
-    vcpu: Vcpu
-    text: str
-
-
 _Doubt = tuple[str, str]
 """A rule's name, and what it says here."""
-TEXTS = {
-    "run-no-irqchip": "{} in KVM_RUN throughout, with no irqchip in the kernel: likely in the guest",
-    "kvm-run": "{} in KVM_RUN, which is not the guest",
-    "served": "{} left the guest, and KVM may have looked at memory for it",
-    "begin-unknown": "{} was inside before the delete had returned",
-    "edge": "{} came or went too close to the edge to tell",
-}
-"""What is said of a vCPU by each rule about a place that is known."""
 GUEST = CODE[Where.GUEST]
 (IN_GUEST,) = GUEST
 RUN, KVM, UNKNOWN = CODE[Where.RUN], CODE[Where.KVM], CODE[Where.UNKNOWN]
 OUTSIDE, IN_RUN = CODE[Where.USER] + NO_TIME, RUN + NO_TIME
 NO_BEGIN, NO_END = "when the delete began is not known", "when the create had returned is not known"
-
-
-RANKS = {name: rank for rank, name in enumerate(RULES)}
-"""The place of each rule in the table: the more telling first."""
-DIED = RANKS["died"]
-
-
-class Worst:
-    """The most telling doubt so far, in words, the first of its rule, and the vCPUs of which it is said."""
-
-    __slots__ = ("about", "rank", "rule", "text")
-
-    def __init__(self) -> None:
-        self.rule = self.text = ""
-        self.rank = len(RANKS)
-        self.about: dict[Vcpu, None] = {}
-
-    def take(self, rule: str, text: str, vcpu: Vcpu | None = None) -> None:
-        """One more doubt; ``{}`` in the text stands for the vCPU."""
-        rank = RANKS[rule]
-        if rank > self.rank:
-            return
-        if rank < self.rank:
-            self.rule, self.rank = rule, rank
-            self.text = text.replace("{}", str(vcpu))
-            self.about.clear()
-        if vcpu is not None:
-            self.about[vcpu] = None
-
-    def judgement(self) -> Judgement:
-        """The verdict where there are doubts."""
-        rule = RULES[self.rule]
-        return Judgement(Verdict.UNKNOWN, rule, tuple(self.about), f"{self.text}; {rule.record}")
 
 
 def window_of(changes: Changes, indices: Sequence[int], removed: int, restored: int, off: float) -> Window:
@@ -223,29 +152,6 @@ def judge(
     if worst.rule:
         return worst.judgement()
     return closed(vcpus) if vcpus else _unknown("no-run-state", "no vCPU is known")
-
-
-def opened(proofs: Mapping[Vcpu, Finding]) -> Judgement:
-    """The verdict where guest code ran on these vCPUs."""
-    found = min(proofs.values(), key=lambda each: RANKS[each.rule])
-    about = tuple(sorted(proofs, key=lambda vcpu: (vcpu.thread, vcpu.index or 0)))
-    return Judgement(Verdict.OPEN, RULES[found.rule], about, "; ".join(each.text for each in proofs.values()))
-
-
-def closed(vcpus: tuple[Vcpu, ...]) -> Judgement:
-    """The verdict where all were outside."""
-    about = ", ".join(map(str, vcpus))
-    return Judgement(Verdict.CLOSED, RULES["outside"], vcpus, f"{about} outside KVM from before to after")
-
-
-def in_guest(vcpu: Vcpu) -> Finding:
-    """It was in the guest while the memory was missing."""
-    return Finding("in-guest", vcpu, f"{vcpu} in the guest")
-
-
-def guest_exit(vcpu: Vcpu, time: float) -> Finding:
-    """It left the guest at ``time``, while the memory was missing, as only guest code makes it."""
-    return Finding("guest-exit", vcpu, f"{vcpu} left the guest inside the hole, at {time:.6f}")
 
 
 def _unknown(rule: str, text: str) -> Judgement:
@@ -410,12 +316,6 @@ def _deaths(changes: Changes, removed: Iterable[int], window: Window, run_state:
         for each in sorted(found, key=itemgetter(slice(4))):  # when KVM_RUN began may not be known
             if not window.start < each.time < until:
                 continue
-            deletes = sorted(removed)
-            inside = [i for i in deletes if not each.time > changes.ended[i] and not changes.began[i] > each.time]
-            where = "the delete" if inside else "the hole"
-            how = f"with {each.name} inside {where}: the death itself" if each.fatal else f"inside {where}"
-            typical = "" if each.fatal else " and did not come back: the typical death"
-            line = changes.line[inside[0] if inside else deletes[0]]
-            worst.take("died", f"{{}} left KVM_RUN {how}{typical} (line {line})", vcpu)
+            worst.take("died", death(changes, removed, each.time, each.name if each.fatal else ""), vcpu)
             if worst.rank == DIED:
                 break
