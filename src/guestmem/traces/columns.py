@@ -155,8 +155,16 @@ class Changes(Sequence[RecordedChange]):
         self.began.append(math.nan if began is None else began)
         self.ended.append(math.nan if ended is None else ended)
 
-    def extend(self, plain: Plain, codes: bytearray, olds: list[int], line: int, began: array[float]) -> None:
-        """Many changes at once, on lines that follow ``line``."""
+    def extend(
+        self,
+        plain: Plain,
+        codes: bytearray,
+        olds: list[int],
+        lines: Sequence[int],
+        began: array[float],
+        ended: array[float],
+    ) -> None:
+        """Many changes at once."""
         count = len(codes)
         self.slot.extend(plain.slots)
         self.base.extend(plain.bases)
@@ -166,12 +174,12 @@ class Changes(Sequence[RecordedChange]):
         self.seen_flags |= functools.reduce(operator.or_, set(plain.flags), 0)
         self.code.frombytes(codes)
         self.old.fromlist(olds)
-        self.line.fromlist(list(range(line, line + count)))
+        self.line.extend(lines)
         self.ret.frombytes(bytes(8 * count))
         self.thread.extend(plain.threads)
         self.time.extend(plain.times)
         self.began.extend(began)
-        self.ended.extend(plain.times)
+        self.ended.extend(ended)
 
     def assume(self, slot: Slot) -> int:
         """What ``old`` says for a slot that no change made."""

@@ -42,6 +42,18 @@ class Events:
         if len(self.times) > self.full:
             self.forget()
 
+    def add_all(self, times: memoryview, words: memoryview) -> None:
+        """Append the events of which these are the bytes, as many calls of ``add`` do."""
+        count = len(words) // 4
+        while len(self.times) + count > self.full:
+            room = self.full + 1 - len(self.times)
+            self.times.frombytes(times[: 8 * room])
+            self.words.frombytes(words[: 4 * room])
+            times, words, count = times[8 * room :], words[4 * room :], count - room
+            self.forget()
+        self.times.frombytes(times)
+        self.words.frombytes(words)
+
     def keep(self, until: float, *, quiet: bool = False) -> None:
         """A change is here: what is known now stays, and so do the events up to ``until``, if they are not too many.
 

@@ -10,20 +10,23 @@ this tells run state only.
 
 from __future__ import annotations
 
+import operator
 import re
+from itertools import repeat
 from typing import TYPE_CHECKING
 
-from .bundles import Bundler
 from .lines import line_of
-from .recorder import BEGIN_WORD, end_word
+from .pieces import Pieces, piece_of, stretches_of
+from .recorder import end_word
 from .requests import request_name
 
 if TYPE_CHECKING:
-    from .bundles import Made
+    from .pieces import Piece, PieceChanges
     from .recording import Other, Recording, Rows
 
-__all__ = ["PerfTraceReader", "bundles_of"]
+__all__ = ["PerfTraceReader", "pieces_of"]
 
+MOST_KEPT = 4096
 LEADER = re.compile(
     r"\s*(?:(?P<time>\d{1,15}\.\d{3,9}) )?\(\s*(?:(?P<duration>\d{1,12}\.\d{1,9}) ms|\??)\s*\): (?P<rest>.*)$",
     re.DOTALL,
@@ -36,28 +39,56 @@ CALL = re.compile(
     r"(?:(?P<comm>[^\n(]{0,40}?)[/:](?P<thread>\d{1,10})\s+)?(?P<continued>\.\.\. \[continued\]: )?"
     r"ioctl\((?P<rest>[^\n]*)"
 )
-ROW = re.compile(
-    r"(?: *(\d{1,15}\.\d{3,9}) \( *(\d{1,12}\.\d{1,9}) ms\): (?:[^\n(]{0,40}?[/:])(\d{1,10}) +ioctl\(fd: "
-    r"\d{1,6}(?:<[^>)\n]{0,80}>)?, cmd: KVM_RUN\) {1,80}= -?\d{1,10}(?: (E[A-Z]+)[^\n]{0,80})?|(.*))\n"
+ROW = re.compile(r"(?: *(\d{1,15}\.\d{3,9}) \( *(\d{1,12}\.\d{1,9}) ms\): (.*)|(.*))\n")
+"""What returned on its line: stamp, duration, thread and call; else the whole line."""
+RUN = re.compile(
+    r"(?:[^\n(]{0,40}?[/:])(\d{1,10}) +ioctl\(fd: \d{1,6}(?:<[^>)\n]{0,80}>)?, cmd: KVM_RUN\) {1,80}= -?\d{1,10}"
+    r"(?: (E[A-Z]+)[^\n]{0,80})?"
 )
-"""A KVM_RUN that returned: stamp, duration, thread, error; else the whole line."""
 CMD = re.compile(r"\bcmd: ([\w() ,]{1,40}?)(?:, arg: |\))")
 RETURNED = re.compile(r"\)\s{0,80}= (-?\d{1,10})(?: (E[A-Z]+))?")
 FIELD = re.compile(r"\b(vcpu_id|vcpu|reason|exit_reason|errno|immediate_exit)[:=]? ?(-?\d{1,10})")
 
 
-def bundles_of(block: str) -> Made:
+class _Runs(dict[str, "tuple[str, int] | None"]):
+    """The thread and how its KVM_RUN ended, as ``end_word`` says it, by what a line tells of it; few that differ."""
+
+    def __missing__(self, text: str) -> tuple[str, int] | None:
+        match = RUN.fullmatch(text)
+        found = None if match is None else (match[1], end_word(None, match[2] or ""))
+        if len(self) < MOST_KEPT:
+            self[text] = found
+        return found
+
+
+class _Durations(dict[str, float]):
+    """Milliseconds as seconds; there are few that differ."""
+
+    def __missing__(self, text: str) -> float:
+        seconds = float(text) / 1e3
+        if len(self) < MOST_KEPT:
+            self[text] = seconds
+        return seconds
+
+
+RUNS, DURATIONS = _Runs(), _Durations()
+
+
+def pieces_of(block: str) -> Pieces:
     """The KVM_RUNs of a block put together."""
-    made = Bundler()
-    for row in ROW.findall(block):
-        stamp, duration, thread, errno, _ = row
-        if thread:
-            begin = float(stamp) / 1e3
-            times, words = [begin, begin + float(duration) / 1e3], [BEGIN_WORD, end_word(None, errno)]
-            made.add(("", thread), int(thread), "", times, words)
-        else:
-            made.other(row)
-    return made.made()
+    stamps, durations, texts, _ = zip(*ROW.findall(block), strict=True)
+    runs = list(map(RUNS.__getitem__, texts))
+    found: Pieces = []
+    for start, stop, plain in stretches_of(runs):
+        piece = None
+        if plain:
+            here = slice(start, stop)
+            begins = list(map(operator.truediv, map(float, stamps[here]), repeat(1e3)))
+            ends = list(map(operator.add, begins, map(DURATIONS.__getitem__, durations[here])))
+            threads, words = zip(*runs[here], strict=True)
+            piece = piece_of(threads, begins, ends, words, {(thread, "") for thread in set(threads)}, 0)
+        found.append(stop - start if piece is None else piece)
+    return found
 
 
 class PerfTraceReader:
@@ -67,7 +98,6 @@ class PerfTraceReader:
     events = "KVM_RUN in perf trace"
 
     pattern = ROW
-    begins_need_ends = False
 
     __slots__ = ("_in_run", "_known", "_recording")
 
@@ -93,29 +123,36 @@ class PerfTraceReader:
 
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
-        del block
+        texts: list[str] = []
         run = self._recording.run
-        for at, (stamp, duration, word, errno, text) in enumerate(rows, number):
-            if word:
-                thread, begin = int(word), float(stamp) / 1e3
+        for at, (stamp, duration, text, line) in enumerate(rows, number):
+            found = RUNS[text]
+            if found is not None:
+                thread, begin = int(found[0]), float(stamp) / 1e3
                 self._known.add(thread)
                 run.source = "KVM_RUN in perf trace"
-                run.whole_run(thread, begin, begin + float(duration) / 1e3, None, errno)
+                run.whole_run(thread, begin, begin + float(duration) / 1e3, found[1])
+            elif text:
+                texts = texts or block.split("\n")
+                other(at, line_of(texts[at - number]))
             else:
-                other(at, line_of(text))
+                other(at, line_of(line))
         return 0
 
-    @property
-    def state(self) -> tuple[int, int] | None:
-        """See ``bundles``."""
-        return self._recording.run.version, 0
+    def fits(self, piece: Piece) -> bool:
+        """See ``pieces``."""
+        return self._known.issuperset(piece.threads)
 
-    def has_lane(self, key: tuple[str, str]) -> bool:
-        """Whether this thread had a KVM_RUN."""
-        return int(key[1]) in self._known
+    def is_outside(self, thread: int) -> bool:
+        """See ``pieces``: it makes no changes that can be read."""
+        return thread in self._known
+
+    def carry_out(self, number: int, piece: Piece, changes: PieceChanges) -> int:
+        """See ``pieces``."""
+        raise NotImplementedError
 
     def passed(self, newest: float) -> None:
-        """See ``bundles``."""
+        """See ``pieces``."""
 
     def finish(self) -> None:
         """Say how fine the clock is."""

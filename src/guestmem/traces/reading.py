@@ -22,6 +22,7 @@ from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
 from .lines import LONGEST_LINE, blocks_of, line_of, source_of
 from .perf_trace import PerfTraceReader
+from .pieces import take_pieces
 from .qemu import QemuReader
 from .qemu_block import plain_or_bundles
 from .recorder import MOST_VCPUS
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from .bundles import Bundling
     from .late_start import AssumedSlot
+    from .pieces import Pieces, Piecewise
     from .replay import Replay
 
 __all__ = ["read", "read_run_state"]
@@ -57,14 +59,18 @@ WORDS = (
 """A line that says something has one of these, but for those that a reader is curious about."""
 LARGE = 1 << 24
 """Bytes of a file from which on a second process reads ahead."""
+PIECES: dict[object, Callable[[str], Pieces]] = {
+    StraceReader: strace_block.pieces_of,
+    PerfTraceReader: perf_trace.pieces_of,
+}
+"""What makes pieces of a block, for readers that take them."""
 AHEAD: dict[object, Callable[[str], Any]] = {
     QemuReader: plain_or_bundles,
-    StraceReader: strace_block.bundles_of,
     FtraceReader: ftrace.bundles_of,
-    PerfTraceReader: perf_trace.bundles_of,
+    **PIECES,
 }
 """What it does of each block for a reader, if not only what ``pattern`` finds."""
-OWN_SHARE: dict[object, int] = {QemuReader: 5}
+OWN_SHARE: dict[object, int] = {QemuReader: 5, StraceReader: 3, PerfTraceReader: 3}
 """One block of how many is left to this one."""
 WHOLE_CALL = re.compile(r"\)\s+= \S|\+\+\+$")
 
@@ -281,7 +287,12 @@ class _Lines:
         taken.clear()
         if self._recording.format:  # before that, a line may be the first of any
             self._curious = [reader for reader in self.readers if reader.is_curious]
-        if isinstance(made, tuple) and len(made) == len(Plain._fields) and isinstance(leading, QemuReader):
+        pieces_of = PIECES.get(type(leading))
+        if pieces_of is not None:
+            pieces = pieces_of(block) if made is None else made
+            count = take_pieces(cast("Piecewise", leading), self._recording.run, number, pieces, block, self.take)
+            taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
+        elif isinstance(made, tuple) and len(made) == len(Plain._fields) and isinstance(leading, QemuReader):
             count = taken[leading] = leading.take_plain(number, Plain.of_bytes(made), block)
         elif isinstance(made, tuple):
             count = take_bundles(cast("Bundling", leading), self._recording.run, number, made, block, self.take)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from ..errors import TraceError
@@ -178,7 +180,14 @@ class RunStateRecorder:
         self.next_mark = self._marks.pop() if self._marks else math.inf
         self.forgets = True
 
-    def _pass_marks(self, time: float) -> None:
+    def last_mark_before(self, time: float) -> float:
+        """The last of the changes in another recording before ``time``, which is after ``next_mark``. O(log n)."""
+        marks = self._marks
+        i = bisect_right(marks, -time, key=operator.neg)
+        return marks[i] if i < len(marks) else self.next_mark
+
+    def pass_marks(self, time: float) -> None:
+        """The first event after ``next_mark`` is here, at ``time``."""
         mark = self.next_mark
         while self._marks and mark < time:
             mark = self._marks.pop()
@@ -248,10 +257,11 @@ class RunStateRecorder:
         self._note(thread, time, None, None, end_word(reason, errno))
         self._tracks[thread].calls = True
 
-    def whole_run(self, thread: int, begin: float, end: float, reason: str | None, errno: str) -> None:
-        """``run_begin`` and ``run_end`` at once."""
-        self.run_begin(thread, begin)
-        self.run_end(thread, end, reason=reason, errno=errno)
+    def whole_run(self, thread: int, begin: float, end: float, word: int) -> None:
+        """``run_begin`` and ``run_end`` at once; ``word`` is what ``end_word`` says of the end."""
+        self._note(thread, begin, None, None, BEGIN_WORD)
+        self._note(thread, end, None, None, word)
+        self._tracks[thread].calls = True
 
     def lane(self, thread: int, cpu: int | None = None) -> Track | None:
         """Where events of ``thread`` may be added by the reader itself, as a recording has them by the million.
@@ -307,7 +317,7 @@ class RunStateRecorder:
         else:
             self.saw(time, cpu)
         if time > self.next_mark:
-            self._pass_marks(time)
+            self.pass_marks(time)
         track = self._tracks.get(thread)
         if track is None:
             track = self._new_track(thread)

@@ -211,19 +211,38 @@ class Replay:
         """Carry out the changes of ``plain`` from ``at`` on, up to one that is not plain; how many were carried out.
 
         They stand on lines that follow ``line``, which is that of ``at``. Plain are the create of a slot that is not
-        there and the delete of one that is, which no slot is in the way of.
+        there and the delete of one that is, which no slot is in the way of. As QEMU's, they are made one at a time.
         """
-        if self._pending or self._nameless or self._from_file:
-            return 0
         if self._returned is not None and plain.times[at] < self._returned:
             return 0
         plain = plain.part(at, len(plain.slots) - at)
-        slots, bases, npages = plain.slots, plain.bases, plain.npages
-        changes, by_id, gone = self.changes, self._by_id, self._gone
-        index = first = len(changes)
-        codes, olds = bytearray(), []
+        codes, olds = self._carry_out_plain(plain)
+        count = len(codes)
+        if count:
+            times = plain.times[:count]
+            began = array("d", (math.nan if self._returned is None else self._returned,)) + times[:-1]
+            self._returned = times[-1]
+            self.changes.extend(plain.part(0, count), codes, olds, range(line, line + count), began, times)
+        return count
+
+    def take_calls(self, lines: array[int], plain: Plain, ended: array[float]) -> int:
+        """The same of changes of which the times are those of their begin, and which line each stands on is told."""
+        codes, olds = self._carry_out_plain(plain)
+        count = len(codes)
+        began = plain.times[:count]
+        self.changes.extend(plain.part(0, count), codes, olds, lines[:count], began, ended[:count])
+        return count
+
+    def _carry_out_plain(self, plain: Plain) -> tuple[bytearray, list[int]]:
+        """Carry out changes up to one that is not plain: their codes, and what each took the place of."""
+        codes = bytearray()
+        olds: list[int] = []
+        if self._pending or self._nameless or self._from_file:
+            return codes, olds
+        bases, by_id, gone = plain.bases, self._by_id, self._gone
+        index = first = len(self.changes)
         as_id = -1
-        for slot, base, count in zip(slots, bases, npages, strict=True):
+        for slot, base, count in zip(plain.slots, bases, plain.npages, strict=True):
             if slot >> 16 != as_id:
                 as_id = slot >> 16
                 space = self._spaces.setdefault(as_id, Space())
@@ -253,13 +272,7 @@ class Replay:
                 codes.append(DELETE)
                 olds.append(maker)
             index += 1
-        count = index - first
-        if count:
-            times = plain.times[:count]
-            began = array("d", (math.nan if self._returned is None else self._returned,)) + times[:-1]
-            self._returned = times[-1]
-            changes.extend(plain.part(0, count), codes, olds, line, began)
-        return count
+        return codes, olds
 
     def _base_of(self, maker: int) -> int:
         return self.changes.base[maker] if maker > NO_SLOT else self.changes.made_by(maker).base_gfn

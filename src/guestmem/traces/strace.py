@@ -9,27 +9,24 @@ or a recording by bpftrace can tell, and the reader says so. Calls that strace s
 
 from __future__ import annotations
 
-import math
 import re
+from array import array
 from typing import TYPE_CHECKING
 
-from .columns import NO_THREAD
+from ..units import PAGE_SHIFT
+from .columns import NO_THREAD, Plain
 from .lines import line_of
 from .prefix import resolution_of
-from .recorder import BEGIN_WORD
 from .requests import integer, request_name
-from .strace_block import ENDS, FIELDS, OUTCOME, ROW
-from .strace_change import SET_REGION, Region, flags_of, region_of
+from .strace_block import CALLS, ROW, Change, Run
+from .strace_change import SET_REGION, Region, region_of
 from .strace_line import ARGUMENTS, LEADER, Clock, request_of, result_of
 from .strace_runs import StraceRuns
 
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Callable
-
+    from .pieces import Piece, PieceChanges
     from .recording import Other, Recording, Rows
     from .strace_line import Request
-    from .whereabouts import Track
 
 __all__ = ["StraceReader"]
 
@@ -159,106 +156,84 @@ class StraceReader:
     def rows(self, number: int, rows: Rows, block: str, other: Other) -> int:
         """Take a block of lines as ROW found them."""
         texts: list[str] = []
-        clock, run = self._clock, self._recording.run
-        lanes: dict[str, tuple[str, Track, array[float], Callable[[float], None], Callable[[int], None]]] = {}
-        """Threads of this block that run a vCPU of our VM: the file descriptor they do it by, and where that is kept.
-
-        There are some only while no call waits for its end."""
-        length, limit = clock.length, run.next_mark
-        first, last, newest = math.inf, -math.inf, -math.inf
-        for at, (word, stamp, fd, outcome, took, region, text) in enumerate(rows, number):
-            if took and (lane := lanes.get(word)) is not None and lane[0] == fd and len(stamp) == length:
-                begin = float(stamp)
-                end = begin + float(took)
-                if end <= limit:
-                    _, track, times, add_time, add_word = lane
-                    add_time(begin)
-                    add_word(BEGIN_WORD)
-                    add_time(end)
-                    add_word(ENDS[outcome])
-                    if len(times) > track.full:
-                        track.forget()
-                    if begin < first:
-                        first = begin
-                    if begin > newest:
-                        newest = begin
-                    if end > last:
-                        last = end
-                    continue
-            if newest > -math.inf:
-                run.passed(first, last)
-                clock.saw(newest)
-                first, last, newest = math.inf, -math.inf, -math.inf
-            if not word:
-                lanes.clear()  # a VM may be made, or another thread turn out to be of another one
-                other(at, line_of(text))
-            elif took:
-                thread = self._whole_run(word, stamp, fd, outcome, took)
-                if thread is None:
+        for at, (word, stamp, text, took, line) in enumerate(rows, number):
+            call = CALLS[text]
+            if call is not None and not self._open_changes and not self._runs.has_open:
+                thread, time = int(word), float(stamp)
+                if isinstance(call, Run):
+                    if self._whole_run(thread, time, stamp, call, float(took)):
+                        continue
+                elif self._recording.wants_changes:
                     texts = texts or block.split("\n")
-                    other(at, line_of(texts[at - number]))
-                elif (track_of := run.lane(thread)) is not None:
-                    lanes[word] = fd, track_of, track_of.times, track_of.times.append, track_of.words.append
-            else:
+                    self._whole_change(at, texts[at - number], thread, time, stamp, call, float(took))
+                    continue
+            if text:
                 texts = texts or block.split("\n")
-                if not self._whole_change(at, texts[at - number], word, stamp, fd, region):
-                    lanes.clear()
-                    other(at, line_of(texts[at - number]))
-            length, limit = clock.length, run.next_mark
-        if newest > -math.inf:
-            run.passed(first, last)
-            clock.saw(newest)
+                line = texts[at - number]  # noqa: PLW2901 (which no group has as a whole)
+            other(at, line_of(line))
         return 0
 
-    begins_need_ends = False
+    def fits(self, piece: Piece) -> bool:
+        """See ``pieces``."""
+        if self._open_changes or self._runs.has_open or self._clock.length != piece.length:
+            return False
+        if not all(map(self._has_lane, piece.keys)):
+            return False
+        if piece.changes is None:
+            return True
+        recording, (_, fds, *_) = self._recording, piece.changes
+        return (
+            recording.wants_changes
+            and recording.format == self.name
+            and len(fds) == 1
+            and all(self._runs.knows(thread) for thread in piece.threads)
+            and self._open.keys().isdisjoint(piece.threads)
+            and recording.machines.current_of(fds[0], piece.changers) is not None
+        )
 
-    @property
-    def state(self) -> tuple[int, int] | None:
-        """See ``bundles``."""
-        if self._open_changes or self._runs.has_open:
-            return None
-        recording = self._recording
-        return recording.run.version + recording.machines.version + self._runs.version, self._clock.length
-
-    def has_lane(self, key: tuple[str, str]) -> bool:
+    def _has_lane(self, key: tuple[str, str]) -> bool:
         """Whether this thread runs a vCPU of the VM that is read, by this file descriptor."""
         thread, (number, _, decoration) = int(key[0]), key[1].partition("<")
         return thread in self._runs.known and self._runs.is_ours(thread, int(number), decoration)
 
+    def is_outside(self, thread: int) -> bool:
+        """See ``pieces``."""
+        return thread in self._runs.known
+
+    def carry_out(self, number: int, piece: Piece, changes: PieceChanges) -> int:
+        """See ``pieces``."""
+        replay = self._recording.machines.current_of(changes.fds[0], piece.changers)
+        assert replay is not None
+        lines = array("Q", [number + row for row in changes.rows])
+        return replay.take_calls(lines, Plain.of_bytes(changes.columns), array("d", changes.ended))
+
     def passed(self, newest: float) -> None:
-        """See ``bundles``."""
+        """See ``pieces``."""
         self._clock.saw(newest)
 
-    def _whole_run(self, word: str, stamp: str, fd: str, outcome: str, took: str) -> int | None:
-        """A KVM_RUN as ROW found it: its thread, or None if it needs a closer look."""
-        if self._open_changes or self._runs.has_open:
-            return None
-        thread, (number, _, decoration) = int(word), fd.partition("<")
-        self._runs.saw(thread, float(stamp))
-        if not self._runs.is_ours(thread, int(number), decoration):
-            return None
-        begin, match = self._clock.unix(stamp), OUTCOME.match(outcome)
-        failed, reason = match.groups() if match else (None, None)
-        self._recording.run.whole_run(thread, begin, begin + float(took), reason, failed or "")
-        return thread
+    def _whole_run(self, thread: int, begin: float, stamp: str, call: Run, took: float) -> bool:
+        """A KVM_RUN as ROW found it; False if it needs a closer look."""
+        self._runs.saw(thread, begin)
+        fd, _, decoration = call.fd.partition("<")
+        if not self._runs.is_ours(thread, int(fd), decoration):
+            return False
+        self._clock.unix(stamp)
+        self._recording.run.whole_run(thread, begin, begin + took, call.word)
+        return True
 
-    def _whole_change(self, number: int, text: str, word: str, stamp: str, fd: str, region: str) -> bool:
-        """A change as ROW found it; False if it needs a closer look."""
-        if self._open_changes or self._runs.has_open or not self._recording.wants_changes:
-            return False
-        match = FIELDS.match(region)
-        numbers = flags_of(match[2]) if match else None
-        if match is None or numbers is None:
-            return False
-        slot, _, gpa, size, hva, took = match.groups()
-        thread, time, run = int(word), self._clock.unix(stamp), self._recording.run
+    def _whole_change(
+        self, number: int, text: str, thread: int, time: float, stamp: str, call: Change, took: float
+    ) -> None:
+        """A change as ROW found it."""
+        run = self._recording.run
+        self._clock.unix(stamp)
         run.saw(time)
         self._runs.saw(thread, time)
         if thread in self._runs.known and thread not in self._open:
             run.elsewhere(thread, time)
-        fields = Region(int(slot), numbers, int(gpa, 16), int(size), int(hva, 16), 0, float(took))
-        self._change(number, text, int(fd.partition("<")[0]), fields, thread, time, None)
-        return True
+        fd, _, slot, flags, base, npages, hva = call
+        region = Region(slot, flags, base << PAGE_SHIFT, npages << PAGE_SHIFT, hva, 0, took)
+        self._change(number, text, fd, region, thread, time, None)
 
     def _other(self, number: int, text: str) -> bool:
         """A line that is no system call."""

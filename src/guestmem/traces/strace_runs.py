@@ -53,6 +53,10 @@ class StraceRuns:
         """Where the interrupt controllers of the VM with this file descriptor are."""
         return self._irqchips.get(key, Irqchip.UNKNOWN) if isinstance(key, int) else Irqchip.UNKNOWN
 
+    def knows(self, thread: int) -> bool:
+        """Whether ``thread`` had a line."""
+        return thread in self._first
+
     def saw(self, thread: int, time: float) -> None:
         """``thread`` has a line here."""
         if thread not in self._first:
