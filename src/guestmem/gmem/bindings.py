@@ -40,6 +40,9 @@ class Incoming(Protocol):
 class Bindings:
     """The slots of one file. Everything is O(log n) but ``check`` and iteration.
 
+    ``put`` may find no room (the kernel's xarray, no memory); ``promise`` asks before anything is changed, and what was
+    promised cannot fail: the map has room for all slots that two address spaces can have. Nor can ``remove``.
+
     >>> bindings = Bindings()
     >>> bindings.put(Slot(0, 3, 0x100, 16, 0), 8)
     >>> list(bindings.overlapping(20, 30))
@@ -72,10 +75,15 @@ class Bindings:
                 return self._slots[self._keys[number]]
         return None
 
-    def put(self, slot: Slot, first: int) -> None:
+    def promise(self) -> None:
+        """RangeNodesError unless there is room for another slot; then ``put`` of it, ``promised``, cannot fail."""
+        self._pages.preallocate()
+        self._pages.release()
+
+    def put(self, slot: Slot, first: int, *, promised: bool = False) -> None:
         """Let a slot that has bound nothing have pages from ``first`` on, which nobody has; RangeNodesError."""
         bound, number = Bound(slot, first), self._number(slot)
-        self._pages.store(first, bound.end, number)
+        self._pages.store(first, bound.end, number, reserved=promised)
         self._slots[slot.as_id, slot.id], self._keys[number] = bound, (slot.as_id, slot.id)
 
     def remove(self, slot: int, as_id: int) -> None:
@@ -83,7 +91,7 @@ class Bindings:
         bound = self._slots.get((as_id, slot))
         if bound is None:
             raise GuestMemfdError(errno.EINVAL, f"guest_memfd: slot {slot} has bound no range")
-        self._pages.erase(bound.first, bound.end)
+        self._pages.store(bound.first, bound.end, 0, reserved=True)
         del self._slots[as_id, slot], self._keys[self._number(bound.slot)]
 
     def clear(self) -> None:

@@ -200,7 +200,7 @@ class GuestMemfd(NumaPolicy):
             for as_id, slot in gone:
                 self.bindings.remove(slot, as_id)
             for bound in () if incoming is None else incoming:
-                self.bindings.put(*bound)
+                self.bindings.put(*bound, promised=True)
 
     def close(self) -> None:
         """The last descriptor of this file goes: bound slots have no memory any more, and the guest's mappings go.

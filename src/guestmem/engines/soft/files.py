@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from ...atomics import poke
 from ...compiled import Words, words
-from ...errors import BatchError, GuestMemfdError, InvariantError, MemslotError, UsageError
+from ...errors import BatchError, GuestMemfdError, InvariantError, MemslotError, RangeNodesError, UsageError
 from ...gmem.bindings import Bound
 from ...gmem.checks import check_bind
 from ...gmem.file import GuestMemfd
@@ -150,6 +150,11 @@ class Rebinding:
                 f"slot {change.slot}: guest_memfd offset {change.guest_memfd_offset:#x} with size "
                 f"{change.memory_size:#x} is bound to slot {other.slot.id} already",
             )
+        try:
+            file.bindings.promise()
+        except RangeNodesError as error:
+            why = str(error).partition(": ")[2]
+            raise MemslotError(errno.ENOMEM, f"slot {change.slot}: guest_memfd {file.number}: {why}") from None
         if coming is None:
             coming = self.incoming[file.number] = _Coming()
         coming.put(change.as_slot(), first)
