@@ -61,7 +61,9 @@ def test_every_design_that_this_kernel_can_do_has_a_row(capsys: pytest.CaptureFi
     for row in rows:
         assert row["inside"] > 0
         if row["design"] in {"pause", "pause_if_overlap", "exit_retry"}:
-            assert [row[name] for name in ("holes", "killed", "lost", "wrong")] == [0] * 4
+            assert [row["holes"], row["killed"]] == [0, 0]
+        if row["design"] in {"pause", "exit_retry"}:  # else memory that comes can be overwritten: docs/exit-retry.md
+            assert [row["lost"], row["wrong"]] == [0, 0]
 
 
 @needs_kvm

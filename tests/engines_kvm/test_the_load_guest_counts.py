@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -18,7 +19,10 @@ from guestmem.compare.replay import replay
 from guestmem.designs import find
 from guestmem.engines import Access, HostMemory, Load, Target, measured_engine
 from guestmem.engines.kvm import KvmLoadEngine
+from guestmem.engines.kvm import layout as at
+from guestmem.engines.kvm.abi import RUN_DATA
 from guestmem.engines.kvm.x86.load_guest import ASSEMBLY, CODE_BYTES
+from guestmem.engines.load_words import DEVICE_TAG, TAG_BYTE
 from guestmem.errors import CapabilityError, UsageError
 from guestmem.memslots import Change
 from guestmem.traces import read
@@ -62,10 +66,47 @@ def test_increments_are_in_memory_and_devices_are_devices(pattern: str) -> None:
     memory.close()
 
 
+def test_a_device_answers_what_no_memory_holds() -> None:
+    """With increments, also the write that follows has its tag; a fetch finds a ``ret``."""
+    with KvmLoadEngine(1) as engine:
+        engine.set_access(Access(writes=1.0, fetches=0.0))
+        engine.start()
+        engine.set_load(Load([Target(0x200000, 0, 0)]))
+        until_met(lambda _: engine.vcpu_counts()[0]["mmio_writes"] > 0 or None, "a write to a device")
+        engine.stop()
+        run = int(engine.vm.vcpus[0].words[int(at.RUN)])
+        data = ctypes.string_at(run + int(RUN_DATA), 8)
+    assert data[int(TAG_BYTE) :] == bytes([int(DEVICE_TAG), 0xC3])
+
+
+@pytest.mark.parametrize(("tag", "counted"), [(int(DEVICE_TAG), "strange"), (0, "stale")])
+def test_overwritten_memory_is_not_taken_for_old(tag: int, counted: str) -> None:
+    """What was written from a device's answer is neither old nor new; without its tag it would look like old."""
+    memory = HostMemory([(0x7F0000000000, 0x7F0000001000)])
+    word = memory.address
+    memory.write(word + int(TAG_BYTE), bytes([tag, 0xC3]))
+    with KvmLoadEngine(1) as engine:
+        engine.set_access(Access(writes=0.0, fetches=0.0))
+        engine.start()
+        engine.set_load(Load([Target(0x200000, 0, word, changed=True, old_tag=0, new_tag=5)]))
+        with engine.window():
+            engine.set_memory_region(Change(0, 0x200, 1, memory.address))
+        until_met(lambda _: engine.vcpu_counts()[0][counted] > 0 or None, f"an access that counts as {counted}")
+        engine.set_load(Load())
+        engine.stop()
+        counts = engine.vcpu_counts()[0]
+    assert {name for name in ("strange", "stale") if counts[name]} == {counted}
+    memory.close()
+
+
+ACCESS = {"pause": Access(), "pause_if_overlap": Access(writes=0.0), "exit_retry": Access()}
+"""No increments beside vCPUs that run: one may overwrite memory that comes (benchmarks/add_beside_increments.py)."""
+
+
 @pytest.mark.parametrize("design", ["pause", "pause_if_overlap", "exit_retry"])
 def test_a_boot_without_failures(steps: Plan, design: str) -> None:
     with measured_engine("kvm", 2) as engine:
-        row = replay(steps, find(design), engine, access=Access(), repeat=4, interval_s=0.001)
+        row = replay(steps, find(design), engine, access=ACCESS[design], repeat=4, interval_s=0.001)
     assert row.transactions == 44
     assert row.failures == 0
     assert row.inside > 0

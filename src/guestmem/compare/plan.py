@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..abi.structures import KVM_MEM_MAX_NR_PAGES
 from ..engines import HostMemory, Load, Target
-from ..engines.load_words import TAG_BYTE
+from ..engines.load_words import DEVICE_TAG, TAG_BYTE
 from ..errors import GuestmemError, UsageError
 from ..memslots import Change, ChangeKind, Slot
 from ..memslots.slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
@@ -33,7 +33,7 @@ PAGE_SIZES = (4 << 10, 16 << 10, 64 << 10)
 _KNOWN_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 _RET = b"\xc3"
 """Last byte of each word: a ``ret``, so that real vCPUs can fetch there. Before it the tag, before that the counter."""
-_TAGS = 255
+_TAGS = int(DEVICE_TAG) - 1
 MOST_RANGES = 256
 """Of a step with more changed ranges than this, so many, evenly chosen, are touched."""
 

@@ -84,7 +84,8 @@ def apply(engine: Engine, changes: Sequence[Change]) -> None:
 
     What an engine refuses in the middle is taken back, and who runs would miss what was removed. So what is added comes
     first, and vCPUs stop where that cannot be: see ``adding_first``. Not kept from them: of several deletes the second,
-    refused for want of memory (a delete allocates a little, too), has the first taken back while they run.
+    refused for want of memory (a delete allocates a little, too), has the first taken back while they run. Nor, on the
+    kernel, that a locked increment, read from a device when memory came there, overwrites it: docs/exit-retry.md.
     """
     ids = {change.slot for change in changes}
     as_id = changes[0].as_id if changes else 0

@@ -38,6 +38,8 @@ OLD_TAG, NEW_TAG = const(8), const(16)
 """TARGET_FLAGS: bits, and where the two tags of eight bits begin: a byte of the memory itself, 0 without one."""
 TAG_BYTE = const(6)
 """Of the eight bytes of a target: the count is before it, and after it a ``ret``."""
+DEVICE_TAG = const(0xFF)
+"""What a VMM answers a read of no memory with: no memory has this tag, so what was overwritten by it is seen to be."""
 
 SEQUENTIAL, RANDOM, HOT = const(0), const(1), const(2)
 """Patterns: which target is next."""

@@ -9,10 +9,12 @@ from ...atomics import host_load, host_store, load_relaxed
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
 from ...system import SYS_IOCTL, failed, host_store8, system_call
 from ..load_words import (
+    DEVICE_TAG,
     LOAD_HEADER,
     MUST,
     NEW_READONLY,
     OLD_READONLY,
+    TAG_BYTE,
     TARGET,
     TARGET_FLAGS,
     TARGET_GPA,
@@ -48,6 +50,8 @@ _SET_EVENTS = const(int(X86Ioctl.SET_VCPU_EVENTS))
 _SHUTDOWN, _INTERNAL_ERROR = const(8), const(17)
 _WRITE = const(1)
 _RET_PLACE, _RET = const(7), const(0xC3)
+_TAG_SHIFT = const(8 * int(TAG_BYTE))
+_FROM_DEVICE = const((0xC3 << 56) | (int(DEVICE_TAG) << 8 * int(TAG_BYTE)))
 
 
 @compiled
@@ -73,6 +77,12 @@ def find_target(own: Own) -> U64:
 
 
 @compiled
+def _from_device(run: U64) -> bool:
+    """Whether what is written was computed from what a device answered: then the whole access met no memory."""
+    return (host_load(run + RUN_DATA) >> _TAG_SHIFT) & _BYTE == DEVICE_TAG
+
+
+@compiled
 def count_mmio(vm: Words, own: Own) -> U64:
     """An access that no slot served: say what it met, and answer it (zero, unless HOLES says from what is behind)."""
     run = own[at.RUN]
@@ -89,7 +99,7 @@ def count_mmio(vm: Words, own: Own) -> U64:
     flags = host_load(target + TARGET_FLAGS * _WORD)
     old = host_load(target + TARGET_OLD * _WORD)
     outcome = DEVICE
-    if writes and flags & (OLD_READONLY | NEW_READONLY) != 0:
+    if writes and flags & (OLD_READONLY | NEW_READONLY) != 0 and not _from_device(run):
         outcome = READONLY_WRITE
     elif flags & MUST != 0:
         outcome = HOLE
@@ -101,9 +111,9 @@ def count_mmio(vm: Words, own: Own) -> U64:
     if outcome == ANSWERED or outcome == ANSWERED + LANDED:
         answer_fragment(run, old + place, what & _SIZE, writes)
     elif not writes:
-        # Nothing was counted, but what is computed from it and lands in memory is still code that returns: else the
-        # guest would run wild there, and its own writes would spoil what is counted.
-        host_store(run + RUN_DATA, _RET << ((_RET_PLACE - place) << u64(3)))
+        # Nothing was counted, but what is computed from it and lands in memory is still code that returns (else the
+        # guest would run wild there, and its own writes would spoil what is counted), and tells by its tag what it is.
+        host_store(run + RUN_DATA, _FROM_DEVICE >> (place << u64(3)))
     return at.GO_ON
 
 
