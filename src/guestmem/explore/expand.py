@@ -348,7 +348,7 @@ def expand(
                 cost = used
                 if can_go_on and _u(t) + _1 != last:
                     cost += _1
-                if not whole or (bounded != _Z and cost > bound):
+                if not whole or (bounded != _Z and cost > bound) or (sweeps != _Z and can_end[s] != _Z):
                     continue
                 m = slots[t]
                 rises = _Z
@@ -379,7 +379,7 @@ def expand(
                         asked, found, row, can_end, counts, options, s, _u(t), info >> _1, rises,
                     )  # fmt: skip
                     whole = reached and whole
-                    if info & LAST:
+                    if info & LAST or (sweeps != _Z and can_end[s] != _Z):
                         break
                     m += _1
             if sweeps != _Z and not moved and not timeouts:
@@ -389,6 +389,10 @@ def expand(
                 counts[_ENDED] += _1
         if sweeps != _Z and can_end[s] != _Z:
             counts[_CHANGED] += _1
+            up = _u(parents[s])
+            while can_end[up] == _Z:  # what led to it can come to the same end
+                can_end[up] = _1
+                up = _u(parents[up])
         if not whole:
             again[counts[_OFF]] = s
             counts[_OFF] += _1

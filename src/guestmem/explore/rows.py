@@ -39,6 +39,8 @@ class Rows:
         self.watched = bool(judge.invariants)
         self._threads = machine.threads
         self._spurious = self.tree.world.model.spurious
+        self._room = self.tree.world.model.buffer
+        self._overtake = isinstance(machine, Buffers) and machine.overtake
         self._stubs = [self._stub(thread) for thread in range(machine.threads)]
         self.shareds: list[Any] = [] if self.stale else self.tree.by_number
         """By number; of plain memory and of store buffers the Memory alone."""
@@ -163,15 +165,32 @@ class Rows:
         return (node.at + 1) << 5 | min(node.first, self._threads) if node.code == op.WAKE and node.first else 0
 
     def _put_buffers(self, node: Node, buffer: Any, memory: Memory) -> list[Move]:
-        n, thread = self._threads, node.thread
-        parts: list[Any] = [memory, *self._stubs, *[()] * n]
-        parts[thread + 1], parts[thread + 1 + n] = node, buffer
-        state = tuple(parts)
-        found = []
-        for move in self.machine.moves(state):
-            after = self.machine.move(state, move)
-            wakes = self._wakes(node) if move < n else 0
-            found.append((self.shared(after[0]), self.local(after[thread + 1], after[thread + 1 + n]), wakes))
+        """As ``Buffers.moves`` and ``Buffers.move`` have it, of one thread."""
+        code, tree, local = node.code, self.tree, self.local
+        found: list[Move] = []
+        if code < 0 or (code > op.UNLOCK and buffer):
+            pass  # over, asleep, or it waits until its stores are in memory
+        elif code <= op.LOAD_ACQUIRE and buffer:
+            at = node.at
+            value = memory.values[at]
+            for place, mine, _ in buffer:
+                if place == at:
+                    value = mine
+            found.append((memory.number, local(tree.kid(node, value), buffer), 0))
+        elif op.STORE_RELAXED <= code <= op.UNLOCK:
+            if len(buffer) < self._room:
+                store = (node.at, 0 if code == op.UNLOCK else node.first, code != op.STORE_RELAXED)
+                found.append((memory.number, local(tree.kid(node, 0), (*buffer, store)), 0))
+        else:
+            after, kid, _ = node.memo.get(memory) or tree.look(node, memory)
+            if kid is not None:
+                found.append((after.number, local(kid, buffer), self._wakes(node)))
+        over: set[int] = set()  # what stores that are overtaken are to
+        for i, (at, value, release) in enumerate(buffer):
+            if not i or (self._overtake and not release and at not in over):
+                after = tree.written(memory, at, value)
+                found.append((after.number, local(node, buffer[:i] + buffer[i + 1 :]), 0))
+            over.add(at)
         return found
 
     def _put_stale(self, node: Node, views: Any, shared: Any) -> list[Move]:
