@@ -12,8 +12,7 @@ import pytest
 from guestmem.designs.registry import DESIGNS, find
 from guestmem.engines.load import Access, Load, Target
 from guestmem.engines.soft import SoftEngine
-from guestmem.engines.soft.pre_fault import pre_fault_memory
-from guestmem.errors import BatchError, CapabilityError, MemslotError, UsageError
+from guestmem.errors import BatchError, MemslotError, UsageError
 from guestmem.gmem import GuestMemfd
 from guestmem.memslots import Change
 from guestmem.memslots.slot import KVM_MEM_GUEST_MEMFD
@@ -131,12 +130,6 @@ def test_kept_memory_is_not_zapped_and_other_memory_is(guest: Guest) -> None:
     assert engine.counts.ranges_in_flux == in_flux, "a split keeps each frame's page"
     guest.apply("atomic", Change(2), guest.create(2, 0x106, 10, page=26))
     assert engine.counts.ranges_in_flux == in_flux + 1, "ten frames have other pages"
-
-
-def test_faulting_in_before_says_that_it_leaves_files_out(guest: Guest) -> None:
-    guest.apply("atomic", guest.create(1, 0x100, 16))
-    with pytest.raises(CapabilityError, match="gpa 0x100000 is in a slot with a guest_memfd"):
-        pre_fault_memory(guest.engine, 0, 0x100000, PAGE)
 
 
 def test_an_engine_without_stage_2_takes_no_file() -> None:

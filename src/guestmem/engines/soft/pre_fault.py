@@ -3,6 +3,9 @@
 Page by page, as read faults of the vCPU (``user_mem_abort``); what was done stays, and the range says what is left. A
 slot that is INVALID just now is EAGAIN: the fault has left its read-side section by then, so the update that waits for
 readers goes on. Until 6.18 KVM tried again inside the section, for ever. What the call answers: ``abi.pre_fault``.
+
+A frame of a slot with a guest_memfd is mapped as its page is, private or shared, as x86 asks (``kvm_mem_is_private()``
+in ``kvm_arch_vcpu_pre_fault_memory()``, Linux 6.18) and arm64's fault finds by itself (``gmem_abort()``).
 """
 
 from __future__ import annotations
@@ -13,8 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...abi.pre_fault import check_pre_fault, check_pre_fault_version, would_not_return
 from ...abi.versions import LINUX_6_18, KernelVersion
-from ...errors import CapabilityError, MemslotError, UsageError
-from ...units import PAGE_SIZE
+from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
+from ...gmem.checks import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from ...gmem.states import EHWPOISON
+from ...units import PAGE_SHIFT, PAGE_SIZE
+from . import layout as at
+from .gmem_slot import MEMORY_FAULT, OTHER_FILE, Gmem, gmem_slot_fault
 from .user_mem_abort import stage2_fault
 from .vcpu import FILLED, IN_FILE, INVALID
 
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["PreFault", "pre_fault_memory"]
 
 _FILLED, _INVALID, _IN_FILE = int(FILLED), int(INVALID), int(IN_FILE)
+_MEMORY_FAULT, _OTHER_FILE, _EXIT_ERRNO = int(MEMORY_FAULT), int(OTHER_FILE), int(at.EXIT_ERRNO)
 _TRIES = 64
 
 
@@ -52,8 +60,10 @@ def pre_fault_memory(
 
     Size 0 left: all done. Less was done if a signal came (``interrupted``) or a page was refused; an error is raised
     only if nothing was done: EINVAL (flags, alignment, size 0, wrap), ENOENT (no slot), EINTR, EAGAIN (the slot is
-    INVALID; GuestmemError for a version that would not return). CapabilityError without stage 2 (EOPNOTSUPP). On arm64
-    the call is from 7.4 on; EINVAL before. O(pages).
+    INVALID; GuestmemError for a version that would not return), EFAULT (a guest_memfd that is closed, or a page that
+    nobody may have), EHWPOISON (a poisoned page of one, 7.4; what earlier kernels answer was not read:
+    CapabilityError). CapabilityError without stage 2 (EOPNOTSUPP). On arm64 the call is from 7.4 on; EINVAL before.
+    O(pages).
 
     >>> from guestmem.engines.soft import SoftEngine
     >>> from guestmem.memslots import Change
@@ -88,21 +98,76 @@ def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tu
     vm, memslots, srcu, _load, mine = engine.vcpu_words(vcpu)
     table, tlb = engine.stage2.tables[0], engine.stage2.tlbs[0][vcpu].words
     for _ in range(_TRIES):
-        if table.lookup(gpa) is not None:
+        if _is_mapped(engine, gpa):
             return 0, ""
         outcome = int(
             stage2_fault(
                 *(vm, memslots, srcu, mine, *table.words, table.desks[1 + vcpu], tlb, gpa // PAGE_SIZE, False, False)
             )
         )
+        if outcome == _IN_FILE:
+            outcome = _file_page(engine, vcpu, gpa)
+            if outcome == _MEMORY_FAULT:
+                number, why = _unservable(engine, gpa, int(mine[_EXIT_ERRNO]), version)
+                if number:
+                    return number, why
+            if outcome in {_MEMORY_FAULT, _OTHER_FILE}:
+                continue
         if outcome == _INVALID:
             if version.prefault_retries:
                 raise would_not_return(version)
             return errno.EAGAIN, f"the slot at gpa {gpa:#x} is being deleted or moved"
-        if outcome == _IN_FILE:
-            raise CapabilityError(
-                f"pre-fault: gpa {gpa:#x} is in a slot with a guest_memfd, which this model leaves out"
-            )
         if outcome != _FILLED:
             return errno.ENOENT, f"gpa {gpa:#x} is in no slot"
     return errno.EAGAIN, f"gpa {gpa:#x} was zapped {_TRIES} times"
+
+
+def _is_mapped(engine: SoftEngine, gpa: int) -> bool:
+    """Whether there is a leaf for the page, of either kind of access: it has one kind, and a conversion zaps it."""
+    assert engine.stage2 is not None
+    table, private = engine.stage2.tables[0], engine.stage2.private_gfn << PAGE_SHIFT
+    return table.lookup(gpa) is not None or (private > gpa and table.lookup(gpa | private) is not None)
+
+
+def _is_private(engine: SoftEngine, gpa: int) -> bool:
+    """Of which kind an access to a frame of a slot with a guest_memfd has to be, as it looks now."""
+    gfn = gpa // PAGE_SIZE
+    slot = engine.memslots.find(gfn, 0)
+    file = None if slot is None else engine.files.get(slot.guest_memfd)
+    if slot is None or file is None:
+        return False
+    if file.attributes is not None:
+        return bool(file.attributes.get(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE)
+    page = gfn - slot.base_gfn + (slot.guest_memfd_offset >> PAGE_SHIFT)
+    return bool(file.inode.states.get(page) & file.inode.generation.PRIVATE)
+
+
+def _file_page(engine: SoftEngine, vcpu: int, gpa: int) -> int:
+    """Fault in a page of a slot with a guest_memfd; what it came to. The state may change meanwhile: try again."""
+    assert engine.stage2 is not None
+    vm, memslots, srcu, _load, mine = engine.vcpu_words(vcpu)
+    table, private = engine.stage2.tables[0], _is_private(engine, gpa)
+    gmem = Gmem(*engine.file_words(vcpu))
+    return int(
+        gmem_slot_fault(
+            *(vm, memslots, srcu, mine, *table.words, table.desks[1 + vcpu], gmem, gpa // PAGE_SIZE, private, False)
+        )
+    )
+
+
+def _unservable(engine: SoftEngine, gpa: int, number: int, version: KernelVersion) -> tuple[int, str]:
+    """Why a page of a file cannot be had: errno and words; 0 where it was converted just now."""
+    if number == EHWPOISON:
+        if not version.prefault_on_arm64:  # the same kernel's documentation says it first
+            raise CapabilityError(f"pre-fault: what {version} answers for poisoned memory was not read")
+        return number, f"the page at gpa {gpa:#x} is poisoned"
+    slot = engine.memslots.find(gpa // PAGE_SIZE, 0)
+    file = None if slot is None else engine.files.get(slot.guest_memfd)
+    if slot is None or (file is not None and not file.closed):
+        try:
+            if slot is not None and file is not None:
+                file.guest_fault(slot, gpa // PAGE_SIZE, private=_is_private(engine, gpa))
+        except GuestmemError as error:
+            return errno.EFAULT, f"gpa {gpa:#x}: {error}"
+        return 0, ""
+    return errno.EFAULT, f"gpa {gpa:#x} is of a guest_memfd that is closed"
