@@ -11,7 +11,7 @@ from guestmem.explore.task import Task, run
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("design", ["pause", "batch", "atomic", "gmem-convert"])
+@pytest.mark.parametrize("design", ["pause", "batch", "atomic", "gmem-convert", "spaces-comes", "spaces-writable"])
 def test_searched_whole(design: str) -> None:
     outcome = run(Task(find(f"production-{design}"), "states"), Budget())
     assert outcome.complete, outcome.stopped

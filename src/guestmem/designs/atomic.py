@@ -24,7 +24,10 @@ def prepare(engine: Engine) -> None:
 
 
 def apply(engine: Engine, changes: Sequence[Change]) -> None:
-    """Apply all changes or none (BatchError; E2BIG past the engine's limit): no vCPU sees anything in between."""
+    """Apply all changes or none (BatchError; E2BIG past the engine's limit): no vCPU sees anything in between.
+
+    Changes of two address spaces have one instant, too.
+    """
     apply_with(engine, changes, wait=True)
 
 
@@ -32,7 +35,8 @@ def apply_with(engine: Engine, changes: Sequence[Change], *, wait: bool) -> None
     """As ``apply``; without ``wait``, old translations may be in use at the instant: ``atomic_unacknowledged``."""
     if not changes:
         return
-    with engine.update(changes[0].as_id) as update:
+    spaces = {change.as_id: None for change in changes}  # in order
+    with engine.update(*spaces) as update:
         update.stage_all(changes)  # all that can fail is before the first stall
         update.stall(update.net_effect(), wait=wait)
         update.publish()

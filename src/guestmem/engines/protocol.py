@@ -169,8 +169,8 @@ class Engine(Protocol):
     def exits_held(self) -> AbstractContextManager[None]:
         """An update goes on; vCPUs run, and only exits wait (if ``retry_exits``)."""
 
-    def update(self, as_id: int = 0) -> AbstractContextManager[Update]:
-        """Start an update in phases."""
+    def update(self, as_id: int = 0, *others: int) -> AbstractContextManager[Update]:
+        """Start an update in phases; of several address spaces, with one instant for them all, if there are others."""
 
 
 class MeasuredEngine(Engine, Protocol):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..compiled import INTERPRETED, Own, own
-from ..errors import MemslotError
+from ..errors import MemslotError, UsageError
 from ..notebook import SHOWN, html_table
 from ..rcu.srcu import Srcu
 from ..units import U64_MAX, format_frames
@@ -37,7 +37,7 @@ from .layout import (
     new_memslots,
 )
 from .lookup import CURSOR_WORDS, copy_by_id, copy_find, copy_slots
-from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, SWAPPED, bring, settle, stage_asked
+from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, SWAPPED, bring, hand_over, settle, stage_asked
 from .refusal import refusal
 from .slot import KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS, Slot
 from .update import Update, end_update
@@ -102,6 +102,8 @@ class Memslots:
         self.geometry = geometry(address_spaces, max_slots + _INTERNAL, node_words)
         self.address_spaces, self.max_slots, self.ids = address_spaces, max_slots, max_slots + _INTERNAL
         self.words, self.desk = new_memslots(self.geometry)
+        self.desks = [self.desk]
+        """One for each address space that one update changed beside another; ``desk`` is the one in use."""
         self.srcu = Srcu(readers=1) if srcu is None else srcu
         self.slots_lock = threading.Lock()
         """Held by the one updater; time spent in ``update()`` is time spent waiting for it."""
@@ -301,10 +303,34 @@ class Memslots:
             raise
         return Update(self, as_id)
 
+    def update_both(self, first: int, last: int) -> list[Update]:
+        """Begin updates of two address spaces under one hold of ``slots_lock``, which the last to end gives back."""
+        if len({self._space(first), self._space(last)}) < 2:
+            raise UsageError(f"as_id: {first} and {last} are not two address spaces")
+        if len(self.desks) < 2:
+            other = own(self.geometry.desk_words)
+            self.desks = [self.desk, other]
+        begun = self.update(first)
+        updates: list[Update] = []
+        other = next(desk for desk in self.desks if desk is not self.desk)
+        updates += Update(self, first, self.desk, updates), Update(self, last, other, updates)
+        begun.ended = True
+        return updates
+
+    def turn_to(self, desk: Own) -> None:
+        """Under ``slots_lock``: go on at another desk; what is free goes there."""
+        hand_over(self.desk, desk)
+        self.desk = desk
+
     def finish_interrupted(self) -> None:
         """Under ``slots_lock``: bring an update to its end that was left while it waited for readers (Ctrl-C)."""
-        if self.desk[PHASE]:
-            end_update(self)
+        if not self.desk[PHASE]:
+            return
+        end_update(self)
+        for desk in self.desks:
+            if desk[PHASE]:
+                self.turn_to(desk)
+                end_update(self)
 
     def _existing(self, slot: int, as_id: int) -> Change:
         old = self.by_id(slot, as_id)
@@ -321,9 +347,9 @@ class Memslots:
         as_id = change[5]
         if as_id >= self.address_spaces:
             self._space(as_id)
-        desk, srcu = self.desk, self.srcu
-        if desk[PHASE]:
+        if self.desk[PHASE]:
             self.finish_interrupted()
+        desk, srcu = self.desk, self.srcu
         self.ask(change, self.ids if internal else self.max_slots)
         kind = change_at_once(self.words, desk, srcu.words, srcu.readers, create)
         if kind < NOTHING:

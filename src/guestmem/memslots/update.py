@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..compiled import own
+from ..compiled import Own, own
 from ..errors import BatchError, MemslotError, UsageError
 from .batch import Effect, net_effect
 from .changes import KINDS, Change, ChangeKind
@@ -28,6 +28,7 @@ from .phases import (
     bring,
     invalidate,
     publish,
+    publish_both,
     settle,
     stage_asked,
     stage_batch,
@@ -45,7 +46,7 @@ _CHANGE_BYTES = 8 * int(BATCH_WORDS)
 
 
 def end_update(memslots: Memslots, *, patient: bool = True) -> bool:
-    """Bring a begun update to its end from whatever phase it is in: undo what is not published, else finish it.
+    """Bring the update on the desk to its end from whatever phase it is in: undo what is not published, else finish it.
 
     Not ``patient``, it waits for readers a moment only, and may return False: the next update does the rest first.
     """
@@ -86,15 +87,18 @@ class Update:
     Slot 1 [0x10000, 0x14000) 16 KiB -> 0x7f0000000000
     """
 
-    def __init__(self, memslots: Memslots, as_id: int) -> None:
-        """Begin; the caller holds ``slots_lock``, which the update gives back at its end."""
+    def __init__(self, memslots: Memslots, as_id: int, desk: Own | None = None, beside: Sequence[Update] = ()) -> None:
+        """Begin; the caller holds ``slots_lock``, which the last of the updates ``beside`` gives back at its end."""
         self.memslots, self.as_id = memslots, as_id
+        self.desk = memslots.desk if desk is None else desk
+        """What the update works on; in use while one of its methods runs."""
+        self._beside = beside
         self.ended = False
 
     @property
     def phase(self) -> int:
         """Phase by its number in ``phases``; ``IDLE`` also before the first change."""
-        return int(self.memslots.desk[PHASE])
+        return int(self.desk[PHASE])
 
     def stage(self, change: Change, *, internal: bool = False) -> ChangeKind:
         """Carry out ``change`` on the inactive set, which has all changes staged before. O(log n).
@@ -166,13 +170,29 @@ class Update:
             raise UsageError("publish: what was published before was not synchronized and mirrored")
         return bool(publish(self.memslots.words, self.memslots.desk))
 
-    def synchronize(self) -> int:
-        """Wait until no reader is in the old set, then write the final generation; returns how often it slept."""
+    def publish_with(self, last: Update) -> None:
+        """Publish this and ``last``, another address space's, in one call that nothing interrupts: this one first.
+
+        A reader that sees the set of ``last`` sees this one's, too; in between it may see this one's alone.
+        """
+        for each in (self, last):
+            each.at_desk()
+            if each.phase in (MARKS_SWAPPED, SWAPPED, SETTLED):
+                raise UsageError("publish: what was published before was not synchronized and mirrored")
+        publish_both(self.memslots.words, self.desk, last.desk)
+
+    def synchronize(self, *beside: Update) -> int:
+        """Wait until no reader is in the old set, then write the final generation; returns how often it slept.
+
+        ``beside``: updates that were published with this one, and need no grace period of their own.
+        """
         self._begun()
-        if self.phase not in (MARKS_SWAPPED, SWAPPED):
+        waiting = [each for each in (self, *beside) if each.phase in (MARKS_SWAPPED, SWAPPED)]
+        if not waiting:
             return 0
         slept = self.memslots.srcu.synchronize()
-        settle(self.memslots.words, self.memslots.desk)
+        for each in waiting:
+            settle(self.memslots.words, each.desk)
         return slept
 
     def mirror(self) -> None:
@@ -191,6 +211,7 @@ class Update:
         """
         if not self.ended:
             try:
+                self._begun()
                 end_update(self.memslots, patient=patient)
             finally:  # left while it waits for readers, the next update does the rest first
                 self._end()
@@ -201,13 +222,23 @@ class Update:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.abort(patient=error is None or isinstance(error, Exception))
 
+    def at_desk(self) -> None:
+        """From here on this update's desk is the one in use."""
+        self._begun()
+
     def _begun(self) -> None:
         if self.ended:
             raise UsageError("update: it has ended; begin another with Memslots.update()")
+        if self.memslots.desk is not self.desk:
+            self.memslots.turn_to(self.desk)
 
     def _end(self) -> None:
         self.ended = True
-        self.memslots.slots_lock.release()
+        if all(each.ended for each in self._beside):
+            for each in self._beside:
+                if each.phase != IDLE:  # left while it waited for readers: who comes next looks at the desk in use
+                    self.memslots.turn_to(each.desk)
+            self.memslots.slots_lock.release()
 
     def _out_of_words(self, change: Change) -> MemslotError:
         if change.as_id != self.as_id:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..abi.checks import Host
 from ..abi.guest_memfds import GuestMemfd as ModelFile
 from ..abi.model import KvmModel
-from ..abi.region_list import REGION_LIST, RegionList, pack_dirty
+from ..abi.region_list import REGION_LIST
 from ..abi.structures import CreateGuestMemfd, EnableCap, MemoryCap, MemoryIoctl, MemoryRegion, region_of
 from ..designs.registry import find
 from ..dirty.ring import DirtyEntry
@@ -20,11 +20,12 @@ from ..errors import GuestMemfdError, MemslotError
 from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
 from ..process_memory import read_memory
-from ..units import PAGE_SHIFT, PAGE_SIZE
-from .entries import check_entries, check_meant
+from ..units import PAGE_SIZE
+from .entries import check_entries, check_meant, check_spaces
 from .guest_memfd import File
 from .memory import Memory
 from .protocol import Vcpu
+from .region_list import set_region_list
 from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
 from .vcpu import SoftVcpu
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 REGION_REQUESTS = (MemoryIoctl.SET_USER_MEMORY_REGION, MemoryIoctl.SET_USER_MEMORY_REGION2)
-Brought = Sequence[tuple[int, Sequence[HostPiece]]]
+Brought = Sequence[tuple[SlotKey, Sequence[HostPiece]]]
 """Slots that a transaction creates, and the host memory that is to be kept for them."""
 
 
@@ -150,7 +151,7 @@ class SoftBackend:
             flags = self.model.host.gmem_flags & ~(2 if self.model.host.private_memory else 0)
         fd = self.model.ioctl(MemoryIoctl.CREATE_GUEST_MEMFD, CreateGuestMemfd(size, flags).pack())
         try:
-            return self._open_file(fd, folio_size, joins)
+            return self.open_file(fd, folio_size, joins)
         except BaseException:
             del self.model.files[fd]
             raise
@@ -161,7 +162,7 @@ class SoftBackend:
             raise GuestMemfdError(errno.EBADF, "ioctl: the file is closed, or another VM's")
         return self.model.attributes.file_ioctl(file.fd, request, argument)
 
-    def _open_file(self, fd: int, folio_size: int = PAGE_SIZE, joins: bool = True) -> GuestMemfd:
+    def open_file(self, fd: int, folio_size: int = PAGE_SIZE, joins: bool = True) -> GuestMemfd:
         """Give the model's file ``fd`` memory, and let vCPUs have it."""
         from ..gmem import GuestMemfd
 
@@ -215,7 +216,7 @@ class SoftBackend:
     def ioctl(self, request: int, argument: bytes | int) -> int:
         """Of the model; regions are ours to know, too, for their memory."""
         if request == REGION_LIST:
-            return self._region_list(argument)
+            return set_region_list(self, argument)
         if request not in REGION_REQUESTS:
             return self.model.ioctl(request, argument)
         if not isinstance(argument, bytes):
@@ -227,43 +228,9 @@ class SoftBackend:
             if region.flags & KVM_MEM_GUEST_MEMFD and region.memory_size:
                 held = self.model.files.get(region.guest_memfd)
                 if isinstance(held, ModelFile) and self.engine.files.get(held.number) is None:
-                    self._open_file(region.guest_memfd)  # it was made by an ioctl, and has had no memory yet
+                    self.open_file(region.guest_memfd)  # it was made by an ioctl, and has had no memory yet
             with self.alone, owning(self, region):
                 return self.model.ioctl(request, argument)
-
-    def _region_list(self, argument: bytes | int) -> int:
-        """KVM_SET_USER_MEMORY_REGION_LIST (``abi.region_list``): by ``atomic``, whatever the VM's design."""
-        read, write = self.model.user.read, self.model.user.write
-        if not isinstance(argument, bytes):
-            address = argument % (1 << 64)
-            header = read(address, 32)
-            argument = header + read(address + 32, RegionList.entries_of(header))
-        listed = RegionList.unpack(argument)
-        changes = listed.changes()
-        if listed.as_id >= self.memslots.address_spaces:
-            raise MemslotError(
-                errno.EINVAL, f"region list: as_id {listed.as_id}; there are {self.memslots.address_spaces}"
-            )
-        if not changes:
-            return 0
-        with self.section, self.model.lock:
-            ends = [self.model.slots.get(key) for key in {change.key for change in changes}]
-            most = sum(held.slot.npages for held in ends if held is not None and held.bitmap is not None)
-            if most > listed.room:
-                raise MemslotError(
-                    errno.ENOSPC, f"region list: room {listed.room}; {most} pages have a log that may end"
-                )
-            write(listed.dirty, read(listed.dirty, 16 * most)) if most else None  # EFAULT before anything is changed
-            dirty: list[DirtyPage] = []
-            brought = [
-                (change.slot, self.owned.reaching(change.userspace_addr, change.npages << PAGE_SHIFT))
-                for change in changes
-                if not change.deletes
-            ]
-            self.apply(changes, "atomic", dirty, brought=brought)
-            if dirty:
-                write(listed.dirty, pack_dirty(dirty))
-        return len(dirty)
 
     def set_region(
         self, slot: int, flags: int, gpa: int, size: int, hva: int, as_id: int, piece: HostPiece | None = None
@@ -291,7 +258,8 @@ class SoftBackend:
         with self.section, self.alone, self.model.lock:
             check_meant(self, changes, meant)
             check_entries(self.model.check_change, changes)
-            self.model.accounting.foresee(changes, self._npages)
+            check_spaces(changes, design or self.design)
+            self.model.accounting.foresee(changes, self.npages)
             carry_out = find(design or self.design).prepare(self.engine)
             keys = {change.key for change in changes}
             expect(self.owned, changes, brought)
@@ -307,7 +275,7 @@ class SoftBackend:
         """Slots are where vCPUs find them: nothing else can have one."""
         self.owned.settle(key, self.slot(key.slot, key.as_id))
 
-    def _npages(self, key: SlotKey) -> int:
+    def npages(self, key: SlotKey) -> int:
         """Pages of a slot, 0 without one. O(1)."""
         held = self.model.slots.get(key)
         return 0 if held is None else held.slot.npages
@@ -379,9 +347,8 @@ def owning(backend: Backend, region: MemoryRegion, piece: HostPiece | None = Non
 
 def expect(owned: SlotMemory, changes: Sequence[Change], brought: Brought) -> None:
     """The same before several: what the slots reach that are created, whoever makes it."""
-    as_id = changes[0].as_id
-    for slot, pieces in brought:
-        owned.expect(SlotKey(as_id, slot), pieces)
+    for key, pieces in brought:
+        owned.expect(key, pieces)
     for change in changes:
         if not change.deletes:  # also what lies in a buffer that was given: it may own nothing itself
             owned.expect(change.key, owned.reaching(change.userspace_addr, change.memory_size))

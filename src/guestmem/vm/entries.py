@@ -6,13 +6,13 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import BatchError, MemslotError
+from ..errors import BatchError, CapabilityError, MemslotError
 from ..memslots import Change, Slot, SlotKey
 
 if TYPE_CHECKING:
     from .backends import Backend
 
-__all__ = ["check_entries", "check_meant"]
+__all__ = ["check_entries", "check_meant", "check_spaces"]
 
 
 def check_entries(check: Callable[[Change], object], changes: Sequence[Change]) -> None:
@@ -22,6 +22,16 @@ def check_entries(check: Callable[[Change], object], changes: Sequence[Change]) 
             check(change)
         except MemslotError as error:
             raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=entry) from None
+
+
+def check_spaces(changes: Sequence[Change], design: str) -> None:
+    """CapabilityError for changes of two address spaces, but for ``atomic``: with others each would have its own."""
+    spaces = {change.as_id for change in changes}
+    if len(spaces) > 1 and design != "atomic":
+        raise CapabilityError(
+            f"design {design}: it changes one address space in a transaction, not {len(spaces)}; atomic, on the "
+            "software engine, changes both with one instant"
+        )
 
 
 def check_meant(backend: Backend, changes: Sequence[Change], meant: Sequence[Slot | None]) -> None:

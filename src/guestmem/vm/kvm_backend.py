@@ -27,7 +27,7 @@ from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, 
 from ..process_memory import read_memory
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .backends import REGION_REQUESTS, Alone, Brought, expect, owning
-from .entries import check_entries, check_meant
+from .entries import check_entries, check_meant, check_spaces
 from .guest_memfd import File, KernelGuestMemfd
 from .kernel_words import check_argument, ioctl_refused, region_refused, try_changes, try_region
 from .memory import Memory
@@ -191,6 +191,7 @@ class KvmBackend:
         self, changes: list[Change], design: str, unsafe: str, dirty: list[DirtyPage], brought: Brought
     ) -> tuple[str, str]:
         check_entries(self._check, changes)
+        check_spaces(changes, design)
         try_changes(self.memslots, changes)
         carry_out = find(design).prepare(self.engine, reset=False)
         keys = {change.key for change in changes}

@@ -14,7 +14,7 @@ from ..abi.arguments import U16_MAX, U32_MAX, whole
 from ..abi.take_over import DirtyPage
 from ..designs.registry import find
 from ..errors import MemslotError, UsageError
-from ..memslots import KVM_MEM_GUEST_MEMFD, Change, Slot
+from ..memslots import KVM_MEM_GUEST_MEMFD, Change, Slot, SlotKey
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .guest_memfd import Carried, file_of, host_of
 from .slot_memory import HostPiece
@@ -29,7 +29,10 @@ UNSAFE = ("refuse", "pause")
 
 
 class Transaction:
-    """Changes of one address space, in order; each sees what those before it did.
+    """Changes, in order; each sees what those before it did.
+
+    ``as_id`` of a change: another address space than the transaction's. Both have one instant then, which only design
+    ``atomic`` gives (CapabilityError from others).
 
     When the block ends, a slot that was looked at for them must be as it was: BatchError if it has gone (ENOENT), has
     come (EEXIST), or was moved or changed meanwhile, by whomever (EAGAIN: begin again). Nothing is changed then.
@@ -49,22 +52,28 @@ class Transaction:
         self._as_id = whole("as_id", as_id, U16_MAX)
         self.changes: list[Change] = []
         self.dirty: list[DirtyPage] = []
-        self._now: dict[int, Slot | None] = {}
+        self._now: dict[SlotKey, Slot | None] = {}
         self._pieces: dict[int, HostPiece] = {}
         """Host memory that creates bring and deletes take: held until all is over."""
-        self._brought: list[tuple[int, list[HostPiece]]] = []
+        self._brought: list[tuple[SlotKey, list[HostPiece]]] = []
         """Slots that are created, and what they reach."""
         self._meant: list[Slot | None] = []
         """Of each change, the slot that it is of, as it is then."""
         self._over = False
 
-    def _look(self, slot: int) -> Slot | None:
-        return self._now[slot] if slot in self._now else self._memory.backend.slot(slot, self._as_id)
+    def _key(self, slot: int, as_id: int | None) -> SlotKey:
+        space = self._as_id if as_id is None else whole("as_id", as_id, U16_MAX)
+        return SlotKey(space, whole("slot", slot, U16_MAX))
 
-    def _slot(self, slot: int) -> Slot:
-        found = self._look(slot)
+    def _look(self, key: SlotKey) -> Slot | None:
+        return self._now[key] if key in self._now else self._memory.backend.slot(key.slot, key.as_id)
+
+    def _slot(self, key: SlotKey) -> Slot:
+        found = self._look(key)
         if found is None:
-            raise MemslotError(errno.ENOENT, f"slot {slot}: no such slot")
+            raise MemslotError(
+                errno.ENOENT, f"slot {key.slot}: no such slot" + (f" in space {key.as_id}" if key.as_id else "")
+            )
         return found
 
     def create(
@@ -77,10 +86,12 @@ class Transaction:
         flags: int = 0,
         guest_memfd: Any = None,
         offset: int = 0,
+        as_id: int | None = None,
     ) -> None:
         """As ``Memory.create``. A host address inside memory that the VM made keeps that memory."""
-        slot, gpa, size, flags = _slot_id(slot), whole("gpa", gpa), whole("size", size), whole("flags", flags, U32_MAX)
-        there = self._look(slot)
+        key = self._key(slot, as_id)
+        slot, gpa, size, flags = key.slot, whole("gpa", gpa), whole("size", size), whole("flags", flags, U32_MAX)
+        there = self._look(key)
         if there is not None:
             raise MemslotError(errno.EEXIST, f"slot {slot}: it exists: {there!r}")
         if (gpa | size) % PAGE_SIZE or size < PAGE_SIZE:
@@ -102,10 +113,10 @@ class Transaction:
         else:
             self._memory.know(piece)
         frames = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT
-        change = Change(slot, *frames, piece.address, flags, self._as_id, number, offset if number else 0)
+        change = Change(slot, *frames, piece.address, flags, key.as_id, number, offset if number else 0)
         self._add(change, None)
         self._pieces |= {id(kept): kept for kept in reached}
-        self._brought.append((slot, reached))
+        self._brought.append((key, reached))
 
     def carried(self, slot: Slot, host: int) -> dict[str, Any]:
         """What gives ``create`` the part at ``host`` of what ``slot`` has of a guest_memfd; nothing without one."""
@@ -114,30 +125,30 @@ class Transaction:
         file = Carried(slot.guest_memfd, self._memory.backend)
         return {"guest_memfd": file, "offset": slot.guest_memfd_offset + host - slot.userspace_addr}
 
-    def delete(self, slot: int) -> int:
+    def delete(self, slot: int, *, as_id: int | None = None) -> int:
         """Delete a slot; returns the host address of its memory, which lives until the transaction is over."""
-        slot = _slot_id(slot)
+        key = self._key(slot, as_id)
         with self._memory.changing():
-            old = self._slot(slot)
+            old = self._slot(key)
             kept = self._memory.kept_at(old.userspace_addr, old.npages << PAGE_SHIFT)
-        self._add(Change(slot, as_id=self._as_id), old)
+        self._add(Change(key.slot, as_id=key.as_id), old)
         self._pieces |= {id(piece): piece for piece in kept}
         return old.userspace_addr
 
-    def move(self, slot: int, gpa: int) -> None:
+    def move(self, slot: int, gpa: int, *, as_id: int | None = None) -> None:
         """Move a slot to another guest address. One with a guest_memfd, which KVM does not move, is made anew there."""
-        slot, gpa = _slot_id(slot), whole("gpa", gpa)
+        key, gpa = self._key(slot, as_id), whole("gpa", gpa)
         if gpa % PAGE_SIZE:
-            raise MemslotError(errno.EINVAL, f"slot {slot}: gpa {gpa:#x} is not a multiple of {PAGE_SIZE:#x}")
-        old = self._slot(slot)
+            raise MemslotError(errno.EINVAL, f"slot {key.slot}: gpa {gpa:#x} is not a multiple of {PAGE_SIZE:#x}")
+        old = self._slot(key)
         if old.guest_memfd:
-            self.delete(slot)
+            self.delete(key.slot, as_id=key.as_id)
         self._add(Change.of(old._replace(base_gfn=gpa >> PAGE_SHIFT)), None if old.guest_memfd else old)
 
-    def set_flags(self, slot: int, flags: int) -> None:
+    def set_flags(self, slot: int, flags: int, *, as_id: int | None = None) -> None:
         """Switch a slot's logging."""
-        slot, flags = _slot_id(slot), whole("flags", flags, U32_MAX)
-        old = self._slot(slot)
+        flags = whole("flags", flags, U32_MAX)
+        old = self._slot(self._key(slot, as_id))
         self._add(Change.of(old._replace(flags=flags)), old)
 
     def _add(self, change: Change, old: Slot | None) -> None:
@@ -145,7 +156,7 @@ class Transaction:
             raise UsageError("transaction: it is over; begin another with Memory.transaction()")
         self.changes.append(change)
         self._meant.append(old)
-        self._now[change.slot] = None if change.deletes else change.as_slot()
+        self._now[change.key] = None if change.deletes else change.as_slot()
 
     def __enter__(self) -> Transaction:
         if self._over:
@@ -165,7 +176,3 @@ class Transaction:
 
     def __repr__(self) -> str:
         return f"Transaction of {len(self.changes)} changes, {'over' if self._over else 'not carried out'}"
-
-
-def _slot_id(slot: int) -> int:
-    return whole("slot", slot, U16_MAX)

@@ -221,9 +221,11 @@ class KvmEngine:
             finally:
                 self._held -= 1
 
-    def update(self, as_id: int = 0) -> AbstractContextManager[Update]:
+    def update(self, as_id: int = 0, *others: int) -> AbstractContextManager[Update]:
         """CapabilityError: no kernel has an update in phases."""
-        raise CapabilityError(f"engine kvm: no kernel can carry out an update in phases (address space {as_id})")
+        raise CapabilityError(
+            f"engine kvm: no kernel can carry out an update in phases (address space {(as_id, *others)})"
+        )
 
     def close(self) -> None:
         """Stop the vCPUs and close the VM."""

@@ -197,6 +197,8 @@ class DirtyLogs:
         self._bitmaps: dict[SlotKey, DirtyBitmap] = {}
         self._retired: list[DirtyBitmap] = []
         """Of slots that are gone; a vCPU that looked before may still mark in them until the grace period is over."""
+        self._before: list[tuple[SlotKey, DirtyBitmap | None]] = []
+        """What ``attach`` replaced, in order, until it is certain that it stays."""
 
     # -- for updates -------------------------------------------------------------------------------------------------
 
@@ -206,6 +208,8 @@ class DirtyLogs:
 
     def attach(self, staged: list[tuple[Change, ChangeKind]]) -> None:
         """Before a set is published: every slot that was staged and logs gets its bitmap, new or the one it had.
+
+        ``detach`` takes it back if the set is not published; all that can fail is here.
 
         The one it had, if it was moved or changed flags, alone: bits are relative to the slot. In a batch, where slots
         are made of others, each gets a new one; ``abi.take_over`` brings the bits, once nobody can mark in the old.
@@ -219,7 +223,9 @@ class DirtyLogs:
                 continue
             key = change.key
             logs = self.enabled and not change.deletes and change.flags & KVM_MEM_LOG_DIRTY_PAGES
-            old = self._bitmaps.pop(key, None)
+            old = self._bitmaps.get(key)
+            self._before.append((key, old))
+            self._bitmaps.pop(key, None)
             bitmap = old if alone and kind in {ChangeKind.MOVE, ChangeKind.FLAGS_ONLY} else None
             if logs:
                 if bitmap is None:
@@ -228,6 +234,20 @@ class DirtyLogs:
                 attach(words, desk, change.slot, bitmap.address)
             if old is not None and old is not self._bitmaps.get(key):
                 self._retired.append(old)
+
+    def attached(self) -> None:
+        """The set that ``attach`` was for is published."""
+        self._before.clear()
+
+    def detach(self) -> None:
+        """The set that ``attach`` was for is not published: what it did is undone."""
+        for key, old in reversed(self._before):
+            if old is None:
+                self._bitmaps.pop(key, None)
+            else:
+                self._bitmaps[key] = old
+        self._before.clear()
+        self._retired.clear()
 
     def bitmap_after(self, change: Change) -> DirtyBitmap | None:
         """The bitmap that a change by itself leaves its slot with: the one it had, a new one, or none."""

@@ -33,6 +33,7 @@ from .requests import (
     wait_until_outside,
     wake_retries,
 )
+from .spaces import SpacesUpdate
 from .stage2 import Stage2
 from .update import ENTRIES_MAX, SoftUpdate
 from .vcpu_threads import VcpuThreads
@@ -203,12 +204,18 @@ class SoftEngine(VcpuThreads):
                 wake_all(self._vm, int(at.UPDATES))
 
     @contextmanager
-    def update(self, as_id: int = 0) -> Iterator[SoftUpdate]:
-        """An update in phases, under the lock that serialises updaters; undone unless published."""
+    def update(self, as_id: int = 0, *others: int) -> Iterator[SoftUpdate]:
+        """An update in phases, under the lock that serialises updaters; undone unless published.
+
+        ``others``: address spaces that are published in the same instant. What there is none of is left to the checks
+        of the entries.
+        """
         begun = _clock()
-        slots = self.memslots.update(as_id)
+        spaces = {as_id, *others} if others else ()
+        both = [each for each in spaces if each < self.memslots.address_spaces]
+        slots = self.memslots.update_both(*both) if len(both) == 2 else [self.memslots.update(as_id)]
         self.counts.lock_ns += _clock() - begun
-        update = SoftUpdate(self, slots, as_id)
+        update = SoftUpdate(self, slots[0], as_id) if len(slots) == 1 else SpacesUpdate(self, slots)
         patient = True
         try:
             yield update
@@ -220,9 +227,11 @@ class SoftEngine(VcpuThreads):
                 update.release()  # published or not, nobody has to wait any longer
                 update.uncover()
             finally:
-                if not slots.ended:
+                open_ = [each for each in slots if not each.ended]
+                if open_:
                     update.left(patient=patient)
-                    slots.abort(patient=patient)  # of what was published, the rest is carried out
+                    for each in open_:
+                        each.abort(patient=patient)  # of what was published, the rest is carried out
                     self.wake_retries()
 
     # -- what updates are made of --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ...gmem.bindings import Bound
 from ...gmem.checks import check_bind
 from ...gmem.file import GuestMemfd
 from ...gmem.layout import inode_words
-from ...memslots import Change, Slot
+from ...memslots import Change, Slot, SlotKey
 from ...memslots.checks import OVERLAPS, refusal_of
 from ...memslots.set import Memslots
 from ...memslots.slot import KVM_MEM_GUEST_MEMFD
@@ -84,15 +84,15 @@ def _end_of(bound: Bound) -> int:
 
 
 class Rebinding:
-    """What changes of one address space do to bindings: worked out before, made good when the slots are published."""
+    """What changes do to bindings: worked out before, made good when the slots are published."""
 
-    def __init__(self, files: Files, as_id: int) -> None:
-        self._files, self._as_id = files, as_id
+    def __init__(self, files: Files) -> None:
+        self._files = files
         self.incoming: dict[int, _Coming] = {}
         """By file, what slots that come bind."""
         self.gone: dict[int, set[tuple[int, int]]] = {}
         """By file, the keys of slots that lose what they have bound."""
-        self._now: dict[int, Slot | None] = {}
+        self._now: dict[SlotKey, Slot | None] = {}
         self.published = False
 
     def __bool__(self) -> bool:
@@ -100,7 +100,7 @@ class Rebinding:
 
     def copy(self) -> Rebinding:
         """Another that can go on from here, and be thrown away."""
-        made = Rebinding(self._files, self._as_id)
+        made = Rebinding(self._files)
         made._now = dict(self._now)
         made.gone = {number: set(keys) for number, keys in self.gone.items()}
         made.incoming = {number: coming.copy() for number, coming in self.incoming.items()}
@@ -111,19 +111,19 @@ class Rebinding:
 
         Changes that are refused for other reasons are left to who checks those.
         """
-        as_id, slot = self._as_id, change.slot
-        was = self._now[slot] if slot in self._now else self._files.memslots.by_id(slot, as_id)
+        key = change.key
+        was = self._now[key] if key in self._now else self._files.memslots.by_id(change.slot, change.as_id)
         if not change.deletes and (was is not None or not change.flags & KVM_MEM_GUEST_MEMFD):
             if was is None or not was.guest_memfd:
-                self._now[slot] = change.as_slot()
+                self._now[key] = change.as_slot()
             return
         if change.deletes:
-            self._now[slot] = None
+            self._now[key] = None
             if was is not None and was.guest_memfd:
                 self._leave(was)
             return
         self._bind(change)
-        self._now[slot] = change.as_slot()
+        self._now[key] = change.as_slot()
 
     def _leave(self, was: Slot) -> None:
         coming = self.incoming.get(was.guest_memfd)
@@ -288,7 +288,7 @@ class Files:
         if not self.concerns(change):
             yield
             return
-        made = Rebinding(self, change.as_id)
+        made = Rebinding(self)
         try:
             made.add(change)
         except MemslotError:

@@ -130,6 +130,11 @@ def gmem_slot_fault(
             outcome = _page(vm, memslots, own, shape, pool, pages, mmu, desk, gmem, gfn, record, private, seq, flux)
     if private and number == 0 and outcome != INVALID:
         outcome = MEMORY_FAULT
+    exits = outcome == HOLE
+    if outcome == MEMORY_FAULT:
+        exits = True
+    if exits and load_acquire(vm, at.FLUX) != flux:
+        outcome = FILLED  # as in stage2_fault
     srcu_exit(srcu, _ZERO, reader)
     return outcome
 

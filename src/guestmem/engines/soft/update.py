@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...clock import stopwatch as _clock
 from ...errors import BatchError, MemslotError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Effect, Slot
-from ...memslots.phases import IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
+from ...memslots.phases import EDITING, EDITING_AFTER_MARKS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.slot import KVM_MEM_GUEST_MEMFD
 from ...memslots.update import Update as SlotUpdate
 from .above import DENIED, above_add, above_clear
@@ -20,12 +20,13 @@ from .layout import ABOVE_MAX, FLUX_MAX, STALLS_ALL, STALLS_WRITES
 if TYPE_CHECKING:
     from .engine import SoftEngine
 
-__all__ = ["ENTRIES_MAX", "SoftUpdate", "covering"]
+__all__ = ["ENTRIES_MAX", "SoftUpdate", "covering", "stalled"]
 
 ENTRIES_MAX = 4096
 """Changes of one batch."""
 _WHOLE = (int(IDLE), int(SETTLED))
 _PUBLISHED = (int(MARKS_SWAPPED), int(SWAPPED))
+_UNPUBLISHED = (int(EDITING), int(EDITING_AFTER_MARKS))
 
 
 def covering(ranges: Sequence[tuple[int, int, int]], most: int) -> list[tuple[int, int, int]]:
@@ -46,11 +47,21 @@ def covering(ranges: Sequence[tuple[int, int, int]], most: int) -> list[tuple[in
     return [(part[0][0], max(end for _, end, _ in part), max(kind for _, _, kind in part)) for part in parts]
 
 
+def stalled(effects: Sequence[Effect]) -> list[tuple[int, int, int]]:
+    """Of effects, the ranges that wait: first frame, end, STALLS_ALL for lost memory, STALLS_WRITES for lost rights."""
+    return [
+        (effect.start_gfn, effect.end_gfn, int(STALLS_ALL if effect.action is Action.STALL else STALLS_WRITES))
+        for effect in effects
+        if effect.action in {Action.STALL, Action.WRITES}
+    ]
+
+
 class SoftUpdate:
     """An update of a SoftEngine in phases; see ``protocol.Update``."""
 
     def __init__(self, engine: SoftEngine, slots: SlotUpdate, as_id: int = 0) -> None:
         self._engine, self._slots = engine, slots
+        self._is_ready = False
         self._relogs = False
         self._in_flux: list[tuple[int, int, int]] = []
         """Ranges that wait: first frame, end, STALLS_ALL or STALLS_WRITES."""
@@ -64,7 +75,7 @@ class SoftUpdate:
         self._above, self._settled = 0, False
         """Entries above slots; whether what was published has been settled."""
         self._files = engine.files
-        self._rebinding = Rebinding(engine.files, as_id)
+        self._rebinding = Rebinding(engine.files)
         """What the staged changes do to guest_memfds."""
         self._unlogged: list[Slot] = []
         """Slots that only ended logging, and whose large leaves may come back once no fault thinks otherwise."""
@@ -79,6 +90,7 @@ class SoftUpdate:
             raise MemslotError(error.errno or errno.EINVAL, str(error).partition(": ")[2].partition(": ")[2]) from None
         kind = self._slots.stage(change)
         self._staged.append((change, kind))
+        self._is_ready = False
         self._engine.counts.edit_ns += _clock() - begun
         return kind
 
@@ -87,14 +99,19 @@ class SoftUpdate:
         if len(changes) > ENTRIES_MAX:
             raise MemslotError(errno.E2BIG, f"batch: {len(changes)} entries; {ENTRIES_MAX} are allowed")
         begun = _clock()
-        self._note_flags(changes)
         try:
             self._bind(changes)
-            self._staged += zip(changes, self._slots.stage_all(changes), strict=True)
+            self.stage_slots(changes)
         except BatchError:
             self._engine.wake_retries()  # INVALID marks that were published are taken back by now
             raise
         self._engine.counts.edit_ns += _clock() - begun
+
+    def stage_slots(self, changes: Sequence[Change]) -> None:
+        """As ``stage_all``, of the slots alone."""
+        self._note_flags(changes)
+        self._staged += zip(changes, self._slots.stage_all(changes), strict=True)
+        self._is_ready = False
 
     def _bind(self, changes: Sequence[Change]) -> None:
         """Work out what changes do to guest_memfds; BatchError, with nothing staged, for one that cannot be bound.
@@ -180,42 +197,57 @@ class SoftUpdate:
         Called again, it adds to what is in flux. Of more ranges than FLUX holds, near ones wait together with the
         frames between them (``covering``); zapped and protected are the ranges themselves.
         """
-        ranges = [
-            (
-                effect.start_gfn,
-                effect.end_gfn,
-                int(STALLS_ALL if effect.action is Action.STALL else STALLS_WRITES),
-            )
-            for effect in effects
-            if effect.action in {Action.STALL, Action.WRITES}
-        ]
+        ranges = stalled(effects)
         if not ranges:
             return
+        self.ready()
+        marked = covering(self._in_flux + ranges, FLUX_MAX)
         self._in_flux += ranges  # before they are: an exception in between must not leave them so
-        self._engine.mark(covering(self._in_flux, FLUX_MAX))
+        self._engine.mark(marked)
         self._engine.counts.ranges_in_flux += len(ranges)
-        stage2 = self._engine.stage2
-        if stage2 is None:
+        if self._engine.stage2 is None:
             self._engine.flush(wait=wait)
             return
         with self._engine.zapping():
-            for start, end, kind in ranges:
-                change = stage2.zap if kind == STALLS_ALL else stage2.protect
-                self._engine.counts.zaps += change(self._as_id, [(start, end)], wait=wait)
+            self.zap(ranges, wait=wait)
+
+    def zap(self, ranges: Sequence[tuple[int, int, int]], *, wait: bool) -> None:
+        """Zap, or protect, ranges that are in flux in the stage-2 table of this address space."""
+        stage2 = self._engine.stage2
+        assert stage2 is not None
+        for start, end, kind in ranges:
+            change = stage2.zap if kind == STALLS_ALL else stage2.protect
+            self._engine.counts.zaps += change(self._as_id, [(start, end)], wait=wait)
+
+    def ready(self) -> None:
+        """All that publishing takes and that can fail: logs of slots, bindings of files. Before the first stall."""
+        if self._is_ready:
+            return
+        if self._staged:
+            self._engine.dirty.attach(self._staged)
+            if self._rebinding:
+                self._rebinding.publish()
+        self._is_ready = True
 
     def publish(self) -> None:
         """The instant: the staged set becomes the active one."""
         begun = _clock()
-        staged, self._staged = self._staged, []
-        self._engine.dirty.attach(staged)
-        if staged and self._rebinding:
-            self._rebinding.publish()
+        self.ready()
         self._engine.counts.swaps += self._slots.publish()
+        self.published()
         self._engine.counts.edit_ns += _clock() - begun
+
+    def published(self) -> None:
+        """What was staged is."""
+        self._staged, self._is_ready = [], False
+        self._engine.dirty.attached()
 
     def left(self, *, patient: bool) -> None:
         """The update was left before its end: what was published is bound, once nobody reads the old slots."""
-        if self._rebinding.published:
+        if self._slots.phase in _UNPUBLISHED:
+            self._engine.dirty.detach()
+            self._rebinding.abandon()
+        elif self._rebinding.published:
             if patient:
                 self._engine.srcu.synchronize()
             self._rebinding.end()

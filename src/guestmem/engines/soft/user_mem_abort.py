@@ -142,6 +142,13 @@ def stage2_fault(
                 writable,
                 protected,
             )
+    exits = outcome == HOLE
+    if outcome == READONLY:
+        exits = True
+    if exits and load_acquire(vm, at.FLUX) != flux:
+        # An update began meanwhile, and nothing ends this attempt as a zap ends one that maps. What was found may be of
+        # an address space that is published before the instant of them all: look again, and wait for it.
+        outcome = FILLED
     srcu_exit(srcu, _ZERO, reader)
     return outcome
 

@@ -38,13 +38,12 @@ _CUT = (
     *SMALL_FILE,
     Mutation("gmem/bindings.py", "RangeMap(capacity=1 << 16)", "RangeMap(capacity=4)"),
 )
-_STAGES = "            self._staged"
 _NO_BINDINGS = (
     *_CUT,
     Mutation(
         "engines/soft/update.py",
-        "            self._bind(changes)\n            self._staged",
-        "            self._staged",
+        "            self._bind(changes)\n            self.stage_slots",
+        "            self.stage_slots",
     ),
 )
 

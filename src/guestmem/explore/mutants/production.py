@@ -11,7 +11,7 @@ _UPDATE, _EXIT = "engines/soft/update.py", "engines/soft/stage2_vcpu.py"
 _FAULT = "engines/soft/user_mem_abort.py"
 _ATOMIC, _OVERLAY, _OVERLAYS = ("production-atomic",), ("production-overlay",), ("production-overlays",)
 _INVALIDATES = "self._engine.host_invalidation(start_gfn, end_gfn, self._as_id):"
-_PUBLISHES = "        staged, self._staged = self._staged, []\n"
+_PUBLISHES = "        self.ready()\n        self._engine.counts.swaps +="
 _ABOVE = "    above = load_acquire(vm, at.ABOVE)\n"
 
 MUTANTS = (
@@ -27,15 +27,19 @@ MUTANTS = (
         "the first range that an update stalls is put in flux, but stays in the table",
         *(
             _UPDATE,
-            "            for start, end, kind in ranges:\n                change = stage2.zap",
-            "            for start, end, kind in ranges[1:]:\n                change = stage2.zap",
+            "        for start, end, kind in ranges:\n            change = stage2.zap",
+            "        for start, end, kind in ranges[1:]:\n            change = stage2.zap",
         ),
         models=_ATOMIC,
     ),
     Mutant(
         "production-zap-without-flux",
         "what an update zaps is not in flux: a fault maps the old memory again before the swap",
-        *(_UPDATE, "        self._engine.mark(covering(self._in_flux, FLUX_MAX))\n", ""),
+        *(
+            _UPDATE,
+            "        self._engine.mark(marked)\n        self._engine.counts.ranges_in_flux += len(ranges)\n",
+            "",
+        ),
         models=_ATOMIC,
     ),
     Mutant(
