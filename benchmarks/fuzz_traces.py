@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from guestmem.errors import TraceError
+from guestmem.traces.dispatch import Lines
 from guestmem.traces.reading import AHEAD
-from guestmem.traces.reading import _Lines as Lines
 from guestmem.traces.recording import Recording
 
 ROOT = Path(__file__).parents[1]

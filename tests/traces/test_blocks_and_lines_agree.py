@@ -12,7 +12,7 @@ import renderings
 from guestmem import traces
 from guestmem.check import check
 from guestmem.errors import TraceError
-from guestmem.traces import reading
+from guestmem.traces import dispatch
 from guestmem.traces.lines import line_of
 from true_histories import simulate
 
@@ -49,7 +49,7 @@ def told(path: Path) -> Any:
 def both(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     at_once = told(path)
     with monkeypatch.context() as patch:
-        patch.setattr(reading._Lines, "take_block", line_by_line)
+        patch.setattr(dispatch.Lines, "take_block", line_by_line)
         return at_once, told(path)
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guestmem.errors import TraceError
-from guestmem.traces import events, lines, pieces, reading, recorder, strace_block
+from guestmem.traces import dispatch, events, lines, pieces, recorder, strace_block
 from guestmem.traces.perf_trace import PerfTraceReader
 from guestmem.traces.strace import StraceReader
+from left_behind import left_behind
 
 if TYPE_CHECKING:
     import random
@@ -96,24 +96,6 @@ def damaged(rng: random.Random, found: list[str]) -> list[str]:
     return found
 
 
-def left_behind(path: Path, **options: Any) -> Any:
-    """All that reading knows at its end, as it is kept."""
-    try:
-        recording, count, skipped = reading._record(path, vm=None, **options)
-    except TraceError as error:
-        return str(error)
-    run, changes = recording.run, recording.machines.replay.changes
-    tracks = {
-        thread: (list(track.times), list(track.words), track.settled, track.until, track.full, track.known_from)
-        for thread, track in run._tracks.items()
-    }
-    columns = [repr(getattr(changes, name)) for name in changes.__slots__]
-    return (
-        *(tracks, columns, run.first, run.last, run.next_mark, run._whole, run.source, run.resolution, count, skipped),
-        *(recording.notes, recording.format),
-    )
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in (events, recorder):
@@ -156,7 +138,7 @@ def test_as_it_is_kept(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for options in ({"wants_changes": True}, {"wants_changes": False, "changes_at": marks, "horizon": 1e-4}):
             together = left_behind(path, **options)
             with monkeypatch.context() as patch:
-                patch.setattr(reading, "PIECES", one_by_one)
+                patch.setattr(dispatch, "PIECES", one_by_one)
                 assert left_behind(path, **options) == together, (turn, options)
             taken["refused"] += isinstance(together, str)
     assert taken["lines"] > 4_000, taken

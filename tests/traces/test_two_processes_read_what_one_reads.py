@@ -13,7 +13,7 @@ import renderings
 from guestmem import traces
 from guestmem.check import check
 from guestmem.errors import TraceError
-from guestmem.traces import bundles, lines, reading
+from guestmem.traces import bundles, dispatch, lines, reading
 from guestmem.traces.second_process import Ahead
 from true_histories import simulate
 
@@ -62,7 +62,7 @@ def told(path: Path) -> Any:
 def both(path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> tuple[Any, Any, int]:
     """What one process reads, what two read, and how many blocks the second one made."""
     made: list[object] = []
-    take = reading._Lines.take_block
+    take = dispatch.Lines.take_block
 
     def counted(self: Any, number: int, text: str, there: object) -> int:
         made.extend(() if there is None else (there,))
@@ -74,7 +74,7 @@ def both(path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> tuple[Any, 
         alone = told(path)
         patch.setattr(reading, "cores", lambda _: 2)
         patch.setattr(reading, "LARGE", 0)
-        patch.setattr(reading._Lines, "take_block", counted)
+        patch.setattr(dispatch.Lines, "take_block", counted)
         return alone, told(path), len(made)
 
 

@@ -85,7 +85,7 @@ class Machines:
         """The format names VMs by ``what``: "fd", say."""
         self._what = {True: what, False: "thread"}
 
-    def current_of(self, key: int | str | None, threads: Iterable[int]) -> Replay | None:
+    def current_of(self, key: int | str | None, threads: Iterable[int | None]) -> Replay | None:
         """The replay of the VM that is read, if changes of ``threads`` are certainly that VM's."""
         machine = self._current
         if machine is None or not machine.chosen or machine.key != key or self._restarted:

@@ -17,7 +17,7 @@ import re
 from array import array
 from typing import TYPE_CHECKING
 
-from .columns import Plain
+from .columns import NO_THREAD, Plain
 from .event_words import KIND
 from .lines import line_of
 from .qemu_block import CALL, CALLS, CHANGE, KVM_RUN, OTHER, ROW, plain_of
@@ -27,6 +27,9 @@ from .recorder import BEGIN_WORD, RETURNED, end_word
 from .requests import integer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .qemu_log import LogBlock
     from .recording import Other, Recording, Rows
     from .replay import Replay
     from .whereabouts import Track
@@ -102,7 +105,8 @@ class QemuReader:
         """Take a block of lines as ROW found them."""
         columns, run = list(zip(*rows, strict=True)), self._recording.run
         if not any(columns[OTHER]) and all(columns[CHANGE]):
-            self._changes(number, None if run.has_vcpus else plain_of(columns), len(rows), block)
+            lines = range(number, number + len(rows))
+            self._changes(lines, number, None if run.has_vcpus else plain_of(columns), block)
             return 0
         texts: list[str] = []
         machines, lanes = self._recording.machines, self._lanes
@@ -174,24 +178,46 @@ class QemuReader:
 
     def take_plain(self, number: int, plain: Plain, block: str) -> int:
         """Take a block of nothing but changes, of which these are the columns; how many lines it has."""
-        self._changes(number, plain, len(plain.slots), block)
-        return len(plain.slots)
+        count = len(plain.slots)
+        self._changes(range(number, number + count), number, plain, block)
+        return count
 
-    def _changes(self, number: int, plain: Plain | None, count: int, block: str) -> None:
-        """Take a block of nothing but changes: at once, as far as they are plain, else line by line."""
+    def take_log(self, number: int, log: LogBlock, block: str, other: Other) -> int:
+        """Take the lines of ``block`` that may say something; how many do not."""
+        texts: list[str] = []
+        silent: int = log["lines"]
+        for each in log["speak"]:
+            if isinstance(each, int):
+                texts = texts or block.split("\n")
+                other(number + each, line_of(texts[each]))
+                silent -= 1
+            else:
+                places, columns = each
+                self._changes([number + place for place in places], number, Plain.of_bytes(columns), block)
+                silent -= len(places)
+        return silent
+
+    def _changes(self, lines: Sequence[int], number: int, plain: Plain | None, block: str) -> None:
+        """Take changes that stand on these lines of ``block``, of which the first has ``number``.
+
+        As far as they are plain, at once, else line by line.
+        """
         recording = self._recording
         if not recording.wants_changes:
             return
         texts: list[str] = []
-        done = 0
+        done, count = 0, len(lines)
         replay = self._replay_of(plain)
         while done < count:
             if replay is not None and plain is not None:
-                done += replay.take(number + done, plain, done)
+                taken = replay.take(lines[done:], plain, done)
+                done += taken
+                if taken:  # of no vCPU anything is known, so only what the last one did matters
+                    recording.run.change_at(plain.times[done - 1], plain.npages[done - 1] == 0)
                 if done == count:
                     return
             texts = texts or block.split("\n")
-            self.line(number + done, line_of(texts[done]))
+            self.line(lines[done], line_of(texts[lines[done] - number]))
             done += 1
             if replay is None and done == 1 < count:  # the first change of all told which VM it is
                 replay = self._replay_of(plain)
@@ -200,7 +226,8 @@ class QemuReader:
         """The VM of a block of plain changes, if all are its own, and nothing else is to be told of them."""
         if plain is None or self._recording.run.has_vcpus or self._events.is_told_of_calls:
             return None
-        return self._recording.machines.current_of(None, set(plain.threads))
+        threads = {None if thread == NO_THREAD else thread for thread in set(plain.threads)}
+        return self._recording.machines.current_of(None, threads)
 
     def _other_line(self, number: int, text: str) -> bool:
         """Take a line that is neither a plain change nor a plain KVM_RUN."""

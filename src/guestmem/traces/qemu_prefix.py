@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from . import prefix as tracepoint
 
-__all__ = ["Prefix", "read_prefix"]
+__all__ = ["Prefix", "iso_time", "read_prefix"]
 
 THREAD_AND_TIME = re.compile(r"(?:^|\s)(\d{1,10})@(\d{1,20}\.\d+):\s*$")
 FTRACE = re.compile(
@@ -86,6 +86,16 @@ def _with_fraction(process: int | None, minute: float | None, second: str, fract
     if not fraction:
         return Prefix(process, None, None, None, WHOLE_SECONDS)
     return Prefix(process, None, minute + int(second) + float("0." + fraction[1:]))
+
+
+def iso_time(minute: str, second: str, fraction: str, zone: str) -> float | None:
+    """Seconds since 1970 of an ISO 8601 time, of which ``fraction`` are digits; None if there is no such day or hour.
+
+    >>> iso_time("1970-01-02T00:01", "02", "500", "Z")
+    86462.5
+    """
+    whole = _iso_minute(minute, zone)
+    return None if whole is None else whole + int(second) + float("0." + fraction)
 
 
 @functools.lru_cache(maxsize=256)

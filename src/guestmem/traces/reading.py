@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
-from . import ftrace, perf_trace, strace_block
-from .bundles import take_bundles
+from . import ftrace
 from .collector import without_collector
-from .columns import Plain
+from .dispatch import PIECES, Lines, log_or_events_of
 from .dma import about_dma
-from .formats import READERS, known_formats
+from .formats import known_formats
 from .ftrace import FtraceReader
 from .grouping import DEFAULT_GAP, SLOW_GAP, group
 from .late_start import read_assumed_slots
-from .lines import LONGEST_LINE, blocks_of, line_of, source_of
+from .lines import LONGEST_LINE, blocks_of, source_of
 from .perf_trace import PerfTraceReader
-from .pieces import take_pieces
 from .qemu import QemuReader
-from .qemu_block import plain_or_bundles
 from .recorder import MOST_VCPUS
-from .recording import Reader, Recording
+from .recording import Recording
 from .second_process import Ahead, cores
 from .strace import StraceReader
 from .timeline import RunState, Timeline
@@ -35,9 +32,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    from .bundles import Bundling
     from .late_start import AssumedSlot
-    from .pieces import Pieces, Piecewise
+    from .recording import Reader
     from .replay import Replay
 
 __all__ = ["read", "read_run_state"]
@@ -50,22 +46,10 @@ BINARY = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd: zstdcat FILE | guestmem check -",
     b"\xfd7zXZ": "compressed with xz: xzcat FILE | guestmem check -",
 }
-WORDS = (
-    *("kvm_", "KVM_", "ioctl", "vfio_listener", "global_dirty", "guestmem", "#"),
-    *("memslot", "create_", " run"),
-    *("ost ", "lost", "LOST", "dropped", "DROPPED", "overrun", "THROTTLE"),
-    *("libvirt version", "terminating on signal", "shutting down, reason", "QEMU emulator version"),
-)
-"""A line that says something has one of these, but for those that a reader is curious about."""
 LARGE = 1 << 24
 """Bytes of a file from which on a second process reads ahead."""
-PIECES: dict[object, Callable[[str], Pieces]] = {
-    StraceReader: strace_block.pieces_of,
-    PerfTraceReader: perf_trace.pieces_of,
-}
-"""What makes pieces of a block, for readers that take them."""
 AHEAD: dict[object, Callable[[str], Any]] = {
-    QemuReader: plain_or_bundles,
+    QemuReader: log_or_events_of,
     FtraceReader: ftrace.bundles_of,
     **PIECES,
 }
@@ -202,7 +186,7 @@ def _record(
         recording.run.horizon = max(recording.run.horizon, horizon)
         if changes_at:
             recording.run.changes_are_at(changes_at)
-        lines, source = _Lines(recording), source_of(stream)
+        lines, source = Lines(recording), source_of(stream)
         blocks = blocks_of(source)
         number = done = 0
         text = ""
@@ -246,7 +230,7 @@ def _read_ahead(blocks: Iterator[str], reader: Reader, before: Ahead | None) -> 
     return Ahead(blocks, AHEAD.get(type(reader), reader.pattern.findall), OWN_SHARE.get(type(reader), sys.maxsize))
 
 
-def _last_line(lines: _Lines, number: int, text: str, name: str) -> bool:
+def _last_line(lines: Lines, number: int, text: str, name: str) -> bool:
     """Take what has no line end; whether it said anything. Raises TraceError, and says so, if it was cut off."""
     try:
         return lines.take(number, text)
@@ -255,89 +239,6 @@ def _last_line(lines: _Lines, number: int, text: str, name: str) -> bool:
             raise
         message = f"{error.message}; the file ends inside this line: truncated?"
         raise TraceError(message, path=name, line=number, text=text.strip()) from None
-
-
-class _Lines:
-    """Hands each line to the readers, first to the one that took the last, and counts those that none took.
-
-    Blocks of lines go to the reader that took most of the block before: what its ``pattern`` finds is read at once, and
-    the lines in between come one by one.
-    """
-
-    __slots__ = ("_curious", "_recording", "_taken", "_word", "leading", "readers", "skipped")
-
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
-        self.readers: list[Reader] = [reader(recording) for reader in READERS]
-        self.skipped = 0
-        self.leading = self.readers[0]
-        self._taken: dict[Reader, int] = {}
-        """Lines of this block that each reader took one by one."""
-        self._word = WORDS[0]
-        """The one of WORDS that was found last."""
-        self._curious: list[Reader] | None = None
-        """Who sees a line of this block without any of WORDS. None: all do."""
-
-    def take_block(self, number: int, block: str, made: Any = None) -> int:
-        """Take whole lines, of which the first has ``number``; how many they were.
-
-        ``made`` is what another process made of them for the leading reader, or None.
-        """
-        leading, taken = self.leading, self._taken
-        taken.clear()
-        if self._recording.format:  # before that, a line may be the first of any
-            self._curious = [reader for reader in self.readers if reader.is_curious]
-        pieces_of = PIECES.get(type(leading))
-        if pieces_of is not None:
-            pieces = pieces_of(block) if made is None else made
-            count = take_pieces(cast("Piecewise", leading), self._recording.run, number, pieces, block, self.take)
-            taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
-        elif isinstance(made, tuple) and len(made) == len(Plain._fields) and isinstance(leading, QemuReader):
-            count = taken[leading] = leading.take_plain(number, Plain.of_bytes(made), block)
-        elif isinstance(made, tuple):
-            count = take_bundles(cast("Bundling", leading), self._recording.run, number, made, block, self.take)
-            taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
-        elif leading.pattern is not None:
-            rows = made if isinstance(made, list) else leading.pattern.findall(block)
-            count = len(rows)
-            before = self.skipped
-            without_a_word = leading.rows(number, rows, block, self.take)
-            self.skipped += without_a_word
-            taken[leading] = count - (self.skipped - before) - sum(taken.values()) + taken.get(leading, 0)
-        else:
-            texts = block.split("\n")
-            count = len(texts) - 1
-            for i in range(count):
-                self.take(number + i, line_of(texts[i]))
-        if taken:
-            self.leading = max(taken, key=taken.__getitem__)
-        return count
-
-    def look_at_all(self) -> None:
-        """The next line is none of a block's."""
-        self._curious = None
-
-    def take(self, number: int, text: str) -> bool:
-        """Take one line; whether it said anything to anybody."""
-        readers = self.readers
-        if self._curious is not None and self._word not in text:
-            for word in WORDS:
-                if word in text:
-                    self._word = word
-                    break
-            else:
-                readers = self._curious
-        for i, reader in enumerate(readers):
-            if reader.line(number, text):
-                if i and readers is self.readers:
-                    readers[0], readers[i] = reader, readers[0]  # the next line is likely of the same kind
-                self._taken[reader] = self._taken.get(reader, 0) + 1
-                return True
-        self.skipped += 1
-        if len(text) == LONGEST_LINE and text[-1] != "\n":
-            message = f"a line of more than {LONGEST_LINE} characters, of which the rest is not looked at"
-            self._recording.note(message, number)
-        return False
 
 
 def _because(recording: Recording) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import MemslotError, TraceError
 from ..memslots.changes import Change
@@ -23,6 +23,9 @@ from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_frames
 from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes, Plain
 from .late_start import AssumedSlot
 from .replay_space import PendingDelete, Space, flips_readonly, frames_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["MAX_SIZE", "Replay"]
 
@@ -207,10 +210,10 @@ class Replay:
             changes.append(slot, base, 0, hva, flags, DELETE, maker, line, 0, thread, time, began, ended)
         return True
 
-    def take(self, line: int, plain: Plain, at: int) -> int:
+    def take(self, lines: Sequence[int], plain: Plain, at: int) -> int:
         """Carry out the changes of ``plain`` from ``at`` on, up to one that is not plain; how many were carried out.
 
-        They stand on lines that follow ``line``, which is that of ``at``. Plain are the create of a slot that is not
+        They stand on ``lines``, of which the first is that of ``at``. Plain are the create of a slot that is not
         there and the delete of one that is, which no slot is in the way of. As QEMU's, they are made one at a time.
         """
         if self._returned is not None and plain.times[at] < self._returned:
@@ -222,7 +225,7 @@ class Replay:
             times = plain.times[:count]
             began = array("d", (math.nan if self._returned is None else self._returned,)) + times[:-1]
             self._returned = times[-1]
-            self.changes.extend(plain.part(0, count), codes, olds, range(line, line + count), began, times)
+            self.changes.extend(plain.part(0, count), codes, olds, lines[:count], began, times)
         return count
 
     def take_calls(self, lines: array[int], plain: Plain, ended: array[float]) -> int:
