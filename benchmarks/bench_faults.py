@@ -18,10 +18,12 @@ from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.gmem_slot import Gmem
 from guestmem.engines.soft.stage2_vcpu import stage2_exit
 from guestmem.engines.soft.vcpu import enter_guest, leave_core
+from guestmem.engines.soft.words import Access, Slots
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
 from guestmem.stage2.locked import map_shared
 from guestmem.stage2.tlb_layout import OK, PERMISSION
 from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
+from guestmem.stage2.words import Table
 from plain_stage2 import PlainTable, plain_fault
 
 HVA, PAGE = 0x7F0000000000, 4096
@@ -54,6 +56,7 @@ def touch(
     vcpu: U64,
 ) -> U64:
     """Access ``count`` frames, ``step`` apart, in the guest; returns the exits."""
+    slots, table = Slots(vm, memslots, srcu, own), Table(shape, pool, pages, mmu, desk)
     gmem = Gmem(file, inode, states, attributes, page)
     one = u64(1)
     exits = u64(0)
@@ -66,10 +69,8 @@ def touch(
             status = tlb_translate(shape, pool, mmu, tlb, gfn << 12, gfn << 12, one << kind)
             if status == OK:
                 break
-            stage2_exit(
-                vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, gmem, vcpu, gfn, kind,
-                False, status == PERMISSION, False, False, u64(0),
-            )  # fmt: skip
+            access = Access(gfn, kind, False, False, False, u64(0))
+            stage2_exit(slots, load, table, tlb, gmem, vcpu, access, status == PERMISSION)
             exits += one
         gfn += step
     tlb_leave(mmu, tlb)

@@ -243,6 +243,30 @@ def f(w: Words, i: U64) -> U64:
     return load_relaxed(w, index=i)
 """,
     ),
+    "plain use of what a bundle is taken apart into": (
+        "plain use of w, which is Words",
+        """
+class Pair(NamedTuple):
+    w: Words
+    o: Own
+@compiled
+def f(pair: Pair) -> U64:
+    w, o = pair
+    return w[0] + o[0]
+""",
+    ),
+    "a bundle is taken apart in another order": (
+        "plain use of w, which is Own",
+        """
+class Pair(NamedTuple):
+    w: Words
+    o: Own
+@compiled
+def f(pair: Pair) -> U64:
+    o, w = pair
+    return load_relaxed(w, u64(0))
+""",
+    ),
     "nested": (
         "not at the top of the module",
         """
@@ -298,6 +322,16 @@ def f(w: Words, o: Own) -> None:
     while True:
         if g(w, o) == 0:
             break
+""",
+    "a bundle taken apart": """
+class Pair(NamedTuple):
+    w: Words
+    o: Own
+@compiled
+def f(pair: Pair) -> U64:
+    w, o = pair
+    o[0] = load_relaxed(w, u64(0))
+    return o[0]
 """,
     "own words": """
 def f(o: Own, i: U64) -> U64:

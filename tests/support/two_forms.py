@@ -259,11 +259,27 @@ class _Lint:
         kinds = dict(function.kinds)
         self.words = {name for name, kind in kinds.items() if kind == "Words"}
         self.own = {name for name, kind in kinds.items() if kind == "Own"}
+        self.unpacked: set[int] = set()
+        """Names that a bundle is taken apart into: their first and only binding."""
+        self._unpack(function)
         body = function.node.body
         docstring = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
         self.body = body[1:] if docstring else body
         self.nodes = [node for statement in self.body for node in ast.walk(statement)]
         self.parents = {id(child): node for node in self.nodes for child in ast.iter_child_nodes(node)}
+
+    def _unpack(self, function: Function) -> None:
+        """``a, b = bundle``, of a parameter that is a NamedTuple: a and b are what its fields are."""
+        kinds = dict(function.kinds)
+        for node in ast.walk(function.node):
+            match node:
+                case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name(id=name)) if name in kinds:
+                    fields = self.package.bundle(self.path, kinds[name])
+                    if fields is not None and len(fields) == len(names):
+                        for each, kind in zip(names, fields, strict=True):
+                            self.unpacked.add(id(each))
+                            if isinstance(each, ast.Name) and kind in {"Words", "Own"}:
+                                (self.words if kind == "Words" else self.own).add(each.id)
 
     def refuse(self, node: ast.AST, message: str) -> None:
         self.found.append((getattr(node, "lineno", 0), f"{self.function.name}: {message}"))
@@ -310,7 +326,7 @@ class _Lint:
             self.refuse(self.function.node, "waits and is called from Python, but holds the GIL: compiled(nogil=True)")
 
     def _name(self, node: ast.Name) -> None:
-        if node.id not in self.words | self.own:
+        if node.id not in self.words | self.own or id(node) in self.unpacked:
             return
         kind = "Words" if node.id in self.words else "Own"
         parent = self.parents.get(id(node))

@@ -24,6 +24,7 @@ from ...stage2.locked import refill
 from ...stage2.map import map_range
 from ...stage2.retry import invalidate_seq, must_retry
 from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
+from ...stage2.words import Table
 from ...stage2.zap import zap
 
 __all__ = ["gmem_abort", "map_page"]
@@ -39,11 +40,7 @@ _PRIVATE = const(8)
 def gmem_abort(
     inode: Words,
     states: Words,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
+    table: Table,
     gfn: U64,
     private: bool,
     shared_bit: U64,
@@ -56,6 +53,7 @@ def gmem_abort(
     OK: the leaf is there, or an invalidation ran meanwhile: enter and try again. WRONG_KIND, BARRED: the exit
     KVM_EXIT_MEMORY_FAULT. ``userspace``: where shared memory is, if not in the file (then states are the VM's); 0 else.
     """
+    shape, pool, pages, mmu, desk = table
     if refill(shape, pool, pages, mmu, desk) != OK:
         zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
         return OK
@@ -87,25 +85,14 @@ def gmem_abort(
     ipa = first << _PAGE_SHIFT
     if not private:
         ipa |= shared_bit
-    map_page(shape, pool, pages, mmu, desk, ipa, count << _PAGE_SHIFT, address, attributes, level, seq)
+    map_page(table, ipa, count << _PAGE_SHIFT, address, attributes, level, seq)
     return OK
 
 
 @compiled
-def map_page(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    ipa: U64,
-    size: U64,
-    address: U64,
-    attributes: U64,
-    level: U64,
-    seq: U64,
-) -> bool:
+def map_page(table: Table, ipa: U64, size: U64, address: U64, attributes: U64, level: U64, seq: U64) -> bool:
     """Put a leaf into the table unless an invalidation ran since ``seq``; False if one did."""
+    shape, pool, pages, mmu, desk = table
     lock = load_relaxed(mmu, LOCK_BASE)
     read_lock(mmu, lock, desk[WALKER])
     if must_retry(mmu, seq, ipa, ipa + size):

@@ -39,12 +39,14 @@ from ...rcu.srcu import srcu_enter, srcu_exit
 from ...stage2.layout import IPA_END, LAST_LEVEL, OK
 from ...stage2.locked import refill
 from ...stage2.retry import invalidate_seq
+from ...stage2.words import Table
 from ...stage2.zap import zap
 from ...structure import Structure, name_fields
 from . import layout as at
 from .flux import flux_touches, in_flux
 from .gmem_abort import map_page
 from .vcpu import FILLED, HOLE, IN_FLUX, INVALID
+from .words import Slots
 
 __all__ = ["FILE_WORDS", "MEMORY_FAULT", "OTHER_FILE", "Gmem", "gmem_slot_fault"]
 
@@ -78,26 +80,14 @@ class Gmem(NamedTuple):
 
 
 @compiled(nogil=True)
-def gmem_slot_fault(
-    vm: Words,
-    memslots: Words,
-    srcu: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    gmem: Gmem,
-    gfn: U64,
-    private: bool,
-    writes: bool,
-) -> U64:
+def gmem_slot_fault(slots: Slots, table: Table, gmem: Gmem, gfn: U64, private: bool, writes: bool) -> U64:
     """Handle a fault at ``gfn``, outside the guest; returns what it came to. FILLED: enter again and try again.
 
     OTHER_FILE: the caller gets file ``own[FILE]`` and tries again. MEMORY_FAULT: own[EXIT_FLAGS], [EXIT_GPA] and
     [EXIT_ERRNO] say which; its size is a page.
     """
+    vm, memslots, srcu, own = slots
+    shape, pool, pages, mmu, desk = table
     own[at.STAGE2_FAULTS] += _ONE
     own[at.EXIT_FLAGS] = _PRIVATE if private else u64(0)
     own[at.EXIT_GPA] = gfn << _PAGE_SHIFT
@@ -127,7 +117,7 @@ def gmem_slot_fault(
             own[at.FILE] = number
             outcome = OTHER_FILE
         elif number != 0:
-            outcome = _page(vm, memslots, own, shape, pool, pages, mmu, desk, gmem, gfn, record, private, seq, flux)
+            outcome = _page(slots, table, gmem, gfn, record, private, seq, flux)
     if private and number == 0 and outcome != INVALID:
         outcome = MEMORY_FAULT
     exits = outcome == HOLE
@@ -140,23 +130,10 @@ def gmem_slot_fault(
 
 
 @compiled
-def _page(
-    vm: Words,
-    memslots: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    gmem: Gmem,
-    gfn: U64,
-    record: U64,
-    private: bool,
-    seq: U64,
-    flux: U64,
-) -> U64:
+def _page(slots: Slots, table: Table, gmem: Gmem, gfn: U64, record: U64, private: bool, seq: U64, flux: U64) -> U64:
     """The page and its leaf, for a frame of a slot that has the file at hand."""
+    vm, memslots, _srcu, own = slots
+    shape = table.shape
     base = slot_base_gfn(memslots, record)
     page = (load_relaxed(memslots, (record << RECORD_SHIFT) + GUEST_MEMFD_OFFSET) >> _PAGE_SHIFT) + gfn - base
     by_vm = load_relaxed(gmem.file, BY_VM) != 0
@@ -197,6 +174,6 @@ def _page(
     if private:
         ipa |= shape[IPA_END] >> _ONE
     size = count << _PAGE_SHIFT
-    if not map_page(shape, pool, pages, mmu, desk, ipa, size, address, own[at.WRITE_ATTRIBUTES], level, seq):
+    if not map_page(table, ipa, size, address, own[at.WRITE_ATTRIBUTES], level, seq):
         own[at.FAULT_RETRIES] += _ONE
     return FILLED

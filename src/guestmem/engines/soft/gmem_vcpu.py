@@ -15,6 +15,7 @@ from ...gmem.folio import folio_put, page_word
 from ...gmem.layout import ADDRESS, BARRED, FOLIO, LAST, OK, POISON, PRESENT, WRONG_KIND
 from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
+from ...stage2.words import Table
 from ...structure import Structure, name_fields
 from .gmem_abort import gmem_abort
 
@@ -125,11 +126,7 @@ def vcpu_run(
             came_to = gmem_abort(
                 inode,
                 states,
-                shape,
-                pool,
-                pages,
-                mmu,
-                desk,
+                Table(shape, pool, pages, mmu, desk),
                 page,
                 private,
                 own[SHARED_BIT],

@@ -21,6 +21,7 @@ from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
 from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
+from ...stage2.words import Table
 from ...structure import Structure, name_fields
 from .userfault import USERFAULT, userfault_abort, userfault_clear
 
@@ -165,7 +166,7 @@ def post_copy_run(
             tlb_leave(mmu, tlb)
             begun = now()
             own[FAULTS] += _ONE
-            came_to = userfault_abort(slot, shape, pool, pages, mmu, desk, page, own[MEMORY], own[ATTRIBUTES])
+            came_to = userfault_abort(slot, Table(shape, pool, pages, mmu, desk), page, own[MEMORY], own[ATTRIBUTES])
             if came_to == USERFAULT:
                 own[USERFAULTS] += _ONE
                 own[EXIT_GPA] = ipa

@@ -19,11 +19,13 @@ from ...abi.versions import LINUX_6_18, KernelVersion
 from ...errors import CapabilityError, GuestmemError, MemslotError, UsageError
 from ...gmem.checks import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from ...gmem.states import EHWPOISON
+from ...stage2.words import Table
 from ...units import PAGE_SHIFT, PAGE_SIZE
 from . import layout as at
 from .gmem_slot import MEMORY_FAULT, OTHER_FILE, Gmem, gmem_slot_fault
 from .user_mem_abort import stage2_fault
 from .vcpu import FILLED, IN_FILE, INVALID
+from .words import Slots
 
 if TYPE_CHECKING:
     from .engine import SoftEngine
@@ -97,16 +99,13 @@ def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tu
     assert engine.stage2 is not None
     vm, memslots, srcu, _load, mine = engine.vcpu_words(vcpu)
     table, tlb = engine.stage2.tables[0], engine.stage2.tlbs[0][vcpu].words
+    slots, words = Slots(vm, memslots, srcu, mine), Table(*table.words, table.desks[1 + vcpu])
     for _ in range(_TRIES):
         if _is_mapped(engine, gpa):
             return 0, ""
-        outcome = int(
-            stage2_fault(
-                *(vm, memslots, srcu, mine, *table.words, table.desks[1 + vcpu], tlb, gpa // PAGE_SIZE, False, False)
-            )
-        )
+        outcome = int(stage2_fault(slots, words, tlb, gpa // PAGE_SIZE, False, False))
         if outcome == _IN_FILE:
-            outcome = _file_page(engine, vcpu, gpa)
+            outcome = _file_page(engine, vcpu, slots, words, gpa)
             if outcome == _MEMORY_FAULT:
                 number, why = _unservable(engine, gpa, int(mine[_EXIT_ERRNO]), version)
                 if number:
@@ -142,17 +141,10 @@ def _is_private(engine: SoftEngine, gpa: int) -> bool:
     return bool(file.inode.states.get(page) & file.inode.generation.PRIVATE)
 
 
-def _file_page(engine: SoftEngine, vcpu: int, gpa: int) -> int:
+def _file_page(engine: SoftEngine, vcpu: int, slots: Slots, words: Table, gpa: int) -> int:
     """Fault in a page of a slot with a guest_memfd; what it came to. The state may change meanwhile: try again."""
-    assert engine.stage2 is not None
-    vm, memslots, srcu, _load, mine = engine.vcpu_words(vcpu)
-    table, private = engine.stage2.tables[0], _is_private(engine, gpa)
-    gmem = Gmem(*engine.file_words(vcpu))
-    return int(
-        gmem_slot_fault(
-            *(vm, memslots, srcu, mine, *table.words, table.desks[1 + vcpu], gmem, gpa // PAGE_SIZE, private, False)
-        )
-    )
+    gmem, private = Gmem(*engine.file_words(vcpu)), _is_private(engine, gpa)
+    return int(gmem_slot_fault(slots, words, gmem, gpa // PAGE_SIZE, private, False))
 
 
 def _unservable(engine: SoftEngine, gpa: int, number: int, version: KernelVersion) -> tuple[int, str]:

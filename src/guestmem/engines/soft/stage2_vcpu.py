@@ -14,6 +14,7 @@ from ...compiled import U64, Own, Words, compiled, const, u64
 from ...stage2.layout import IPA_END
 from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
+from ...stage2.words import Table
 from .. import load_words
 from . import layout as at
 from .accesses import (
@@ -50,6 +51,7 @@ from .vcpu import (
     wait_out_invalid,
     wait_out_update,
 )
+from .words import Access, Slots
 
 __all__ = ["stage2_vcpu_run"]
 
@@ -72,32 +74,16 @@ def stage2_look(vm: Words, load: Words, own: Own, shape: Own, pool: Words, mmu: 
 
 @compiled
 def stage2_exit(
-    vm: Words,
-    memslots: Words,
-    srcu: Words,
-    load: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-    gmem: Gmem,
-    vcpu: U64,
-    gfn: U64,
-    kind: U64,
-    private: bool,
-    protected: bool,
-    must: bool,
-    readonly: bool,
-    behind: U64,
+    slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U64, access: Access, protected: bool
 ) -> U64:
     """An exit for a fault, to its end: what it came to; back in the guest unless 0.
 
     0 stop, 1 make the access again, 2 it met a hole, 3 it met read-only memory, 4 it met a hole and was answered from
     what was behind, 5 KVM_EXIT_MEMORY_FAULT, 6 make it again with another guest_memfd at hand.
     """
+    vm, _memslots, _srcu, own = slots
+    shape, pool, _pages, mmu, _desk = table
+    gfn, kind, private, must, readonly, behind = access
     swaps = load_acquire(vm, at.SWAPS)
     updates = load_acquire(vm, at.UPDATES)
     tlb_leave(mmu, tlb)
@@ -105,9 +91,9 @@ def stage2_exit(
     writes = kind == WRITE
     outcome = IN_FILE
     if not private:
-        outcome = stage2_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, tlb, gfn, writes, protected)
+        outcome = stage2_fault(slots, table, tlb, gfn, writes, protected)
     if outcome == IN_FILE:
-        outcome = gmem_slot_fault(vm, memslots, srcu, own, shape, pool, pages, mmu, desk, gmem, gfn, private, writes)
+        outcome = gmem_slot_fault(slots, table, gmem, gfn, private, writes)
     running = True
     came_to = u64(1)
     inside = False
@@ -158,22 +144,10 @@ def stage2_exit(
 
 
 @compiled(inline=True)
-def stage2_access(
-    vm: Words,
-    memslots: Words,
-    srcu: Words,
-    load: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-    gmem: Gmem,
-    vcpu: U64,
-) -> bool:
+def stage2_access(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U64) -> bool:
     """One access, to its end; False if the VM stops. As ``vcpu.access``."""
+    vm, _memslots, _srcu, own = slots
+    shape, pool, _pages, mmu, _desk = table
     epoch = own[at.LOADED]
     target = pick(own)
     if target == 0:
@@ -207,28 +181,9 @@ def stage2_access(
             break
         if status == CONFLICT:
             continue
-        came_to = stage2_exit(
-            vm,
-            memslots,
-            srcu,
-            load,
-            own,
-            shape,
-            pool,
-            pages,
-            mmu,
-            desk,
-            tlb,
-            gmem,
-            vcpu,
-            gpa >> 12,
-            kind,
-            private,
-            status == PERMISSION,
-            flags & load_words.MUST != 0,
-            old == SAW_READONLY or new == SAW_READONLY,
-            behind,
-        )
+        readonly = old == SAW_READONLY or new == SAW_READONLY
+        made = Access(gpa >> 12, kind, private, flags & load_words.MUST != 0, readonly, behind)
+        came_to = stage2_exit(slots, load, table, tlb, gmem, vcpu, made, status == PERMISSION)
         if came_to == 0:
             return False
         if came_to == 6:
@@ -274,6 +229,7 @@ def stage2_vcpu_run(
 
     True: go on with another table, or with file own[FILE]; False: stop.
     """
+    slots, table = Slots(vm, memslots, srcu, own), Table(shape, pool, pages, mmu, desk)
     gmem = Gmem(file, inode, states, attributes, out)
     number = load_relaxed(file, NUMBER)
     own[at.FILE] = number
@@ -283,7 +239,7 @@ def stage2_vcpu_run(
     left = own[at.SLICE]
     until_look = POLL
     while running and own[at.AS_ID] == as_id and own[at.FILE] == number:
-        running = stage2_access(vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, gmem, vcpu)
+        running = stage2_access(slots, load, table, tlb, gmem, vcpu)
         until_look -= _ONE
         if own[at.LOOKS] != 0 and running:
             own[at.LOOKS] = u64(0)

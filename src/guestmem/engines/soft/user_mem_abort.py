@@ -8,6 +8,8 @@ one); rights; host page and size; the lock for reading; whether an invalidation 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ...atomics import load_acquire, load_relaxed
 from ...compiled import U64, Own, Words, compiled, const
 from ...dirty.bitmap import bitmap_mark
@@ -43,12 +45,14 @@ from ...stage2.retry import invalidate_seq, must_retry
 from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from ...stage2.tlb_layout import FOUND_LEVEL
 from ...stage2.walk import lookup_shared
+from ...stage2.words import Table
 from ...stage2.zap import zap
 from . import layout as at
 from .above import CHANGED, DENIED, find_above
 from .flux import flux_touches, in_flux
 from .gmem_abort import map_page
 from .vcpu import FILLED, HOLE, IN_FILE, IN_FLUX, INVALID, READONLY
+from .words import Slots
 
 __all__ = ["stage2_fault"]
 
@@ -58,28 +62,28 @@ _COUNT = const(255)
 _PAGE_SHIFT = const(12)
 
 
+class Leaf(NamedTuple):
+    """What a leaf is made of: frame and slot, what was read before, and whether it is logged, writable, was there."""
+
+    gfn: U64
+    record: U64
+    seq: U64
+    flux: U64
+    logged: bool
+    writable: bool
+    protected: bool
+
+
 @compiled(nogil=True)
-def stage2_fault(
-    vm: Words,
-    memslots: Words,
-    srcu: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-    gfn: U64,
-    writes: bool,
-    protected: bool,
-) -> U64:
+def stage2_fault(slots: Slots, table: Table, tlb: Own, gfn: U64, writes: bool, protected: bool) -> U64:
     """Handle a fault at ``gfn``, outside the guest; returns what it came to. FILLED: enter again and try again.
 
     IN_FILE: the slot has a guest_memfd, and the fault is ``gmem_slot_fault``'s. ``protected``: a leaf was there and did
     not let the access write. tlb[FOUND_LEVEL] is the level of the fault. FLUX is looked at after the sequence and
     before the slots: what was marked after that is zapped after that, which ends this attempt when it is about to map.
     """
+    vm, memslots, srcu, own = slots
+    shape, pool, pages, mmu, desk = table
     own[at.STAGE2_FAULTS] += _ONE
     if gfn << 12 >= shape[IPA_END]:
         return HOLE
@@ -103,9 +107,7 @@ def stage2_fault(
             return FILLED
         if what > CHANGED:
             attributes = own[at.WRITE_ATTRIBUTES]
-            if not map_page(
-                shape, pool, pages, mmu, desk, gfn << 12, _ONE << 12, what, attributes, shape[LAST_LEVEL], seq
-            ):
+            if not map_page(table, gfn << 12, _ONE << 12, what, attributes, shape[LAST_LEVEL], seq):
                 own[at.FAULT_RETRIES] += _ONE
             return FILLED
         denied = what == DENIED
@@ -124,24 +126,8 @@ def stage2_fault(
         else:
             logged = flags & _LOGGED != 0
             writable = flags & _READONLY_SLOT == 0 and not denied and not stalls_writes and (writes or not logged)
-            outcome = _make(
-                vm,
-                memslots,
-                own,
-                shape,
-                pool,
-                pages,
-                mmu,
-                desk,
-                tlb,
-                gfn,
-                record,
-                seq,
-                flux,
-                logged,
-                writable,
-                protected,
-            )
+            leaf = Leaf(gfn, record, seq, flux, logged, writable, protected)
+            outcome = _make(slots, table, tlb, leaf)
     exits = outcome == HOLE
     if outcome == READONLY:
         exits = True
@@ -154,25 +140,11 @@ def stage2_fault(
 
 
 @compiled
-def _make(
-    vm: Words,
-    memslots: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-    gfn: U64,
-    record: U64,
-    seq: U64,
-    flux: U64,
-    logged: bool,
-    writable: bool,
-    protected: bool,
-) -> U64:
+def _make(slots: Slots, table: Table, tlb: Own, leaf: Leaf) -> U64:
     """Choose the leaf's size and put it into the table, unless an invalidation ran since ``seq``; always FILLED."""
+    vm, memslots, _srcu, own = slots
+    shape, pool, pages, mmu, desk = table
+    gfn, record, seq, flux, logged, writable, protected = leaf
     base = slot_base_gfn(memslots, record)
     end = base + slot_npages(memslots, record)
     host = slot_userspace_addr(memslots, record) + ((gfn - base) << 12)

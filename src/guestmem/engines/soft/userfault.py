@@ -8,16 +8,15 @@ Source: "KVM: Introduce KVM Userfault" v3, linux-kvm, June 2025 (not merged; a v
 
 from __future__ import annotations
 
-from ...atomics import fetch_and, fetch_or, load_acquire, load_relaxed, store_release
+from ...atomics import fetch_and, fetch_or, load_acquire, store_release
 from ...compiled import U64, Own, Words, compiled, const
-from ...stage2.discipline import reclaim_tables
-from ...stage2.layout import EBUSY, ENOMEM, IPA_END, LAST_LEVEL, LOCK_BASE, OK, SHARED, VCPUS, WALKER
+from ...stage2.layout import IPA_END, LAST_LEVEL, OK
 from ...stage2.locked import refill
-from ...stage2.map import map_range
-from ...stage2.retry import invalidate_seq, must_retry
-from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
+from ...stage2.retry import invalidate_seq
+from ...stage2.words import Table
 from ...stage2.zap import zap
 from ...structure import Structure, name_fields
+from .gmem_abort import map_page
 
 __all__ = [
     "KVM_MEMORY_EXIT_FLAG_USERFAULT",
@@ -84,23 +83,14 @@ def userfault_enable(
 
 
 @compiled(nogil=True)
-def userfault_abort(
-    slot: Words,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    gfn: U64,
-    memory: U64,
-    attributes: U64,
-) -> U64:
+def userfault_abort(slot: Words, table: Table, gfn: U64, memory: U64, attributes: U64) -> U64:
     """Handle a vCPU's fault of frame ``gfn``, which is page ``gfn`` of the slot, outside the guest.
 
     OK: the leaf is there, or an invalidation ran meanwhile: enter and try again. USERFAULT: the exit, and nothing was
     mapped. ``memory``: host address of page 0. In KVM's order: the invalidation sequence, then the flag and the bit,
     then the leaf under the table's lock, unless an invalidation ran meanwhile.
     """
+    shape, pool, pages, mmu, desk = table
     if refill(shape, pool, pages, mmu, desk) != OK:
         zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
         return OK
@@ -108,21 +98,5 @@ def userfault_abort(
     if load_acquire(slot, ENABLED) != 0 and userfault_bit(slot, gfn):
         return USERFAULT
     ipa = gfn << _PAGE_SHIFT
-    size = _ONE << _PAGE_SHIFT
-    address = memory + ipa
-    level = shape[LAST_LEVEL]
-    lock = load_relaxed(mmu, LOCK_BASE)
-    read_lock(mmu, lock, desk[WALKER])
-    if must_retry(mmu, seq, ipa, ipa + size):
-        read_unlock(mmu, lock, desk[WALKER])
-        return OK
-    mapped = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, SHARED)
-    read_unlock(mmu, lock, desk[WALKER])
-    if mapped == EBUSY:
-        write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
-        if not must_retry(mmu, seq, ipa, ipa + size):
-            map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, _ZERO)
-        write_unlock(mmu, lock)
-    elif mapped == ENOMEM:
-        reclaim_tables(shape, pool, pages, mmu, desk, True)
+    map_page(table, ipa, _ONE << _PAGE_SHIFT, memory + ipa, attributes, shape[LAST_LEVEL], seq)
     return OK

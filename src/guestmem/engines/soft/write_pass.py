@@ -16,11 +16,13 @@ from ...compiled import U64, Own, Words, compiled, const, u64
 from ...errors import GuestmemError, UsageError
 from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, PERMISSION
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
+from ...stage2.words import Table
 from . import layout as at
 from .accesses import WRITE, perform
 from .gmem_slot import Gmem
 from .stage2_vcpu import stage2_exit, stage2_look
 from .vcpu import POLL, enter_guest, leave_core
+from .words import Access, Slots
 
 if TYPE_CHECKING:
     from .engine import SoftEngine
@@ -63,6 +65,7 @@ def _pass(
     step: U64,
 ) -> U64:
     """One vCPU's part, each ``step``-th frame of ``[first, end)``; returns the first that it did not write."""
+    slots, table = Slots(vm, memslots, srcu, own), Table(shape, pool, pages, mmu, desk)
     gmem = Gmem(file, inode, states, attributes, page)
     if not enter_guest(vm, load, own, vcpu):
         return first
@@ -76,10 +79,8 @@ def _pass(
             if status == OK:
                 break
             if status != CONFLICT:
-                came_to = stage2_exit(
-                    vm, memslots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, gmem, vcpu, gfn, WRITE,
-                    False, status == PERMISSION, False, False, u64(0),
-                )  # fmt: skip
+                access = Access(gfn, WRITE, False, False, False, u64(0))
+                came_to = stage2_exit(slots, load, table, tlb, gmem, vcpu, access, status == PERMISSION)
                 if came_to != 1:
                     if came_to != 0:
                         tlb_leave(mmu, tlb)

@@ -125,7 +125,12 @@ def build(scene: Scene, faults: int, update: _Update, *, swapped: bool = False) 
                 return 0
             left -= 1
             outcome = fault.stage2_fault(
-                *(host.vm, host.memslots, host.domain.words, own, *small.words, desk, tlb, GFN, False, False)
+                fault.Slots(host.vm, host.memslots, host.domain.words, own),
+                fault.Table(*small.words, desk),
+                tlb,
+                GFN,
+                False,
+                False,
             )
             if outcome == code.IN_FLUX:
                 while host.atomics.load_acquire(host.vm, at.FLUX) == own[at.STALL_FLUX]:

@@ -120,7 +120,12 @@ def build(
                 return
             assert status == _TRANSLATION, f"the access faulted with {status}"
             came = fault.stage2_fault(
-                *(block.vm, block.memslots, block.domain.words, own, *small.words, desk, tlb, gfn, False, False)
+                fault.Slots(block.vm, block.memslots, block.domain.words, own),
+                fault.Table(*small.words, desk),
+                tlb,
+                gfn,
+                False,
+                False,
             )
             if came == code.IN_FLUX:
                 atomics.wait(block.vm, at.FLUX, own[at.STALL_FLUX])

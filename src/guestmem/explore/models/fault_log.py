@@ -73,7 +73,12 @@ def build(scene: Scene, *, dirty: bool) -> None:
                 return
             protected = status == _PERMISSION
             outcome = fault.stage2_fault(
-                *(vm, memslots, domain.words, own, *small.words, desk, tlb, _GFN, True, protected)
+                fault.Slots(vm, memslots, domain.words, own),
+                fault.Table(*small.words, desk),
+                tlb,
+                _GFN,
+                True,
+                protected,
             )
             assert outcome == code.FILLED, f"the fault came to {outcome}"
 

@@ -105,7 +105,7 @@ def _guest(scene: Scene, *, reads: bool) -> None:
 
     def vcpu(desk: Own, words: Words, states: Words, out: Own, tlb: Own) -> int:
         came_to: int = abort.gmem_abort(
-            *(words, states, *small.words, desk, 0, False, _SHARED_BIT, 0, small.attributes, out)
+            *(words, states, abort.Table(*small.words, desk), 0, False, _SHARED_BIT, 0, small.attributes, out)
         )
         assert came_to in {_OK, _WRONG_KIND}, f"the fault came to {came_to}"
         if reads:

@@ -41,7 +41,7 @@ def build(scene: Scene) -> None:
     stage2_vcpu, vcpu_code = scene.room("engines.soft.stage2_vcpu"), scene.room("engines.soft.vcpu")
     walk, address = scene.room("stage2.tlb_walk"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
     requests, cores = scene.room("engines.soft.requests"), scene.room("engines.soft.cores")
-    shape, pool, pages, mmu = table.words
+    shape, pool, _, mmu = table.words
     no_file = scene.room("engines.soft.gmem_slot").Gmem(*engine.file_words(0))
 
     def vcpu(desk: Own, tlb: Own, own: Own) -> int:
@@ -54,8 +54,8 @@ def build(scene: Scene) -> None:
                 assert saw != _FREED, "an access of the load before came after the new one was given"
                 break
             came = stage2_vcpu.stage2_exit(
-                *(vm, slots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, no_file),
-                *(0, _GFN, _READ, False, False, True, False, 0),
+                *(stage2_vcpu.Slots(vm, slots, srcu, own), load, stage2_vcpu.Table(*table.words, desk), tlb, no_file),
+                *(0, stage2_vcpu.Access(_GFN, _READ, False, True, False, 0), False),
             )
             assert came == _AGAIN, f"the access came to {came}"
         walk.tlb_leave(mmu, tlb)

@@ -79,7 +79,12 @@ def build(scene: Scene, *, page: int, clears: bool, dirty: bool) -> None:
             if status == _OK or last:
                 return bool(status == _OK)
             outcome = fault.stage2_fault(
-                *(vm, memslots, domain.words, own, *small.words, desk, tlb, gfn, True, status == _PERMISSION)
+                fault.Slots(vm, memslots, domain.words, own),
+                fault.Table(*small.words, desk),
+                tlb,
+                gfn,
+                True,
+                status == _PERMISSION,
             )
             assert outcome == code.FILLED, f"the fault came to {outcome}"
         return False
@@ -192,7 +197,7 @@ def joined(scene: Scene) -> None:
         status: int = walk.tlb_translate(shape, pool, mmu, tlb, ipa, ipa, _WRITE)
         walk.tlb_leave(mmu, tlb)
         assert status in {_PERMISSION, _TRANSLATION}, f"the access came to {status}"
-        words = (vm, memslots, domain.words, own, *small.words, desk, tlb)
+        words = fault.Slots(vm, memslots, domain.words, own), fault.Table(*small.words, desk), tlb
         assert fault.stage2_fault(*words, ipa // PAGE, True, status == _PERMISSION) == code.FILLED
         return status
 

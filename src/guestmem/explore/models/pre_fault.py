@@ -28,7 +28,12 @@ def delete(scene: Scene) -> None:
 
     def vcpu(desk: Own, tlb: Own, own: Own) -> int:
         outcome: int = fault.stage2_fault(
-            *(host.vm, host.memslots, host.domain.words, own, *small.words, desk, tlb, GFN, False, False)
+            fault.Slots(host.vm, host.memslots, host.domain.words, own),
+            fault.Table(*small.words, desk),
+            tlb,
+            GFN,
+            False,
+            False,
         )
         assert outcome in {int(getattr(code, name)) for name in _FILLED_OR_NOT}, f"the fault came to {outcome}"
         return outcome

@@ -92,7 +92,7 @@ def build(scene: Scene, design: str, orders: Sequence[Sequence[int]], *, atomic:
         *(change(frame) for frame in range(frames)),
         *(change(frame, _GFN + frame, 1, new[frame]) for frame in range(frames)),
     ]
-    shape, pool, pages, mmu = table.words
+    shape, pool, _, mmu = table.words
 
     def access(desk: Own, tlb: Own, own: Own, me: int, frame: int) -> int:
         """What an access finds; as ``stage2_vcpu.stage2_access``, which counts and does not say."""
@@ -102,8 +102,8 @@ def build(scene: Scene, design: str, orders: Sequence[Sequence[int]], *, atomic:
                 return 0  # each retry is counted, so without a bound there would be no end of states
             left -= 1
             came = stage2_vcpu.stage2_exit(
-                *(vm, slots, srcu, load, own, shape, pool, pages, mmu, desk, tlb, no_file),
-                *(me, _GFN + frame, _READ, False, False, True, False, 0),
+                *(stage2_vcpu.Slots(vm, slots, srcu, own), load, stage2_vcpu.Table(*table.words, desk), tlb, no_file),
+                *(me, stage2_vcpu.Access(_GFN + frame, _READ, False, True, False, 0), False),
             )
             assert came == _AGAIN, f"frame {frame} has memory before and after, but an access came to {came}"
         return int(atomics.host_load(tlb[address]))

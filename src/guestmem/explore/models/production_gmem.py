@@ -89,7 +89,7 @@ class _Vm:
         walk, address = scene.room("stage2.tlb_walk"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
         bundle = scene.room("engines.soft.gmem_slot").Gmem
         requests, cores = scene.room("engines.soft.requests"), scene.room("engines.soft.cores")
-        shape, pool, pages, mmu = table.words
+        shape, pool, _, mmu = table.words
         gpa = (_GFN << 12) + (self.private if private else 0)
         vm, load = self.vm, self.load
 
@@ -100,8 +100,8 @@ class _Vm:
             came = _AGAIN
             while came == _AGAIN and walk.tlb_translate(shape, pool, mmu, tlb, gpa, gpa, 1) != 0:
                 came = exits.stage2_exit(
-                    *(vm, self.slots, self.srcu, load, own, shape, pool, pages, mmu, desk, tlb, gmem),
-                    *(0, _GFN, _READ, private, False, private, False, 0),
+                    *(exits.Slots(vm, self.slots, self.srcu, own), load, exits.Table(*table.words, desk), tlb, gmem),
+                    *(0, exits.Access(_GFN, _READ, private, private, False, 0), False),
                 )
                 assert came in ({_AGAIN} if private else {_AGAIN, _MEMORY_FAULT}), f"an access came to {came}"
             if came == _AGAIN:

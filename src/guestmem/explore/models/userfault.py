@@ -28,7 +28,7 @@ def fill(scene: Scene) -> None:
     shape, pool, _, mmu = small.words
 
     def vcpu(desk: Own, slot: Words, tlb: Own) -> int:
-        came_to: int = module.userfault_abort(slot, *small.words, desk, 0, memory, small.attributes)
+        came_to: int = module.userfault_abort(slot, module.Table(*small.words, desk), 0, memory, small.attributes)
         assert came_to in {_OK, _USERFAULT}, f"the fault came to {came_to}"
         walk.tlb_enter(shape, pool, mmu, tlb)
         if walk.tlb_translate(shape, pool, mmu, tlb, 0, 0, _READ) == _OK:
@@ -59,7 +59,7 @@ def enable(scene: Scene) -> None:
     shape, pool, _, mmu = small.words
 
     def vcpu(desk: Own, slot: Words, tlb: Own) -> int:
-        came_to: int = module.userfault_abort(slot, *small.words, desk, 0, memory, small.attributes)
+        came_to: int = module.userfault_abort(slot, module.Table(*small.words, desk), 0, memory, small.attributes)
         assert came_to in {_OK, _USERFAULT}, f"the fault came to {came_to}"
         walk.tlb_enter(shape, pool, mmu, tlb)
         if walk.tlb_translate(shape, pool, mmu, tlb, 0, 0, _READ) == _OK:

@@ -55,7 +55,7 @@ MUTANTS = (
     Mutant(
         "userfault-no-retry",
         "a fault maps although an invalidation ran meanwhile",
-        _FILE,
+        "engines/soft/gmem_abort.py",
         "    if must_retry(mmu, seq, ipa, ipa + size):\n        read_unlock",
         "    if must_retry(mmu, invalidate_seq(mmu), ipa, ipa):\n        read_unlock",
         models=("userfault-enable",),
