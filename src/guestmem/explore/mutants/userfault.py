@@ -22,7 +22,9 @@ MUTANTS = (
         models=("userfault",),
         memory="relaxed",
         origin="own, after mail: KVM Userfault v3, kvm, June 2025",
-        also=(Mutation(_FILE, "load_relaxed, store_release", "load_relaxed, store_relaxed, store_release"),),
+        also=(
+            Mutation(_FILE, "load_acquire, store_release", "load_acquire, load_relaxed, store_relaxed, store_release"),
+        ),
     ),
     Mutant(
         "userfault-bit-unread",
