@@ -8,9 +8,14 @@ from guestmem.errors import TraceError
 from guestmem.traces import reading
 
 if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["left_behind"]
+__all__ = ["SMALL", "damaged", "left_behind"]
+
+SMALL = {"EDGE": 4, "TAIL": 6, "MANY": 40, "FEW": 60}
+"""What is kept around changes, so small that much is forgotten in a few hundred lines."""
 
 
 def left_behind(path: Path, **options: Any) -> Any:
@@ -29,3 +34,22 @@ def left_behind(path: Path, **options: Any) -> Any:
         *(tracks, columns, run.first, run.last, run.next_mark, run._whole, run.source, run.resolution, count, skipped),
         *(recording.notes, recording.format),
     )
+
+
+def damaged(rng: random.Random, found: list[str], other: Sequence[str]) -> list[str]:
+    """``found``, with lines that are cut, doubled, changed by a character, ``other`` ones, or late."""
+    for _ in range(rng.randrange(5)):
+        at = rng.randrange(len(found))
+        line = found[at]
+        place = rng.randrange(len(line) - 1)
+        found[at : at + 1] = rng.choice(
+            (
+                [],
+                [line, line],
+                [line[:place] + "\n"],
+                [line[:place] + rng.choice("0123456789abcx=#,()<>. -K_é\0") + line[place + 1 :]],
+                [rng.choice(other), line],
+                [*found[at + 1 : at + 4], line],
+            )
+        )
+    return found

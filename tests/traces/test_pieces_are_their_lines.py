@@ -10,14 +10,12 @@ import pytest
 from guestmem.traces import dispatch, events, lines, pieces, recorder, strace_block
 from guestmem.traces.perf_trace import PerfTraceReader
 from guestmem.traces.strace import StraceReader
-from left_behind import left_behind
+from left_behind import SMALL, damaged, left_behind
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-SMALL = {"EDGE": 4, "TAIL": 6, "MANY": 40, "FEW": 60}
-"""What is kept around changes, so small that much is forgotten in a few hundred lines."""
 NEAR = 6
 
 
@@ -77,25 +75,6 @@ OTHER = (
 )
 
 
-def damaged(rng: random.Random, found: list[str]) -> list[str]:
-    """With lines that are cut, doubled, changed by a character, of another kind, or late."""
-    for _ in range(rng.randrange(5)):
-        at = rng.randrange(len(found))
-        line = found[at]
-        place = rng.randrange(len(line) - 1)
-        found[at : at + 1] = rng.choice(
-            (
-                [],
-                [line, line],
-                [line[:place] + "\n"],
-                [line[:place] + rng.choice("0123456789abcx=#,()<>. -K_é\0") + line[place + 1 :]],
-                [rng.choice(OTHER), line],
-                [*found[at + 1 : at + 4], line],
-            )
-        )
-    return found
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in (events, recorder):
@@ -126,7 +105,7 @@ def test_as_it_is_kept(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     one_by_one = {StraceReader: lambda block: [block.count("\n")], PerfTraceReader: lambda block: [block.count("\n")]}
     for turn in range(60):
         form = (strace, strace, perf_trace)[turn % 3]
-        found = damaged(rng, form(rng, rng.choice((40, 200, 400))))
+        found = damaged(rng, form(rng, rng.choice((40, 200, 400))), OTHER)
         text = "".join(found)
         path.write_text(text)
         monkeypatch.setattr(lines, "BLOCK", rng.choice((1500, 4000, 1 << 16)))

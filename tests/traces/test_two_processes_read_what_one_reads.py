@@ -13,7 +13,7 @@ import renderings
 from guestmem import traces
 from guestmem.check import check
 from guestmem.errors import TraceError
-from guestmem.traces import bundles, dispatch, lines, reading
+from guestmem.traces import dispatch, event_pieces, lines, pieces, reading
 from guestmem.traces.second_process import Ahead
 from true_histories import simulate
 
@@ -99,15 +99,16 @@ def test_of_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ra
     """True histories, with lines that are cut, or of another format, now and then."""
     path = tmp_path / "trace"
     made = kept = 0
-    fitting = bundles._fitting
+    for room in (event_pieces, pieces):
 
-    def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal kept
-        found = fitting(*arguments, **named)
-        kept += found is not None
-        return found
+        def counted(*arguments: Any, take: Any = room._take) -> Any:
+            nonlocal kept
+            found = take(*arguments)
+            kept += found > 0
+            return found
 
-    monkeypatch.setattr(bundles, "_fitting", counted)
+        monkeypatch.setattr(room, "_take", counted)
+        monkeypatch.setattr(room, "SHORTEST", 2)
     for form in FORMS:
         for _ in range(20):
             found = form(simulate(rng), rng).splitlines(keepends=True)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from . import perf_trace, strace_block
-from .bundles import take_bundles
+from . import ftrace_block, perf_trace, strace_block
 from .columns import Plain
+from .event_pieces import take_event_pieces
 from .formats import READERS
+from .ftrace import FtraceReader
 from .lines import LONGEST_LINE, line_of
 from .perf_trace import PerfTraceReader
 from .pieces import take_pieces
 from .qemu import QemuReader
-from .qemu_block import plain_or_bundles
+from .qemu_block import plain_or_pieces
 from .qemu_log import log_block_of
 from .strace import StraceReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .bundles import Bundling
+    from .event_pieces import EventPiecewise
     from .pieces import Pieces, Piecewise
     from .qemu_log import LogBlock
     from .recording import Reader, Recording
 
-__all__ = ["PIECES", "WORDS", "Lines", "log_or_events_of"]
+__all__ = ["EVENTS", "PIECES", "WORDS", "Lines", "log_or_events_of"]
 
 WORDS = (
     *("kvm_", "KVM_", "ioctl", "vfio_listener", "global_dirty", "guestmem", "#"),
@@ -38,12 +39,17 @@ PIECES: dict[object, Callable[[str], Pieces]] = {
     PerfTraceReader: perf_trace.pieces_of,
 }
 """What makes pieces of a block, for readers that take them."""
+EVENTS: dict[object, Callable[[str], Any]] = {
+    QemuReader: plain_or_pieces,
+    FtraceReader: ftrace_block.pieces_of,
+}
+"""The same of pieces of events, or columns of a block that has nothing but changes."""
 
 
 def log_or_events_of(block: str) -> Any:
     """What a block of QEMU's lines has: the changes of a log, or what ``qemu_block`` makes of it."""
     log = log_block_of(block, WORDS)
-    return plain_or_bundles(block) if log is None else log
+    return plain_or_pieces(block) if log is None else log
 
 
 class Lines:
@@ -89,10 +95,13 @@ class Lines:
             silent = cast("QemuReader", leading).take_log(number, log, block, self.take)
             self.skipped += silent
             taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
-        elif isinstance(made, tuple) and len(made) == len(Plain._fields) and isinstance(leading, QemuReader):
-            count = taken[leading] = leading.take_plain(number, Plain.of_bytes(made), block)
-        elif isinstance(made, tuple):
-            count = take_bundles(cast("Bundling", leading), self._recording.run, number, made, block, self.take)
+        elif (events_of := EVENTS.get(type(leading))) is not None:
+            events = made if isinstance(made, tuple) else events_of(block)
+            if len(events) == len(Plain._fields):
+                count = cast("QemuReader", leading).take_plain(number, Plain.of_bytes(events), block)
+            else:
+                taker = cast("EventPiecewise", leading)
+                count = take_event_pieces(taker, self._recording.run, number, events, block, self.take)
             taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
         elif leading.pattern is not None:
             rows = made if isinstance(made, list) else leading.pattern.findall(block)

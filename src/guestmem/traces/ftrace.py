@@ -10,14 +10,14 @@ perf, and the header of a buffer that overwrote its oldest events.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from . import prefix as columns
-from .bundles import Bundler
+from .ftrace_block import COLUMNS, ERRNOS, IMMEDIATE_EXIT, LOST_WORDS, PIECES, ROW, outcome_of, parts_of
 from .lines import line_of
+from .qemu_events import carry_out, is_one_vm, threads_of
 from .qemu_prefix import TICKS
 from .recorder import entry_word, exit_word, user_exit_word
 from .requests import integer, request_name
@@ -26,36 +26,21 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable
 
-    from .bundles import Made
+    from .event_pieces import EventChanges
     from .recording import Other, Recording, Rows
     from .whereabouts import Track
 
     _Lane = tuple[Track, array[float], Callable[[float], None], Callable[[int], None], int, int]
 
-__all__ = ["FtraceReader", "bundles_of"]
+__all__ = ["FtraceReader"]
 
-COLUMNS = r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +(?:kvm:)?"
 FAST = re.compile(COLUMNS + r"(kvm_entry|kvm_exit|kvm_userspace_exit): +")
 """An event as all three print it by default."""
-ROW = re.compile(
-    r"(?:([^\[\n]{1,72}\[\d{1,5}\] +(?:[^\s\d]\S{2,7} +)?)(\d{1,12}\.\d{6,9}): +(?:kvm:)?kvm_"
-    r"(?:(entry: +vcpu \d{1,6},)(.{0,300})"
-    r"|(exit: +vcpu \d{1,6},? reason [A-Za-z_][\w-]{0,60}(?![\w=-])"
-    r"|userspace_exit: +reason (?:KVM_EXIT_)?\w{1,40} \(-?\d{1,10}\)).{0,300})|(.*))\n"
-)
-"""The same in pieces: what stands before the stamp, the stamp, and the event as far as it matters, with the rest of an
-entry; else the whole line."""
-PIECES = re.compile(
-    r" *[^\[\n]{1,48}?[- ] *(\d{1,10}) +\[(\d+)\] +(?:[^\s\d]\S{2,7} +)?(?:entry: +vcpu (\d+),"
-    r"|exit: +vcpu (\d+),? reason (.+)|userspace_exit: +reason (?:KVM_EXIT_)?(\w+) \((-?\d+)\))"
-)
-"""What stands before the stamp, and the event right behind it: thread, CPU, and what each event says."""
 EVENT = re.compile(r"(?:^|[\s:])(kvm_entry|kvm_exit|kvm_userspace_exit)(?::|(?=\())")
 SYSCALL = re.compile(r"(?:^|[\s:])(sys_enter_ioctl: |sys_exit_ioctl: |sys_ioctl\(|sys_ioctl -> )")
 IMMEDIATE = re.compile(r"\[immediate exit\]|\bimmediate_exit=(?:0x0*)?[1-9]")
 """The vCPU is thrown out before its first instruction: as the tracepoint prints it, and raw."""
 MOST_LANES = 1 << 14
-IMMEDIATE_EXIT = "[immediate exit]"
 CMD = re.compile(r"\bcmd: (?:0x)?([0-9a-f]{1,16})\b")
 INDEX = re.compile(r"\s*(?:vcpu |vcpu_id=)(\d{1,6}),?")
 REASON = re.compile(r"\s*(?:vcpu \d{1,6},? )?(?:reason )?([A-Za-z_][\w-]*)(?![\w=])")
@@ -70,47 +55,9 @@ LOST = re.compile(
 )
 """A recorder lost events: the kernel's and trace-cmd's markers, perf's records and closing words, and the counts of
 ``per_cpu/cpu*/stats`` and ``trace-cmd report --stat`` (which say overrun where the oldest were overwritten)."""
-LOST_WORDS = ("lost", "LOST", "dropped", "DROPPED", "overrun", "THROTTLE")
 STARTED = re.compile(r"#+ CPU (\d{1,5}) buffer started #+")
 WRITTEN = re.compile(r"#\s*entries-in-buffer/entries-written:\s*(\d{1,20})/(\d{1,20})")
 FAILED = re.compile(r"(-\d{1,4}|0xffff[0-9a-f]{4,12})\s*$")
-ERRNOS = {"-4": "EINTR", "-11": "EAGAIN", "-14": "EFAULT"}
-
-
-def bundles_of(block: str) -> Made:
-    """The events of a block put together."""
-    made = Bundler()
-    parts: dict[tuple[str, str], tuple[int, int, int] | None] = {}
-    for row in ROW.findall(block):
-        lead, stamp, entered, how, left, _ = row
-        key = lead, entered or left
-        if not lead or (how and IMMEDIATE_EXIT in how):
-            made.other(row)
-            continue
-        if key not in parts:
-            parts[key] = _parts(*key)
-        found = parts[key]
-        if found is None:
-            made.other(row)
-        else:
-            thread, cpu, word = found
-            made.add(key, thread, stamp, [float(stamp)], [word], cpu)
-    return made.made()
-
-
-def _parts(lead: str, event: str) -> tuple[int, int, int] | None:
-    """Thread, CPU and word of an event in pieces, which is no entry to leave at once."""
-    match = PIECES.match(lead + event)
-    if match is None:
-        return None
-    word, on, entered, exited, why, name, code = match.groups()
-    cpu = int(on)
-    if entered:
-        return int(word), cpu, entry_word(cpu, immediate=False)
-    if exited:
-        return int(word), cpu, exit_word(cpu, why)
-    outcome = _outcome(name, code)
-    return int(word), cpu, user_exit_word(cpu, outcome.get("reason"), outcome.get("errno", ""))
 
 
 class FtraceReader:
@@ -121,7 +68,7 @@ class FtraceReader:
 
     pattern = ROW
 
-    __slots__ = ("_digits", "_in_run", "_lanes", "_length", "_lost", "_recording", "_version")
+    __slots__ = ("_digits", "_in_run", "_known", "_known_at", "_lanes", "_length", "_lost", "_recording", "_version")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -130,6 +77,9 @@ class FtraceReader:
         """Threads in a KVM_RUN that the tracepoints of system calls told of."""
         self._lanes: dict[tuple[str, str], _Lane] = {}
         """Where events are kept, and as what word, by what stands before the stamp and behind it."""
+        self._known: set[tuple[str, str]] = set()
+        """What may be in pieces, while the recorder's version is ``_known_at``."""
+        self._known_at = 0
         self._length = 0
         """How many characters the last stamp had."""
         self._version = 0
@@ -203,16 +153,36 @@ class FtraceReader:
     begins_need_ends = False
 
     @property
-    def state(self) -> tuple[int, int] | None:
-        """See ``bundles``."""
-        return self._recording.run.version, self._length
+    def state(self) -> tuple[int, int]:
+        """See ``event_pieces``."""
+        return self._recording.run.version, self._length or -1
 
     def has_lane(self, key: tuple[str, str]) -> bool:
-        """Whether such an event was seen, and nothing since says that the next may be more."""
-        return key in self._lanes and self._version == self._recording.run.version
+        """Whether all that such an event says, but for when it was, is known."""
+        run = self._recording.run
+        if run.version != self._known_at:
+            self._known.clear()
+            self._known_at = run.version
+        if key in self._known:
+            return True
+        parts = parts_of(*key)
+        if parts is None or not run.says_no_more(*parts):
+            return False
+        if len(self._known) < MOST_LANES:
+            self._known.add(key)
+        return True
 
-    def passed(self, newest: float) -> None:
-        """See ``bundles``."""
+    def may_take(self, changes: EventChanges) -> bool:
+        """See ``event_pieces``."""
+        recording = self._recording
+        if recording.tells_calls or recording.run.overwritten or changes.outside:
+            return False
+        return is_one_vm(recording, threads_of(changes))
+
+    def carry_out(self, number: int, changes: EventChanges) -> int:
+        """See ``event_pieces``."""
+        self._recording.changes_in_ftrace = True
+        return carry_out(self._recording, number, changes)
 
     def _piece(self, lead: str, event: str, time: float, *, immediate: bool) -> bool:
         """Take an event in pieces, and find the lane for more of it; False if it needs a closer look."""
@@ -229,7 +199,7 @@ class FtraceReader:
             run.exit(thread, time, cpu, index=int(exited), reason=why)
             kept = exit_word(cpu, why)
         else:
-            outcome = _outcome(name, code)
+            outcome = outcome_of(name, code)
             run.user_exit(thread, time, cpu, **outcome)
             kept = user_exit_word(cpu, outcome.get("reason"), outcome.get("errno", ""))
         track = run.lane(thread, cpu)
@@ -299,7 +269,7 @@ class FtraceReader:
             else:
                 run.user_exit(thread, time, cpu, reason=_reason_number(raw["number"]))
         else:
-            run.user_exit(thread, time, cpu, **_outcome(match["name"], match["number"]))
+            run.user_exit(thread, time, cpu, **outcome_of(match["name"], match["number"]))
 
     def _syscall(self, number: int, text: str, call: re.Match[str]) -> bool:
         """An ioctl begins or ends; which one it was, only the begin tells."""
@@ -346,19 +316,6 @@ class FtraceReader:
 
 
 SEEN = re.compile(r" *[^\[\n]{1,48}?\[(\d{1,5})\] +(?:[^\s\d]\S{2,7} +)?(\d{1,12}\.\d{6,9}): +")
-
-
-class _Outcome(TypedDict, total=False):
-    reason: int
-    errno: str
-
-
-@functools.lru_cache(maxsize=256)
-def _outcome(name: str, number: str) -> _Outcome:
-    """How KVM_RUN ended: a negative errno prints ``restart`` (EINTR) or ``error``, else it is a KVM_EXIT_*."""
-    if name in {"restart", "error"}:
-        return {"errno": ERRNOS.get(number) or ("EINTR" if name == "restart" else "an error")}
-    return {"reason": abs(int(number))}
 
 
 def _errno(text: str) -> str:

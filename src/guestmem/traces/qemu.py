@@ -21,7 +21,7 @@ from .columns import NO_THREAD, Plain
 from .event_words import KIND
 from .lines import line_of
 from .qemu_block import CALL, CALLS, CHANGE, KVM_RUN, OTHER, ROW, plain_of
-from .qemu_events import QemuEvents
+from .qemu_events import QemuEvents, carry_out
 from .qemu_prefix import Prefix, read_prefix
 from .recorder import BEGIN_WORD, RETURNED, end_word
 from .requests import integer
@@ -29,6 +29,7 @@ from .requests import integer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .event_pieces import EventChanges
     from .qemu_log import LogBlock
     from .recording import Other, Recording, Rows
     from .replay import Replay
@@ -164,17 +165,22 @@ class QemuReader:
     begins_need_ends = True
 
     @property
-    def state(self) -> tuple[int, int] | None:
-        """See ``bundles``."""
+    def state(self) -> tuple[int, int]:
+        """See ``event_pieces``: stamps may have any length."""
         return self._recording.run.version + self._recording.machines.version, 0
 
     def has_lane(self, key: tuple[str, str]) -> bool:
-        """Whether such a call was seen, and nothing since says that the next may be more."""
-        version, _ = self.state or (-1, 0)
-        return key in self._lanes and self._version == version
+        """Whether its thread runs a vCPU of the VM that is read."""
+        thread = int(key[0])
+        return self._events.knows(thread) and self._recording.run.lane(thread) is not None
 
-    def passed(self, newest: float) -> None:
-        """See ``bundles``."""
+    def may_take(self, changes: EventChanges) -> bool:
+        """See ``event_pieces``."""
+        return self._events.may_take(changes)
+
+    def carry_out(self, number: int, changes: EventChanges) -> int:
+        """See ``event_pieces``."""
+        return carry_out(self._recording, number, changes)
 
     def take_plain(self, number: int, plain: Plain, block: str) -> int:
         """Take a block of nothing but changes, of which these are the columns; how many lines it has."""

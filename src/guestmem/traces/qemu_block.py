@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING
 
 from ..memslots.slot import KVM_MEM_SLOTS_NUM
 from ..units import PAGE_SHIFT, PAGE_SIZE
-from .bundles import Bundler
 from .columns import Plain
+from .event_pieces import PieceMaker
 from .event_words import KIND
-from .recorder import BEGIN_WORD, ELSEWHERE_WORD, end_word
+from .recorder import BEGIN_WORD, ELSEWHERE_WORD, RETURNED, end_word
 from .replay import MAX_SIZE
 
 if TYPE_CHECKING:
-    from .bundles import Made
+    from .event_pieces import EventKey, EventPieces, Lane
 
-__all__ = ["CALL", "CALLS", "CHANGE", "KVM_RUN", "OTHER", "ROW", "plain_of", "plain_or_bundles"]
+__all__ = ["CALL", "CALLS", "CHANGE", "FIELDS", "KVM_RUN", "OTHER", "ROW", "plain_of", "plain_or_pieces"]
 
+FIELDS = (
+    r"AddrSpace#(\d{1,5}) Slot#(\d{1,5}) flags=0x([0-9a-f]{1,8}) gpa=0x([0-9a-f]{1,16}) size=0x([0-9a-f]{1,16}) "
+    r"ua=0x([0-9a-f]{1,16})(?: guest_memfd=-1 guest_memfd_offset=0x0)? ret=(-?\d{1,10})"
+)
+"""Those of a kvm_set_user_memory, a group for each."""
 ROW = re.compile(
-    r"(?:(\d{1,10})@(\d{1,20}\.\d+):kvm_(?:set_user_memory AddrSpace#(\d{1,5}) Slot#(\d{1,5}) flags=0x([0-9a-f]{1,8}) "
-    r"gpa=0x([0-9a-f]{1,16}) size=0x([0-9a-f]{1,16}) ua=0x([0-9a-f]{1,16})"
-    r"(?: guest_memfd=-1 guest_memfd_offset=0x0)? ret=(-?\d{1,10})"
+    rf"(?:(\d{{1,10}})@(\d{{1,20}}\.\d+):kvm_(?:set_user_memory {FIELDS}"
     r"|(run_exit cpu_index \d{1,6}, reason \d{1,6}(?=\n)"
     r"|vcpu_ioctl cpu_index \d{1,6}, type 0x[0-9a-f]{1,8}(?=, arg \S))(?:, arg \S{1,40})?)"
     r"|(.*))\n",
@@ -37,31 +40,45 @@ CALLS = re.compile(r"run_exit cpu_index (\d+), reason (\d+)|vcpu_ioctl cpu_index
 KVM_RUN = "ae80"
 
 
-def plain_or_bundles(block: str) -> tuple[array[int] | array[float], ...] | Made:
+def plain_or_pieces(block: str) -> tuple[array[int] | array[float], ...] | EventPieces:
     """The columns of a block of lines, if all are changes that need no closer look, else its KVM_RUNs put together."""
     rows = ROW.findall(block)
     columns = list(zip(*rows, strict=True))
     plain = None if any(columns[OTHER]) or not all(columns[CHANGE]) else plain_of(columns)
     if plain is not None:
         return tuple(plain)
-    made = Bundler()
-    parts: dict[str, int | None] = {}
+    made = PieceMaker(plain_of)
+    times = made.times
+    lanes: dict[EventKey, tuple[Lane, int]] = {}
+    callers = set(itertools.compress(columns[0], columns[CALL]))
     for row in rows:
-        call = row[CALL]
-        event = None
-        if call:
-            if call not in parts:
-                parts[call] = _word_of(call)
-            event = parts[call]
-        thread = int(row[0]) if event is not None else 0
-        if event is None:
-            made.other(row)
-        elif event == BEGIN_WORD and made.last_of(thread) & KIND == BEGIN_WORD:
-            time = float(row[1])  # it had returned by now
-            made.add((row[0], call), thread, "", [time, time], [ELSEWHERE_WORD, BEGIN_WORD])
-        else:
-            made.add((row[0], call), thread, "", [float(row[1])], [event])
-    return made.made()
+        call, word = row[CALL], row[0]
+        if not call:
+            if row[CHANGE]:
+                thread = int(word)
+                made.change(row, made.lane(thread) if word in callers else None, thread, float(row[1]))
+            else:
+                made.other()
+            continue
+        key = word, call
+        found = lanes.get(key)
+        if found is None:
+            event = _word_of(call)
+            if event is None:
+                made.other()
+                continue
+            found = lanes[key] = made.lane(int(word)), event
+        lane, event = found
+        time, at = float(row[1]), len(times)
+        if event == BEGIN_WORD and lane.words and lane.words[-1] & KIND != RETURNED:
+            lane.rows.append(at)  # it had returned by now
+            lane.times.append(time)
+            lane.words.append(ELSEWHERE_WORD)
+        lane.rows.append(at)
+        lane.times.append(time)
+        lane.words.append(event)
+        times.append(time)
+    return made.made(list(lanes))
 
 
 def _word_of(call: str) -> int | None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from array import array
 from typing import TYPE_CHECKING
 
+from .columns import Plain
 from .evidence import Irqchip
 from .qemu_prefix import Prefix
 from .requests import request_name
 from .timeline import DirtyLogClear, DmaChange, GlobalDirtyChange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from .event_pieces import EventChanges
     from .recording import Recording
 
-__all__ = ["FIELDS_BY_NAME", "QemuEvents"]
+__all__ = ["FIELDS_BY_NAME", "QemuEvents", "carry_out", "is_one_vm", "threads_of"]
 
 FIELDS_BY_NAME = {
     "kvm_set_user_memory": ("slot", "flags", "guest_phys_addr", "memory_size", "userspace_addr", "ret"),
@@ -50,6 +53,12 @@ class QemuEvents:
     def is_told_of_calls(self) -> bool:
         """Whether the trace has ``kvm_vm_ioctl`` or ``kvm_vcpu_ioctl`` too."""
         return bool(self._began or self._saw_number)
+
+    def may_take(self, changes: EventChanges) -> bool:
+        """Whether plain changes of QEMU's log say no more than themselves."""
+        threads = threads_of(changes)
+        outside = self._saw_number.intersection(threads)
+        return not self._began and outside == set(changes.outside) and is_one_vm(self._recording, threads)
 
     def change(self, number: int, text: str, fields: Sequence[str], prefix: Prefix) -> None:
         """A kvm_set_user_memory: address space, slot, flags, gpa, size, ua (without 0x), ret."""
@@ -99,6 +108,7 @@ class QemuEvents:
         if request_name(request) == "KVM_RUN":
             if thread not in self._saw_number:
                 self._saw_number.add(thread)
+                self._recording.tells_calls = True
                 run.number(thread, index)
                 run.source = "QEMU's kvm_vcpu_ioctl and kvm_run_exit"
                 run.run_begin(thread, prefix.time)
@@ -116,6 +126,7 @@ class QemuEvents:
         thread = _vcpu_thread(prefix.thread, index)
         if thread not in self._saw_number:
             self._saw_number.add(thread)
+            self._recording.tells_calls = True
             run.number(thread, index)
             run.source = run.source or "QEMU's kvm_run_exit"
         run.run_end(thread, prefix.time, reason=reason)
@@ -127,6 +138,7 @@ class QemuEvents:
         name = request_name(request)
         if name.startswith("KVM_SET_USER_MEMORY_REGION"):
             self._began.setdefault(prefix.thread, prefix.time)
+            self._recording.tells_calls = True
         elif name == "KVM_CREATE_IRQCHIP":
             self._recording.run.irqchip = Irqchip.KERNEL
         if self._saw_number:
@@ -192,6 +204,25 @@ class QemuEvents:
 
     def _is_ours(self, prefix: Prefix) -> bool:
         return self._recording.machines.is_chosen(prefix.process, prefix.thread)
+
+
+def threads_of(changes: EventChanges) -> set[int]:
+    """The threads that made changes of a piece."""
+    return set(array("q", changes.columns[5]))
+
+
+def is_one_vm(recording: Recording, threads: Iterable[int]) -> bool:
+    """Whether changes that these threads make, as the log tells, are certainly of the VM that is read."""
+    if not recording.wants_changes or recording.format != "qemu":
+        return False
+    return recording.machines.current_of(None, threads) is not None
+
+
+def carry_out(recording: Recording, number: int, changes: EventChanges) -> int:
+    """Carry out the changes of a piece, of which the first line has ``number``; how many were carried out."""
+    replay = recording.machines.current_of(None, threads_of(changes))
+    assert replay is not None
+    return replay.take([number + row for row in changes.rows], Plain.of_bytes(changes.columns))
 
 
 def _vcpu_thread(thread: int | None, index: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import TraceError, UsageError
-from . import ftrace
+from . import ftrace_block
 from .collector import without_collector
 from .dispatch import PIECES, Lines, log_or_events_of
 from .dma import about_dma
@@ -50,11 +50,11 @@ LARGE = 1 << 24
 """Bytes of a file from which on a second process reads ahead."""
 AHEAD: dict[object, Callable[[str], Any]] = {
     QemuReader: log_or_events_of,
-    FtraceReader: ftrace.bundles_of,
+    FtraceReader: ftrace_block.pieces_of,
     **PIECES,
 }
 """What it does of each block for a reader, if not only what ``pattern`` finds."""
-OWN_SHARE: dict[object, int] = {QemuReader: 5, StraceReader: 3, PerfTraceReader: 3}
+OWN_SHARE: dict[object, int] = {QemuReader: 5, StraceReader: 3, PerfTraceReader: 3, FtraceReader: 3}
 """One block of how many is left to this one."""
 WHOLE_CALL = re.compile(r"\)\s+= \S|\+\+\+$")
 

@@ -275,6 +275,12 @@ class RunStateRecorder:
             return None
         return self._tracks.get(thread)
 
+    def says_no_more(self, thread: int, cpu: int, event: int, index: int | None) -> bool:
+        """Whether such an event, with its word, may be added to the ``lane``: all that it says is known."""
+        if self.lane(thread, cpu) is None or not self._kinds >> (event & KIND) & 1:
+            return False
+        return index is None or self._index.get(thread) == index
+
     def passed(self, first: float, last: float) -> None:
         """Events were added to lanes: of no earlier and no later time than these."""
         if self.first is None or first < self.first:

@@ -46,6 +46,7 @@ class Recording:
         "path",
         "run",
         "slow",
+        "tells_calls",
         "wants_changes",
     )
 
@@ -63,6 +64,8 @@ class Recording:
         """What made the recorder slow, if it was (``strace -k``), so that its own pauses end no transaction."""
         self.changes_in_ftrace = False
         """Whether changes stand in ftrace's buffer (QEMU's backend ftrace), so that what is lost there may be some."""
+        self.tells_calls = False
+        """Whether QEMU's own trace told of ioctls of the VM or of vCPUs too."""
         self.machines = Machines(path, vm, assumed)
         self.run = RunStateRecorder()
         if wants_changes:

@@ -210,7 +210,7 @@ class Replay:
             changes.append(slot, base, 0, hva, flags, DELETE, maker, line, 0, thread, time, began, ended)
         return True
 
-    def take(self, lines: Sequence[int], plain: Plain, at: int) -> int:
+    def take(self, lines: Sequence[int], plain: Plain, at: int = 0) -> int:
         """Carry out the changes of ``plain`` from ``at`` on, up to one that is not plain; how many were carried out.
 
         They stand on ``lines``, of which the first is that of ``at``. Plain are the create of a slot that is not
