@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from guestmem.errors import TraceError
+from guestmem.traces import pieces
 from guestmem.traces.dispatch import Lines
 from guestmem.traces.reading import AHEAD
 from guestmem.traces.recording import Recording
@@ -28,6 +29,8 @@ CASES = ROOT / "tests" / "traces" / "cases"
 EXAMPLES = ROOT / "examples" / "traces"
 BATCH = 500
 SECONDS = 20
+SHORTEST_PIECE = 2
+"""So that what is mutated is often in a piece."""
 ALPHABET = "0123456789abcdefx=#@:, {}()[]<>\n\t.-+/*\"'|é\0KVM_"
 
 REGION = "{slot=0, flags=KVM_MEM_READONLY, guest_phys_addr=0x1000, memory_size=4096, userspace_addr=0x7f0000000000}"
@@ -189,6 +192,7 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(EXTRA))
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    pieces.SHORTEST = SHORTEST_PIECE
     for name in arguments.formats.split(","):
         start = time.process_time()
         used, refused = campaign(name, arguments.lines, arguments.seed)

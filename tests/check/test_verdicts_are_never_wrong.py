@@ -16,7 +16,7 @@ import pytest
 import renderings
 import verdict_campaign
 from guestmem.check import judgement, verdict
-from guestmem.traces import RunState, Where, whereabouts
+from guestmem.traces import RunState, Where, returns, whereabouts
 from true_histories import simulate
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def test_a_wrong_rule_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> 
     elif wrong == "losses do not matter":
         monkeypatch.setattr(whereabouts, "_with_losses", lambda piece, *_: iter([piece]))
     elif wrong == "an exit never continues the one before":
-        monkeypatch.setattr(whereabouts, "continues", lambda *_: False)
+        monkeypatch.setattr(returns, "continues", lambda *_: False)
     else:
         window_of = verdict.window_of
 

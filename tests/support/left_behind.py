@@ -46,6 +46,7 @@ def damaged(rng: random.Random, found: list[str], other: Sequence[str]) -> list[
             (
                 [],
                 [line, line],
+                ["0" + line],
                 [line[:place] + "\n"],
                 [line[:place] + rng.choice("0123456789abcx=#,()<>. -K_é\0") + line[place + 1 :]],
                 [rng.choice(other), line],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..traces import whereabouts
+from ..traces import returns as of_track
 from ..traces.event_words import (
     ELSEWHERE,
     ENTRY,
@@ -248,7 +248,5 @@ def _showing_that_guest_ran(words: npt.NDArray[np.uint32], returns: Ints) -> Int
     numbers = (events >> NUMBER_SHIFT & NUMBER_MASK).astype(np.int64)
     before = np.concatenate((np.zeros(1, np.int64), numbers))[: len(numbers)]
     pairs, place = np.unique(before << 8 | numbers, return_inverse=True)
-    goes_on = [
-        whereabouts.continues(pair >> 8 << NUMBER_SHIFT, (pair & 0xFF) << NUMBER_SHIFT) for pair in pairs.tolist()
-    ]
+    goes_on = [of_track.continues(pair >> 8 << NUMBER_SHIFT, (pair & 0xFF) << NUMBER_SHIFT) for pair in pairs.tolist()]
     return returns[(events & GUEST_CAUSED > 0) & ~np.array(goes_on, np.bool_)[place]]

@@ -102,12 +102,15 @@ def piece_of(
     length: int,
     changes: PieceChanges | None = None,
 ) -> tuple[Any, ...] | None:
-    """A piece of lines: thread, begin, end, and what word ends it (ELSEWHERE_WORD: a change); None of too many threads.
+    """A piece of lines: thread, begin, end, and what word ends it (ELSEWHERE_WORD: a change).
+
+    None of too many threads, or of one that is written in two ways.
 
     O(n log n).
     """
     places = {thread: i for i, thread in enumerate(dict.fromkeys(threads))}
-    if len(places) > MOST_THREADS:
+    numbers = tuple(map(int, places))
+    if len(places) > MOST_THREADS or len(set(numbers)) != len(places):
         return None
     which = bytes(map(places.__getitem__, threads))
     newest, last = max(begins), max(ends)
@@ -137,7 +140,7 @@ def piece_of(
         done = there
     return tuple(
         Piece(
-            *(len(which), min(begins), last, newest, length, which, tuple(map(int, places)), tuple(keys)),
+            *(len(which), min(begins), last, newest, length, which, numbers, tuple(keys)),
             *(tuple(lanes), array("d", begins).tobytes(), array("d", ends).tobytes(), changes and tuple(changes)),
         )
     )

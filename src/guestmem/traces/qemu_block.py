@@ -15,7 +15,7 @@ from .columns import Plain
 from .event_pieces import PieceMaker
 from .event_words import KIND
 from .recorder import BEGIN_WORD, ELSEWHERE_WORD, RETURNED, end_word
-from .replay import MAX_SIZE
+from .region_fields import MAX_SIZE
 
 if TYPE_CHECKING:
     from .event_pieces import EventKey, EventPieces, Lane

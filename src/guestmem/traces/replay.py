@@ -22,17 +22,15 @@ from ..memslots.slot import KVM_MEM_SLOTS_NUM, Slot
 from ..units import PAGE_SHIFT, PAGE_SIZE, U64_MAX, format_frames
 from .columns import CODES, CREATE, DELETE, IMPLIED, NO_SLOT, NOTHING, REFUSED, Changes, Plain
 from .late_start import AssumedSlot
+from .region_fields import MAX_SIZE, U32_MAX, impossible_field
 from .replay_space import PendingDelete, Space, flips_readonly, frames_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MAX_SIZE", "Replay"]
+__all__ = ["Replay"]
 
-MAX_SIZE = ((1 << 31) - 1) << 16
-"""KVM_MEM_MAX_NR_PAGES in bytes, with the largest pages (arm64, 64 KiB): dirty bitmaps have unsigned int indices."""
 PAGE_MASK = PAGE_SIZE - 1
-U32_MAX = (1 << 32) - 1
 
 
 class Replay:
@@ -124,7 +122,9 @@ class Replay:
             or (slot | flags) > U32_MAX
             or slot & 0xFFFF >= KVM_MEM_SLOTS_NUM
         ):
-            self._look_closely(line, text, slot, flags, gpa, size, hva, ret)
+            message = impossible_field(slot, flags, gpa, size, hva, ret)
+            if message:
+                self._refuse(message, line, text)
         changes = self.changes
         npages = (size + PAGE_MASK) >> PAGE_SHIFT  # a refused size may be odd: never make a delete of it
         base, maker = gpa >> PAGE_SHIFT, self._by_id.get(slot, NO_SLOT)
@@ -389,27 +389,3 @@ class Replay:
         if starts_late:
             message += "; is the trace of two VMs, or damaged?"
         raise TraceError(message, path=self.path, line=line, text=text)
-
-    def _look_closely(
-        self, line: int, text: str, slot: int, flags: int, gpa: int, size: int, hva: int, ret: int
-    ) -> None:
-        """Raise for the first field that cannot be, or that KVM would have refused, yet did not."""
-        addresses = (("guest_phys_addr", gpa), ("memory_size", size), ("userspace_addr", hva))
-        for name, value in (("slot", slot), ("flags", flags)):
-            if value > U32_MAX:
-                self._refuse(f"{name} {value:#x} has more than 32 bits", line, text)
-        for name, value in addresses:
-            if value > U64_MAX:
-                self._refuse(f"{name} {value:#x} is past 2^64", line, text)
-        if ret < 0:
-            return
-        for name, value in addresses:
-            if value & PAGE_MASK:
-                self._refuse(f"{name} {value:#x} is not a multiple of the page size {PAGE_SIZE:#x}", line, text)
-        for name, value in (addresses[0], addresses[2]):
-            if value + size > U64_MAX and (size or name == "guest_phys_addr"):
-                self._refuse(f"{name} {value:#x} + memory_size {size:#x} reaches past 2^64 - 1", line, text)
-        if size > MAX_SIZE:
-            self._refuse(f"memory_size {size:#x} is more than {MAX_SIZE:#x}, the most a slot can have", line, text)
-        if slot & 0xFFFF >= KVM_MEM_SLOTS_NUM:
-            self._refuse(f"slot {slot & 0xFFFF}: below {KVM_MEM_SLOTS_NUM} is allowed, yet ret={ret}", line, text)

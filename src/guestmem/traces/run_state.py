@@ -19,7 +19,7 @@ from .whereabouts import INSIDE, Kinds, Track
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from .whereabouts import Return
+    from .returns import Return
 
 __all__ = ["RunState", "Vcpu"]
 

@@ -14,13 +14,14 @@ from array import array
 from typing import TYPE_CHECKING
 
 from ..units import PAGE_SHIFT
-from .columns import NO_THREAD, Plain
+from .columns import Plain
 from .lines import line_of
 from .prefix import resolution_of
 from .requests import integer, request_name
 from .strace_block import CALLS, ROW, Change, Run
 from .strace_change import SET_REGION, Region, region_of
 from .strace_line import ARGUMENTS, LEADER, Clock, request_of, result_of
+from .strace_processes import Processes
 from .strace_runs import StraceRuns
 
 if TYPE_CHECKING:
@@ -55,17 +56,13 @@ class StraceReader:
     pattern = ROW
 
     __slots__ = (
-        "_alive",
-        "_attached",
         "_clock",
         "_open",
         "_open_changes",
+        "_processes",
         "_recording",
-        "_root",
         "_runs",
-        "_saw_bracket",
         "_saw_split",
-        "_used_root",
     )
 
     def __init__(self, recording: Recording) -> None:
@@ -76,12 +73,7 @@ class StraceReader:
         self._open_changes: dict[int, int] = {}
         """Thread to index of its last change, if that was on one line without a duration: it ends before the next."""
         self._saw_split = False
-        self._alive: dict[int, None] = {}
-        """Processes of a recording in which ``[pid N]`` stands only while there are several."""
-        self._attached: set[int] = set()
-        self._saw_bracket = self._used_root = False
-        self._root: int | None = None
-        """The process whose lines had no number while it was alone."""
+        self._processes = Processes(self._renamed)
 
     def line(self, number: int, text: str) -> bool:
         """Take one line; True if it is a change, or says when a vCPU was inside."""
@@ -101,10 +93,9 @@ class StraceReader:
             thread, stamp, pid = 0, pid, None
         space = leader["space"] or ""
         time = self._clock.time(stamp, space, has_pid=bool(bracket or pid), delta=leader["delta"])
-        if bracket or (thread == 0 and self._saw_bracket):
-            thread = self._bracketed(thread, call)
-        elif thread == 0:
-            self._used_root = True
+        thread = self._processes.of_line(
+            thread, has_bracket=bool(bracket), resumes=call.startswith("<..."), waiting=self._open
+        )
         if "<unfinished ...>" in call:
             self._saw_split = True
         if time is not None:
@@ -121,7 +112,7 @@ class StraceReader:
         if resumes:
             return self._resumes(number, text, call, thread, time)
         if call.startswith("+++"):
-            self._alive.pop(thread, None)
+            self._processes.ended(thread)
         return False
 
     def finish(self) -> None:
@@ -138,7 +129,7 @@ class StraceReader:
                     recording.bad_line(message, opened.line, opened.text)
         if not self._runs.known and recording.format != self.name:
             return
-        self._name_the_root()
+        self._processes.name_the_root(recording.machines.replay.changes)
         run = recording.run
         if self._runs.known:
             run.source = "KVM_RUN in strace"
@@ -241,8 +232,7 @@ class StraceReader:
             self._recording.slow = "strace -k"
             return True
         if match := ATTACHED.match(text):
-            self._alive[int(match[1])] = None
-            self._attached.add(int(match[1]))
+            self._processes.attached(int(match[1]))
         elif SET_REGION in text and "ioctl(" in text and self._recording.wants_changes and " cmd: " not in text:
             if '"' in text:
                 self._recording.note(f"{SET_REGION} is named inside a string, which is not read", number)
@@ -250,39 +240,11 @@ class StraceReader:
                 self._recording.bad_line("neither process, time nor call can be read", number, text)
         return False
 
-    def _bracketed(self, thread: int, call: str) -> int:
-        """The thread of a line in a recording that has ``[pid N]`` now and then."""
-        if thread:
-            if not self._saw_bracket and self._used_root:
-                self._alive.setdefault(0)
-            self._saw_bracket = True
-            if 0 in self._alive and thread not in self._attached:
-                self._is_root(thread)
-            self._alive[thread] = None
-            return thread
-        if len(self._alive) == 1:
-            return next(iter(self._alive))
-        if call.startswith("<...") and len(self._open) == 1:
-            return next(iter(self._open))
-        return 0
-
-    def _is_root(self, thread: int) -> None:
-        """The process whose lines had no number has this one."""
-        self._root = thread
-        del self._alive[0]
-        if 0 in self._open:
-            self._open[thread] = self._open.pop(0)
-        self._runs.renamed(0, thread)
-
-    def _name_the_root(self) -> None:
-        """Changes of the process whose lines had no number get it."""
-        if self._root is None:
-            return
-        changes = self._recording.machines.replay.changes
-        for i, thread in enumerate(changes.thread):
-            if thread != NO_THREAD:
-                break
-            changes.thread[i] = self._root
+    def _renamed(self, before: int, after: int) -> None:
+        """The thread that was called ``before`` is ``after``."""
+        if before in self._open:
+            self._open[after] = self._open.pop(before)
+        self._runs.renamed(before, after)
 
     def _begins(self, number: int, text: str, call: str, thread: int, time: float | None) -> bool:
         """A line on which an ioctl begins, and ends, unless it is split."""
@@ -308,7 +270,7 @@ class StraceReader:
         opened = self._open.pop(thread, None)
         if opened is None:
             could_be = any(each.name.startswith(SET_REGION) for each in self._open.values())
-            if could_be and self._recording.wants_changes and self._saw_bracket and not thread:
+            if could_be and self._recording.wants_changes and self._processes.saw_bracket and not thread:
                 self._recording.bad_line("which process's call ends here cannot be told", number, text)
             return False
         whole = opened.text + RESUMED.sub("", call)

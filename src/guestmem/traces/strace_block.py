@@ -12,7 +12,7 @@ from ..memslots.slot import KVM_MEM_SLOTS_NUM
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .pieces import NEAR, PieceChanges, Pieces, piece_of, stretches_of
 from .recorder import ELSEWHERE_WORD, end_word
-from .replay import MAX_SIZE
+from .region_fields import MAX_SIZE
 from .strace_change import flags_of
 
 if TYPE_CHECKING:

@@ -27,12 +27,10 @@ EXIT_REASON = re.compile(r"KVM_EXIT_\w{1,40}")
 class StraceRuns:
     """What a file of strace's tells about vCPUs. ``known`` are the threads that run one."""
 
-    __slots__ = ("_first", "_irqchips", "_open", "_recording", "_sole", "_vcpu_fds", "known", "version")
+    __slots__ = ("_first", "_irqchips", "_open", "_recording", "_sole", "_vcpu_fds", "known")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self.version = 0
-        """Another one says that ``is_ours`` may say something else."""
         self.known: set[int] = set()
         self._open: dict[int, Result] = {}
         """Threads whose last KVM_RUN has no end yet, since its line gave no duration; with its result."""
@@ -64,7 +62,6 @@ class StraceRuns:
 
     def renamed(self, before: int, after: int) -> None:
         """The thread that was called ``before`` is ``after``."""
-        self.version += 1
         if before in self._open:
             self._open[after] = self._open.pop(before)
         if self._sole == before:
@@ -72,7 +69,6 @@ class StraceRuns:
 
     def created_vm(self, fd: int) -> None:
         """KVM_CREATE_VM returned ``fd``."""
-        self.version += 1
         if fd in self._irqchips and any(vm == fd for vm, _ in self._vcpu_fds.values()):
             self._recording.run.lost(None, f"file descriptor {fd} became another VM's")
             self._vcpu_fds = {vcpu: owner for vcpu, owner in self._vcpu_fds.items() if owner[0] != fd}
@@ -80,7 +76,6 @@ class StraceRuns:
 
     def created_vcpu(self, vm: int, fd: int, index: int, began: float | None) -> None:
         """KVM_CREATE_VCPU ``index`` of ``vm`` returned ``fd``."""
-        self.version += 1
         self._vcpu_fds[fd] = vm, index
         if began is not None and self._is_our_vm(vm):
             self._recording.run.created(index, began)
