@@ -298,10 +298,10 @@ class Memslots:
         self.slots_lock.acquire()
         try:
             self.finish_interrupted()
+            return Update(self, as_id)
         except BaseException:
             self.slots_lock.release()
             raise
-        return Update(self, as_id)
 
     def update_both(self, first: int, last: int) -> list[Update]:
         """Begin updates of two address spaces under one hold of ``slots_lock``, which the last to end gives back."""
@@ -310,11 +310,14 @@ class Memslots:
         if len(self.desks) < 2:
             other = own(self.geometry.desk_words)
             self.desks = [self.desk, other]
-        begun = self.update(first)
         updates: list[Update] = []
-        other = next(desk for desk in self.desks if desk is not self.desk)
-        updates += Update(self, first, self.desk, updates), Update(self, last, other, updates)
-        begun.ended = True
+        begun = self.update(first)
+        try:
+            other = next(desk for desk in self.desks if desk is not self.desk)
+            updates += Update(self, first, self.desk, updates), Update(self, last, other, updates)
+        except BaseException:
+            begun.abort()
+            raise
         return updates
 
     def turn_to(self, desk: Own) -> None:

@@ -94,6 +94,12 @@ class Update:
         """What the update works on; in use while one of its methods runs."""
         self._beside = beside
         self.ended = False
+        self._settled = False
+
+    @property
+    def happened(self) -> bool:
+        """Whether what was staged is published, so that it cannot be undone."""
+        return self._settled or self.phase in (SWAPPED, SETTLED)
 
     @property
     def phase(self) -> int:
@@ -200,6 +206,7 @@ class Update:
         self._begun()
         if self.phase not in (SETTLED, IDLE):
             raise UsageError("mirror: the update has changes that were not published and synchronized")
+        self._settled = self.phase == SETTLED
         bring(self.memslots.words, self.memslots.desk, False)
         self._end()
 
@@ -212,7 +219,10 @@ class Update:
         if not self.ended:
             try:
                 self._begun()
-                end_update(self.memslots, patient=patient)
+                try:
+                    end_update(self.memslots, patient=patient)
+                except MemoryError:  # each phase is one call, so this goes on where that stopped
+                    end_update(self.memslots, patient=patient)
             finally:  # left while it waits for readers, the next update does the rest first
                 self._end()
 
@@ -233,12 +243,16 @@ class Update:
             self.memslots.turn_to(self.desk)
 
     def _end(self) -> None:
-        self.ended = True
-        if all(each.ended for each in self._beside):
-            for each in self._beside:
-                if each.phase != IDLE:  # left while it waited for readers: who comes next looks at the desk in use
-                    self.memslots.turn_to(each.desk)
-            self.memslots.slots_lock.release()
+        for each in self._beside:
+            if each is not self and not each.ended:
+                self.ended = True
+                return
+        for each in self._beside:
+            if each.phase != IDLE:  # left while it waited for readers: who comes next looks at the desk in use
+                self.memslots.turn_to(each.desk)
+        release = self.memslots.slots_lock.release
+        self.ended = True  # from here on nothing fails
+        release()
 
     def _out_of_words(self, change: Change) -> MemslotError:
         if change.as_id != self.as_id:

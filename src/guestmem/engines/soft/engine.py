@@ -18,6 +18,7 @@ from ...errors import GuestmemError, UsageError
 from ...gmem.file import GuestMemfd
 from ...memslots import Change, ChangeKind, Slot
 from ...memslots.set import Memslots
+from ...memslots.update import Update as SlotUpdate
 from ...patience import patiently
 from ...rcu import Srcu
 from ..protocol import Capability, Counts
@@ -211,28 +212,43 @@ class SoftEngine(VcpuThreads):
         of the entries.
         """
         begun = _clock()
-        spaces = {as_id, *others} if others else ()
-        both = [each for each in spaces if each < self.memslots.address_spaces]
-        slots = self.memslots.update_both(*both) if len(both) == 2 else [self.memslots.update(as_id)]
-        self.counts.lock_ns += _clock() - begun
-        update = SoftUpdate(self, slots[0], as_id) if len(slots) == 1 else SpacesUpdate(self, slots)
+        there = self.memslots.address_spaces
+        both = [each for each in {as_id, *others} if each < there] if others else ()
+        slots = self.memslots.update_both(*both) if len(both) == 2 else self.memslots.update(as_id)
+        update: SoftUpdate | None = None
         patient = True
         try:
+            self.counts.lock_ns += _clock() - begun
+            update = SpacesUpdate(self, slots) if isinstance(slots, list) else SoftUpdate(self, slots, as_id)
             yield update
+        except MemoryError:
+            # From the instant on there is no way back, and none is needed: what is left is done below.
+            if update is None or not update.happened:
+                raise
         except BaseException as error:
             patient = isinstance(error, Exception)
             raise
         finally:
             try:
-                update.release()  # published or not, nobody has to wait any longer
+                self._leave(update, slots, patient=patient)
+            except MemoryError:  # what it did can be done again
+                self._leave(update, slots, patient=patient)
+
+    def _leave(self, update: SoftUpdate | None, slots: SlotUpdate | list[SlotUpdate], *, patient: bool) -> None:
+        """An update is over, or was left: nobody waits, what was published is carried out, and the rest undone."""
+        parts = slots if isinstance(slots, list) else (slots,)
+        try:
+            if update is not None:
+                update.release()
                 update.uncover()
-            finally:
-                open_ = [each for each in slots if not each.ended]
-                if open_:
+        finally:
+            left = [each for each in parts if not each.ended]
+            if left:
+                if update is not None:
                     update.left(patient=patient)
-                    for each in open_:
-                        each.abort(patient=patient)  # of what was published, the rest is carried out
-                    self.wake_retries()
+                for each in left:
+                    each.abort(patient=patient)
+                self.wake_retries()
 
     # -- what updates are made of --------------------------------------------------------------------------------
 

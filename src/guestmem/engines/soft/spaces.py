@@ -162,6 +162,11 @@ class SpacesUpdate(SoftUpdate):
         counts.grace_ns += grace - begun
         counts.edit_ns += _clock() - grace
 
+    @property
+    def happened(self) -> bool:
+        """As of one space; both are published, or neither."""
+        return any(slots.happened for slots in self._all)
+
     def left(self, *, patient: bool) -> None:
         """As of one space; both are published, or neither."""
         self._slots = next((slots for slots in self._all if slots.phase != IDLE), self._slots)

@@ -242,6 +242,11 @@ class SoftUpdate:
         self._staged, self._is_ready = [], False
         self._engine.dirty.attached()
 
+    @property
+    def happened(self) -> bool:
+        """Whether what was staged is what vCPUs find: from here on it cannot be undone."""
+        return self._slots.happened
+
     def left(self, *, patient: bool) -> None:
         """The update was left before its end: what was published is bound, once nobody reads the old slots."""
         if self._slots.phase in _UNPUBLISHED:
@@ -271,10 +276,10 @@ class SoftUpdate:
         """Nothing stands above slots any more. What was published says the same, else it is zapped."""
         if not self._above:
             return
-        self._above = 0
         above_clear(self._engine.words)
         if not self._settled:
             self._engine.flush(wait=True)
+        self._above = 0
 
     def release(self) -> None:
         """Nothing is in flux any more; stalled vCPUs fault again."""

@@ -1,0 +1,118 @@
+"""Memory that cannot be had, wherever ``atomic`` asks for it: nothing is changed, nobody waits, the next goes through.
+
+MemoryError is thrown at every instruction of the engine's own code that may allocate, one after another, until a call
+goes through without. (Real allocations that fail, by ``_testcapi.set_nomemory``, end in a fault within NumPy.) From the
+instant on the call has no error: what is left is done.
+"""
+
+from __future__ import annotations
+
+import dis
+import linecache
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import guestmem
+from guestmem.atomics import peek
+from guestmem.designs import find
+from guestmem.engines.soft import SoftEngine
+from guestmem.engines.soft import layout as at
+from guestmem.errors import BatchError
+from guestmem.memslots import Change, Slot
+
+pytestmark = [pytest.mark.compiled_only, pytest.mark.slow]  # interpreted, each word allocates
+HVA = 0x7F0000000000
+PACKAGE = str(Path(guestmem.__file__).parent)
+HARMLESS = {"LOAD_FAST", "STORE_FAST", "LOAD_CONST", "POP_TOP", "RETURN_VALUE", "RESUME", "NOP", "JUMP_FORWARD"}
+HARMLESS |= {"LOAD_GLOBAL", "LOAD_CLOSURE", "LOAD_DEREF", "COPY", "SWAP", "PUSH_NULL", "PRECALL", "KW_NAMES", "CACHE"}
+HARMLESS |= {"RERAISE", "PUSH_EXC_INFO", "POP_EXCEPT", "RETURN_GENERATOR", "SEND", "YIELD_VALUE", "COPY_FREE_VARS"}
+HARMLESS |= {name for name in dis.opmap if "JUMP" in name}
+"""Instructions that allocate nothing."""
+LEFT_OUT = ("release()", "with engine.update(")
+"""Lines that give a lock back, which allocates nothing, and where ``with`` itself would fail to call what ends it."""
+
+
+def thrown(action: Callable[[], object], number: int) -> tuple[BaseException | None, str]:
+    """Run it with MemoryError at the ``number``-th instruction that may allocate; what came of it, and where it was."""
+    left, where = number, ""
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal left, where
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0).strip()
+        if event == "opcode" and name not in HARMLESS and not line.startswith(LEFT_OUT):
+            if not left:
+                where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_qualname}"
+                left = -1
+                raise MemoryError
+            left -= 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    except (MemoryError, BatchError) as error:
+        return error, where
+    finally:
+        sys.settrace(None)
+    return None, where
+
+
+def state(engine: SoftEngine) -> tuple[list[Slot], list[int], dict[Any, int]]:
+    """Slots, generations, and which logs there are."""
+    logs = {slot.key: id(engine.dirty.bitmap(slot.id, slot.as_id)) for slot in engine.memslots}
+    return list(engine.memslots), [engine.memslots.generation(as_id) for as_id in range(2)], logs
+
+
+FORTH = [Change(0), Change(0, 0, 8, HVA, 1), Change(1, 8, 8, HVA + (1 << 20), 1)]
+BACK = [Change(0), Change(1), Change(0, 0, 16, HVA, 1)]
+SMM = [Change(0, as_id=1), Change(2, 64, 8, HVA, 0, 1)]
+SMM_BACK = [Change(2, as_id=1), Change(0, 0, 16, HVA, 1, 1)]
+CALLS = {"one space": (FORTH, BACK), "both": (FORTH + SMM, BACK + SMM_BACK)}
+
+
+@pytest.mark.parametrize("which", CALLS)
+@pytest.mark.parametrize("refused", [False, True], ids=["", "of a batch that is refused"])
+def test_at_each_place(which: str, refused: bool) -> None:
+    forth, back = CALLS[which]
+    if refused:
+        forth = [*forth, Change(77)]
+    with SoftEngine(1, address_spaces=2) as engine:
+        for as_id in range(2):
+            engine.set_memory_region(Change(0, 0, 16, HVA, 1, as_id))
+        apply = find("atomic").prepare(engine)
+        if not refused:
+            apply(engine, forth)  # room that is kept is there from now on
+            apply(engine, back)
+        number = failed = went_through = 0
+        while True:
+            before = state(engine)
+            error, where = thrown(lambda: apply(engine, forth), number)
+            assert not peek(engine.words, int(at.FLUX)) & 255, f"{where}: still in flux"
+            assert engine.memslots.slots_lock.acquire(blocking=False), f"{where}: the lock is held"
+            engine.memslots.slots_lock.release()
+            after = state(engine)
+            if error is None:
+                assert after[0] != before[0], f"{where}: no error, and nothing is changed"
+                assert not any(generation >> 63 for generation in after[1]), f"{where}: left unfinished"
+                assert all(logs != before[2].get(key) for key, logs in after[2].items() if key.as_id == 0)
+                went_through += 1
+                apply(engine, back)
+            else:
+                assert after == before, f"{where}: {error!r}, and something is changed"
+                failed += 1
+            if not where:
+                break  # there was no such instruction
+            number += 1
+        assert number > 300
+        assert failed > 200
+        assert refused or went_through > 50  # behind the instant
+        engine.memslots.check()
