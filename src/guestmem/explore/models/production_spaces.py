@@ -92,8 +92,8 @@ def build(scene: Scene, kind: str) -> None:
         saw = came = 0
         while walk.tlb_translate(*table.words[:2], table.mmu, tlb, gpa, gpa, 1 << kind) != 0:
             came = stage2_vcpu.stage2_exit(
-                *(vm, slots, srcu, load, own, *table.words, desk, tlb, no_file),
-                *(0, gfn, kind, False, False, False, False, 0),
+                *(stage2_vcpu.Slots(vm, slots, srcu, own), load, stage2_vcpu.Table(*table.words, desk), tlb, no_file),
+                *(0, stage2_vcpu.Access(gfn, kind, False, False, False, 0), False),
             )
             if came != _AGAIN:
                 saw = {_MET_HOLE: _HOLE, _MET_READONLY: _READONLY}[came]
