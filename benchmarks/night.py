@@ -45,7 +45,7 @@ def campaigns(seed: int) -> list[Campaign]:
     seeded = (("GUESTMEM_SEED", number), ("GUESTMEM_WHOLE", "1"))
     return [
         Campaign("models", (*GUESTMEM, "explore", "--all", "--jobs", "2"), "every model, searched whole", 0.15),
-        Campaign("mutants", (*GUESTMEM, "explore", "--mutants", "--jobs", "2"), "every mutant", 0.2),
+        Campaign("mutants", (*GUESTMEM, "explore", "--mutants"), "every mutant", 0.2),
         Campaign(
             "random schedules",
             (*GUESTMEM, "explore", "srcu-many", "--random", "200000", "--seed", number),
@@ -81,6 +81,12 @@ def campaigns(seed: int) -> list[Campaign]:
             "merged threads",
             (sys.executable, "tests/support/merge_campaign.py", "10000", number),
             "10000 random programs, searched with and without merging",
+            0.2,
+        ),
+        Campaign(
+            "litmus tests",
+            (sys.executable, "tests/support/litmus_campaign.py", "10000", number),
+            "10000 random litmus tests, beside the published axioms",
             0.2,
         ),
         Campaign("demo", (*GUESTMEM, "demo", "bios-relocation", "--updates", "20000"), "20000 updates a design", 0.05),

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from . import _completion
 from ._coverage import coverage, list_models
 from ._interrupts import interruptible
+from ._litmus import litmus_table
 
 if TYPE_CHECKING:
     from ..explore.handout import Standing
@@ -54,6 +55,7 @@ __all__ = ["command"]
 @click.option(
     "--coverage", "covered", is_flag=True, help="Which branches of the sources models run; all, or those named."
 )
+@click.option("--litmus", "litmus", is_flag=True, help="What each memory model shows of the standard litmus tests.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     *,
@@ -78,6 +80,7 @@ def command(
     mutated: bool,
     mutant: str | None,
     covered: bool,
+    litmus: bool,
     as_json: bool,
 ) -> int:
     """Search the schedules of models: the functions that run, in every order of their atomic operations.
@@ -99,6 +102,9 @@ def command(
         return _try_mutants(names, seconds=seconds, as_json=as_json)
     from ..explore.models import models
 
+    if litmus:
+        _only({"names", "litmus", "as_json"}, "--litmus")
+        return litmus_table(names, as_json=as_json)
     known = models()
     if covered:
         _only({"names", "every", "covered", "states", "seconds", "as_json"}, "--coverage")

@@ -23,7 +23,9 @@ from .world import Reshaped, Undetermined, World
 
 __all__ = ["MEMORIES", "Task", "machine", "run"]
 
-_FIRST_RUNS = 200
+_FIRST_RUNS, _MORE_RUNS = 20, 200
+"""Runs by chance that find no new shared word, before a search; and once one that was long had to begin again."""
+_LONG = 20_000
 
 MEMORIES = ("sc", "tso", "relaxed", "stale")
 """Memory models: see ``machine.py`` and ``stale.py``."""
@@ -90,7 +92,8 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
     found: list[Finding] = []
     """By runs that met a new point: the search begins again, and need not come by there."""
     if not world.points and task.search in {"states", "dpor"}:
-        found = _sample(world)
+        found = _sample(world, _FIRST_RUNS)
+    more = True
     while True:
         outcome = Outcome(task.model.name, task.search, task.memory, task.bound)
         points = tuple(sorted(world.points))
@@ -121,6 +124,9 @@ def _run(task: Task, budget: Budget, world: World, store: Store | None) -> Outco
             found += _with(points, outcome)
             if store is not None:
                 store.forget(task.name)
+            if more and outcome.points > _LONG and task.search in {"states", "dpor"}:
+                more = False
+                found += _sample(world, _MORE_RUNS)
             continue
         finally:
             budget.checkpoint = None
@@ -134,8 +140,8 @@ def _with(points: tuple[int, ...], outcome: Outcome) -> list[Finding]:
     return [replace(finding, points=points) for finding in outcome.findings]
 
 
-def _sample(world: World) -> list[Finding]:
-    """Find most shared words by some random runs: an exhaustive search begins again for each that it meets.
+def _sample(world: World, runs: int) -> list[Finding]:
+    """Find most shared words by random runs, until so many find none: an exhaustive search begins again for each.
 
     Returns what went wrong in them, if no search comes by there. Not a run without end: chance may starve a thread.
     """
@@ -144,7 +150,7 @@ def _sample(world: World) -> list[Finding]:
         outcome = Outcome(world.model.name, "random", "sc")
         points = tuple(sorted(world.points))
         try:
-            Sampling(lambda: machine(world, "sc"), outcome, seed=1, last=_FIRST_RUNS).run(Budget(go_on=True))
+            Sampling(lambda: machine(world, "sc"), outcome, seed=1, last=runs).run(Budget(go_on=True))
         except Reshaped:
             continue
         finally:
