@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .exits import Shutdown as Shutdown
     from .exits import SystemEvent as SystemEvent
     from .guest_memfd import file_ioctl as file_ioctl
+    from .listeners import MapListener as MapListener
+    from .listeners import VhostMap as VhostMap
     from .memory import Memory as Memory
     from .transaction import DirtyPage as DirtyPage
     from .transaction import Transaction as Transaction

@@ -23,6 +23,7 @@ from ..process_memory import read_memory
 from ..units import PAGE_SIZE
 from .entries import check_entries, check_meant, check_spaces
 from .guest_memfd import File
+from .listeners import Attached, telling
 from .memory import Memory
 from .protocol import Vcpu
 from .region_list import set_region_list
@@ -62,6 +63,8 @@ class Backend(Protocol):
 
     memslots: Memslots
     owned: SlotMemory
+    listeners: list[Attached]
+    """Other maps of guest memory than the vCPUs'; changed under ``section``."""
     section: Section
     """Held by whoever changes slots, or looks at them and then does something that must still fit."""
     design: str
@@ -138,6 +141,7 @@ class SoftBackend:
         self.model = KvmModel(
             host, memslots=self.memslots, apply=self._apply, logs=self.engine.dirty, attributes=lambda: self.attributes
         )
+        self.listeners = self.engine.listeners
         self.section, self.alone = Section(), Alone()
         self.design = "atomic"
         self.why = "one instant for all changes; only vCPUs that touch them wait"
@@ -199,7 +203,7 @@ class SoftBackend:
         region = region_of(change)._replace(
             guest_memfd_offset=change.guest_memfd_offset, guest_memfd=-1 if file is None or file.closed else file.fd
         )
-        with self.section, self.alone, owning(self, region, piece):
+        with self.section, self.alone, owning(self, region, piece), telling(self.listeners, self.memslots):
             return self.model.set_region(region, v2=True)
 
     def _apply(self, change: Change) -> ChangeKind:
@@ -229,7 +233,7 @@ class SoftBackend:
                 held = self.model.files.get(region.guest_memfd)
                 if isinstance(held, ModelFile) and self.engine.files.get(held.number) is None:
                     self.open_file(region.guest_memfd)  # it was made by an ioctl, and has had no memory yet
-            with self.alone, owning(self, region):
+            with self.alone, owning(self, region), telling(self.listeners, self.memslots):
                 return self.model.ioctl(request, argument)
 
     def set_region(
@@ -237,7 +241,7 @@ class SoftBackend:
     ) -> ChangeKind:
         """Through the model."""
         region = MemoryRegion(SlotKey(as_id, slot).word, flags, gpa, size, hva)
-        with self.section, self.alone, owning(self, region, piece):
+        with self.section, self.alone, owning(self, region, piece), telling(self.listeners, self.memslots):
             return self.model.set_region(region, v2=False)
 
     def slot(self, slot: int, as_id: int) -> Slot | None:
@@ -264,7 +268,8 @@ class SoftBackend:
             keys = {change.key for change in changes}
             expect(self.owned, changes, brought)
             try:
-                carry_out(self.engine, changes)
+                with telling(self.listeners, self.memslots):
+                    carry_out(self.engine, changes)
             finally:
                 dirty += self.model.changed_by_a_design(keys)
                 for key in keys:

@@ -30,6 +30,7 @@ from .backends import REGION_REQUESTS, Alone, Brought, expect, owning
 from .entries import check_entries, check_meant, check_spaces
 from .guest_memfd import File, KernelGuestMemfd
 from .kernel_words import check_argument, ioctl_refused, region_refused, try_changes, try_region
+from .listeners import Attached, telling
 from .memory import Memory
 from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
@@ -56,6 +57,7 @@ class KvmBackend:
         self.memslots = Memslots(vm.address_spaces, max_slots=vm.max_slots)
         self.owned = vm.owner = SlotMemory()
         self.section, self.alone = Section(), Alone()
+        self.listeners: list[Attached] = []
         self.design = "pause_if_overlap"
         self.why = "vCPUs are stopped where a removed range overlaps an added one: no hole that neither memory has"
 
@@ -102,7 +104,7 @@ class KvmBackend:
         if request == MemoryIoctl.SET_USER_MEMORY_REGION and region.flags & KVM_MEM_GUEST_MEMFD:
             refused = True  # the first form does not know this flag
         # The kernel's slots and ours change together, and memory goes after both.
-        with self.section, self.alone, owning(self, region, piece):
+        with self.section, self.alone, owning(self, region, piece), telling(self.listeners, self.memslots):
             try:
                 if refused:
                     self._raw(request, argument or region.pack())
@@ -180,7 +182,7 @@ class KvmBackend:
         The kernel's dirty log goes with its slot. So logs that end are taken first, and vCPUs are paused from then on
         until the changes are made: what they wrote in between would be in no log.
         """
-        with self.section, self.alone:
+        with self.section, self.alone, telling(self.listeners, self.memslots):
             check_meant(self, changes, meant)
             try:
                 return self._apply(list(changes), design or self.design, unsafe, dirty, brought)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
+from ..engines.listeners import Attached, MapListener, difference
 from ..errors import MemslotError, UsageError
 from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot
@@ -171,6 +172,30 @@ class Memory(Primitives):
         from .transaction import Transaction
 
         return Transaction(self, design=design, unsafe=unsafe, as_id=as_id)
+
+    def listen(self, listener: MapListener) -> Attached:
+        """Attach another map of guest memory (``VhostMap``, or your own): it is told of all slots, and of each change.
+
+        What it returns says how often the map had the instant of a change, and how long it was late otherwise: see
+        docs/atomic-updates.md. ``unlisten`` ends it.
+        """
+        attached = Attached(listener)
+        with self.changing(), self.memslots.slots_lock:
+            if listener.waits:
+                listener.stall(())
+            try:
+                listener.commit(difference((), self))
+            finally:
+                if listener.waits:
+                    listener.resume()
+            self.backend.listeners.append(attached)
+        return attached
+
+    def unlisten(self, attached: Attached) -> None:
+        """It is told of nothing any more; once more is nothing."""
+        with self.changing(), self.memslots.slots_lock:
+            if attached in self.backend.listeners:
+                self.backend.listeners.remove(attached)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

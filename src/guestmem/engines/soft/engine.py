@@ -21,6 +21,7 @@ from ...memslots.set import Memslots
 from ...memslots.update import Update as SlotUpdate
 from ...patience import patiently
 from ...rcu import Srcu
+from ..listeners import Attached
 from ..protocol import Capability, Counts
 from . import layout as at
 from .dirty_log import DirtyLogging, DirtyLogs
@@ -116,6 +117,8 @@ class SoftEngine(VcpuThreads):
         self._ranges = own(3 * at.FLUX_MAX)
         self._targets, self._took = own(vcpus), own(int(TOOK_WORDS))
         self._holding = threading.Lock()
+        self.listeners: list[Attached] = []
+        """Other maps of guest memory; changed under ``slots_lock``."""
         self._retries = False
 
     def start(self) -> None:

@@ -104,6 +104,7 @@ class SpacesUpdate(SoftUpdate):
         for effect in effects:
             if effect.action in _GIVES and _space(effect) != last:
                 ranges[_space(effect)].append((effect.start_gfn, effect.end_gfn, _GIVES[effect.action]))
+        self.stall_listeners(effects)
         every = [each for of_space in ranges.values() for each in of_space]
         if not every:
             return
@@ -146,6 +147,7 @@ class SpacesUpdate(SoftUpdate):
         for part in self._parts:
             part.published()
         self._is_ready = False
+        self.tell_listeners()
         self._engine.counts.edit_ns += _clock() - begun
 
     def settle(self) -> None:

@@ -13,6 +13,7 @@ from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Eff
 from ...memslots.phases import EDITING, EDITING_AFTER_MARKS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.slot import KVM_MEM_GUEST_MEMFD
 from ...memslots.update import Update as SlotUpdate
+from ..listeners import Attached
 from .above import DENIED, above_add, above_clear
 from .files import NO_CHANGE, Rebinding, refused_at
 from .layout import ABOVE_MAX, FLUX_MAX, STALLS_ALL, STALLS_WRITES
@@ -77,6 +78,9 @@ class SoftUpdate:
         self._files = engine.files
         self._rebinding = Rebinding(engine.files)
         """What the staged changes do to guest_memfds."""
+        self._waiting: list[Attached] = []
+        """Listeners whose accesses wait, and of what they are told."""
+        self._told: list[Effect] = []
         self._unlogged: list[Slot] = []
         """Slots that only ended logging, and whose large leaves may come back once no fault thinks otherwise."""
 
@@ -198,6 +202,7 @@ class SoftUpdate:
         frames between them (``covering``); zapped and protected are the ranges themselves.
         """
         ranges = stalled(effects)
+        self.stall_listeners(effects)
         if not ranges:
             return
         self.ready()
@@ -235,6 +240,7 @@ class SoftUpdate:
         self.ready()
         self._engine.counts.swaps += self._slots.publish()
         self.published()
+        self.tell_listeners()
         self._engine.counts.edit_ns += _clock() - begun
 
     def published(self) -> None:
@@ -281,8 +287,30 @@ class SoftUpdate:
             self._engine.flush(wait=True)
         self._above = 0
 
+    def stall_listeners(self, effects: Sequence[Effect]) -> None:
+        """Other maps than the vCPUs': one that refuses has changed nothing, accesses by the others wait."""
+        if not self._engine.listeners:
+            return
+        self._told = [effect for effect in effects if effect.action is not Action.KEEP]
+        if not self._told:
+            return
+        self.ready()
+        waiting = [each for each in self._engine.listeners if each.listener.waits]
+        for each in waiting:
+            each.listener.prepare(self._told)
+        for each in waiting:
+            each.stall(self._told)
+            self._waiting.append(each)
+
+    def tell_listeners(self) -> None:
+        """Their maps say what the slots say."""
+        for each in self._waiting:
+            each.commit(self._told)
+
     def release(self) -> None:
-        """Nothing is in flux any more; stalled vCPUs fault again."""
+        """Nothing is in flux any more; stalled vCPUs fault again, devices go on."""
+        while self._waiting:
+            self._waiting.pop().resume()
         if self._in_flux:
             self._engine.release()
             self._in_flux = []
