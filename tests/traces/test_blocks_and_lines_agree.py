@@ -14,6 +14,7 @@ from guestmem.check import check
 from guestmem.errors import TraceError
 from guestmem.traces import dispatch
 from guestmem.traces.lines import line_of
+from guestmem.traces.recording import Recording
 from true_histories import simulate
 
 if TYPE_CHECKING:
@@ -146,3 +147,36 @@ def test_the_whole_of_a_hole_is_looked_at(tmp_path: Path) -> None:
     lines += ["9 1700000003.000000 ioctl(5, KVM_RUN, 0) = 0 (KVM_EXIT_IO) <0.000100>\n"]
     (hole,) = check(read(tmp_path, "".join(lines))).holes
     assert (hole.verdict.value, hole.rule.name) == ("open", "guest-return")
+
+
+NOISE = "noise\n" * 30
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("strace", "7 1700000000.000001 ioctl(12, KVM_RUN, 0) = 0 <0.000001>\n"),
+        ("ftrace", " CPU 0/KVM-20    [002] d..1. 1700000000.000300: kvm_entry: vcpu 0, rip 0xfff0\n"),
+        ("perf trace", "     0.001 ( 0.001 ms): CPU 0/KVM/20 ioctl(fd: 12<anon_inode:kvm-vcpu:0>, cmd: KVM_RUN) = 0\n"),
+        ("qemu", "7@1700000000.000001:kvm_run_exit cpu_index 0, reason 2\n"),
+    ],
+)
+def test_a_line_that_says_nothing_is_no_reason_to_lead(name: str, line: str) -> None:
+    """Of blocks in which most lines say nothing the reader that takes the others is the next to look first."""
+    lines = dispatch.Lines(Recording("trace", wants_changes=True))
+    for other in ("7@1700000000.000001:kvm_run_exit cpu_index 0, reason 2\n" * 3, line * 3, NOISE + line, NOISE):
+        lines.take_block(1, NOISE + other)
+    assert lines.leading.name == name
+
+
+def test_two_lines_in_one_are_refused_whatever_came_before(tmp_path: Path) -> None:
+    """A change, and an event of a vCPU behind it without a line end in between: the change is not lost in silence."""
+    entry = " CPU 0/KVM-20    [002] d..1. 1700000000.000300: kvm_entry: vcpu 0, rip 0xfff0\n"
+    change = (
+        " qemu-7    [001] d..1. 1700000000.000200: tracing_mark_write: "
+        "kvm_set_user_memory AddrSpace#0 Slot#1 flags=0x0 gpa=0x1000 size=0x1000 ua=0x7f0000000000 ret=0"
+    )
+    path = tmp_path / "trace"
+    path.write_text(entry + change + entry)
+    with pytest.raises(TraceError, match=":2: kvm_set_user_memory: its fields cannot be read"):
+        traces.read(path)

@@ -86,15 +86,14 @@ class Lines:
         log: LogBlock | None = None
         if isinstance(leading, QemuReader) and self._curious == []:
             log = made if isinstance(made, dict) else log_block_of(block, WORDS) if made is None else None
+        before, takes_blocks = self.skipped, True
         if pieces_of is not None:
             pieces = pieces_of(block) if made is None else made
             count = take_pieces(cast("Piecewise", leading), self._recording.run, number, pieces, block, self.take)
-            taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
         elif log is not None:
             count = log["lines"]
             silent = cast("QemuReader", leading).take_log(number, log, block, self.take)
             self.skipped += silent
-            taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
         elif (events_of := EVENTS.get(type(leading))) is not None:
             events = made if isinstance(made, tuple) else events_of(block)
             if len(events) == len(Plain._fields):
@@ -102,19 +101,19 @@ class Lines:
             else:
                 taker = cast("EventPiecewise", leading)
                 count = take_event_pieces(taker, self._recording.run, number, events, block, self.take)
-            taken[leading] = count - sum(taken.values()) + taken.get(leading, 0)
         elif leading.pattern is not None:
             rows = made if isinstance(made, list) else leading.pattern.findall(block)
             count = len(rows)
-            before = self.skipped
-            without_a_word = leading.rows(number, rows, block, self.take)
-            self.skipped += without_a_word
-            taken[leading] = count - (self.skipped - before) - sum(taken.values()) + taken.get(leading, 0)
+            silent = leading.rows(number, rows, block, self.take)
+            self.skipped += silent
         else:
+            takes_blocks = False
             texts = block.split("\n")
             count = len(texts) - 1
             for i in range(count):
                 self.take(number + i, line_of(texts[i]))
+        if takes_blocks:
+            taken[leading] = count - (self.skipped - before) - sum(taken.values()) + taken.get(leading, 0)
         if taken:
             self.leading = max(taken, key=taken.__getitem__)
         return count

@@ -220,6 +220,8 @@ class FtraceReader:
 
     def _slow(self, number: int, text: str, event: re.Match[str]) -> bool:
         name = event[1]
+        if "kvm_set_user_memory" in text[: event.start()]:
+            return False  # two lines in one, the first of them QEMU's
         found = columns.parse(text[: event.start(1)])
         if found is None or found.time is None:
             if '"' in text[: event.start()] or "-e " in text[: event.start()]:
