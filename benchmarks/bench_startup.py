@@ -31,7 +31,7 @@ def load(mutations: tuple[tuple[str, str, str], ...] = ()) -> float:
     return (time.perf_counter() - begun) * 1e3
 
 
-MUTATION = (("rcu/srcu.py", "slept += _ONE", "slept += _ONE + _ONE"),)
+MUTATION = (("rcu/srcu.py", "slept += ONE", "slept += ONE + ONE"),)
 ROWS: dict[str, tuple[Callable[[], float], str]] = {
     "python -c pass": (lambda: process("-c", "pass"), ""),
     "import guestmem": (lambda: process("-c", "import guestmem"), "at most 300 ms"),

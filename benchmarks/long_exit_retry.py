@@ -54,7 +54,7 @@ BATCH = 64
 RULES = {
     "an exit waits for the end of the update": (
         "engines/kvm/update_lock.py",
-        "    if load_acquire(vm, UPDATES) & _ONE == 0:\n        return True\n    give_shared(vm)\n    return False\n",
+        "    if load_acquire(vm, UPDATES) & ONE == 0:\n        return True\n    give_shared(vm)\n    return False\n",
         "    return True\n",
     ),
     "a failed fetch is made again": (

@@ -23,8 +23,11 @@ from .units import U64_MAX
 
 __all__ = [
     "INTERPRETED",
+    "ONE",
+    "TWO",
     "U64",
     "WORD_TYPES",
+    "ZERO",
     "Own",
     "Words",
     "compiled",
@@ -107,6 +110,8 @@ else:
     from numpy import uint64 as const
 
     wrapping = u64
+
+ZERO, ONE, TWO = const(0), const(1), const(2)
 
 
 def words(count: int) -> Words:

@@ -88,7 +88,7 @@ def test_a_module_that_does_not_exist_is_not_found() -> None:
 
 
 def test_a_mutant_differs_and_the_original_stays() -> None:
-    mutation = Mutation("rcu/srcu.py", "slept += _ONE", "slept += _ONE + _ONE")
+    mutation = Mutation("rcu/srcu.py", "slept += ONE", "slept += ONE + ONE")
     with explore.load([mutation]) as mutant, explore.load() as twin:
         assert mutant.room("rcu.srcu").srcu_words.__code__.co_code == twin.room("rcu.srcu").srcu_words.__code__.co_code
         changed = (mutant.room("rcu.srcu").srcu_wait_for, twin.room("rcu.srcu").srcu_wait_for)

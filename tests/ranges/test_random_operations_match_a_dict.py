@@ -27,8 +27,8 @@ def both(kind: type[RangeMap]) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("ranges/lookup.py", "        return (\n            found\n", "        return (\n            found + _ONE\n"),
-        ("ranges/lookup.py", "    return found - _ONE\n", "    return found\n"),
+        ("ranges/lookup.py", "        return (\n            found\n", "        return (\n            found + ONE\n"),
+        ("ranges/lookup.py", "    return found - ONE\n", "    return found\n"),
         ("ranges/edit.py", "    to = first + desk[NEW_COUNT]\n    if to > end", "    to = first\n    if to > end"),
         ("ranges/store.py", "    shared = desk[SHARED] != 0\n", "    shared = False\n"),
     ],

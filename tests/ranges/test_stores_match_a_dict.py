@@ -100,11 +100,11 @@ def many_stores(kind: type[RangeMap], rng: random.Random) -> None:
     ("old", "new"),
     [
         # The range before has the value already, and is not looked at: equal neighbours stay two.
-        ("left + width + keep - _ONE) != value", "left + width + keep - _ONE) != value or start > 0"),
+        ("left + width + keep - ONE) != value", "left + width + keep - ONE) != value or start > 0"),
         ("        if seen != value:\n", "        if True:\n"),  # nor the one behind
         ("enough = total >= desk[MINIMUM] or last_of_level", "enough = True"),  # nodes that are too small
         ("                desk[SKIP + level] = right\n", ""),  # a node given back twice
-        ("        desk[PATH_B + level + level + _ONE] += _ONE\n    return", "    return"),  # the old child stays
+        ("        desk[PATH_B + level + level + ONE] += ONE\n    return", "    return"),  # the old child stays
     ],
 )
 def test_a_broken_store_is_caught(old: str, new: str) -> None:

@@ -111,7 +111,7 @@ LOOK = "{place}reader)\n        if epoch != 0 and epoch < oldest"
 MUTANTS = {
     "a grace period that starts no epoch": (
         "rcu/srcu.py",
-        "epoch = fetch_add(srcu, base, _ONE) + _ONE",
+        "epoch = fetch_add(srcu, base, ONE) + ONE",
         "epoch = load_relaxed(srcu, base)",
     ),
     "a reader that does not say it is inside": (
@@ -128,10 +128,10 @@ MUTANTS = {
     "an item that is never handed back": ("rcu/deferred.py", "if cookie > oldest:", "if True:"),
     "an item that is handed back twice": (
         "rcu/deferred.py",
-        "        taken += _ONE\n    store_relaxed",
+        "        taken += ONE\n    store_relaxed",
         "    store_relaxed",
     ),
-    "another item handed back": ("rcu/deferred.py", "freed[count] = item", "freed[count] = cookie + _ONE"),
+    "another item handed back": ("rcu/deferred.py", "freed[count] = item", "freed[count] = cookie + ONE"),
 }
 
 

@@ -150,8 +150,8 @@ MUTANTS = {
         model(fault_and_donation, "rwlock", page=1),
         Mutation(
             "stage2/pkvm/host.py",
-            "    read_lock(host, lock, desk[WALKER])\n    page = _ONE",
-            "    page = _ONE",
+            "    read_lock(host, lock, desk[WALKER])\n    page = ONE",
+            "    page = ONE",
         ),
     ),
     "a join without a look at the count": (

@@ -269,13 +269,13 @@ MUTANTS = {
     ),
     "a removed table is invalidated with a hint": (
         "stage2/unmap.py",
-        "invalidate_range(mmu, (desk[ADDRESS] - _ONE) >> shift << shift, _ONE << shift)",
-        "invalidate_ipa(mmu, (desk[ADDRESS] - _ONE) >> shift << shift, level)",
+        "invalidate_range(mmu, (desk[ADDRESS] - ONE) >> shift << shift, ONE << shift)",
+        "invalidate_ipa(mmu, (desk[ADDRESS] - ONE) >> shift << shift, level)",
         unmaps_a_table,
     ),
     "a broken table is not invalidated": (
         "stage2/entry.py",
-        "            invalidate_range(mmu, desk[ADDRESS] >> shift << shift, _ONE << shift)",
+        "            invalidate_range(mmu, desk[ADDRESS] >> shift << shift, ONE << shift)",
         "            pass",
         maps_a_block_over_pages,
     ),

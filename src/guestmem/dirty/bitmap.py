@@ -21,7 +21,7 @@ from ..atomics import (
     load_relaxed,
     store_relaxed,
 )
-from ..compiled import INTERPRETED, U64, Words, compiled, const, u64, words
+from ..compiled import INTERPRETED, ONE, U64, Words, compiled, const, u64, words
 from ..errors import InvariantError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ __all__ = [
     "bitmap_words",
 ]
 
-_ONE = const(1)
 _ONES = const((1 << 64) - 1)
 _FRAMES = 1 << 52
 
@@ -50,7 +49,7 @@ def bitmap_set(bitmap: Words, page: U64) -> bool:
 
     Looks before it writes, so that a page written again and again does not bounce a cache line.
     """
-    bit = _ONE << (page & u64(63))
+    bit = ONE << (page & u64(63))
     word = page >> 6
     if load_relaxed(bitmap, word) & bit != 0:
         return False
@@ -65,7 +64,7 @@ def bitmap_mark(bitmap: U64, page: U64) -> bool:
     log, because both hold the table's lock. And the mark comes first: the entry that lets writes through is stored with
     release after it, so who sees a write through that entry sees the mark, also without the lock.
     """
-    bit = _ONE << (page & u64(63))
+    bit = ONE << (page & u64(63))
     word = bitmap + (page >> 6 << 3)
     if host_load(word) & bit != 0:
         return False
@@ -86,7 +85,7 @@ def bitmap_merge(bitmap: Words, half: U64) -> None:
         bits = load_relaxed(bitmap, half + word)
         if bits != 0:
             fetch_or(bitmap, word, bits)
-        word += _ONE
+        word += ONE
 
 
 @compiled(nogil=True)
@@ -102,9 +101,9 @@ def bitmap_take(bitmap: Words, half: U64) -> U64:
         bits = u64(0)
         if load_relaxed(bitmap, word) != 0:
             bits = exchange(bitmap, word, u64(0))
-            taken += _ONE
+            taken += ONE
         store_relaxed(bitmap, half + word, bits)
-        word += _ONE
+        word += ONE
     return taken
 
 
@@ -121,12 +120,12 @@ def bitmap_clear(bitmap: Words, half: U64, first: U64, count: U64, limit: U64) -
         mask = load_relaxed(bitmap, half + at)
         if mask != 0:
             mask &= fetch_and(bitmap, first + at, mask ^ _ONES)
-            if (first + at + _ONE) << 6 > limit and limit & u64(63) != 0:
-                mask &= (_ONE << (limit & u64(63))) - _ONE
+            if (first + at + ONE) << 6 > limit and limit & u64(63) != 0:
+                mask &= (ONE << (limit & u64(63))) - ONE
             store_relaxed(bitmap, half + at, mask)
             if mask != 0:
-                changed += _ONE
-        at += _ONE
+                changed += ONE
+        at += ONE
     return changed
 
 
@@ -136,9 +135,9 @@ def bitmap_fill(bitmap: Words, pages: U64) -> None:
     word = u64(0)
     while word < pages >> 6:
         store_relaxed(bitmap, word, _ONES)
-        word += _ONE
+        word += ONE
     if pages & u64(63) != 0:
-        store_relaxed(bitmap, word, (_ONE << (pages & u64(63))) - _ONE)
+        store_relaxed(bitmap, word, (ONE << (pages & u64(63))) - ONE)
 
 
 def bitmap_words(npages: int) -> int:

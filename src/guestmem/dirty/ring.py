@@ -11,7 +11,7 @@ import errno
 from typing import NamedTuple
 
 from ..atomics import fetch_or, load_acquire, load_relaxed, peek, store_relaxed, store_release
-from ..compiled import U64, Own, Words, compiled, const, own, u64, words, wrapping
+from ..compiled import ONE, TWO, U64, Own, Words, compiled, const, own, u64, words, wrapping
 from ..errors import InvariantError, MemslotError, UsageError
 from ..slot_key import SlotKey
 
@@ -42,8 +42,6 @@ ENTRIES = const(16)  # two words each
 
 _DIRTY = const(1)
 _HARVESTED = const(2)
-_ONE = const(1)
-_TWO = const(2)
 _BITS = const(64)
 _LOW = const((1 << 32) - 1)
 
@@ -62,22 +60,22 @@ def ring_push(ring: Words, size: U64, soft_limit: U64, slot: U64, offset: U64) -
     the reserve exists so that it never is.
     """
     index = load_relaxed(ring, DIRTY_INDEX)
-    entry = ENTRIES + _TWO * (index & (size - _ONE))
-    store_relaxed(ring, entry + _ONE, offset)
+    entry = ENTRIES + TWO * (index & (size - ONE))
+    store_relaxed(ring, entry + ONE, offset)
     store_release(ring, entry, (slot << 32) | _DIRTY)
-    store_release(ring, DIRTY_INDEX, (index + _ONE) & _LOW)
+    store_release(ring, DIRTY_INDEX, (index + ONE) & _LOW)
     return ring_used(ring) >= soft_limit
 
 
 @compiled
 def ring_harvest(ring: Words, size: U64, index: U64, out: Own) -> bool:
     """User space takes entry ``index`` if it is dirty: slot and offset to ``out``; returns whether it was. O(1)."""
-    entry = ENTRIES + _TWO * (index & (size - _ONE))
+    entry = ENTRIES + TWO * (index & (size - ONE))
     first = load_acquire(ring, entry)
     if first & u64(3) != _DIRTY:
         return False
     out[0] = first >> 32
-    out[1] = load_relaxed(ring, entry + _ONE)
+    out[1] = load_relaxed(ring, entry + ONE)
     fetch_or(ring, entry, _HARVESTED)
     return True
 
@@ -96,43 +94,43 @@ def ring_reset(ring: Words, size: U64, runs: Own, room: U64) -> U64:
     offset = u64(0)
     mask = u64(0)
     while count < size:
-        entry = ENTRIES + _TWO * (index & (size - _ONE))
+        entry = ENTRIES + TWO * (index & (size - ONE))
         first = load_acquire(ring, entry)
         if first & _HARVESTED == 0:
             break
         next_slot = first >> 32
-        next_offset = load_relaxed(ring, entry + _ONE)
+        next_offset = load_relaxed(ring, entry + ONE)
         ahead = wrapping(next_offset - offset)
         behind = wrapping(offset - next_offset)
         joined = False
         if mask != 0 and next_slot == slot:
             if ahead < _BITS:
-                mask |= _ONE << ahead
+                mask |= ONE << ahead
                 joined = True
             elif behind < _BITS and ((wrapping(mask << behind) >> behind) == mask):
-                mask = wrapping(mask << behind) | _ONE
+                mask = wrapping(mask << behind) | ONE
                 offset = next_offset
                 joined = True
         if not joined:
             if mask != 0:
-                if found + _ONE >= room:
+                if found + ONE >= room:
                     break
-                runs[_ONE + u64(3) * found] = slot
-                runs[_ONE + u64(3) * found + _ONE] = offset
-                runs[_ONE + u64(3) * found + _TWO] = mask
-                found += _ONE
+                runs[ONE + u64(3) * found] = slot
+                runs[ONE + u64(3) * found + ONE] = offset
+                runs[ONE + u64(3) * found + TWO] = mask
+                found += ONE
             slot = next_slot
             offset = next_offset
             mask = u64(1)
         store_release(ring, entry, u64(0))
-        index = (index + _ONE) & _LOW
+        index = (index + ONE) & _LOW
         store_release(ring, RESET_INDEX, index)
-        count += _ONE
+        count += ONE
     if mask != 0:
-        runs[_ONE + u64(3) * found] = slot
-        runs[_ONE + u64(3) * found + _ONE] = offset
-        runs[_ONE + u64(3) * found + _TWO] = mask
-        found += _ONE
+        runs[ONE + u64(3) * found] = slot
+        runs[ONE + u64(3) * found + ONE] = offset
+        runs[ONE + u64(3) * found + TWO] = mask
+        found += ONE
     runs[0] = found
     return count
 

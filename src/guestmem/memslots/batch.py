@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..atomics import load_relaxed
-from ..compiled import U64, Own, Words, compiled, const, own, u64, wrapping
+from ..compiled import ONE, U64, Own, Words, compiled, const, own, u64, wrapping
 from .changes import Action, Effect
 from .edit import origin
 from .layout import (
@@ -40,7 +40,6 @@ __all__ = ["EFFECT_WORDS", "Action", "Effect", "EffectRoom", "compare_sets", "ne
 EFFECT_WORDS = 5
 """Words of an effect as ``compare_sets`` writes it: start_gfn, end_gfn, action, old record, new record."""
 
-_ONE = const(1)
 _KEEP, _WRITES, _LIFT, _STALL, _FILL = (const(action) for action in range(1, 6))
 _EFFECT_WORDS = const(EFFECT_WORDS)
 _RIGHTS = const(3)
@@ -49,10 +48,10 @@ _RIGHTS = const(3)
 @compiled
 def _sift(pairs: Own, root: U64, count: U64) -> None:
     """Restore the heap of pairs (largest start first) below ``root``. O(log count)."""
-    while root + root + _ONE < count:
-        child = root + root + _ONE
-        if child + _ONE < count and pairs[child + child] < pairs[child + child + u64(2)]:
-            child += _ONE
+    while root + root + ONE < count:
+        child = root + root + ONE
+        if child + ONE < count and pairs[child + child] < pairs[child + child + u64(2)]:
+            child += ONE
         if pairs[root + root] >= pairs[child + child]:
             return
         _swap_pairs(pairs, root, child)
@@ -62,11 +61,11 @@ def _sift(pairs: Own, root: U64, count: U64) -> None:
 @compiled
 def _swap_pairs(pairs: Own, a: U64, b: U64) -> None:
     first = pairs[a + a]
-    second = pairs[a + a + _ONE]
+    second = pairs[a + a + ONE]
     pairs[a + a] = pairs[b + b]
-    pairs[a + a + _ONE] = pairs[b + b + _ONE]
+    pairs[a + a + ONE] = pairs[b + b + ONE]
     pairs[b + b] = first
-    pairs[b + b + _ONE] = second
+    pairs[b + b + ONE] = second
 
 
 @compiled
@@ -74,10 +73,10 @@ def _sort(pairs: Own, count: U64) -> None:
     """Sort pairs by their start, in place. O(count log count)."""
     root = count >> 1
     while root > 0:
-        root -= _ONE
+        root -= ONE
         _sift(pairs, root, count)
     while count > 1:
-        count -= _ONE
+        count -= ONE
         _swap_pairs(pairs, u64(0), count)
         _sift(pairs, u64(0), count)
 
@@ -156,8 +155,8 @@ def _note(memslots: Words, pairs: Own, count: U64, record: U64) -> U64:
     if record == 0:
         return count
     pairs[count + count] = load_relaxed(memslots, (record << RECORD_SHIFT) + BASE_GFN)
-    pairs[count + count + _ONE] = _end_gfn(memslots, record)
-    return count + _ONE
+    pairs[count + count + ONE] = _end_gfn(memslots, record)
+    return count + ONE
 
 
 @compiled
@@ -168,8 +167,8 @@ def _touched_ranges(memslots: Words, desk: Own, pairs: Own) -> U64:
     count = u64(0)
     link = desk[TOUCHED]
     while link != 0:
-        id_ = link - _ONE
-        link = desk[CHAIN + id_] - _ONE
+        id_ = link - ONE
+        link = desk[CHAIN + id_] - ONE
         record = origin(memslots, load_relaxed(memslots, old_table + id_))
         other = load_relaxed(memslots, new_table + id_)
         if record != other:
@@ -191,11 +190,11 @@ def compare_sets(memslots: Words, desk: Own, pairs: Own, was: Own, now: Own, out
     index = u64(0)
     while index < ranges:
         gfn = pairs[index + index]
-        end = pairs[index + index + _ONE]
-        index += _ONE
+        end = pairs[index + index + ONE]
+        index += ONE
         while index < ranges and pairs[index + index] <= end:
-            end = max(end, pairs[index + index + _ONE])
-            index += _ONE
+            end = max(end, pairs[index + index + ONE])
+            index += ONE
         gfn_seek(memslots, was, desk[OTHER], gfn, end)
         gfn_seek(memslots, now, desk[EDITED], gfn, end)
         old = gfn_next(memslots, was)
@@ -224,20 +223,20 @@ def compare_sets(memslots: Words, desk: Own, pairs: Own, was: Own, now: Own, out
                 action = _action(memslots, before, after, gfn)
                 if (
                     found > 0
-                    and out[at + _ONE] == gfn
+                    and out[at + ONE] == gfn
                     and out[at + u64(2)] == action
                     and _goes_on(memslots, out[at + u64(3)], before, gfn)
                     and _goes_on(memslots, out[at + u64(4)], after, gfn)
                 ):
-                    out[at + _ONE] = stop
+                    out[at + ONE] = stop
                 else:
                     at = found * _EFFECT_WORDS
                     out[at] = gfn
-                    out[at + _ONE] = stop
+                    out[at + ONE] = stop
                     out[at + u64(2)] = action
                     out[at + u64(3)] = before
                     out[at + u64(4)] = after
-                    found += _ONE
+                    found += ONE
             gfn = stop
     return found
 

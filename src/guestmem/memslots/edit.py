@@ -7,7 +7,7 @@ publishes the set publishes them. Source: ``kvm_replace_memslot()``, ``kvm_inval
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .layout import (
     AS_ID,
     ASKED_AS_ID,
@@ -61,7 +61,6 @@ __all__ = [
     "origin",
 ]
 
-_ONE = const(1)
 CREATE, DELETE, MOVE, FLAGS_ONLY, NOTHING = (const(kind) for kind in range(1, 6))
 """Kinds of change as status words."""
 _GUEST_MEMFD = const(KVM_MEM_GUEST_MEMFD)
@@ -73,10 +72,10 @@ def _take_record(memslots: Words, desk: Own) -> U64:
     record = desk[RECORD_FREE]
     if record == 0:
         record = desk[RECORD_NEXT]
-        desk[RECORD_NEXT] = record + _ONE
+        desk[RECORD_NEXT] = record + ONE
     else:
         desk[RECORD_FREE] = load_relaxed(memslots, (record << RECORD_SHIFT) + ORIGIN)
-    desk[RECORDS_USED] += _ONE
+    desk[RECORDS_USED] += ONE
     return record
 
 
@@ -85,7 +84,7 @@ def give_record(memslots: Words, desk: Own, record: U64) -> None:
     """Back to the free list: a record that was never published, or that left both sets a grace period ago."""
     store_relaxed(memslots, (record << RECORD_SHIFT) + ORIGIN, desk[RECORD_FREE])
     desk[RECORD_FREE] = record
-    desk[RECORDS_USED] -= _ONE
+    desk[RECORDS_USED] -= ONE
 
 
 @compiled
@@ -107,7 +106,7 @@ def add(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
     tree_insert(memslots, desk, set_, gfn, u64(0), record, gfn + npages)
     tree_insert(memslots, desk, set_ + HVA_TREE, hva, id_, record, hva + (npages << 12))
     store_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_, record)
-    store_relaxed(memslots, set_ + COUNT, load_relaxed(memslots, set_ + COUNT) + _ONE)
+    store_relaxed(memslots, set_ + COUNT, load_relaxed(memslots, set_ + COUNT) + ONE)
 
 
 @compiled
@@ -118,7 +117,7 @@ def drop(memslots: Words, desk: Own, set_: U64, record: U64) -> None:
     tree_remove(memslots, desk, set_, load_relaxed(memslots, words + BASE_GFN), u64(0))
     tree_remove(memslots, desk, set_ + HVA_TREE, load_relaxed(memslots, words + USERSPACE_ADDR), id_)
     store_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + id_, u64(0))
-    store_relaxed(memslots, set_ + COUNT, load_relaxed(memslots, set_ + COUNT) - _ONE)
+    store_relaxed(memslots, set_ + COUNT, load_relaxed(memslots, set_ + COUNT) - ONE)
 
 
 @compiled
@@ -145,9 +144,9 @@ def exchange_in_place(memslots: Words, desk: Own, set_: U64, old: U64, new: U64)
 def _touch(desk: Own, id_: U64) -> None:
     """Note that the update changed slot ``id_``. O(1)."""
     if desk[CHAIN + id_] == 0:
-        desk[CHAIN + id_] = desk[TOUCHED] + _ONE
-        desk[TOUCHED] = id_ + _ONE
-        desk[TOUCHED_COUNT] += _ONE
+        desk[CHAIN + id_] = desk[TOUCHED] + ONE
+        desk[TOUCHED] = id_ + ONE
+        desk[TOUCHED_COUNT] += ONE
 
 
 @compiled
@@ -193,7 +192,7 @@ def mark(memslots: Words, desk: Own, id_: U64) -> None:
     field = u64(0)
     while field <= ATTRIBUTES:
         store_relaxed(memslots, now + field, load_relaxed(memslots, was + field))
-        field += _ONE
+        field += ONE
     store_relaxed(memslots, now + FLAGS, load_relaxed(memslots, was + FLAGS) | KVM_MEMSLOT_INVALID)
     store_relaxed(memslots, now + ORIGIN, old)
     exchange_in_place(memslots, desk, set_, old, copy)

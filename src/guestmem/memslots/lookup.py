@@ -10,7 +10,7 @@ leaf first.
 from __future__ import annotations
 
 from ..atomics import load_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64, wrapping
 from ..rcu.srcu import srcu_enter, srcu_exit
 from .layout import (
     BASE_GFN,
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 CURSOR_WORDS = 40
-_ONE = const(1)
 _PATH = const(4)
 _FIRST = const(CURSOR_WORDS)
 
@@ -81,12 +80,12 @@ def _entry_before(memslots: Words, set_: U64, gfn: U64) -> U64:
     if count == 0:
         return u64(0)
     while True:
-        entry = node + _ONE + _last_gfn(memslots, node + _ONE, count, gfn)
+        entry = node + ONE + _last_gfn(memslots, node + ONE, count, gfn)
         if level == 0:
             return entry
         node = load_relaxed(memslots, entry + fanout)
         count = load_relaxed(memslots, node)
-        level -= _ONE
+        level -= ONE
 
 
 @compiled
@@ -141,14 +140,14 @@ def find_hinted(memslots: Words, as_id: U64, gfn: U64, hint: Own, at: U64) -> U6
     set_ = active_set(memslots, as_id)
     seen = load_relaxed(memslots, set_ + GENERATION)
     record = hint[at]
-    if record != 0 and hint[at + _ONE] == seen:
+    if record != 0 and hint[at + ONE] == seen:
         words = record << RECORD_SHIFT
         if wrapping(gfn - load_relaxed(memslots, words + BASE_GFN)) < load_relaxed(memslots, words + NPAGES):
             return record
     record = find_in(memslots, set_, gfn)
     if record != 0:
         hint[at] = record
-        hint[at + _ONE] = seen
+        hint[at + ONE] = seen
     return record
 
 
@@ -171,17 +170,17 @@ def gfn_seek(memslots: Words, cursor: Own, set_: U64, start_gfn: U64, end_gfn: U
     cursor[u64(3)] = end_gfn if start_gfn < end_gfn else u64(0)
     while True:
         count = load_relaxed(memslots, node)
-        index = last_at_most(memslots, node + _ONE, count, start_gfn)
+        index = last_at_most(memslots, node + ONE, count, start_gfn)
         cursor[_PATH + level + level] = node
-        cursor[_PATH + level + level + _ONE] = index
+        cursor[_PATH + level + level + ONE] = index
         if level == 0:
             break
-        node = load_relaxed(memslots, node + _ONE + fanout + index)
-        level -= _ONE
+        node = load_relaxed(memslots, node + ONE + fanout + index)
+        level -= ONE
     if count != 0:
-        words = load_relaxed(memslots, node + _ONE + fanout + index) << RECORD_SHIFT
+        words = load_relaxed(memslots, node + ONE + fanout + index) << RECORD_SHIFT
         if load_relaxed(memslots, words + BASE_GFN) + load_relaxed(memslots, words + NPAGES) <= start_gfn:
-            cursor[_PATH + _ONE] = index + _ONE
+            cursor[_PATH + ONE] = index + ONE
 
 
 @compiled
@@ -191,23 +190,23 @@ def gfn_next(memslots: Words, cursor: Own) -> U64:
     height = cursor[u64(1)]
     level = u64(0)
     node = cursor[_PATH]
-    index = cursor[_PATH + _ONE]
+    index = cursor[_PATH + ONE]
     while index >= load_relaxed(memslots, node):  # the node is used up: up to one with a next child
         if level == height:
             return u64(0)
-        level += _ONE
+        level += ONE
         node = cursor[_PATH + level + level]
-        index = cursor[_PATH + level + level + _ONE] + _ONE
+        index = cursor[_PATH + level + level + ONE] + ONE
     while level > 0:  # and down its left edge
-        cursor[_PATH + level + level + _ONE] = index
-        node = load_relaxed(memslots, node + _ONE + fanout + index)
-        level -= _ONE
+        cursor[_PATH + level + level + ONE] = index
+        node = load_relaxed(memslots, node + ONE + fanout + index)
+        level -= ONE
         cursor[_PATH + level + level] = node
         index = u64(0)
-    record = load_relaxed(memslots, node + _ONE + fanout + index)
+    record = load_relaxed(memslots, node + ONE + fanout + index)
     if load_relaxed(memslots, (record << RECORD_SHIFT) + BASE_GFN) >= cursor[u64(3)]:
         return u64(0)
-    cursor[_PATH + _ONE] = index + _ONE
+    cursor[_PATH + ONE] = index + ONE
     return record
 
 
@@ -221,9 +220,9 @@ def hva_seek(memslots: Words, cursor: Own, set_: U64, start: U64, end: U64) -> N
     cursor[u64(2)] = start
     cursor[u64(3)] = end if start < end else u64(0)
     cursor[_PATH + level + level] = load_relaxed(memslots, tree + ROOT)
-    cursor[_PATH + level + level + _ONE] = u64(0)
+    cursor[_PATH + level + level + ONE] = u64(0)
     while level > 0:  # levels below are not open yet; the root's is where hva_next starts
-        level -= _ONE
+        level -= ONE
         cursor[_PATH + level + level] = u64(0)
 
 
@@ -236,28 +235,28 @@ def hva_next(memslots: Words, cursor: Own) -> U64:
     end = cursor[u64(3)]
     level = u64(0)
     while cursor[_PATH + level + level] == 0:  # the lowest level that is open
-        level += _ONE
+        level += ONE
     while True:
         node = cursor[_PATH + level + level]
-        index = cursor[_PATH + level + level + _ONE]
-        entry = node + _ONE + index
+        index = cursor[_PATH + level + level + ONE]
+        entry = node + ONE + index
         if index >= load_relaxed(memslots, node):
             if level == height:
                 return u64(0)
             cursor[_PATH + level + level] = u64(0)
-            level += _ONE
+            level += ONE
             continue
         if load_relaxed(memslots, entry) >= end:  # so does all that follows
             return u64(0)
-        cursor[_PATH + level + level + _ONE] = index + _ONE
+        cursor[_PATH + level + level + ONE] = index + ONE
         if load_relaxed(memslots, entry + fanout + fanout) <= start:  # ends before: so does all below
             continue
         value = load_relaxed(memslots, entry + fanout)
         if level == 0:
             return value
-        level -= _ONE
+        level -= ONE
         cursor[_PATH + level + level] = value
-        cursor[_PATH + level + level + _ONE] = u64(0)
+        cursor[_PATH + level + level + ONE] = u64(0)
 
 
 @compiled
@@ -267,7 +266,7 @@ def copy_record(memslots: Words, record: U64, out: Own, at: U64) -> None:
     field = u64(0)
     while field < SLOT_WORDS:
         out[at + field] = load_relaxed(memslots, words + field)
-        field += _ONE
+        field += ONE
 
 
 @compiled
@@ -314,6 +313,6 @@ def copy_slots(memslots: Words, srcu: Words, as_id: U64, start: U64, end: U64, b
         if at + SLOT_WORDS <= room:
             copy_record(memslots, record, out, at)
             at += SLOT_WORDS
-        count += _ONE
+        count += ONE
     srcu_exit(srcu, u64(0), u64(0))
     return count

@@ -11,7 +11,7 @@ A function returns a status word: below ``FIRST_REASON`` a kind of change, else 
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed, store_release
-from ..compiled import U64, Own, Words, compiled, compiled_copy, const, u64, wrapping
+from ..compiled import ONE, U64, Own, Words, compiled, compiled_copy, const, u64, wrapping
 from . import checks
 from .changes import Change
 from .checks import Limits
@@ -73,8 +73,6 @@ from .layout import (
 )
 from .lookup import last_before
 from .slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
-
-_ONE = const(1)
 
 IDLE, EDITING, MARKING, MARKS_SWAPPED, SWAPPED, SETTLED = (const(phase) for phase in range(6))
 _AFTER_MARKS = const(8)
@@ -198,10 +196,10 @@ def _judge(memslots: Words, desk: Own, set_: U64) -> U64:
     kind = _kind_of(asked, _slot(memslots, old))
     if kind != CREATE and kind != MOVE:
         return kind
-    near = last_before(memslots, set_, asked.base_gfn + asked.npages - _ONE)
+    near = last_before(memslots, set_, asked.base_gfn + asked.npages - ONE)
     if near != 0 and near == old:  # what overlaps, if anything, is the slot before it
         base = load_relaxed(memslots, (old << RECORD_SHIFT) + BASE_GFN)
-        near = last_before(memslots, set_, base - _ONE) if base > asked.base_gfn else u64(0)
+        near = last_before(memslots, set_, base - ONE) if base > asked.base_gfn else u64(0)
     if near != 0 and near != old:
         base = load_relaxed(memslots, (near << RECORD_SHIFT) + BASE_GFN)
         npages = load_relaxed(memslots, (near << RECORD_SHIFT) + NPAGES)
@@ -222,7 +220,7 @@ def stage_asked(memslots: Words, desk: Own) -> U64:
     phase = desk[PHASE]
     if phase == IDLE:
         _begin(memslots, desk, desk[ASKED_AS_ID], EDITING)
-    elif phase & (_AFTER_MARKS - _ONE) != EDITING:
+    elif phase & (_AFTER_MARKS - ONE) != EDITING:
         return OUT_OF_PHASE
     kind = _judge(memslots, desk, desk[EDITED])
     if kind < NOTHING:
@@ -244,7 +242,7 @@ def stage_batch(memslots: Words, desk: Own, batch: Own, count: U64, ids: U64) ->
         ask(
             desk,
             batch[at],
-            batch[at + _ONE],
+            batch[at + ONE],
             batch[at + u64(2)],
             batch[at + u64(3)],
             batch[at + u64(4)],
@@ -258,7 +256,7 @@ def stage_batch(memslots: Words, desk: Own, batch: Own, count: U64, ids: U64) ->
         batch[at + u64(9)] = status
         if status >= FIRST_REASON:
             return entry
-        entry += _ONE
+        entry += ONE
     return count
 
 
@@ -321,7 +319,7 @@ def publish(memslots: Words, desk: Own) -> bool:
     edited = desk[EDITED]
     if phase == MARKING:
         desk[PHASE] = MARKS_SWAPPED
-    elif phase & (_AFTER_MARKS - _ONE) == EDITING:
+    elif phase & (_AFTER_MARKS - ONE) == EDITING:
         desk[PHASE] = SWAPPED
     else:
         return False
@@ -346,7 +344,7 @@ def hand_over(desk: Own, other: Own) -> None:
     word = RECORD_FREE
     while word <= NODE_WORDS:
         other[word] = desk[word]
-        word += _ONE
+        word += ONE
 
 
 @compiled
@@ -362,7 +360,7 @@ def settle(memslots: Words, desk: Own) -> bool:
     else:
         return False
     active = desk[OTHER]
-    old = load_relaxed(memslots, active + GENERATION) & (KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS - _ONE)
+    old = load_relaxed(memslots, active + GENERATION) & (KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS - ONE)
     store_relaxed(memslots, active + GENERATION, wrapping(old + load_relaxed(memslots, ADDRESS_SPACES)))
     return True
 
@@ -378,7 +376,7 @@ def bring(memslots: Words, desk: Own, undo: bool) -> bool:
     """
     phase = desk[PHASE]
     if undo:
-        if phase != MARKING and phase & (_AFTER_MARKS - _ONE) != EDITING:
+        if phase != MARKING and phase & (_AFTER_MARKS - ONE) != EDITING:
             return False
     elif phase != SETTLED:
         return False
@@ -387,8 +385,8 @@ def bring(memslots: Words, desk: Own, undo: bool) -> bool:
     right = load_relaxed(memslots, desk[OTHER] + TABLE)
     link = desk[TOUCHED]
     while link != 0:
-        id_ = link - _ONE
-        link = desk[CHAIN + id_] - _ONE
+        id_ = link - ONE
+        link = desk[CHAIN + id_] - ONE
         old = load_relaxed(memslots, stale + id_)
         new = load_relaxed(memslots, right + id_)
         if undo:
@@ -403,8 +401,8 @@ def bring(memslots: Words, desk: Own, undo: bool) -> bool:
     over = phase < _AFTER_MARKS
     link = desk[TOUCHED]
     while link != 0:
-        id_ = link - _ONE
-        link = desk[CHAIN + id_] - _ONE
+        id_ = link - ONE
+        link = desk[CHAIN + id_] - ONE
         new = load_relaxed(memslots, right + id_)
         if undo:
             new = origin(memslots, new)

@@ -10,7 +10,7 @@ its level is at least half full. Idea: an interval tree (Linux ``lib/interval_tr
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, u64
 from .layout import (
     COLUMNS,
     FANOUT,
@@ -24,8 +24,6 @@ from .layout import (
 )
 
 __all__ = ["last_at_most", "tree_insert", "tree_remove", "tree_replace"]
-
-_ONE = const(1)
 
 
 @compiled
@@ -43,7 +41,7 @@ def last_at_most(memslots: Words, keys: U64, count: U64, key: U64) -> U64:
 @compiled
 def _last_tied(memslots: Words, node: U64, fanout: U64, key: U64, tie: U64) -> U64:
     """As ``last_at_most``, for keys that ties order further. O(log fan-out)."""
-    keys = node + _ONE
+    keys = node + ONE
     ties = keys + fanout * u64(3)
     low = u64(0)
     count = load_relaxed(memslots, node)
@@ -70,17 +68,17 @@ def _descend(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64) -> U64:
     while True:
         count = load_relaxed(memslots, node)
         if columns == 3:
-            index = last_at_most(memslots, node + _ONE, count, key)
+            index = last_at_most(memslots, node + ONE, count, key)
         else:
             index = _last_tied(memslots, node, fanout, key, tie)
         desk[PATH + level + level] = node
-        desk[PATH + level + level + _ONE] = index
+        desk[PATH + level + level + ONE] = index
         if level == 0:
             return last
-        if last == level and index + _ONE == count:
-            last = level - _ONE
-        node = load_relaxed(memslots, node + _ONE + fanout + index)
-        level -= _ONE
+        if last == level and index + ONE == count:
+            last = level - ONE
+        node = load_relaxed(memslots, node + ONE + fanout + index)
+        level -= ONE
 
 
 @compiled
@@ -88,7 +86,7 @@ def _write(
     memslots: Words, node: U64, fanout: U64, columns: U64, index: U64, key: U64, value: U64, end: U64, tie: U64
 ) -> None:
     """Write one entry of a node."""
-    at = node + _ONE + index
+    at = node + ONE + index
     store_relaxed(memslots, at, key)
     store_relaxed(memslots, at + fanout, value)
     store_relaxed(memslots, at + fanout + fanout, end)
@@ -103,35 +101,35 @@ def _move(
     """Copy ``count`` entries from index ``first`` of ``source`` to index ``to`` of ``target``, maybe the same node."""
     column = u64(0)
     while column < columns:
-        start = source + _ONE + column * fanout + first
-        stop = target + _ONE + column * fanout + to
+        start = source + ONE + column * fanout + first
+        stop = target + ONE + column * fanout + to
         if first < to:
             left = count
             while left > 0:
-                left -= _ONE
+                left -= ONE
                 store_relaxed(memslots, stop + left, load_relaxed(memslots, start + left))
         else:
             done = u64(0)
             while done < count:
                 store_relaxed(memslots, stop + done, load_relaxed(memslots, start + done))
-                done += _ONE
-        column += _ONE
+                done += ONE
+        column += ONE
 
 
 @compiled
 def _open_gap(memslots: Words, node: U64, fanout: U64, columns: U64, index: U64) -> None:
     """Make room for one entry at ``index``."""
     count = load_relaxed(memslots, node)
-    _move(memslots, fanout, columns, node, index, node, index + _ONE, count - index)
-    store_relaxed(memslots, node, count + _ONE)
+    _move(memslots, fanout, columns, node, index, node, index + ONE, count - index)
+    store_relaxed(memslots, node, count + ONE)
 
 
 @compiled
 def _close_gap(memslots: Words, node: U64, fanout: U64, columns: U64, index: U64) -> None:
     """Drop the entry at ``index``."""
     count = load_relaxed(memslots, node)
-    _move(memslots, fanout, columns, node, index + _ONE, node, index, count - index - _ONE)
-    store_relaxed(memslots, node, count - _ONE)
+    _move(memslots, fanout, columns, node, index + ONE, node, index, count - index - ONE)
+    store_relaxed(memslots, node, count - ONE)
 
 
 @compiled
@@ -141,23 +139,23 @@ def _largest_end(memslots: Words, node: U64, fanout: U64) -> U64:
     count = load_relaxed(memslots, node)
     entry = u64(0)
     while entry < count:
-        end = max(end, load_relaxed(memslots, node + _ONE + fanout + fanout + entry))
-        entry += _ONE
+        end = max(end, load_relaxed(memslots, node + ONE + fanout + fanout + entry))
+        entry += ONE
     return end
 
 
 @compiled
 def _refresh(memslots: Words, parent: U64, fanout: U64, columns: U64, index: U64) -> bool:
     """Make entry ``index`` the summary of its child again; returns whether it changed. O(fan-out)."""
-    at = parent + _ONE + index
+    at = parent + ONE + index
     child = load_relaxed(memslots, at + fanout)
     changed = False
-    key = load_relaxed(memslots, child + _ONE)
+    key = load_relaxed(memslots, child + ONE)
     if key != load_relaxed(memslots, at):
         store_relaxed(memslots, at, key)
         changed = True
     if columns == 4:
-        tie = load_relaxed(memslots, child + _ONE + fanout * u64(3))
+        tie = load_relaxed(memslots, child + ONE + fanout * u64(3))
         if tie != load_relaxed(memslots, at + fanout * u64(3)):
             store_relaxed(memslots, at + fanout * u64(3), tie)
             changed = True
@@ -176,8 +174,8 @@ def _take_node(memslots: Words, desk: Own) -> U64:
         node = desk[NODE_NEXT]
         desk[NODE_NEXT] = node + desk[NODE_WORDS]
     else:
-        desk[NODE_FREE] = load_relaxed(memslots, node + _ONE)
-    desk[NODES_USED] += _ONE
+        desk[NODE_FREE] = load_relaxed(memslots, node + ONE)
+    desk[NODES_USED] += ONE
     store_relaxed(memslots, node, u64(0))
     return node
 
@@ -186,9 +184,9 @@ def _take_node(memslots: Words, desk: Own) -> U64:
 def _give_node(memslots: Words, desk: Own, node: U64) -> None:
     """Back to the free list. At once: nodes belong to one set, and no reader is in the set that is edited."""
     store_relaxed(memslots, node, u64(0))
-    store_relaxed(memslots, node + _ONE, desk[NODE_FREE])
+    store_relaxed(memslots, node + ONE, desk[NODE_FREE])
     desk[NODE_FREE] = node
-    desk[NODES_USED] -= _ONE
+    desk[NODES_USED] -= ONE
 
 
 @compiled
@@ -199,11 +197,11 @@ def tree_insert(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64, value
     height = load_relaxed(memslots, tree + HEIGHT)
     last = _descend(memslots, desk, tree, key, tie)
     node = desk[PATH]
-    index = desk[PATH + _ONE]
+    index = desk[PATH + ONE]
     if load_relaxed(memslots, node) > 0:
-        seen = load_relaxed(memslots, node + _ONE + index)
-        if seen < key or (seen == key and load_relaxed(memslots, node + _ONE + fanout * u64(3) + index) < tie):
-            index += _ONE
+        seen = load_relaxed(memslots, node + ONE + index)
+        if seen < key or (seen == key and load_relaxed(memslots, node + ONE + fanout * u64(3) + index) < tie):
+            index += ONE
     level = u64(0)
     growing = True  # an entry waits to be inserted into `node`
     while True:
@@ -229,42 +227,42 @@ def tree_insert(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64, value
             value = right
         if level == height:
             break
-        level += _ONE
+        level += ONE
         parent = desk[PATH + level + level]
-        index = desk[PATH + level + level + _ONE]
+        index = desk[PATH + level + level + ONE]
         changed = _refresh(memslots, parent, fanout, columns, index)
         if growing:  # the new node's summary is filled in by the refresh below
-            key = load_relaxed(memslots, value + _ONE)
-            tie = load_relaxed(memslots, value + _ONE + fanout * u64(3)) if columns == 4 else u64(0)
+            key = load_relaxed(memslots, value + ONE)
+            tie = load_relaxed(memslots, value + ONE + fanout * u64(3)) if columns == 4 else u64(0)
             end = _largest_end(memslots, value, fanout)
-            index += _ONE
+            index += ONE
         elif not changed:
             return
         node = parent
     if growing:
         root = _take_node(memslots, desk)
         store_relaxed(memslots, root, u64(2))
-        store_relaxed(memslots, root + _ONE + fanout, node)
-        store_relaxed(memslots, root + _ONE + fanout + _ONE, value)
+        store_relaxed(memslots, root + ONE + fanout, node)
+        store_relaxed(memslots, root + ONE + fanout + ONE, value)
         _refresh(memslots, root, fanout, columns, u64(0))
-        _refresh(memslots, root, fanout, columns, _ONE)
+        _refresh(memslots, root, fanout, columns, ONE)
         store_relaxed(memslots, tree + ROOT, root)
-        store_relaxed(memslots, tree + HEIGHT, height + _ONE)
+        store_relaxed(memslots, tree + HEIGHT, height + ONE)
 
 
 @compiled
 def _mend(memslots: Words, desk: Own, parent: U64, fanout: U64, columns: U64, index: U64) -> None:
     """Child ``index`` is less than half full and has a sibling: merge the two, or share their entries evenly."""
-    first = index - _ONE if index > 0 else index
-    left = load_relaxed(memslots, parent + _ONE + fanout + first)
-    right = load_relaxed(memslots, parent + _ONE + fanout + first + _ONE)
+    first = index - ONE if index > 0 else index
+    left = load_relaxed(memslots, parent + ONE + fanout + first)
+    right = load_relaxed(memslots, parent + ONE + fanout + first + ONE)
     a = load_relaxed(memslots, left)
     b = load_relaxed(memslots, right)
     if a + b <= fanout:
         _move(memslots, fanout, columns, right, u64(0), left, a, b)
         store_relaxed(memslots, left, a + b)
         _give_node(memslots, desk, right)
-        _close_gap(memslots, parent, fanout, columns, first + _ONE)
+        _close_gap(memslots, parent, fanout, columns, first + ONE)
     else:
         half = (a + b) >> 1
         if a > half:
@@ -275,7 +273,7 @@ def _mend(memslots: Words, desk: Own, parent: U64, fanout: U64, columns: U64, in
             _move(memslots, fanout, columns, right, half - a, right, u64(0), b + a - half)
         store_relaxed(memslots, left, half)
         store_relaxed(memslots, right, a + b - half)
-        _refresh(memslots, parent, fanout, columns, first + _ONE)
+        _refresh(memslots, parent, fanout, columns, first + ONE)
     _refresh(memslots, parent, fanout, columns, first)
 
 
@@ -287,12 +285,12 @@ def tree_remove(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64) -> No
     height = load_relaxed(memslots, tree + HEIGHT)
     _descend(memslots, desk, tree, key, tie)
     node = desk[PATH]
-    _close_gap(memslots, node, fanout, columns, desk[PATH + _ONE])
+    _close_gap(memslots, node, fanout, columns, desk[PATH + ONE])
     level = u64(0)
     while level < height:
-        level += _ONE
+        level += ONE
         parent = desk[PATH + level + level]
-        index = desk[PATH + level + level + _ONE]
+        index = desk[PATH + level + level + ONE]
         count = load_relaxed(memslots, node)
         if count == 0:
             _give_node(memslots, desk, node)
@@ -304,10 +302,10 @@ def tree_remove(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64) -> No
         node = parent
     root = load_relaxed(memslots, tree + ROOT)
     while height > 0 and load_relaxed(memslots, root) == 1:
-        child = load_relaxed(memslots, root + _ONE + fanout)
+        child = load_relaxed(memslots, root + ONE + fanout)
         _give_node(memslots, desk, root)
         root = child
-        height -= _ONE
+        height -= ONE
     store_relaxed(memslots, tree + ROOT, root)
     store_relaxed(memslots, tree + HEIGHT, height)
 
@@ -317,4 +315,4 @@ def tree_replace(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64, valu
     """Give the entry (key, tie), which must be there, another value. O(log n)."""
     _descend(memslots, desk, tree, key, tie)
     fanout = load_relaxed(memslots, tree + FANOUT)
-    store_relaxed(memslots, desk[PATH] + _ONE + fanout + desk[PATH + _ONE], value)
+    store_relaxed(memslots, desk[PATH] + ONE + fanout + desk[PATH + ONE], value)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed, store_release
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, u64
 from .layout import FANOUT, HEIGHT_BITS, NEW_COUNT, NEW_KEYS, NEW_VALUES, ROOT, SCRATCH, WIDTH
 from .lookup import node_count
 from .nodes import end_node, give_node, take_node
 
 __all__: list[str] = []
-
-_ONE = const(1)
 
 
 @compiled
@@ -19,14 +17,14 @@ def copy_words(ranges: Words, source: U64, target: U64, count: U64) -> None:
     done = u64(0)
     while done < count:
         store_relaxed(ranges, target + done, load_relaxed(ranges, source + done))
-        done += _ONE
+        done += ONE
 
 
 @compiled
 def open_room(ranges: Words, first: U64, count: U64, by: U64) -> None:
     """Move ``count`` words from ``first`` on up by ``by``."""
     while count > 0:
-        count -= _ONE
+        count -= ONE
         store_relaxed(ranges, first + by + count, load_relaxed(ranges, first + count))
 
 
@@ -37,7 +35,7 @@ def put_new(ranges: Words, desk: Own, node: U64, width: U64, index: U64) -> None
     while entry < desk[NEW_COUNT]:
         store_relaxed(ranges, node + index + entry, desk[NEW_KEYS + entry])
         store_relaxed(ranges, node + width + index + entry, desk[NEW_VALUES + entry])
-        entry += _ONE
+        entry += ONE
 
 
 @compiled
@@ -69,7 +67,7 @@ def one_node(ranges: Words, desk: Own, left: U64, first: U64, right: U64, end: U
     copy_words(ranges, right + end, node + to, rest)
     copy_words(ranges, right + width + end, node + width + to, rest)
     end_node(ranges, node, to + rest, width)
-    desk[NEW_COUNT] = _ONE
+    desk[NEW_COUNT] = ONE
     desk[NEW_KEYS] = load_relaxed(ranges, node)
     desk[NEW_VALUES] = node
 
@@ -82,8 +80,8 @@ def gather(ranges: Words, desk: Own, node: U64, first: U64, end: U64, at: U64) -
     while first < end:
         desk[SCRATCH + at] = load_relaxed(ranges, node + first)
         desk[values + at] = load_relaxed(ranges, node + width + first)
-        at += _ONE
-        first += _ONE
+        at += ONE
+        first += ONE
     return at
 
 
@@ -96,13 +94,13 @@ def distribute(ranges: Words, desk: Own, total: U64, packed: bool) -> None:
     width = load_relaxed(ranges, WIDTH)
     values = SCRATCH + u64(3) * width
     fanout = desk[FANOUT]
-    nodes = (total + fanout - _ONE) // fanout
+    nodes = (total + fanout - ONE) // fanout
     number = u64(0)
     at = u64(0)
     while number < nodes:
         left = nodes - number
-        size = (total - at + left - _ONE) // left
-        if packed and number + _ONE < nodes:
+        size = (total - at + left - ONE) // left
+        if packed and number + ONE < nodes:
             size = fanout
         node = take_node(ranges, desk)
         desk[NEW_KEYS + number] = desk[SCRATCH + at]
@@ -111,10 +109,10 @@ def distribute(ranges: Words, desk: Own, total: U64, packed: bool) -> None:
         while entry < size:
             store_relaxed(ranges, node + entry, desk[SCRATCH + at])
             store_relaxed(ranges, node + width + entry, desk[values + at])
-            entry += _ONE
-            at += _ONE
+            entry += ONE
+            at += ONE
         end_node(ranges, node, size, width)
-        number += _ONE
+        number += ONE
     desk[NEW_COUNT] = nodes
 
 
@@ -130,10 +128,10 @@ def new_root(ranges: Words, desk: Own, height: U64, shared: bool) -> None:
         node = take_node(ranges, desk)
         put_new(ranges, desk, node, width, u64(0))
         end_node(ranges, node, desk[NEW_COUNT], width)
-        height += _ONE
+        height += ONE
     while height > 0 and node_count(ranges, node, width) == 1:
         child = load_relaxed(ranges, node + width)
         give_node(ranges, desk, node, shared)
         node = child
-        height -= _ONE
+        height -= ONE
     store_release(ranges, ROOT, node << HEIGHT_BITS | height)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from ..atomics import load_acquire, load_relaxed
 from ..cache_lines import count_at_most, prefetch
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, TWO, U64, Own, Words, compiled, const, u64
 from .layout import FOUR_LINES, HEIGHT_BITS, HEIGHT_MASK, ROOT, WIDTH
 
 __all__ = ["entry_around", "ranges_copy", "ranges_find", "ranges_gap", "ranges_load", "ranges_load_many"]
 
-_ONE = const(1)
-_TWO = const(2)
 _EIGHT = const(8)
 _LAST = const((1 << 64) - 1)
 
@@ -25,7 +23,7 @@ _LAST = const((1 << 64) - 1)
 @compiled(inline=True)
 def node_count(ranges: Words, node: U64, width: U64) -> U64:
     """Entries of a node."""
-    return load_relaxed(ranges, node + width + width - _TWO)
+    return load_relaxed(ranges, node + width + width - TWO)
 
 
 @compiled(inline=True)
@@ -42,13 +40,13 @@ def _search(ranges: Words, node: U64, width: U64, index: U64) -> U64:
             + count_at_most(ranges, node + _EIGHT, index)
             + count_at_most(ranges, node + u64(16), index)
             + count_at_most(ranges, node + u64(24), index)
-            - _ONE
+            - ONE
         )
     at = _EIGHT
     while at < width:
         found += count_at_most(ranges, node + at, index)
         at += _EIGHT
-    return found - _ONE
+    return found - ONE
 
 
 @compiled(inline=True)
@@ -66,7 +64,7 @@ def _expect_values(ranges: Words, values: U64) -> None:
 @compiled
 def entry_around(ranges: Words, node: U64, width: U64, count: U64, index: U64) -> U64:
     """Which entry of a node is around ``index``. O(width / 8)."""
-    return min(_search(ranges, node, width, index), count - _ONE)
+    return min(_search(ranges, node, width, index), count - ONE)
 
 
 @compiled(inline=True)
@@ -80,11 +78,11 @@ def load_from(ranges: Words, root: U64, index: U64) -> U64:
             _expect_values(ranges, node + width)
         at = _search(ranges, node, width, index)
         if index == _LAST:
-            at = node_count(ranges, node, width) - _ONE
+            at = node_count(ranges, node, width) - ONE
         node = load_relaxed(ranges, node + width + at)
         if height == 0:
             return node
-        height -= _ONE
+        height -= ONE
 
 
 @compiled
@@ -99,7 +97,7 @@ def ranges_load_many(ranges: Words, root: U64, indices: Own, values: Own, count:
     number = u64(0)
     while number < count:
         values[number] = load_from(ranges, root, indices[number])
-        number += _ONE
+        number += ONE
 
 
 @compiled
@@ -112,12 +110,12 @@ def find_from(ranges: Words, root: U64, index: U64, found: Own) -> None:
     while True:
         count = node_count(ranges, node, width)
         at = entry_around(ranges, node, width, count, index)
-        if at + _ONE < count:
-            last = load_relaxed(ranges, node + at + _ONE) - _ONE
+        if at + ONE < count:
+            last = load_relaxed(ranges, node + at + ONE) - ONE
         if height == 0:
             break
         node = load_relaxed(ranges, node + width + at)
-        height -= _ONE
+        height -= ONE
     found[0] = load_relaxed(ranges, node + at)
     found[1] = last
     found[2] = load_relaxed(ranges, node + width + at)
@@ -146,10 +144,10 @@ def ranges_copy(ranges: Words, root: U64, first: U64, last: U64, out: Own, room:
         while height > 0:
             count = node_count(ranges, node, width)
             at = entry_around(ranges, node, width, count, index)
-            if at + _ONE < count:
-                bound = load_relaxed(ranges, node + at + _ONE) - _ONE
+            if at + ONE < count:
+                bound = load_relaxed(ranges, node + at + ONE) - ONE
             node = load_relaxed(ranges, node + width + at)
-            height -= _ONE
+            height -= ONE
         count = node_count(ranges, node, width)
         at = entry_around(ranges, node, width, count, index)
         while at < count and copied < room:
@@ -157,18 +155,18 @@ def ranges_copy(ranges: Words, root: U64, first: U64, last: U64, out: Own, room:
             if start > last:
                 return copied
             end = bound
-            if at + _ONE < count:
-                end = load_relaxed(ranges, node + at + _ONE) - _ONE
+            if at + ONE < count:
+                end = load_relaxed(ranges, node + at + ONE) - ONE
             value = load_relaxed(ranges, node + width + at)
             if value != 0:
                 out[copied * u64(3)] = max(start, first)
-                out[copied * u64(3) + _ONE] = min(end, last)
+                out[copied * u64(3) + ONE] = min(end, last)
                 out[copied * u64(3) + u64(2)] = value
-                copied += _ONE
-            at += _ONE
+                copied += ONE
+            at += ONE
         if at < count or bound >= last:
             return copied
-        index = bound + _ONE
+        index = bound + ONE
     return copied
 
 
@@ -188,10 +186,10 @@ def ranges_gap(ranges: Words, root: U64, first: U64, last: U64, size: U64, found
         while height > 0:
             count = node_count(ranges, node, width)
             at = entry_around(ranges, node, width, count, index)
-            if at + _ONE < count:
-                bound = load_relaxed(ranges, node + at + _ONE) - _ONE
+            if at + ONE < count:
+                bound = load_relaxed(ranges, node + at + ONE) - ONE
             node = load_relaxed(ranges, node + width + at)
-            height -= _ONE
+            height -= ONE
         count = node_count(ranges, node, width)
         at = entry_around(ranges, node, width, count, index)
         while at < count:
@@ -199,14 +197,14 @@ def ranges_gap(ranges: Words, root: U64, first: U64, last: U64, size: U64, found
             if start > last:
                 return False
             end = bound
-            if at + _ONE < count:
-                end = load_relaxed(ranges, node + at + _ONE) - _ONE
+            if at + ONE < count:
+                end = load_relaxed(ranges, node + at + ONE) - ONE
             end = min(end, last)
-            if load_relaxed(ranges, node + width + at) == 0 and end - start >= size - _ONE:
+            if load_relaxed(ranges, node + width + at) == 0 and end - start >= size - ONE:
                 found[0] = start
                 found[1] = end
                 return True
-            at += _ONE
+            at += ONE
         if bound >= last:
             return False
-        index = bound + _ONE
+        index = bound + ONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, TWO, U64, Own, Words, compiled, const, u64
 from ..rcu import defer, reclaim, reclaim_wait, srcu_start
 from .layout import (
     CHAIN,
@@ -27,8 +27,6 @@ from .lookup import node_count
 
 __all__: list[str] = []
 
-_ONE = const(1)
-_TWO = const(2)
 _LAST = const((1 << 64) - 1)
 _CAPACITY = const(QUEUE_CAPACITY)
 
@@ -41,9 +39,9 @@ def take_node(ranges: Words, desk: Own) -> U64:
         node = desk[NEXT]
         desk[NEXT] = node + desk[NODE_WORDS]
     else:
-        desk[FREE] = load_relaxed(ranges, node + desk[NODE_WORDS] - _ONE)
-        desk[FREE_COUNT] -= _ONE
-    desk[USED] += _ONE
+        desk[FREE] = load_relaxed(ranges, node + desk[NODE_WORDS] - ONE)
+        desk[FREE_COUNT] -= ONE
+    desk[USED] += ONE
     return node
 
 
@@ -53,27 +51,27 @@ def give_node(ranges: Words, desk: Own, node: U64, shared: bool) -> None:
 
     Only the link is written, which readers do not look at.
     """
-    desk[USED] -= _ONE
-    link = node + desk[NODE_WORDS] - _ONE
+    desk[USED] -= ONE
+    link = node + desk[NODE_WORDS] - ONE
     if shared:
         store_relaxed(ranges, link, desk[CHAIN])
         desk[CHAIN] = node
-        desk[CHAIN_COUNT] += _ONE
-        desk[WAITING] += _ONE
+        desk[CHAIN_COUNT] += ONE
+        desk[WAITING] += ONE
     else:
         store_relaxed(ranges, link, desk[FREE])
         desk[FREE] = node
-        desk[FREE_COUNT] += _ONE
+        desk[FREE_COUNT] += ONE
 
 
 @compiled
 def end_node(ranges: Words, node: U64, count: U64, end: U64) -> None:
     """Write how many entries a node has; keys from there up to ``end`` are beyond all: a search need not count."""
     width = load_relaxed(ranges, WIDTH)
-    store_relaxed(ranges, node + width + width - _TWO, count)
+    store_relaxed(ranges, node + width + width - TWO, count)
     while count < end:
         store_relaxed(ranges, node + count, _LAST)
-        count += _ONE
+        count += ONE
 
 
 @compiled
@@ -82,8 +80,8 @@ def forget_values(ranges: Words, desk: Own, node: U64, first: U64, end: U64) -> 
     values = node + load_relaxed(ranges, WIDTH)
     while first < end:
         if load_relaxed(ranges, values + first) != 0:
-            desk[COUNT] -= _ONE
-        first += _ONE
+            desk[COUNT] -= ONE
+        first += ONE
 
 
 @compiled
@@ -94,24 +92,24 @@ def give_subtree(ranges: Words, desk: Own, node: U64, level: U64, shared: bool) 
     """
     width = load_relaxed(ranges, WIDTH)
     desk[STACK + level + level] = node
-    desk[STACK + level + level + _ONE] = u64(0)
+    desk[STACK + level + level + ONE] = u64(0)
     at = level
     while at <= level:
         node = desk[STACK + at + at]
-        index = desk[STACK + at + at + _ONE]
+        index = desk[STACK + at + at + ONE]
         if node == desk[SKIP + at]:
-            at += _ONE
+            at += ONE
             continue
         if at == 0:
             forget_values(ranges, desk, node, u64(0), node_count(ranges, node, width))
         elif index < node_count(ranges, node, width):
-            desk[STACK + at + at + _ONE] = index + _ONE
-            at -= _ONE
+            desk[STACK + at + at + ONE] = index + ONE
+            at -= ONE
             desk[STACK + at + at] = load_relaxed(ranges, node + width + index)
-            desk[STACK + at + at + _ONE] = u64(0)
+            desk[STACK + at + at + ONE] = u64(0)
             continue
         give_node(ranges, desk, node, shared)
-        at += _ONE
+        at += ONE
 
 
 @compiled
@@ -121,14 +119,14 @@ def _free_chains(ranges: Words, desk: Own, freed: Own, chains: U64) -> None:
     while chain < chains:
         node = freed[chain]
         while node != 0:
-            link = node + desk[NODE_WORDS] - _ONE
+            link = node + desk[NODE_WORDS] - ONE
             after = load_relaxed(ranges, link)
             store_relaxed(ranges, link, desk[FREE])
             desk[FREE] = node
-            desk[FREE_COUNT] += _ONE
-            desk[WAITING] -= _ONE
+            desk[FREE_COUNT] += ONE
+            desk[WAITING] -= ONE
             node = after
-        chain += _ONE
+        chain += ONE
 
 
 @compiled

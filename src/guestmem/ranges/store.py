@@ -15,7 +15,7 @@ whole or has not begun. Idea: Linux ``lib/maple_tree.c`` (``mas_wr_spanning_stor
 from __future__ import annotations
 
 from ..atomics import load_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .edit import distribute, edit_node, gather, new_root, one_node
 from .layout import (
     CHAIN_COUNT,
@@ -52,14 +52,13 @@ from .nodes import forget_values, free_expired, give_node, give_subtree
 
 __all__ = ["ranges_store", "ranges_store_many", "worst_nodes"]
 
-_ONE = const(1)
 _LAST = const((1 << 64) - 1)
 
 
 @compiled
 def worst_nodes(height: U64) -> U64:
     """Nodes that a store takes at most: three a level, and a root above them."""
-    return u64(3) * (height + _ONE) + _ONE
+    return u64(3) * (height + ONE) + ONE
 
 
 @compiled
@@ -73,13 +72,13 @@ def _descend(ranges: Words, desk: Own, path: U64, root: U64, index: U64) -> U64:
         count = node_count(ranges, node, width)
         at = entry_around(ranges, node, width, count, index)
         desk[path + level + level] = node
-        desk[path + level + level + _ONE] = at
+        desk[path + level + level + ONE] = at
         if level == 0:
             return bound
-        if at + _ONE < count:
-            bound = load_relaxed(ranges, node + at + _ONE) - _ONE
+        if at + ONE < count:
+            bound = load_relaxed(ranges, node + at + ONE) - ONE
         node = load_relaxed(ranges, node + width + at)
-        level -= _ONE
+        level -= ONE
 
 
 @compiled
@@ -87,8 +86,8 @@ def _rightmost(ranges: Words, desk: Own, level: U64, height: U64) -> bool:
     """Whether path B's node of ``level`` is the last of its level."""
     width = load_relaxed(ranges, WIDTH)
     while level < height:
-        level += _ONE
-        if desk[PATH_B + level + level + _ONE] + _ONE < node_count(ranges, desk[PATH_B + level + level], width):
+        level += ONE
+        if desk[PATH_B + level + level + ONE] + ONE < node_count(ranges, desk[PATH_B + level + level], width):
             return False
     return True
 
@@ -97,15 +96,15 @@ def _rightmost(ranges: Words, desk: Own, level: U64, height: U64) -> bool:
 def _next_node(ranges: Words, desk: Own, level: U64) -> None:
     """Move path B to the next node of ``level``; there is one."""
     width = load_relaxed(ranges, WIDTH)
-    up = level + _ONE
-    while desk[PATH_B + up + up + _ONE] + _ONE == node_count(ranges, desk[PATH_B + up + up], width):
-        up += _ONE
-    desk[PATH_B + up + up + _ONE] += _ONE
+    up = level + ONE
+    while desk[PATH_B + up + up + ONE] + ONE == node_count(ranges, desk[PATH_B + up + up], width):
+        up += ONE
+    desk[PATH_B + up + up + ONE] += ONE
     while up > level:
-        node = load_relaxed(ranges, desk[PATH_B + up + up] + width + desk[PATH_B + up + up + _ONE])
-        up -= _ONE
+        node = load_relaxed(ranges, desk[PATH_B + up + up] + width + desk[PATH_B + up + up + ONE])
+        up -= ONE
         desk[PATH_B + up + up] = node
-        desk[PATH_B + up + up + _ONE] = u64(0)
+        desk[PATH_B + up + up + ONE] = u64(0)
 
 
 @compiled
@@ -114,17 +113,17 @@ def _give_between(ranges: Words, desk: Own, level: U64, shared: bool) -> None:
     width = load_relaxed(ranges, WIDTH)
     left = desk[PATH_A + level + level]
     right = desk[PATH_B + level + level]
-    child = desk[PATH_A + level + level + _ONE] + _ONE
-    stop = desk[PATH_B + level + level + _ONE]
+    child = desk[PATH_A + level + level + ONE] + ONE
+    stop = desk[PATH_B + level + level + ONE]
     if left != right:
         count = node_count(ranges, left, width)
         while child < count:
-            give_subtree(ranges, desk, load_relaxed(ranges, left + width + child), level - _ONE, shared)
-            child += _ONE
+            give_subtree(ranges, desk, load_relaxed(ranges, left + width + child), level - ONE, shared)
+            child += ONE
         child = u64(0)
     while child < stop:
-        give_subtree(ranges, desk, load_relaxed(ranges, right + width + child), level - _ONE, shared)
-        child += _ONE
+        give_subtree(ranges, desk, load_relaxed(ranges, right + width + child), level - ONE, shared)
+        child += ONE
 
 
 @compiled
@@ -138,38 +137,38 @@ def _boundaries(ranges: Words, desk: Own, start: U64, last: U64, value: U64) -> 
     root = load_relaxed(ranges, ROOT)
     width = load_relaxed(ranges, WIDTH)
     new = u64(0)
-    before = start - _ONE if start > 0 else start
+    before = start - ONE if start > 0 else start
     bound = _descend(ranges, desk, PATH_A, root, before)
     left = desk[PATH_A]
     keep = u64(0)
     if start > 0:
-        keep = desk[PATH_A + _ONE] + _ONE
-    if start == 0 or load_relaxed(ranges, left + width + keep - _ONE) != value:
+        keep = desk[PATH_A + ONE] + ONE
+    if start == 0 or load_relaxed(ranges, left + width + keep - ONE) != value:
         desk[NEW_KEYS] = start
         desk[NEW_VALUES] = value
-        new = _ONE
-    after = last + _ONE if last < _LAST else last
+        new = ONE
+    after = last + ONE if last < _LAST else last
     if after <= bound:  # in the same leaf: its path is the same above
         level = u64(0)
         while level <= root & HEIGHT_MASK:
             desk[PATH_B + level + level] = desk[PATH_A + level + level]
-            desk[PATH_B + level + level + _ONE] = desk[PATH_A + level + level + _ONE]
-            level += _ONE
-        desk[PATH_B + _ONE] = entry_around(ranges, left, width, node_count(ranges, left, width), after)
+            desk[PATH_B + level + level + ONE] = desk[PATH_A + level + level + ONE]
+            level += ONE
+        desk[PATH_B + ONE] = entry_around(ranges, left, width, node_count(ranges, left, width), after)
     else:
         _descend(ranges, desk, PATH_B, root, after)
     right = desk[PATH_B]
-    at = desk[PATH_B + _ONE]
+    at = desk[PATH_B + ONE]
     if last < _LAST:
         seen = load_relaxed(ranges, right + width + at)
         if seen != value:
             desk[NEW_KEYS + new] = after
             desk[NEW_VALUES + new] = seen
-            new += _ONE
+            new += ONE
     desk[NEW_COUNT] = new
-    desk[PATH_A + _ONE] = keep
-    desk[PATH_B + _ONE] = at + _ONE
-    if left != right or keep + new != at + _ONE:
+    desk[PATH_A + ONE] = keep
+    desk[PATH_B + ONE] = at + ONE
+    if left != right or keep + new != at + ONE:
         return True
     entry = u64(0)
     while entry < new:
@@ -178,7 +177,7 @@ def _boundaries(ranges: Words, desk: Own, start: U64, last: U64, value: U64) -> 
             or load_relaxed(ranges, left + width + keep + entry) != desk[NEW_VALUES + entry]
         ):
             return True
-        entry += _ONE
+        entry += ONE
     return False
 
 
@@ -189,15 +188,15 @@ def _count_leaves(ranges: Words, desk: Own) -> None:
     left = desk[PATH_A]
     right = desk[PATH_B]
     if left == right:
-        forget_values(ranges, desk, left, desk[PATH_A + _ONE], desk[PATH_B + _ONE])
+        forget_values(ranges, desk, left, desk[PATH_A + ONE], desk[PATH_B + ONE])
     else:
-        forget_values(ranges, desk, left, desk[PATH_A + _ONE], node_count(ranges, left, width))
-        forget_values(ranges, desk, right, u64(0), desk[PATH_B + _ONE])
+        forget_values(ranges, desk, left, desk[PATH_A + ONE], node_count(ranges, left, width))
+        forget_values(ranges, desk, right, u64(0), desk[PATH_B + ONE])
     entry = u64(0)
     while entry < desk[NEW_COUNT]:
         if desk[NEW_VALUES + entry] != 0:
-            desk[COUNT] += _ONE
-        entry += _ONE
+            desk[COUNT] += ONE
+        entry += ONE
 
 
 @compiled
@@ -209,8 +208,8 @@ def _level(ranges: Words, desk: Own, level: U64, height: U64, shared: bool) -> b
     width = load_relaxed(ranges, WIDTH)
     left = desk[PATH_A + level + level]
     right = desk[PATH_B + level + level]
-    first = desk[PATH_A + level + level + _ONE]
-    end = desk[PATH_B + level + level + _ONE]
+    first = desk[PATH_A + level + level + ONE]
+    end = desk[PATH_B + level + level + ONE]
     count = node_count(ranges, right, width)
     total = first + desk[NEW_COUNT] + count - end
     last_of_level = _rightmost(ranges, desk, level, height)
@@ -228,8 +227,8 @@ def _level(ranges: Words, desk: Own, level: U64, height: U64, shared: bool) -> b
         while entry < desk[NEW_COUNT]:
             desk[SCRATCH + at] = desk[NEW_KEYS + entry]
             desk[values + at] = desk[NEW_VALUES + entry]
-            at += _ONE
-            entry += _ONE
+            at += ONE
+            entry += ONE
         at = gather(ranges, desk, right, end, count, at)
         if not enough:  # too few: together with the next node, of which there is one
             if left != right:
@@ -261,19 +260,19 @@ def _store(ranges: Words, desk: Own, start: U64, last: U64, value: U64, kept: U6
         return u64(0)
     shared = desk[SHARED] != 0
     _count_leaves(ranges, desk)
-    desk[STORES] += _ONE
+    desk[STORES] += ONE
     level = u64(0)
     while level <= height:
         desk[SKIP + level] = u64(0)
-        level += _ONE
+        level += ONE
     level = u64(0)
     while not _level(ranges, desk, level, height, shared):
         if level == height:
             new_root(ranges, desk, height, shared)
             break
-        level += _ONE
+        level += ONE
         _give_between(ranges, desk, level, shared)
-        desk[PATH_B + level + level + _ONE] += _ONE
+        desk[PATH_B + level + level + ONE] += ONE
     return u64(0)
 
 
@@ -298,7 +297,7 @@ def ranges_store_many(ranges: Words, desk: Own, freed: Own, stores: Own, first: 
     """Stores [first, count) of ``stores`` (start, last, value: three words each); returns how far it came."""
     while first < count:
         at = first * u64(3)
-        if ranges_store(ranges, desk, freed, stores[at], stores[at + _ONE], stores[at + u64(2)], u64(0)) != 0:
+        if ranges_store(ranges, desk, freed, stores[at], stores[at + ONE], stores[at + u64(2)], u64(0)) != 0:
             break
-        first += _ONE
+        first += ONE
     return first

@@ -14,7 +14,7 @@ handed back, +8 + 2 i: cookie and item of place i, which is the count modulo the
 from __future__ import annotations
 
 from ..atomics import load_relaxed, peek, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, own, u64, words, wrapping
+from ..compiled import ONE, U64, Own, Words, compiled, const, own, u64, words, wrapping
 from ..errors import InvariantError, UsageError
 from .srcu import Srcu, srcu_oldest, srcu_start, srcu_wait
 
@@ -26,7 +26,6 @@ _SUM_TAKEN = const(2)
 _SUM_PUT = const(3)
 _HIGHEST = const(4)
 _PLACES = const(8)
-_ONE = const(1)
 
 
 @compiled
@@ -39,11 +38,11 @@ def defer(queue: Words, base: U64, capacity: U64, cookie: U64, item: U64) -> boo
     put = load_relaxed(queue, base + _PUT)
     if put - load_relaxed(queue, base + _TAKEN) >= capacity:
         return False
-    place = base + _PLACES + ((put & (capacity - _ONE)) << 1)
+    place = base + _PLACES + ((put & (capacity - ONE)) << 1)
     store_relaxed(queue, place, cookie)
-    store_relaxed(queue, place + _ONE, item)
+    store_relaxed(queue, place + ONE, item)
     store_relaxed(queue, base + _SUM_PUT, wrapping(load_relaxed(queue, base + _SUM_PUT) + item))
-    store_relaxed(queue, base + _PUT, put + _ONE)
+    store_relaxed(queue, base + _PUT, put + ONE)
     return True
 
 
@@ -68,17 +67,17 @@ def _hand_back(queue: Words, base: U64, capacity: U64, freed: Own, limit: U64, o
     highest = load_relaxed(queue, base + _HIGHEST)
     count = u64(0)
     while count < limit and taken < put:
-        place = base + _PLACES + ((taken & (capacity - _ONE)) << 1)
+        place = base + _PLACES + ((taken & (capacity - ONE)) << 1)
         cookie = load_relaxed(queue, place)
         if cookie > oldest:
             break
-        item = load_relaxed(queue, place + _ONE)
+        item = load_relaxed(queue, place + ONE)
         freed[count] = item
         if cookie > highest:
             highest = cookie
         total = wrapping(total + item)
-        count += _ONE
-        taken += _ONE
+        count += ONE
+        taken += ONE
     store_relaxed(queue, base + _HIGHEST, highest)
     store_relaxed(queue, base + _SUM_TAKEN, total)
     store_relaxed(queue, base + _TAKEN, taken)
@@ -98,11 +97,11 @@ def reclaim_wait(
     last = u64(0)
     count = u64(0)
     while count < limit and taken < put:
-        cookie = load_relaxed(queue, base + _PLACES + ((taken & (capacity - _ONE)) << 1))
+        cookie = load_relaxed(queue, base + _PLACES + ((taken & (capacity - ONE)) << 1))
         if cookie > last:
             last = cookie
-        count += _ONE
-        taken += _ONE
+        count += ONE
+        taken += ONE
     srcu_wait(srcu, srcu_base, readers, last)
     # What was waited for, without another look: a reader that is just entering may write down an epoch from before.
     return _hand_back(queue, base, capacity, freed, limit, last)

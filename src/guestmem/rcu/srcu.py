@@ -25,7 +25,7 @@ from ..atomics import (
     wait_for,
     wake,
 )
-from ..compiled import U64, Words, compiled, const, u64, words, wrapping
+from ..compiled import ONE, U64, Words, compiled, const, u64, words, wrapping
 from ..errors import InvariantError, UsageError
 from ..patience import GAVE_UP, LOOKS, deadline, patiently, time_left
 from ..structure import Structure, name_fields
@@ -54,7 +54,6 @@ _WAITERS = SRCU.line("newest grace period that an updater waits for (its cookie)
 _READERS = SRCU.array(READER, "a line a reader")
 name_fields(globals())
 
-_ONE = const(1)
 _EVERYBODY = const(0x7FFFFFFF)
 _NEVER = const((1 << 64) - 1)
 
@@ -82,7 +81,7 @@ def srcu_exit(srcu: Words, base: U64, reader: U64) -> None:
     store_release(srcu, base + _READERS + _LINE * reader, u64(0))
     fence()
     if load_relaxed(srcu, base + _WAITERS) > epoch:  # else this section is none that anybody waits for
-        fetch_add(srcu, base + _EXITS, _ONE)
+        fetch_add(srcu, base + _EXITS, ONE)
         wake(srcu, base + _EXITS, _EVERYBODY)
 
 
@@ -93,7 +92,7 @@ def srcu_start(srcu: Words, base: U64) -> U64:
     The fences order what the caller published before the look at the readers' words (see ``srcu_enter``).
     """
     fence()
-    epoch = fetch_add(srcu, base, _ONE) + _ONE
+    epoch = fetch_add(srcu, base, ONE) + ONE
     fence()
     return wrapping(epoch)
 
@@ -109,7 +108,7 @@ def srcu_expired(srcu: Words, base: U64, readers: U64, cookie: U64) -> bool:
         epoch = load_acquire(srcu, base + _READERS + _LINE * reader)
         if epoch != 0 and epoch < cookie:
             return False
-        reader += _ONE
+        reader += ONE
     return True
 
 
@@ -125,7 +124,7 @@ def srcu_oldest(srcu: Words, base: U64, readers: U64) -> U64:
         epoch = load_acquire(srcu, base + _READERS + _LINE * reader)
         if epoch != 0 and epoch < oldest:
             oldest = epoch
-        reader += _ONE
+        reader += ONE
     return oldest
 
 
@@ -139,7 +138,7 @@ def srcu_wait_for(srcu: Words, base: U64, readers: U64, cookie: U64, end: U64) -
     while looks < LOOKS:
         if srcu_expired(srcu, base, readers, cookie):
             return u64(0)
-        looks += _ONE
+        looks += ONE
     slept = u64(0)
     newest = load_relaxed(srcu, base + _WAITERS)
     while newest < cookie:
@@ -153,7 +152,7 @@ def srcu_wait_for(srcu: Words, base: U64, readers: U64, cookie: U64, end: U64) -
         left = time_left(end)
         if left == 0:
             return slept | GAVE_UP
-        slept += _ONE
+        slept += ONE
         wait_for(srcu, base + _EXITS, exits, left)
     return slept
 

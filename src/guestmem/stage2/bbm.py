@@ -10,7 +10,7 @@ Ricardo Koller, 2022.
 from __future__ import annotations
 
 from ..atomics import compare_exchange, fetch_add, load_relaxed, store_release
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .entry import break_entry, is_table, level_shift, make_entry, table_descriptor, table_page
 from .invalidate import invalidate_ipa, invalidate_range
 from .layout import (
@@ -41,7 +41,6 @@ from .unlinked import add_flags
 
 __all__ = ["replace_block", "replace_table"]
 
-_ONE = const(1)
 _THREE = const(3)
 
 
@@ -51,7 +50,7 @@ def _in_place(shape: Own, flags: U64, shift: U64) -> bool:
 
     nT must be no bit of their address, and x86 has none: there level 1 is break-before-make, and level 2 what KVM does.
     """
-    return flags & BBM_2 != 0 or (flags & BBM_1 != 0 and shape[NT] != 0 and shape[NT] < _ONE << shift)
+    return flags & BBM_2 != 0 or (flags & BBM_1 != 0 and shape[NT] != 0 and shape[NT] < ONE << shift)
 
 
 @compiled
@@ -69,7 +68,7 @@ def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
         if not break_entry(shape, pool, pages, mmu, desk):
             return False
         make_entry(shape, pool, pages, mmu, desk, block | _late_flags(shape, pool, mmu, desk, old, block))
-        fetch_add(mmu, REPLACED_BY_BREAK, _ONE)
+        fetch_add(mmu, REPLACED_BY_BREAK, ONE)
         return True
     entry = desk[ENTRY]
     first = block if flags & BBM_2 != 0 else block | shape[NT]
@@ -78,14 +77,14 @@ def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
             return False
     else:
         store_release(pool, entry, first)
-    invalidate_range(mmu, desk[ADDRESS] >> shift << shift, _ONE << shift)
+    invalidate_range(mmu, desk[ADDRESS] >> shift << shift, ONE << shift)
     late = _late_flags(shape, pool, mmu, desk, old, block)
     while first != block | late:
         seen = compare_exchange(pool, entry, first, (first ^ (first ^ block) & shape[NT]) | late)
         if seen == first or seen & shape[TABLE_MASK] != shape[BLOCK_KIND] or (seen ^ first) & shape[NT] != 0:
             break  # done; or broken, and perhaps made again, by another walker
         first = seen  # another walker gave the block rights or a flag
-    fetch_add(mmu, REPLACED_DIRECTLY if flags & BBM_2 != 0 else REPLACED_BY_NT, _ONE)
+    fetch_add(mmu, REPLACED_DIRECTLY if flags & BBM_2 != 0 else REPLACED_BY_NT, ONE)
     return True
 
 
@@ -102,14 +101,14 @@ def _late_flags(shape: Own, pool: Words, mmu: Words, desk: Own, table: U64, bloc
     if loose == 0 or load_relaxed(mmu, TLB_BASE) == 0:
         return u64(0)
     entry = table_page(shape, table) << (shape[PAGE_SHIFT] - _THREE)
-    end = entry + (_ONE << shape[STRIDE])
-    below = desk[LEVEL] + _ONE
+    end = entry + (ONE << shape[STRIDE])
+    below = desk[LEVEL] + ONE
     late = u64(0)
     while entry < end:
         descriptor = load_relaxed(pool, entry)
         if descriptor & shape[VALID] != 0 and not is_table(shape, descriptor, below):
             late |= descriptor
-        entry += _ONE
+        entry += ONE
     return late & loose
 
 
@@ -121,25 +120,25 @@ def replace_block(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
     """
     flags = desk[FLAGS]
     level = desk[LEVEL]
-    below = level + _ONE
+    below = level + ONE
     old = desk[OLD]
     new = table_descriptor(shape, tree)
     if not _in_place(shape, flags, level_shift(shape, level)):
         break_entry(shape, pool, pages, mmu, desk)
         add_flags(shape, pool, tree, below, desk[OLD] & ~old)
         make_entry(shape, pool, pages, mmu, desk, new)
-        fetch_add(mmu, REPLACED_BY_BREAK, _ONE)
+        fetch_add(mmu, REPLACED_BY_BREAK, ONE)
         return
     entry = desk[ENTRY]
     if flags & BBM_2 == 0:
         old = _exchange_flagged(shape, pool, entry, old, u64(0), tree, below)
         invalidate_ipa(mmu, desk[ADDRESS], level)
         _exchange_flagged(shape, pool, entry, old | shape[NT], new, tree, below)
-        fetch_add(mmu, REPLACED_BY_NT, _ONE)
+        fetch_add(mmu, REPLACED_BY_NT, ONE)
         return
     _exchange_flagged(shape, pool, entry, old, new, tree, below)
     invalidate_ipa(mmu, desk[ADDRESS], level)
-    fetch_add(mmu, REPLACED_DIRECTLY, _ONE)
+    fetch_add(mmu, REPLACED_DIRECTLY, ONE)
 
 
 @compiled

@@ -8,7 +8,7 @@ less of it: see ``bbm``.
 from __future__ import annotations
 
 from ..atomics import load_acquire
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .bbm import replace_table
 from .discipline import may_unlink, unlink_table
 from .entry import is_table, leaf_descriptor, level_shift, output_address, table_page
@@ -43,7 +43,6 @@ from .walk import DONE, LOST, walk_begin, walk_leave, walk_past, walk_step
 
 __all__ = ["collapse_range"]
 
-_ONE = const(1)
 _THREE = const(3)
 
 
@@ -84,15 +83,15 @@ def collapse_range(
             break
         level = desk[LEVEL]
         # Tables of pages are looked at on the way down, and not walked; those above when the ones below are done.
-        pages_below = level + _ONE == shape[LAST_LEVEL]
+        pages_below = level + ONE == shape[LAST_LEVEL]
         if (visit == TABLE_PRE) != pages_below:
             continue
         shift = level_shift(shape, level)
-        start = desk[ADDRESS] if visit == TABLE_PRE else desk[ADDRESS] - _ONE
+        start = desk[ADDRESS] if visit == TABLE_PRE else desk[ADDRESS] - ONE
         start = start >> shift << shift
         if pages_below:
             walk_past(desk)
-        if level < block_level or level < shape[MIN_BLOCK_LEVEL] or start < ipa or end - start < _ONE << shift:
+        if level < block_level or level < shape[MIN_BLOCK_LEVEL] or start < ipa or end - start < ONE << shift:
             continue
         old = desk[OLD]
         if not is_table(shape, old, level):
@@ -112,11 +111,11 @@ def collapse_range(
             desk[ADDRESS] = start
             if replace_table(shape, pool, pages, mmu, desk, block):
                 unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))
-                desk[RESULT] += _ONE
+                desk[RESULT] += ONE
             else:
                 status = EAGAIN
             if visit == TABLE_POST:
-                desk[ADDRESS] = start + (_ONE << shift)
+                desk[ADDRESS] = start + (ONE << shift)
         if status != OK:
             break
     walk_leave(shape, pool, pages, mmu, desk)
@@ -126,18 +125,18 @@ def collapse_range(
 @compiled
 def _block_of(shape: Own, pool: Words, descriptor: U64, level: U64) -> U64:
     """The block at ``level`` that can stand for the table that ``descriptor`` points to; 0 if none can."""
-    below = level + _ONE
+    below = level + ONE
     entry = table_page(shape, descriptor) << (shape[PAGE_SHIFT] - _THREE)
-    end = entry + (_ONE << shape[STRIDE])
+    end = entry + (ONE << shape[STRIDE])
     first = load_acquire(pool, entry)
     if first & shape[VALID] == 0 or is_table(shape, first, below):
         return u64(0)
     loose = shape[ACCESSED] | (shape[DIRTY] & ~shape[PERMISSION_MASK])
     address = output_address(shape, first)
-    if address & ((_ONE << level_shift(shape, level)) - _ONE) != 0:
+    if address & ((ONE << level_shift(shape, level)) - ONE) != 0:
         return u64(0)
     attributes = first & shape[ATTRIBUTES_MASK] & ~loose
-    granule = _ONE << level_shift(shape, below)
+    granule = ONE << level_shift(shape, below)
     flags = u64(0)
     output = address
     while entry < end:
@@ -146,5 +145,5 @@ def _block_of(shape: Own, pool: Words, descriptor: U64, level: U64) -> U64:
             return u64(0)
         flags |= word & loose
         output += granule
-        entry += _ONE
+        entry += ONE
     return leaf_descriptor(shape, level, address, attributes | flags)

@@ -13,7 +13,7 @@ Exclusive operations free at once in all of them: no shared walk is inside. Linu
 from __future__ import annotations
 
 from ..atomics import fetch_add, load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, u64
 from ..rcu.deferred import defer, reclaim, reclaim_wait
 from ..rcu.srcu import srcu_start
 from .free_list import page_give
@@ -48,8 +48,6 @@ from .unlinked import free_unlinked, tree_pages
 
 __all__ = ["may_unlink", "reclaim_tables", "unlink_table"]
 
-_ONE = const(1)
-
 
 @compiled
 def _queue(mmu: Words, desk: Own) -> U64:
@@ -68,8 +66,8 @@ def may_unlink(shape: Own, mmu: Words, desk: Own) -> U64:
     if discipline == WALK_REFS:
         return OK
     queue = _queue(mmu, desk)
-    waiting = load_relaxed(mmu, queue + _ONE) - load_relaxed(mmu, queue)
-    wanted = tree_pages(shape, desk[LEVEL], shape[LAST_LEVEL]) if discipline == LOCK_SUBTREE else _ONE
+    waiting = load_relaxed(mmu, queue + ONE) - load_relaxed(mmu, queue)
+    wanted = tree_pages(shape, desk[LEVEL], shape[LAST_LEVEL]) if discipline == LOCK_SUBTREE else ONE
     return OK if waiting + wanted <= load_relaxed(mmu, QUEUE_CAPACITY) else ENOMEM
 
 
@@ -88,7 +86,7 @@ def unlink_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, p
         store_relaxed(pages, PAGES + (page << 3) + STATE, DEAD)
         cookie = srcu_start(mmu, load_relaxed(mmu, SRCU_BASE))
         if not defer(mmu, _queue(mmu, desk), load_relaxed(mmu, QUEUE_CAPACITY), cookie, page):
-            fetch_add(mmu, UNSOUND, _ONE)
+            fetch_add(mmu, UNSOUND, ONE)
 
 
 @compiled(nogil=True)
@@ -107,14 +105,14 @@ def reclaim_tables(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own,
     readers = load_relaxed(mmu, VCPUS)
     while True:
         if wait:
-            count = reclaim_wait(mmu, queue, capacity, mmu, srcu, readers, desk, _ONE)
+            count = reclaim_wait(mmu, queue, capacity, mmu, srcu, readers, desk, ONE)
         else:
-            count = reclaim(mmu, queue, capacity, mmu, srcu, readers, desk, _ONE)
+            count = reclaim(mmu, queue, capacity, mmu, srcu, readers, desk, ONE)
         if count == 0:
             return freed
         if discipline == RCU:
             freed += free_unlinked(shape, pool, pages, mmu, desk[RECLAIMED])
         elif page_give(pages, desk[RECLAIMED]):
-            freed += _ONE
+            freed += ONE
         else:
-            fetch_add(mmu, UNSOUND, _ONE)
+            fetch_add(mmu, UNSOUND, ONE)

@@ -8,7 +8,7 @@ or pKVM's host (Android prefaults since 2024). All table pages are there before 
 from __future__ import annotations
 
 from ..atomics import store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .entry import break_entry, level_shift, make_entry, output_address, table_descriptor
 from .free_list import cache_put
 from .layout import (
@@ -38,7 +38,6 @@ from .walk import lookup, walk_begin
 
 __all__ = ["put_rest", "split_edges"]
 
-_ONE = const(1)
 _THREE = const(3)
 
 
@@ -47,7 +46,7 @@ def _leaf_level(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) ->
     """Level of the leaf for ``address``; the last one if there is none."""
     if lookup(shape, pool, mmu, desk, address) != OK:
         return shape[LAST_LEVEL]
-    return desk[FIND + _ONE]
+    return desk[FIND + ONE]
 
 
 @compiled
@@ -59,13 +58,13 @@ def _pages_needed(shape: Own, pool: Words, mmu: Words, desk: Own, ipa: U64, end:
     level = low if low < high else high
     while level < shape[LAST_LEVEL]:
         shift = level_shift(shape, level)
-        inside = (_ONE << shift) - _ONE
+        inside = (ONE << shift) - ONE
         at_low = level >= low and ipa & inside != 0
         if at_low:
-            needed += _ONE
+            needed += ONE
         if level >= high and end & inside != 0 and not (at_low and ipa >> shift == end >> shift):
-            needed += _ONE
-        level += _ONE
+            needed += ONE
+        level += ONE
     return needed
 
 
@@ -83,12 +82,12 @@ def split_edges(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
     if desk[CACHE_COUNT] < needed:
         desk[RESULT] = needed
         return ENOMEM
-    page = _ONE << shape[PAGE_SHIFT]
+    page = ONE << shape[PAGE_SHIFT]
     at = ipa
     while True:
         level = _leaf_level(shape, pool, mmu, desk, at)
-        if level < shape[LAST_LEVEL] and at & ((_ONE << level_shift(shape, level)) - _ONE) != 0:
-            status = split_range(shape, pool, pages, mmu, desk, at, page, level + _ONE, _ONE)
+        if level < shape[LAST_LEVEL] and at & ((ONE << level_shift(shape, level)) - ONE) != 0:
+            status = split_range(shape, pool, pages, mmu, desk, at, page, level + ONE, ONE)
             if status != OK:
                 return status
         elif at == ipa:
@@ -105,26 +104,26 @@ def put_rest(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U6
     """
     old = desk[OLD]
     level = desk[LEVEL]
-    below = level + _ONE
+    below = level + ONE
     shift = level_shift(shape, level)
     start = desk[ADDRESS] >> shift << shift
     attributes = old & shape[ATTRIBUTES_MASK]
     tree = create_unlinked(shape, pool, pages, desk, output_address(shape, old), level, attributes, below)
     if tree == 0:
         return ENOMEM
-    page = tree - _ONE
+    page = tree - ONE
     line = PAGES + (page << 3)
     small = level_shift(shape, below)
-    first = (desk[ADDRESS] - start + (_ONE << small) - _ONE) >> small
-    last = _ONE << shape[STRIDE]
-    if desk[END] - start < _ONE << shift:
+    first = (desk[ADDRESS] - start + (ONE << small) - ONE) >> small
+    last = ONE << shape[STRIDE]
+    if desk[END] - start < ONE << shift:
         last = (desk[END] - start) >> small
     entry = page << (shape[PAGE_SHIFT] - _THREE)
     if first < last:
         _clear(pool, entry + first, entry + last)
-        store_relaxed(pages, line + COUNT, _ONE + (_ONE << shape[STRIDE]) - (last - first))
+        store_relaxed(pages, line + COUNT, ONE + (ONE << shape[STRIDE]) - (last - first))
     if not break_entry(shape, pool, pages, mmu, desk):
-        _clear(pool, entry, entry + (_ONE << shape[STRIDE]))
+        _clear(pool, entry, entry + (ONE << shape[STRIDE]))
         store_relaxed(pages, line + HELD, u64(0))
         store_relaxed(pages, line + COUNT, u64(0))
         store_relaxed(pages, line + STATE, CACHED)
@@ -140,4 +139,4 @@ def _clear(pool: Words, entry: U64, end: U64) -> None:
     """Empty entries of a table that nobody sees yet."""
     while entry < end:
         store_relaxed(pool, entry, u64(0))
-        entry += _ONE
+        entry += ONE

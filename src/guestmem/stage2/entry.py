@@ -19,7 +19,7 @@ from ..atomics import (
     store_release,
     wake,
 )
-from ..compiled import U64, Own, Words, compiled, const, wrapping
+from ..compiled import ONE, U64, Own, Words, compiled, const, wrapping
 from .invalidate import invalidate_ipa, invalidate_range
 from .layout import (
     ACCESSED,
@@ -80,7 +80,6 @@ __all__ = [
     "table_page",
 ]
 
-_ONE = const(1)
 _THREE = const(3)
 _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
 _EVERYBODY = const(0x7FFFFFFF)
@@ -146,9 +145,9 @@ def entry_line(shape: Own, entry: U64) -> U64:
 def page_get(pages: Words, line: U64, shared: bool) -> None:
     """Count one entry more; atomically if ``shared``."""
     if shared:
-        fetch_add(pages, line + COUNT, _ONE)
+        fetch_add(pages, line + COUNT, ONE)
     else:
-        store_relaxed(pages, line + COUNT, load_relaxed(pages, line + COUNT) + _ONE)
+        store_relaxed(pages, line + COUNT, load_relaxed(pages, line + COUNT) + ONE)
 
 
 @compiled(inline=True)
@@ -167,7 +166,7 @@ def set_table_state(pages: Words, page: U64, level: U64, count: U64) -> None:
     store_relaxed(pages, line + COUNT, count)
     store_relaxed(pages, line + ENTRY_LEVEL, level)
     store_relaxed(pages, line + STATE, LINKED)
-    store_release(pages, line + HELD, _ONE)
+    store_release(pages, line + HELD, ONE)
 
 
 @compiled(inline=True)
@@ -218,7 +217,7 @@ def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) ->
     locked = shape[LOCKED]
     if old == locked:
         if not shared:
-            fetch_add(mmu, UNSOUND, _ONE)
+            fetch_add(mmu, UNSOUND, ONE)
         return False
     if shared:
         if compare_exchange(pool, entry, old, locked) != old:
@@ -232,7 +231,7 @@ def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) ->
     if old & shape[VALID] != 0 and desk[FLAGS] & SKIP_INVALIDATE == 0:
         if is_table(shape, old, level):
             shift = level_shift(shape, level)
-            invalidate_range(mmu, desk[ADDRESS] >> shift << shift, _ONE << shift)
+            invalidate_range(mmu, desk[ADDRESS] >> shift << shift, ONE << shift)
         else:
             invalidate_ipa(mmu, desk[ADDRESS], level)
     page_put(pages, entry_line(shape, entry), shared)
@@ -249,5 +248,5 @@ def make_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, new
     if shared and load_relaxed(mmu, DISCIPLINE) == LOCK_SUBTREE:
         fence()  # the entry is made before we look for who waits for it: see lock_subtree
         if load_relaxed(mmu, RETRY_WAITERS) != 0:
-            fetch_add(mmu, RETRIES, _ONE)
+            fetch_add(mmu, RETRIES, ONE)
             wake(mmu, RETRIES, _EVERYBODY)

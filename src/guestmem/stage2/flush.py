@@ -7,20 +7,18 @@ no FWB.
 from __future__ import annotations
 
 from ..atomics import fetch_add
-from ..compiled import U64, Own, Words, compiled, const
+from ..compiled import ONE, U64, Own, Words, compiled
 from .entry import level_shift
 from .layout import CLEANED, CLEANS, END, LEAF, LEVEL, OK, OLD, PROGRESS, RESULT, VALID
 from .walk import DONE, walk_begin, walk_step
 
 __all__ = ["clean_data", "flush_range"]
 
-_ONE = const(1)
-
 
 @compiled
 def clean_data(mmu: Words, size: U64) -> None:
     """Called for each leaf, with its size in bytes."""
-    fetch_add(mmu, CLEANS, _ONE)
+    fetch_add(mmu, CLEANS, ONE)
     fetch_add(mmu, CLEANED, size)
 
 
@@ -37,7 +35,7 @@ def flush_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
         if walk_step(shape, pool, pages, mmu, desk) == DONE:
             break
         if desk[OLD] & shape[VALID] != 0:
-            clean_data(mmu, _ONE << level_shift(shape, desk[LEVEL]))
-            desk[RESULT] += _ONE
+            clean_data(mmu, ONE << level_shift(shape, desk[LEVEL]))
+            desk[RESULT] += ONE
     desk[PROGRESS] = desk[END]
     return OK

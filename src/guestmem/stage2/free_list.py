@@ -11,7 +11,7 @@ zeroed, with count and references 0.
 from __future__ import annotations
 
 from ..atomics import compare_exchange, fetch_add, fetch_or, load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .layout import (
     CACHE,
     CACHE_CAPACITY,
@@ -47,7 +47,6 @@ __all__ = [
 
 MAX_RUN = const(16)
 """Longest run of pages: the concatenated root."""
-_ONE = const(1)
 _WORD = const(64)
 _ALL = const((1 << 64) - 1)
 
@@ -60,7 +59,7 @@ def first_word(pages: Words) -> U64:
 
 @compiled
 def _words_of(pages: Words) -> U64:
-    return (load_relaxed(pages, LIMIT) + _WORD - _ONE) // _WORD
+    return (load_relaxed(pages, LIMIT) + _WORD - ONE) // _WORD
 
 
 @compiled
@@ -71,16 +70,16 @@ def format_free_list(pages: Words, count: U64) -> None:
     left = count
     while left >= 64:
         store_relaxed(pages, word, _ALL)
-        word += _ONE
+        word += ONE
         left -= _WORD
     if left > 0:
-        store_relaxed(pages, word, (_ONE << left) - _ONE)
+        store_relaxed(pages, word, (ONE << left) - ONE)
 
 
 @compiled
 def page_is_free(pages: Words, page: U64) -> bool:
     """Whether nobody has the page; of the moment."""
-    return (load_relaxed(pages, first_word(pages) + (page >> 6)) >> (page & u64(63))) & _ONE == 1
+    return (load_relaxed(pages, first_word(pages) + (page >> 6)) >> (page & u64(63))) & ONE == 1
 
 
 @compiled
@@ -89,7 +88,7 @@ def _lowest(bits: U64) -> U64:
     at = u64(0)
     step = u64(32)
     while step > 0:
-        if (bits >> at) & ((_ONE << step) - _ONE) == 0:
+        if (bits >> at) & ((ONE << step) - ONE) == 0:
             at += step
         step = step >> 1
     return at
@@ -101,7 +100,7 @@ def _zero(pool: Words, word: U64, count: U64) -> None:
     end = word + count
     while word < end:
         store_relaxed(pool, word, u64(0))
-        word += _ONE
+        word += ONE
 
 
 @compiled
@@ -111,7 +110,7 @@ def take_run(pages: Words, count: U64) -> U64:
     Not zeroed, state not changed. O(pages / 64), lock-free: it starts again only when somebody else took or gave.
     """
     first, words = first_word(pages), _words_of(pages)
-    run = (_ONE << count) - _ONE
+    run = (ONE << count) - ONE
     word = u64(0)
     while word < words:
         free = load_relaxed(pages, first + word)
@@ -121,10 +120,10 @@ def take_run(pages: Words, count: U64) -> U64:
                 seen = compare_exchange(pages, first + word, free, free ^ (run << shift))
                 if seen == free:
                     fetch_add(pages, TAKEN, count)
-                    return (word << 6) + shift + _ONE
+                    return (word << 6) + shift + ONE
                 free = seen
             shift += count
-        word += _ONE
+        word += ONE
     return u64(0)
 
 
@@ -140,7 +139,7 @@ def give_run(pages: Words, page: U64, count: U64) -> bool:
         store_relaxed(pages, line + STATE, FREE)
         store_relaxed(pages, line + COUNT, u64(0))
         line += PAGE_WORDS
-    run = ((_ONE << count) - _ONE) << (page & u64(63))
+    run = ((ONE << count) - ONE) << (page & u64(63))
     was = fetch_or(pages, first_word(pages) + (page >> 6), run)
     fetch_add(pages, GIVEN, count)
     return was & run == 0
@@ -149,7 +148,7 @@ def give_run(pages: Words, page: U64, count: U64) -> bool:
 @compiled
 def page_give(pages: Words, page: U64) -> bool:
     """Give one page back; False if it was free already. O(1)."""
-    return give_run(pages, page, _ONE)
+    return give_run(pages, page, ONE)
 
 
 @compiled
@@ -170,8 +169,8 @@ def cache_topup(shape: Own, pool: Words, pages: Words, desk: Own, least: U64) ->
         rest = free
         wanted = capacity - held
         while rest != 0 and wanted > 0:
-            rest = rest & (rest - _ONE)
-            wanted -= _ONE
+            rest = rest & (rest - ONE)
+            wanted -= ONE
         seen = free
         if rest != free:
             seen = compare_exchange(pages, first + word, free, rest)
@@ -181,15 +180,15 @@ def cache_topup(shape: Own, pool: Words, pages: Words, desk: Own, least: U64) ->
         count = u64(0)
         while taken != 0:
             page = (word << 6) + _lowest(taken)
-            taken = taken & (taken - _ONE)
+            taken = taken & (taken - ONE)
             store_relaxed(pages, PAGES + PAGE_WORDS * page + STATE, CACHED)
-            _zero(pool, page << (shape[PAGE_SHIFT] - u64(3)), _ONE << shape[STRIDE])
+            _zero(pool, page << (shape[PAGE_SHIFT] - u64(3)), ONE << shape[STRIDE])
             desk[CACHE + held] = page
-            held += _ONE
-            count += _ONE
+            held += ONE
+            count += ONE
         if count > 0:
             fetch_add(pages, TAKEN, count)
-        word += _ONE
+        word += ONE
     desk[CACHE_COUNT] = held
     if held < least:
         return ENOMEM
@@ -202,9 +201,9 @@ def cache_take(desk: Own) -> U64:
     held = desk[CACHE_COUNT]
     if held == 0:
         return u64(0)
-    held -= _ONE
+    held -= ONE
     desk[CACHE_COUNT] = held
-    return desk[CACHE + held] + _ONE
+    return desk[CACHE + held] + ONE
 
 
 @compiled
@@ -212,7 +211,7 @@ def cache_put(desk: Own, page: U64) -> None:
     """Put a page back that ``cache_take`` gave and nobody ever saw; its words must be 0. O(1)."""
     held = desk[CACHE_COUNT]
     desk[CACHE + held] = page
-    desk[CACHE_COUNT] = held + _ONE
+    desk[CACHE_COUNT] = held + ONE
 
 
 @compiled
@@ -220,5 +219,5 @@ def cache_drain(pages: Words, desk: Own) -> bool:
     """Give all cached pages back; False if one was free already. O(cache)."""
     sound = True
     while desk[CACHE_COUNT] > 0:
-        sound = page_give(pages, cache_take(desk) - _ONE) and sound
+        sound = page_give(pages, cache_take(desk) - ONE) and sound
     return sound

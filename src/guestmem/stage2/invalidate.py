@@ -12,7 +12,7 @@ instruction and took the whole table.
 from __future__ import annotations
 
 from ..atomics import fetch_add, load_relaxed, store_relaxed
-from ..compiled import U64, Words, compiled, const, u64
+from ..compiled import ONE, TWO, U64, Words, compiled, const, u64
 from .layout import TLB, TLB_BASE
 from .tlb_layout import BY_ADDRESS, BY_BYTES, EVERYTHING
 from .tlbi import forget_mine, log_invalidation, wait_for_vcpus
@@ -32,8 +32,6 @@ BY_IPA, BY_IPA_LOCAL, BY_RANGE, BY_ALL = const(0), const(1), const(2), const(3)
 """What is counted, and the counter's word from TLB."""
 _START, _SIZE, _LEVEL, _TOO_LONG = const(4), const(5), const(6), const(7)
 _NO_HINT = const(4)
-_ONE = const(1)
-_TWO = const(2)
 _LONGEST = const(1 << 33)
 """Bytes that one range instruction can name: 2**21 pages of 4K (FEAT_TLBIRANGE: NUM 31, SCALE 3)."""
 
@@ -41,21 +39,21 @@ _LONGEST = const(1 << 33)
 @compiled(nogil=True)
 def invalidate_ipa(mmu: Words, ipa: U64, level: U64) -> None:
     """Invalidate the leaf for ``ipa``, which was at ``level`` (a wrong level invalidates nothing), on all vCPUs."""
-    fetch_add(mmu, TLB + BY_IPA, _ONE)
+    fetch_add(mmu, TLB + BY_IPA, ONE)
     store_relaxed(mmu, TLB + _START, ipa)
-    store_relaxed(mmu, TLB + _SIZE, _ONE)
+    store_relaxed(mmu, TLB + _SIZE, ONE)
     store_relaxed(mmu, TLB + _LEVEL, level)
     hub = load_relaxed(mmu, TLB_BASE)
     if hub != 0:
-        wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, BY_ADDRESS | level << 8, ipa, ipa + _ONE), _TWO)
+        wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, BY_ADDRESS | level << 8, ipa, ipa + ONE), TWO)
 
 
 @compiled
 def invalidate_local(mmu: Words, walker: U64, ipa: U64, level: U64) -> None:
     """Invalidate the leaf for ``ipa`` on the calling vCPU only, which is walker number ``walker``. Waits for nobody."""
-    fetch_add(mmu, TLB + BY_IPA_LOCAL, _ONE)
+    fetch_add(mmu, TLB + BY_IPA_LOCAL, ONE)
     store_relaxed(mmu, TLB + _START, ipa)
-    store_relaxed(mmu, TLB + _SIZE, _ONE)
+    store_relaxed(mmu, TLB + _SIZE, ONE)
     store_relaxed(mmu, TLB + _LEVEL, level)
     forget_mine(mmu, walker, ipa, level)
 
@@ -67,23 +65,23 @@ def invalidate_range(mmu: Words, start: U64, size: U64) -> None:
     For a table that was taken away, ``start`` is the first address of its entry, not the one that faulted. A range
     that no one instruction can name takes everything.
     """
-    fetch_add(mmu, TLB + BY_RANGE, _ONE)
+    fetch_add(mmu, TLB + BY_RANGE, ONE)
     store_relaxed(mmu, TLB + _START, start)
     store_relaxed(mmu, TLB + _SIZE, size)
     store_relaxed(mmu, TLB + _LEVEL, _NO_HINT)
     hub = load_relaxed(mmu, TLB_BASE)
     if hub != 0:
         if size > _LONGEST:
-            fetch_add(mmu, TLB + _TOO_LONG, _ONE)
-            wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, EVERYTHING, u64(0), u64(0)), _ONE)
+            fetch_add(mmu, TLB + _TOO_LONG, ONE)
+            wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, EVERYTHING, u64(0), u64(0)), ONE)
         else:
-            wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, BY_BYTES, start, start + size), _TWO)
+            wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, BY_BYTES, start, start + size), TWO)
 
 
 @compiled(nogil=True)
 def invalidate_all(mmu: Words) -> None:
     """Invalidate everything of this table (its VMID), on all vCPUs."""
-    fetch_add(mmu, TLB + BY_ALL, _ONE)
+    fetch_add(mmu, TLB + BY_ALL, ONE)
     hub = load_relaxed(mmu, TLB_BASE)
     if hub != 0:
-        wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, EVERYTHING, u64(0), u64(0)), _ONE)
+        wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, EVERYTHING, u64(0), u64(0)), ONE)

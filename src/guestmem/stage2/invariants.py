@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..atomics import load_acquire, load_relaxed, peek
-from ..compiled import U64, Own, Words, compiled, const, own, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, own, u64
 from ..errors import InvariantError
 from ..rcu.srcu import srcu_expired
 from ..units import U64_MAX
@@ -63,7 +63,6 @@ BROKEN = (
 )
 """What ``check_tree`` found, by its result."""
 
-_ONE = const(1)
 _THREE = const(3)
 _FOUND, _WHERE = const(0), const(1)
 
@@ -78,13 +77,13 @@ def check_tree(
     gets 1 + the next page of the tree + 1; it was 0. ``state``: of the first page (LINKED; DEAD for one put aside).
     """
     to_words = shape[PAGE_SHIFT] - _THREE
-    per_page = _ONE << to_words
+    per_page = ONE << to_words
     last = shape[LAST_LEVEL]
     todo = u64(1)  # marks hold chains: a page waits with what is 1 + the one after it
-    count = (entries + per_page - _ONE) >> to_words
+    count = (entries + per_page - ONE) >> to_words
     page = root + count
     while page > root:
-        page -= _ONE
+        page -= ONE
         if marks[page + _THREE] != 0:
             marks[_WHERE] = page
             return u64(2)
@@ -99,21 +98,21 @@ def check_tree(
         in_root = page >= root and page < root + count
         at = level
         if not in_root:
-            at = load_relaxed(pages, line + ENTRY_LEVEL) + _ONE
+            at = load_relaxed(pages, line + ENTRY_LEVEL) + ONE
         expected = state if in_root else LINKED
         marks[_FOUND] = load_relaxed(pages, line + STATE)
         if marks[_FOUND] != expected:
             return u64(3)
-        references = _ONE
+        references = ONE
         entry = page << to_words
-        end = entry + (_ONE << shape[STRIDE])
-        if in_root and entries > _ONE << shape[STRIDE]:
+        end = entry + (ONE << shape[STRIDE])
+        if in_root and entries > ONE << shape[STRIDE]:
             end = entry + (entries if entries < per_page else per_page)
         while entry < end:
             descriptor = load_acquire(pool, entry)
             marks[_FOUND] = descriptor
             if is_counted(shape, descriptor):
-                references += _ONE
+                references += ONE
                 if is_table(shape, descriptor, at):
                     address = output_address(shape, descriptor)
                     child = table_page(shape, descriptor)
@@ -134,12 +133,12 @@ def check_tree(
                     elif at < shape[MIN_BLOCK_LEVEL]:
                         return u64(9)
                     address = output_address(shape, descriptor)
-                    granule = _ONE << (shape[PAGE_SHIFT] + shape[STRIDE] * (last - at))
-                    if address & (granule - _ONE) != 0 or address >= shape[OUTPUT_END]:
+                    granule = ONE << (shape[PAGE_SHIFT] + shape[STRIDE] * (last - at))
+                    if address & (granule - ONE) != 0 or address >= shape[OUTPUT_END]:
                         return u64(10)
             elif descriptor == shape[LOCKED]:
                 return u64(7)
-            entry += _ONE
+            entry += ONE
         marks[_FOUND] = load_relaxed(pages, line + COUNT)
         if marks[_FOUND] != references:
             return u64(5)

@@ -8,7 +8,7 @@ the tree, so two walkers never wait for each other.
 from __future__ import annotations
 
 from ..atomics import exchange, fence, fetch_add, load_acquire, load_relaxed, store_relaxed, wait
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from ..rcu.deferred import defer
 from ..rcu.srcu import srcu_start
 from .entry import is_counted, is_table, page_put, table_page
@@ -32,7 +32,6 @@ from .layout import (
 
 __all__ = ["lock_entry", "lock_subtree"]
 
-_ONE = const(1)
 _THREE = const(3)
 _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
 
@@ -43,7 +42,7 @@ def lock_entry(shape: Own, pool: Words, mmu: Words, entry: U64) -> U64:
     locked = shape[LOCKED]
     seen = exchange(pool, entry, locked)
     while seen == locked:
-        fetch_add(mmu, RETRY_WAITERS, _ONE)
+        fetch_add(mmu, RETRY_WAITERS, ONE)
         fence()  # counted as waiting before the second look: see make_entry
         retries = load_acquire(mmu, RETRIES)
         seen = exchange(pool, entry, locked)
@@ -57,16 +56,16 @@ def lock_entry(shape: Own, pool: Words, mmu: Words, entry: U64) -> U64:
 @compiled
 def lock_subtree(shape: Own, pool: Words, pages: Words, mmu: Words, queue: U64, root: U64) -> None:
     """Lock every entry below table page ``root`` and put each page aside in ``queue``. O(pages * entries)."""
-    chain = root + _ONE
+    chain = root + ONE
     done = u64(0)
     store_relaxed(pages, PAGES + (root << 3) + NEXT, u64(0))
     while chain != 0:
-        page = chain - _ONE
+        page = chain - ONE
         line = PAGES + (page << 3)
         chain = load_relaxed(pages, line + NEXT)
-        level = load_relaxed(pages, line + ENTRY_LEVEL) + _ONE
+        level = load_relaxed(pages, line + ENTRY_LEVEL) + ONE
         entry = page << (shape[PAGE_SHIFT] - _THREE)
-        end = entry + (_ONE << shape[STRIDE])
+        end = entry + (ONE << shape[STRIDE])
         while entry < end:
             descriptor = lock_entry(shape, pool, mmu, entry)
             if is_counted(shape, descriptor):
@@ -74,17 +73,17 @@ def lock_subtree(shape: Own, pool: Words, pages: Words, mmu: Words, queue: U64, 
                 if is_table(shape, descriptor, level):
                     child = table_page(shape, descriptor)
                     store_relaxed(pages, PAGES + (child << 3) + NEXT, chain)
-                    chain = child + _ONE
-            entry += _ONE
+                    chain = child + ONE
+            entry += ONE
         if load_acquire(pages, line + COUNT) != 1:
-            fetch_add(mmu, UNSOUND, _ONE)
+            fetch_add(mmu, UNSOUND, ONE)
         store_relaxed(pages, line + STATE, DEAD)
         store_relaxed(pages, line + HELD, u64(0))
         store_relaxed(pages, line + NEXT, done)
-        done = page + _ONE
+        done = page + ONE
     while done != 0:
-        page = done - _ONE
+        page = done - ONE
         done = load_relaxed(pages, PAGES + (page << 3) + NEXT)
         cookie = srcu_start(mmu, load_relaxed(mmu, SRCU_BASE))
         if not defer(mmu, queue, load_relaxed(mmu, QUEUE_CAPACITY), cookie, page):
-            fetch_add(mmu, UNSOUND, _ONE)
+            fetch_add(mmu, UNSOUND, ONE)

@@ -8,7 +8,7 @@ fits. With KEEP_REST it stays.
 
 from __future__ import annotations
 
-from ..compiled import U64, Own, Words, compiled, const
+from ..compiled import ONE, U64, Own, Words, compiled
 from .discipline import may_unlink, unlink_table
 from .edges import put_rest
 from .entry import (
@@ -57,8 +57,6 @@ from .walk import DONE, LOST, walk_begin, walk_leave, walk_step
 
 __all__ = ["map_range"]
 
-_ONE = const(1)
-
 
 @compiled(nogil=True)
 def map_range(
@@ -85,7 +83,7 @@ def map_range(
     EPERM: an owner's mark is in the way; EINVAL, ERANGE: bad range. All that lies before desk[PROGRESS] is done;
     desk[RESULT] is the number of leaves written. O(leaves + tables).
     """
-    page_mask = (_ONE << shape[PAGE_SHIFT]) - _ONE
+    page_mask = (ONE << shape[PAGE_SHIFT]) - ONE
     if flags & ANNOTATE == 0:
         if address & page_mask != 0:
             return EINVAL
@@ -130,7 +128,7 @@ def _map_visit(
     flags = desk[FLAGS]
     last = shape[LAST_LEVEL]
     output = address + (desk[ADDRESS] - ipa)  # from where the walk is, never summed up: skipped entries count
-    in_granule = (_ONE << level_shift(shape, level)) - _ONE
+    in_granule = (ONE << level_shift(shape, level)) - ONE
     fits = level == last
     if not fits and level >= block_level and level >= shape[MIN_BLOCK_LEVEL]:
         fits = (desk[ADDRESS] | output) & in_granule == 0 and desk[END] - desk[ADDRESS] > in_granule
@@ -149,7 +147,7 @@ def _map_visit(
             return EAGAIN
         if flags & SHARED == 0 and (old ^ new) & ~shape[SOFTWARE_MASK] == 0:
             change_entry(shape, pool, mmu, desk, shape[SOFTWARE_MASK], new & shape[SOFTWARE_MASK])
-            desk[RESULT] += _ONE
+            desk[RESULT] += ONE
             return OK
     else:
         status = may_unlink(shape, mmu, desk)
@@ -161,7 +159,7 @@ def _map_visit(
     if not break_entry(shape, pool, pages, mmu, desk):
         return EAGAIN
     make_entry(shape, pool, pages, mmu, desk, new)
-    desk[RESULT] += _ONE
+    desk[RESULT] += ONE
     if visit == TABLE_PRE:
         unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))
     return OK
@@ -179,8 +177,8 @@ def _put_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> 
     if page == 0:
         return ENOMEM
     if not break_entry(shape, pool, pages, mmu, desk):
-        cache_put(desk, page - _ONE)
+        cache_put(desk, page - ONE)
         return EAGAIN
-    set_table_state(pages, page - _ONE, desk[LEVEL], _ONE)
-    make_entry(shape, pool, pages, mmu, desk, table_descriptor(shape, page - _ONE))
+    set_table_state(pages, page - ONE, desk[LEVEL], ONE)
+    make_entry(shape, pool, pages, mmu, desk, table_descriptor(shape, page - ONE))
     return OK

@@ -7,14 +7,13 @@ walk that would refuses.
 from __future__ import annotations
 
 from ..atomics import load_acquire
-from ..compiled import U64, Own, Words, compiled, const
+from ..compiled import ONE, U64, Own, Words, compiled, const
 from .entry import is_table, table_page
 from .layout import HOLDS, LOCKED, PAGE_SHIFT, STRIDE, VALID
 from .refs import hold_child, release_page
 
 __all__ = ["is_mark", "table_holds_mark"]
 
-_ONE = const(1)
 _THREE = const(3)
 
 
@@ -38,8 +37,8 @@ def table_holds_mark(
         return False
     found = False
     to_words = shape[PAGE_SHIFT] - _THREE
-    entries = _ONE << shape[STRIDE]
-    below = level + _ONE
+    entries = ONE << shape[STRIDE]
+    below = level + ONE
     at = table_page(shape, descriptor) << to_words
     end = at + entries
     while at < end and not found:
@@ -50,12 +49,12 @@ def table_holds_mark(
                 inner_end = inner + entries
                 while inner < inner_end and not found:
                     found = is_mark(shape, load_acquire(pool, inner))
-                    inner += _ONE
+                    inner += ONE
                 if hold:
                     release_page(shape, pool, pages, mmu, table_page(shape, child))
         else:
             found = is_mark(shape, child)
-        at += _ONE
+        at += ONE
     if hold:
         release_page(shape, pool, pages, mmu, table_page(shape, descriptor))
     return found

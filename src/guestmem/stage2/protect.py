@@ -6,7 +6,7 @@ Idea: ``kvm_pgtable_stage2_wrprotect()`` and ``kvm_pgtable_stage2_relax_perms()`
 
 from __future__ import annotations
 
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, TWO, U64, Own, Words, compiled, const, u64
 from .entry import change_entry
 from .invalidate import invalidate_local
 from .layout import (
@@ -35,8 +35,6 @@ from .walk import DONE, walk_begin, walk_leave, walk_step
 
 __all__ = ["relax_permissions", "write_protect_range"]
 
-_ONE = const(1)
-_TWO = const(2)
 _FOUR = const(4)
 
 
@@ -57,7 +55,7 @@ def write_protect_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk:
         writable = old & shape[WRITE_MASK] == shape[WRITE_GRANTED] or old & shape[MODIFIER] != 0
         if old & shape[VALID] != 0 and writable:
             change_entry(shape, pool, mmu, desk, shape[WRITE_MASK] | shape[MODIFIER], shape[WRITE_DENIED])
-            desk[RESULT] += _ONE
+            desk[RESULT] += ONE
     desk[PROGRESS] = desk[END]
     return OK
 
@@ -72,8 +70,8 @@ def relax_permissions(
     stale stricter one would only fault again, for ever. Other vCPUs' stale ones just fault once. ``flags``: SHARED.
     Shared: yes, with the lock held for reading. O(levels).
     """
-    page = _ONE << shape[PAGE_SHIFT]
-    status = walk_begin(shape, mmu, desk, ipa & ~(page - _ONE), page, (flags & SHARED) | LEAF)
+    page = ONE << shape[PAGE_SHIFT]
+    status = walk_begin(shape, mmu, desk, ipa & ~(page - ONE), page, (flags & SHARED) | LEAF)
     if status != OK:
         return status
     status = EAGAIN
@@ -83,10 +81,10 @@ def relax_permissions(
         if desk[OLD] & shape[VALID] != 0:
             mask = u64(0)
             granted = u64(0)
-            if rights & _ONE != 0:
+            if rights & ONE != 0:
                 mask = shape[READ_MASK]
                 granted = shape[READ_GRANTED]
-            if rights & _TWO != 0:
+            if rights & TWO != 0:
                 mask |= shape[WRITE_MASK]
                 granted |= shape[WRITE_GRANTED]
             if rights & _FOUR != 0:

@@ -8,7 +8,7 @@ Linux ``arch/x86/kvm/mmu/tdp_mmu.c``.
 from __future__ import annotations
 
 from ..atomics import compare_exchange, load_relaxed, store_release
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .collapse import collapse_range
 from .entry import entry_line, is_table, leaf_descriptor, level_shift, page_get, table_page
 from .layout import (
@@ -31,14 +31,13 @@ from .walk import DONE, walk_begin, walk_step
 
 __all__ = ["recover_range"]
 
-_ONE = const(1)
 _THREE = const(3)
 
 
 @compiled
 def _table_at(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, level: U64) -> U64:
     """The descriptor at ``level`` for ``ipa`` if it is a table, else 0. Exclusive. O(levels)."""
-    if walk_begin(shape, mmu, desk, ipa, _ONE << level_shift(shape, level), TABLE_PRE) != OK:
+    if walk_begin(shape, mmu, desk, ipa, ONE << level_shift(shape, level), TABLE_PRE) != OK:
         return u64(0)
     while True:
         if walk_step(shape, pool, pages, mmu, desk) == DONE:
@@ -55,8 +54,8 @@ def _make_alike(shape: Own, pool: Words, pages: Words, table: U64, level: U64, a
     Entries that are neither empty nor leaves stay, and keep the table. O(entries).
     """
     entry = table_page(shape, table) << (shape[PAGE_SHIFT] - _THREE)
-    end = entry + (_ONE << shape[STRIDE])
-    granule = _ONE << level_shift(shape, level)
+    end = entry + (ONE << shape[STRIDE])
+    granule = ONE << level_shift(shape, level)
     while entry < end:
         old = load_relaxed(pool, entry)
         if old == 0:
@@ -72,7 +71,7 @@ def _make_alike(shape: Own, pool: Words, pages: Words, table: U64, level: U64, a
                     break
                 old = seen
         address += granule
-        entry += _ONE
+        entry += ONE
 
 
 @compiled(nogil=True)
@@ -97,9 +96,9 @@ def recover_range(
     in between; nobody changes what the range maps meanwhile (slots_lock). O(tables in the range, their entries).
     """
     recovered = u64(0)
-    block = _ONE << level_shift(shape, level)
-    first = (ipa + block - _ONE) & ~(block - _ONE)
-    if (address ^ ipa) & (block - _ONE) != 0:
+    block = ONE << level_shift(shape, level)
+    first = (ipa + block - ONE) & ~(block - ONE)
+    if (address ^ ipa) & (block - ONE) != 0:
         return recovered
     lock = load_relaxed(mmu, LOCK_BASE)
     while first + block <= ipa + size:
@@ -108,7 +107,7 @@ def recover_range(
         if table != 0:
             output = address + (first - ipa)
             if flags & BBM_2 != 0:
-                _make_alike(shape, pool, pages, table, level + _ONE, output, attributes)
+                _make_alike(shape, pool, pages, table, level + ONE, output, attributes)
                 status = collapse_range(shape, pool, pages, mmu, desk, first, block, level, BBM_2)
             else:
                 status = map_range(shape, pool, pages, mmu, desk, first, block, output, attributes, level, u64(0))

@@ -8,14 +8,13 @@ inside. The rule, and why it is safe against races: ``docs/stage2.md``. Idea: le
 from __future__ import annotations
 
 from ..atomics import compare_exchange, fetch_add, load_acquire, load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .entry import is_counted, is_table, table_page
 from .free_list import page_give
 from .layout import COUNT, ENTRY_LEVEL, HELD, NEXT, PAGE_SHIFT, PAGES, STRIDE, UNSOUND
 
 __all__ = ["hold_child", "release_page"]
 
-_ONE = const(1)
 _THREE = const(3)
 _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
 
@@ -34,7 +33,7 @@ def hold_child(shape: Own, pool: Words, pages: Words, mmu: Words, entry: U64, de
         seen = load_relaxed(pages, held)
         if seen == 0:
             return False
-        if compare_exchange(pages, held, seen, seen + _ONE) == seen:
+        if compare_exchange(pages, held, seen, seen + ONE) == seen:
             break
     if load_acquire(pool, entry) == descriptor:
         return True
@@ -50,26 +49,26 @@ def release_page(shape: Own, pool: Words, pages: Words, mmu: Words, page: U64) -
     """
     if fetch_add(pages, PAGES + (page << 3) + HELD, _MINUS_ONE) != 1:
         return
-    chain = page + _ONE
+    chain = page + ONE
     store_relaxed(pages, PAGES + (page << 3) + NEXT, u64(0))
     while chain != 0:
-        dead = chain - _ONE
+        dead = chain - ONE
         line = PAGES + (dead << 3)
         chain = load_relaxed(pages, line + NEXT)
-        level = load_relaxed(pages, line + ENTRY_LEVEL) + _ONE
+        level = load_relaxed(pages, line + ENTRY_LEVEL) + ONE
         entry = dead << (shape[PAGE_SHIFT] - _THREE)
-        end = entry + (_ONE << shape[STRIDE])
-        references = _ONE
+        end = entry + (ONE << shape[STRIDE])
+        references = ONE
         while entry < end:
             descriptor = load_acquire(pool, entry)
             if is_counted(shape, descriptor):
-                references += _ONE
+                references += ONE
                 if is_table(shape, descriptor, level):
                     child = table_page(shape, descriptor)
                     below = PAGES + (child << 3)
                     if fetch_add(pages, below + HELD, _MINUS_ONE) == 1:
                         store_relaxed(pages, below + NEXT, chain)
-                        chain = child + _ONE
-            entry += _ONE
+                        chain = child + ONE
+            entry += ONE
         if load_relaxed(pages, line + COUNT) != references or not page_give(pages, dead):
-            fetch_add(mmu, UNSOUND, _ONE)
+            fetch_add(mmu, UNSOUND, ONE)

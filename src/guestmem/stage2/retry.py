@@ -8,12 +8,10 @@ range is under way by then, or one has ended since. Idea: ``mmu_invalidate_seq``
 from __future__ import annotations
 
 from ..atomics import load_acquire, load_relaxed, store_relaxed, store_release
-from ..compiled import U64, Words, compiled, const
+from ..compiled import ONE, U64, Words, compiled
 from .layout import INVALIDATE_END, INVALIDATE_SEQ, INVALIDATE_START, INVALIDATING
 
 __all__ = ["invalidate_begin", "invalidate_end", "invalidate_seq", "must_retry"]
-
-_ONE = const(1)
 
 
 @compiled
@@ -30,14 +28,14 @@ def invalidate_begin(mmu: Words, start: U64, end: U64) -> None:
         store_relaxed(mmu, INVALIDATE_START, start)
     if count == 0 or end > load_relaxed(mmu, INVALIDATE_END):
         store_relaxed(mmu, INVALIDATE_END, end)
-    store_relaxed(mmu, INVALIDATING, count + _ONE)
+    store_relaxed(mmu, INVALIDATING, count + ONE)
 
 
 @compiled
 def invalidate_end(mmu: Words) -> None:
     """One of them has ended: who looked before it looks again. The lock is held for writing."""
-    store_release(mmu, INVALIDATE_SEQ, load_relaxed(mmu, INVALIDATE_SEQ) + _ONE)
-    store_relaxed(mmu, INVALIDATING, load_relaxed(mmu, INVALIDATING) - _ONE)
+    store_release(mmu, INVALIDATE_SEQ, load_relaxed(mmu, INVALIDATE_SEQ) + ONE)
+    store_relaxed(mmu, INVALIDATING, load_relaxed(mmu, INVALIDATING) - ONE)
 
 
 @compiled

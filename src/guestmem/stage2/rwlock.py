@@ -8,7 +8,7 @@ raises a flag and waits for each reader's word. KVM's lock spins; who waits here
 from __future__ import annotations
 
 from ..atomics import compare_exchange, exchange, fence, fetch_add, load_acquire, store_release, wait, wake
-from ..compiled import U64, Words, compiled, const, u64
+from ..compiled import ONE, TWO, U64, Words, compiled, const, u64
 from ..patience import LOOKS
 from ..structure import Structure, name_fields
 
@@ -22,8 +22,6 @@ _EXITS = LOCK.line("exits that a writer may wait on; futex")
 _READERS = LOCK.array(READER, "a line a reader")
 name_fields(globals())
 
-_ONE = const(1)
-_TWO = const(2)
 _EVERYBODY = const(0x7FFFFFFF)
 
 
@@ -41,13 +39,13 @@ def read_lock(lock: Words, base: U64, reader: U64) -> U64:
     slept = u64(0)
     mine = base + _READERS + (reader << 3)
     while True:
-        store_release(lock, mine, _ONE)
+        store_release(lock, mine, ONE)
         fence()
         if load_acquire(lock, base) == 0:
             return slept
         store_release(lock, mine, u64(0))
         fence()
-        fetch_add(lock, base + _EXITS, _ONE)
+        fetch_add(lock, base + _EXITS, ONE)
         wake(lock, base + _EXITS, _EVERYBODY)
         slept += _wait_for_writer(lock, base)
 
@@ -61,13 +59,13 @@ def _wait_for_writer(lock: Words, base: U64) -> U64:
         writer = load_acquire(lock, base)
         if writer == 0:
             return slept
-        looks += _ONE
+        looks += ONE
         if looks < LOOKS:
             continue
-        if writer == 1 and compare_exchange(lock, base, _ONE, _TWO) != 1:
+        if writer == 1 and compare_exchange(lock, base, ONE, TWO) != 1:
             continue
-        slept += _ONE
-        wait(lock, base, _TWO)
+        slept += ONE
+        wait(lock, base, TWO)
 
 
 @compiled
@@ -76,7 +74,7 @@ def read_unlock(lock: Words, base: U64, reader: U64) -> None:
     store_release(lock, base + _READERS + (reader << 3), u64(0))
     fence()
     if load_acquire(lock, base) != 0:
-        fetch_add(lock, base + _EXITS, _ONE)
+        fetch_add(lock, base + _EXITS, ONE)
         wake(lock, base + _EXITS, _EVERYBODY)
 
 
@@ -84,7 +82,7 @@ def read_unlock(lock: Words, base: U64, reader: U64) -> None:
 def write_lock(lock: Words, base: U64, readers: U64) -> U64:
     """Lock for writing; returns how often it slept. O(readers)."""
     slept = u64(0)
-    while compare_exchange(lock, base, u64(0), _ONE) != 0:
+    while compare_exchange(lock, base, u64(0), ONE) != 0:
         slept += _wait_for_writer(lock, base)
     fence()
     reader = u64(0)
@@ -92,11 +90,11 @@ def write_lock(lock: Words, base: U64, readers: U64) -> U64:
     while reader < readers:
         exits = load_acquire(lock, base + _EXITS)
         if load_acquire(lock, base + _READERS + (reader << 3)) == 0:
-            reader += _ONE
-        elif looks + _ONE < LOOKS:
-            looks += _ONE
+            reader += ONE
+        elif looks + ONE < LOOKS:
+            looks += ONE
         else:
-            slept += _ONE
+            slept += ONE
             wait(lock, base + _EXITS, exits)
     return slept
 

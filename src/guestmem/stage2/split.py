@@ -6,7 +6,7 @@ memory type survives here; Linux writes normal memory. With break-before-make, o
 
 from __future__ import annotations
 
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, u64
 from .bbm import replace_block
 from .entry import output_address
 from .layout import (
@@ -31,8 +31,6 @@ from .unlinked import create_unlinked, leaf_level
 from .walk import DONE, walk_begin, walk_past, walk_step
 
 __all__ = ["split_blocks", "split_range"]
-
-_ONE = const(1)
 
 
 @compiled(nogil=True)
@@ -88,14 +86,14 @@ def split_blocks(
         attributes = old & shape[ATTRIBUTES_MASK]
         tree = create_unlinked(shape, pool, pages, desk, output_address(shape, old), level, attributes, block_level)
         whole = tree != 0
-        below = level + _ONE
+        below = level + ONE
         if not whole and below < shape[LAST_LEVEL] and below >= shape[MIN_BLOCK_LEVEL]:
             tree = create_unlinked(shape, pool, pages, desk, output_address(shape, old), level, attributes, below)
         if tree == 0:
             status = ENOMEM
             break
-        replace_block(shape, pool, pages, mmu, desk, tree - _ONE)
-        desk[RESULT] += _ONE
+        replace_block(shape, pool, pages, mmu, desk, tree - ONE)
+        desk[RESULT] += ONE
         if whole:
             walk_past(desk)
     return status

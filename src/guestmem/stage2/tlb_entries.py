@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..compiled import U64, Own, compiled, const, u64
+from ..compiled import ONE, U64, Own, compiled, const, u64
 from .entry import level_shift
 from .layout import LAST_LEVEL, MIN_BLOCK_LEVEL, START_LEVEL
 from .tlb_layout import (
@@ -31,15 +31,13 @@ from .tlb_layout import (
 
 __all__ = ["fill", "forget", "forget_all", "leaf_place", "tag_of", "walk_place"]
 
-_ONE = const(1)
-_TWO = const(2)
 _THREE = const(3)
 
 
 @compiled(inline=True)
 def tag_of(shape: Own, ipa: U64, level: U64) -> U64:
     """Tag of a leaf or table that an entry at ``level`` stands for; never 0."""
-    return ((ipa >> level_shift(shape, level)) << 2 | level) + _ONE
+    return ((ipa >> level_shift(shape, level)) << 2 | level) + ONE
 
 
 @compiled(inline=True)
@@ -67,11 +65,11 @@ def fill(tlb: Own, place: U64, tag: U64, target: U64, about: U64) -> None:
 def _clear(tlb: Own, first: U64, mask: U64) -> None:
     """Forget all of one cache."""
     place = first
-    end = first + ENTRY_WORDS * (mask + _ONE)
+    end = first + ENTRY_WORDS * (mask + ONE)
     while place < end:
         if tlb[place] != 0:
             tlb[place] = u64(0)
-            tlb[DROPPED] += _ONE
+            tlb[DROPPED] += ONE
         place += ENTRY_WORDS
 
 
@@ -88,7 +86,7 @@ def _drop(tlb: Own, place: U64, tag: U64) -> None:
     """Forget an entry, if it has this tag."""
     if tlb[place] == tag:
         tlb[place] = u64(0)
-        tlb[DROPPED] += _ONE
+        tlb[DROPPED] += ONE
 
 
 @compiled
@@ -106,22 +104,22 @@ def _forget_address(shape: Own, tlb: Own, ipa: U64, hint: U64) -> None:
             _drop(tlb, leaf_place(shape, tlb, ipa, level), tag)
         if level < last:
             _drop(tlb, walk_place(shape, tlb, ipa, level), tag)
-        level += _ONE
+        level += ONE
 
 
 @compiled
 def _forget_bytes(shape: Own, tlb: Own, first: U64, mask: U64, start: U64, end: U64) -> None:
     """Forget the leaves, or tables, of one cache that lie partly in ``[start, end)``. O(entries)."""
     place = first
-    stop = first + ENTRY_WORDS * (mask + _ONE)
+    stop = first + ENTRY_WORDS * (mask + ONE)
     while place < stop:
         if tlb[place] != 0:
-            tag = tlb[place] - _ONE
+            tag = tlb[place] - ONE
             shift = level_shift(shape, tag & _THREE)
             low = tag >> 2 << shift
-            if low < end and low + (_ONE << shift) > start:
+            if low < end and low + (ONE << shift) > start:
                 tlb[place] = u64(0)
-                tlb[DROPPED] += _ONE
+                tlb[DROPPED] += ONE
         place += ENTRY_WORDS
 
 
@@ -130,15 +128,15 @@ def forget(shape: Own, tlb: Own, what: U64, start: U64, end: U64) -> None:
     """Carry out one record of the log. O(entries), by address O(levels)."""
     kind = what & KIND
     if kind == BY_ADDRESS:
-        tlb[BY_ADDRESS_SEEN] += _ONE
+        tlb[BY_ADDRESS_SEEN] += ONE
         _forget_address(shape, tlb, start, what >> 8)
     elif kind == BY_BYTES:
-        tlb[BY_BYTES_SEEN] += _ONE
+        tlb[BY_BYTES_SEEN] += ONE
         _forget_bytes(shape, tlb, tlb[LEAF_BASE], tlb[LEAF_MASK], start, end)
         _forget_bytes(shape, tlb, tlb[WALK_BASE], tlb[WALK_MASK], start, end)
     elif kind == COMBINED:
-        tlb[COMBINED_SEEN] += _ONE
+        tlb[COMBINED_SEEN] += ONE
         _clear(tlb, tlb[COMBINED_BASE], tlb[COMBINED_MASK])
     else:
-        tlb[EVERYTHING_SEEN] += _ONE
+        tlb[EVERYTHING_SEEN] += ONE
         forget_all(tlb)

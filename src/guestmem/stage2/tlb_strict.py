@@ -9,7 +9,7 @@ whose level hint misses the entry, is seen.
 from __future__ import annotations
 
 from ..atomics import load_acquire, load_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .entry import is_table, level_shift, output_address, table_page
 from .layout import (
     LAST_LEVEL,
@@ -51,8 +51,6 @@ from .tlbi import record_at
 
 __all__ = ["finding", "look_at_use"]
 
-_ONE = const(1)
-_TWO = const(2)
 _THREE = const(3)
 
 
@@ -64,7 +62,7 @@ def finding(tlb: Own, kind: U64, ipa: U64, level: U64, record: U64) -> None:
         tlb[FIRST_IPA] = ipa
         tlb[FIRST_LEVEL] = level
         tlb[FIRST_RECORD] = record
-    tlb[FINDINGS] += _ONE
+    tlb[FINDINGS] += ONE
 
 
 @compiled
@@ -85,7 +83,7 @@ def _covers(shape: Own, what: U64, start: U64, end: U64, kind: U64, low: U64, hi
         if kind == STALE_WALK or hint > shape[LAST_LEVEL]:
             return False
         shift = level_shift(shape, hint)
-        return low < ((start >> shift) + _ONE) << shift and start >> shift << shift < high
+        return low < ((start >> shift) + ONE) << shift and start >> shift << shift < high
     return kind == STALE_COMBINED
 
 
@@ -102,18 +100,18 @@ def _may_stand(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, page: U6
     root = load_relaxed(mmu, ROOT)
     if root == 0:
         return False
-    entry = ((root - _ONE) << (page_shift - _THREE)) + (ipa >> level_shift(shape, at))
+    entry = ((root - ONE) << (page_shift - _THREE)) + (ipa >> level_shift(shape, at))
     descriptor = load_acquire(pool, entry)
     while is_table(shape, descriptor, at):
-        at += _ONE
-        index = (ipa >> level_shift(shape, at)) & ((_ONE << shape[STRIDE]) - _ONE)
+        at += ONE
+        index = (ipa >> level_shift(shape, at)) & ((ONE << shape[STRIDE]) - ONE)
         descriptor = load_acquire(pool, (table_page(shape, descriptor) << (page_shift - _THREE)) + index)
     if descriptor == shape[LOCKED]:
         return True
     if descriptor & shape[VALID] != 0:
         shift = level_shift(shape, at)
         there = output_address(shape, descriptor) >> shift << shift
-        if (there | (ipa & ((_ONE << shift) - _ONE))) >> page_shift == page:
+        if (there | (ipa & ((ONE << shift) - ONE))) >> page_shift == page:
             return True
     hub = load_relaxed(mmu, TLB_BASE)
     writer = load_acquire(mmu, load_relaxed(mmu, LOCK_BASE))
@@ -129,14 +127,14 @@ def _look(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, 
     number = tlb[place + ENTRY_SEEN]
     shift = level_shift(shape, level)
     low = ipa >> shift << shift
-    high = low + (_ONE << shift)
+    high = low + (ONE << shift)
     passed = True
     if head - number >= ring:
-        tlb[UNCHECKED] += _ONE
-        number = head - ring + _ONE
+        tlb[UNCHECKED] += ONE
+        number = head - ring + ONE
     while number < head:
         record = record_at(mmu, hub, number)
-        if load_acquire(mmu, record + RECORD_DONE) == number + _ONE:
+        if load_acquire(mmu, record + RECORD_DONE) == number + ONE:
             what = load_acquire(mmu, record)
             start = load_acquire(mmu, record + RECORD_START)
             end = load_acquire(mmu, record + RECORD_END)
@@ -145,7 +143,7 @@ def _look(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, 
             if covered and what & KIND == BY_ADDRESS and what >> 8 < NO_HINT and what >> 8 != level:
                 page = tlb[place + ENTRY_TARGET]  # of a leaf, its first one
                 if kind == STALE_LEAF:
-                    page |= ipa & (high - low - _ONE)
+                    page |= ipa & (high - low - ONE)
                 covered = not _may_stand(shape, pool, mmu, tlb, ipa, page >> shape[PAGE_SHIFT])
             if covered:
                 finding(tlb, kind, ipa, level, number)
@@ -153,7 +151,7 @@ def _look(shape: Own, pool: Words, mmu: Words, tlb: Own, place: U64, kind: U64, 
                 return False
         else:
             passed = False
-        number += _ONE
+        number += ONE
         if passed:
             tlb[place + ENTRY_SEEN] = number
     return True

@@ -8,7 +8,7 @@ in the guest, walks included, before the table is freed. Idea: Arm DDI 0487, D8;
 from __future__ import annotations
 
 from ..atomics import compare_exchange, fence, load_acquire, load_relaxed, store_release
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .entry import is_table, level_shift, output_address
 from .layout import (
     ACCESSED,
@@ -105,8 +105,6 @@ __all__ = [
     "tlb_translate",
 ]
 
-_ONE = const(1)
-_TWO = const(2)
 _THREE = const(3)
 _FULL_ENTRY = const(32)
 """Records behind from which a vCPU that enters forgets everything rather than one thing after the other."""
@@ -137,7 +135,7 @@ def _conflict(tlb: Own, ipa: U64, level: U64) -> U64:
     """Two leaves of different size for one address: an abort where FEAT_BBM is 2, else software broke its duty."""
     if tlb[BBM] < 2:
         finding(tlb, TWO_SIZES, ipa, level, tlb[SEEN])
-    tlb[CONFLICTS] += _ONE
+    tlb[CONFLICTS] += ONE
     forget_all(tlb)
     return CONFLICT
 
@@ -148,31 +146,31 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
     last = shape[LAST_LEVEL]
     start = shape[START_LEVEL]
     to_words = shape[PAGE_SHIFT] - _THREE
-    in_table = (_ONE << shape[STRIDE]) - _ONE
+    in_table = (ONE << shape[STRIDE]) - ONE
     root = load_relaxed(mmu, ROOT)
     tlb[FOUND_LEVEL] = start
-    tlb[WALKS] += _ONE
+    tlb[WALKS] += ONE
     if root == 0 or ipa >= shape[IPA_END]:
         return TRANSLATION
     level = start
-    entry = ((root - _ONE) << to_words) + (ipa >> level_shift(shape, start))
+    entry = ((root - ONE) << to_words) + (ipa >> level_shift(shape, start))
     above = last
     while above > start:
-        above -= _ONE
+        above -= ONE
         place = walk_place(shape, tlb, ipa, above)
         if tlb[place] == tag_of(shape, ipa, above) and look_at_use(
             shape, pool, mmu, tlb, place, STALE_WALK, ipa, above
         ):
-            level = above + _ONE
+            level = above + ONE
             entry = tlb[place + ENTRY_TARGET] + ((ipa >> level_shift(shape, level)) & in_table)
-            tlb[WALK_HITS] += _ONE
+            tlb[WALK_HITS] += ONE
             break
     while True:
         descriptor = load_acquire(pool, entry)
         if is_table(shape, descriptor, level):
             table = (output_address(shape, descriptor) - shape[POOL_BASE]) >> 3
             fill(tlb, walk_place(shape, tlb, ipa, level), tag_of(shape, ipa, level), table, u64(0))
-            level += _ONE
+            level += ONE
             entry = table + ((ipa >> level_shift(shape, level)) & in_table)
             continue
         tlb[FOUND_LEVEL] = level
@@ -182,7 +180,7 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
         if level == last:
             if descriptor & shape[PAGE_MASK] != shape[PAGE_KIND]:
                 return TRANSLATION
-        elif descriptor & shape[TABLE_MASK] != shape[BLOCK_KIND] or (shape[BLOCK_LEVELS] >> level) & _ONE == 0:
+        elif descriptor & shape[TABLE_MASK] != shape[BLOCK_KIND] or (shape[BLOCK_LEVELS] >> level) & ONE == 0:
             return TRANSLATION
         flagged = descriptor
         if descriptor & shape[ACCESSED] == 0:
@@ -197,7 +195,7 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
         if flagged == descriptor:
             break
         if compare_exchange(pool, entry, descriptor, flagged) == descriptor:
-            tlb[FLAGS_SET] += _ONE
+            tlb[FLAGS_SET] += ONE
             tlb[FOUND] = flagged
             descriptor = flagged
             break
@@ -208,14 +206,14 @@ def _walk(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64, need: U64) ->
         fill(
             tlb, leaf_place(shape, tlb, ipa, level), tag_of(shape, ipa, level), target, _rights(shape, tlb, descriptor)
         )
-        tlb[FILLS] += _ONE
+        tlb[FILLS] += ONE
     return OK
 
 
 @compiled
 def tlb_speculate(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64) -> U64:
     """Fill leaf and combined entry for ``ipa`` (as virtual address, too) as hardware may at any time in the guest."""
-    tlb[SPECULATIVE] += _ONE
+    tlb[SPECULATIVE] += ONE
     return _fill_from_leaf(shape, pool, mmu, tlb, ipa, ipa, u64(0))
 
 
@@ -225,7 +223,7 @@ def tlb_prefetch(shape: Own, pool: Words, mmu: Words, tlb: Own, ipa: U64) -> U64
 
     It finds what has taken the place of a leaf that is still cached.
     """
-    tlb[SPECULATIVE] += _ONE
+    tlb[SPECULATIVE] += ONE
     return _walk(shape, pool, mmu, tlb, ipa, u64(0))
 
 
@@ -241,7 +239,7 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
                 return _conflict(tlb, ipa, level)
             place = here
             tlb[FOUND_LEVEL] = level
-        level += _ONE
+        level += ONE
     rights = u64(0)
     target = u64(0)
     cached = True
@@ -250,7 +248,7 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
         target = tlb[place + ENTRY_TARGET]
         rights = tlb[place + ENTRY_ABOUT]
         if rights & need == need:
-            tlb[LEAF_HITS] += _ONE
+            tlb[LEAF_HITS] += ONE
         elif tlb[FORGETS] != 0 or (need & WRITE != 0 and rights & _LIFTS != 0):
             tlb[place] = u64(0)
             place = u64(0)
@@ -269,11 +267,11 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
     if rights & need != need:
         return PERMISSION
     page_shift = shape[PAGE_SHIFT]
-    page = (ipa & ((_ONE << level_shift(shape, level)) - _ONE)) >> page_shift << page_shift
-    tlb[HOST_ADDRESS] = (target | page) | (ipa & ((_ONE << page_shift) - _ONE))
+    page = (ipa & ((ONE << level_shift(shape, level)) - ONE)) >> page_shift << page_shift
+    tlb[HOST_ADDRESS] = (target | page) | (ipa & ((ONE << page_shift) - ONE))
     if cached:
         where = tlb[COMBINED_BASE] + ENTRY_WORDS * ((va >> page_shift) & tlb[COMBINED_MASK])
-        fill(tlb, where, (va >> page_shift) + _ONE, target | page | level, (ipa >> page_shift << page_shift) | rights)
+        fill(tlb, where, (va >> page_shift) + ONE, target | page | level, (ipa >> page_shift << page_shift) | rights)
     return OK
 
 
@@ -281,7 +279,7 @@ def _fill_from_leaf(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa:
 def tlb_miss(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U64, need: U64) -> U64:
     """``tlb_translate`` beyond the first look. O(levels)."""
     where = tlb[COMBINED_BASE] + ENTRY_WORDS * ((va >> shape[PAGE_SHIFT]) & tlb[COMBINED_MASK])
-    if tlb[where] == (va >> shape[PAGE_SHIFT]) + _ONE:
+    if tlb[where] == (va >> shape[PAGE_SHIFT]) + ONE:
         rights = tlb[where + ENTRY_ABOUT]
         level = tlb[where + ENTRY_TARGET] & _THREE
         if look_at_use(shape, pool, mmu, tlb, where, STALE_COMBINED, ipa, level) and rights & need != need:
@@ -301,11 +299,11 @@ def tlb_translate(shape: Own, pool: Words, mmu: Words, tlb: Own, va: U64, ipa: U
     """
     page_shift = shape[PAGE_SHIFT]
     where = tlb[COMBINED_BASE] + ENTRY_WORDS * ((va >> page_shift) & tlb[COMBINED_MASK])
-    if tlb[where] == (va >> page_shift) + _ONE and tlb[where + ENTRY_ABOUT] & need == need:
+    if tlb[where] == (va >> page_shift) + ONE and tlb[where + ENTRY_ABOUT] & need == need:
         target = tlb[where + ENTRY_TARGET]
         if look_at_use(shape, pool, mmu, tlb, where, STALE_COMBINED, tlb[where + ENTRY_ABOUT], target & _THREE):
-            tlb[HOST_ADDRESS] = (target >> page_shift << page_shift) | (va & ((_ONE << page_shift) - _ONE))
-            tlb[HITS] += _ONE
+            tlb[HOST_ADDRESS] = (target >> page_shift << page_shift) | (va & ((ONE << page_shift) - ONE))
+            tlb[HITS] += ONE
             return OK
     return tlb_miss(shape, pool, mmu, tlb, va, ipa, need)
 
@@ -331,14 +329,14 @@ def tlb_apply(shape: Own, pool: Words, mmu: Words, tlb: Own, most: U64) -> None:
         lost = load_relaxed(mmu, hub + SEQUENCE) - seen >= ring
         if not lost:
             forget(shape, tlb, what, start, end)
-            seen += _ONE
+            seen += ONE
             tlb[SEEN] = seen
             if tlb[SPECULATES] != 0:
-                tlb_speculate(shape, pool, mmu, tlb, tlb[SPECULATES] - _ONE)
+                tlb_speculate(shape, pool, mmu, tlb, tlb[SPECULATES] - ONE)
     if lost:
         head = load_acquire(mmu, hub + SEQUENCE)
         forget_all(tlb)
-        tlb[OVERRUNS if most == ring else ENTRY_FLUSHES] += _ONE
+        tlb[OVERRUNS if most == ring else ENTRY_FLUSHES] += ONE
     tlb[SEEN] = head
     store_release(mmu, line + APPLIED, head)
     acknowledge(mmu, hub)
@@ -359,11 +357,11 @@ def tlb_enter(shape: Own, pool: Words, mmu: Words, tlb: Own) -> None:
     """
     hub = load_relaxed(mmu, TLB_BASE)
     line = hub + LINES + LINE * tlb[TLB_WALKER]
-    store_release(mmu, line + IN_GUEST, _ONE)
+    store_release(mmu, line + IN_GUEST, ONE)
     fence()
     locals_ = load_relaxed(mmu, line + LOCALS)
     if locals_ != tlb[LOCALS_SEEN]:
-        tlb[LOCAL_SEEN] += _ONE
+        tlb[LOCAL_SEEN] += ONE
         if locals_ - tlb[LOCALS_SEEN] == 1:
             forget(
                 shape,
@@ -387,7 +385,7 @@ def _forget_page(shape: Own, tlb: Own, ipa: U64) -> None:
         tlb[tlb[COMBINED_BASE] + ENTRY_WORDS * ((ipa >> shape[PAGE_SHIFT]) & tlb[COMBINED_MASK])] = u64(0)
         return
     place = tlb[COMBINED_BASE]
-    end = place + ENTRY_WORDS * (tlb[COMBINED_MASK] + _ONE)
+    end = place + ENTRY_WORDS * (tlb[COMBINED_MASK] + ONE)
     while place < end:
         shift = level_shift(shape, tlb[place + ENTRY_TARGET] & _THREE)
         if tlb[place] != 0 and tlb[place + ENTRY_ABOUT] >> shift == ipa >> shift:

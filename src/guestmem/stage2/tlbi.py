@@ -24,7 +24,7 @@ from ..atomics import (
     wait,
     wake,
 )
-from ..compiled import U64, Words, compiled, const, u64
+from ..compiled import ONE, TWO, U64, Words, compiled, const, u64
 from ..patience import LOOKS
 from .layout import TLB_BASE, TLB_RING, VCPUS
 from .tlb_layout import (
@@ -51,8 +51,6 @@ from .tlb_layout import (
 
 __all__ = ["acknowledge", "forget_mine", "log_invalidation", "record_at", "wait_for_vcpus"]
 
-_ONE = const(1)
-_TWO = const(2)
 _THREE = const(3)
 _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
 _EVERYBODY = const(0x7FFFFFFF)
@@ -61,7 +59,7 @@ _EVERYBODY = const(0x7FFFFFFF)
 @compiled(inline=True)
 def record_at(mmu: Words, hub: U64, number: U64) -> U64:
     """Word of log record ``number``, as long as it is one of the last."""
-    place = number & (load_relaxed(mmu, TLB_RING) - _ONE)
+    place = number & (load_relaxed(mmu, TLB_RING) - ONE)
     return hub + LINES + LINE * load_relaxed(mmu, VCPUS) + RECORD * place
 
 
@@ -77,22 +75,22 @@ def _log(mmu: Words, hub: U64, what: U64, start: U64, end: U64) -> None:
     store_release(mmu, record, what)
     store_release(mmu, record + RECORD_START, start)
     store_release(mmu, record + RECORD_END, end)
-    store_release(mmu, hub + SEQUENCE, number + _ONE)
+    store_release(mmu, hub + SEQUENCE, number + ONE)
 
 
 @compiled
 def log_invalidation(mmu: Words, hub: U64, what: U64, start: U64, end: U64) -> U64:
     """Log an invalidation; returns the number of records then, for ``wait_for_vcpus``. The descriptor is changed."""
     lock = hub + LOG_LOCK
-    if compare_exchange(mmu, lock, u64(0), _ONE) != 0:
-        while exchange(mmu, lock, _TWO) != 0:
-            wait(mmu, lock, _TWO)
+    if compare_exchange(mmu, lock, u64(0), ONE) != 0:
+        while exchange(mmu, lock, TWO) != 0:
+            wait(mmu, lock, TWO)
     _log(mmu, hub, what, start, end)
     if what != EVERYTHING:
         _log(mmu, hub, COMBINED, start, end)
     last = load_relaxed(mmu, hub + SEQUENCE)
     if exchange(mmu, lock, u64(0)) == 2:
-        wake(mmu, lock, _ONE)
+        wake(mmu, lock, ONE)
     return last
 
 
@@ -112,26 +110,26 @@ def wait_for_vcpus(mmu: Words, hub: U64, last: U64, count: U64) -> None:
         # Acquire, both: what the vCPU did through its old entries is before what the caller does next.
         while load_acquire(mmu, line + IN_GUEST) != 0 and load_acquire(mmu, line + APPLIED) < last:
             if not waiting:
-                looks += _ONE
+                looks += ONE
                 if looks < LOOKS:
                     continue
-                fetch_add(mmu, hub + WAITING, _ONE)
+                fetch_add(mmu, hub + WAITING, ONE)
                 fence()  # we count as waiting before we look again
                 waiting = True
                 continue
             acks = load_acquire(mmu, hub + ACKS)
             if load_acquire(mmu, line + IN_GUEST) != 0 and load_acquire(mmu, line + APPLIED) < last:
-                fetch_add(mmu, hub + SLEPT, _ONE)
+                fetch_add(mmu, hub + SLEPT, ONE)
                 wait(mmu, hub + ACKS, acks)
-        walker += _ONE
+        walker += ONE
     if waiting:
         fetch_add(mmu, hub + WAITING, _MINUS_ONE)
-    fetch_add(mmu, hub + COMPLETIONS, _ONE)
+    fetch_add(mmu, hub + COMPLETIONS, ONE)
     number = last - count
     while number < last:
         if load_relaxed(mmu, hub + SEQUENCE) - number < load_relaxed(mmu, TLB_RING):
-            store_release(mmu, record_at(mmu, hub, number) + RECORD_DONE, number + _ONE)
-        number += _ONE
+            store_release(mmu, record_at(mmu, hub, number) + RECORD_DONE, number + ONE)
+        number += ONE
 
 
 @compiled
@@ -139,7 +137,7 @@ def acknowledge(mmu: Words, hub: U64) -> None:
     """From a vCPU that has just stored IN_GUEST or APPLIED: wake who waits. The fence pairs with ``wait_for_vcpus``."""
     fence()
     if load_relaxed(mmu, hub + WAITING) != 0:
-        fetch_add(mmu, hub + ACKS, _ONE)
+        fetch_add(mmu, hub + ACKS, ONE)
         wake(mmu, hub + ACKS, _EVERYBODY)
 
 
@@ -152,4 +150,4 @@ def forget_mine(mmu: Words, walker: U64, ipa: U64, level: U64) -> None:
     line = hub + LINES + LINE * walker
     store_relaxed(mmu, line + LOCAL_IPA, ipa)
     store_relaxed(mmu, line + LOCAL_LEVEL, level)
-    store_relaxed(mmu, line + LOCALS, load_relaxed(mmu, line + LOCALS) + _ONE)
+    store_relaxed(mmu, line + LOCALS, load_relaxed(mmu, line + LOCALS) + ONE)

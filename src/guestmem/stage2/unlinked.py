@@ -7,7 +7,7 @@ Idea: ``kvm_pgtable_stage2_create_unlinked()`` and ``kvm_pgtable_stage2_free_unl
 from __future__ import annotations
 
 from ..atomics import fetch_add, load_acquire, load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from .entry import is_counted, is_table, leaf_descriptor, level_shift, set_table_state, table_descriptor, table_page
 from .free_list import cache_take, page_give
 from .layout import (
@@ -28,7 +28,6 @@ from .layout import (
 
 __all__ = ["add_flags", "create_unlinked", "free_unlinked", "leaf_level", "tree_pages"]
 
-_ONE = const(1)
 _THREE = const(3)
 
 
@@ -37,7 +36,7 @@ def leaf_level(shape: Own, level: U64, block_level: U64) -> U64:
     """The first level from ``level`` on at which a leaf may stand, if none may above ``block_level``."""
     last = shape[LAST_LEVEL]
     while level < last and (level < block_level or level < shape[MIN_BLOCK_LEVEL]):
-        level += _ONE
+        level += ONE
     return level
 
 
@@ -45,11 +44,11 @@ def leaf_level(shape: Own, level: U64, block_level: U64) -> U64:
 def tree_pages(shape: Own, level: U64, target: U64) -> U64:
     """Table pages of a full tree below an entry at ``level`` with its leaves at level ``target``."""
     count = u64(0)
-    width = _ONE
+    width = ONE
     while level < target:
         count += width
         width <<= shape[STRIDE]
-        level += _ONE
+        level += ONE
     return count
 
 
@@ -62,37 +61,37 @@ def create_unlinked(
     Its leaves are as large as ``block_level`` (the lowest level number at which one may stand) allows, but below
     ``level``. 0, and nothing happened, if the desk's cache has fewer pages than it needs. O(entries written).
     """
-    target = leaf_level(shape, level + _ONE, block_level)
+    target = leaf_level(shape, level + ONE, block_level)
     if desk[CACHE_COUNT] < tree_pages(shape, level, target):
         return u64(0)
     stride = shape[STRIDE]
     to_words = shape[PAGE_SHIFT] - _THREE
-    in_table = (_ONE << stride) - _ONE
-    full = _ONE + (_ONE << stride)
-    granule = _ONE << level_shift(shape, target)
-    tables = _ONE << (stride * (target - level - _ONE))
+    in_table = (ONE << stride) - ONE
+    full = ONE + (ONE << stride)
+    granule = ONE << level_shift(shape, target)
+    tables = ONE << (stride * (target - level - ONE))
     table = u64(0)
     while table < tables:
         # A new table at each level at which this leaf table is the first below.
-        at = level + _ONE
+        at = level + ONE
         while at <= target:
             below = stride * (target - at)
-            if table & ((_ONE << below) - _ONE) == 0:
-                page = cache_take(desk) - _ONE
-                set_table_state(pages, page, at - _ONE, full)
+            if table & ((ONE << below) - ONE) == 0:
+                page = cache_take(desk) - ONE
+                set_table_state(pages, page, at - ONE, full)
                 desk[TREE + at] = page
-                if at > level + _ONE:
-                    entry = (desk[TREE + at - _ONE] << to_words) + ((table >> below) & in_table)
+                if at > level + ONE:
+                    entry = (desk[TREE + at - ONE] << to_words) + ((table >> below) & in_table)
                     store_relaxed(pool, entry, table_descriptor(shape, page))
-            at += _ONE
+            at += ONE
         word = desk[TREE + target] << to_words
-        end = word + in_table + _ONE
+        end = word + in_table + ONE
         while word < end:
             store_relaxed(pool, word, leaf_descriptor(shape, target, address, attributes))
             address += granule
-            word += _ONE
-        table += _ONE
-    return desk[TREE + level + _ONE] + _ONE
+            word += ONE
+        table += ONE
+    return desk[TREE + level + ONE] + ONE
 
 
 @compiled
@@ -104,7 +103,7 @@ def add_flags(shape: Own, pool: Words, page: U64, level: U64, flags: U64) -> Non
     if flags == 0:
         return
     to_words = shape[PAGE_SHIFT] - _THREE
-    entries = _ONE << shape[STRIDE]
+    entries = ONE << shape[STRIDE]
     entry = page << to_words
     end = entry + entries
     while entry < end:
@@ -114,10 +113,10 @@ def add_flags(shape: Own, pool: Words, page: U64, level: U64, flags: U64) -> Non
             inner_end = inner + entries
             while inner < inner_end:
                 store_relaxed(pool, inner, load_relaxed(pool, inner) | flags)
-                inner += _ONE
+                inner += ONE
         elif descriptor != 0:
             store_relaxed(pool, entry, descriptor | flags)
-        entry += _ONE
+        entry += ONE
 
 
 @compiled
@@ -128,31 +127,31 @@ def free_unlinked(shape: Own, pool: Words, pages: Words, mmu: Words, root: U64) 
     entry or a count that does not fit is counted in UNSOUND. O(pages * entries).
     """
     freed = u64(0)
-    chain = root + _ONE
+    chain = root + ONE
     store_relaxed(pages, PAGES + (root << 3) + NEXT, u64(0))
     while chain != 0:
-        page = chain - _ONE
+        page = chain - ONE
         line = PAGES + (page << 3)
         chain = load_relaxed(pages, line + NEXT)
-        level = load_relaxed(pages, line + ENTRY_LEVEL) + _ONE
-        references = _ONE
+        level = load_relaxed(pages, line + ENTRY_LEVEL) + ONE
+        references = ONE
         entry = page << (shape[PAGE_SHIFT] - _THREE)
-        end = entry + (_ONE << shape[STRIDE])
+        end = entry + (ONE << shape[STRIDE])
         while entry < end:
             descriptor = load_acquire(pool, entry)
             if is_counted(shape, descriptor):
-                references += _ONE
+                references += ONE
                 if is_table(shape, descriptor, level):
                     child = table_page(shape, descriptor)
                     store_relaxed(pages, PAGES + (child << 3) + NEXT, chain)
-                    chain = child + _ONE
+                    chain = child + ONE
             elif descriptor == shape[LOCKED]:
-                fetch_add(mmu, UNSOUND, _ONE)
-            entry += _ONE
+                fetch_add(mmu, UNSOUND, ONE)
+            entry += ONE
         if load_relaxed(pages, line + COUNT) != references:
-            fetch_add(mmu, UNSOUND, _ONE)
+            fetch_add(mmu, UNSOUND, ONE)
         store_relaxed(pages, line + HELD, u64(0))
         if not page_give(pages, page):
-            fetch_add(mmu, UNSOUND, _ONE)
-        freed += _ONE
+            fetch_add(mmu, UNSOUND, ONE)
+        freed += ONE
     return freed

@@ -7,7 +7,7 @@ is inside, so pages are freed at once, in every discipline; their invalidation c
 from __future__ import annotations
 
 from ..atomics import fetch_add, load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, u64
 from .entry import entry_line, is_table, level_shift, page_put, table_page
 from .free_list import page_give
 from .invalidate import invalidate_ipa, invalidate_range
@@ -34,8 +34,6 @@ from .walk import DONE, walk_begin, walk_step
 
 __all__ = ["unmap_range"]
 
-_ONE = const(1)
-
 
 @compiled(nogil=True)
 def unmap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64, flags: U64) -> U64:
@@ -61,7 +59,7 @@ def unmap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
             if old == 0:
                 continue
             if old == shape[LOCKED]:
-                fetch_add(mmu, UNSOUND, _ONE)
+                fetch_add(mmu, UNSOUND, ONE)
                 continue
             store_relaxed(pool, entry, u64(0))
             if old & shape[VALID] != 0:
@@ -72,9 +70,9 @@ def unmap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
                     start = desk[ADDRESS] >> shift << shift
                     if start < low:
                         low = start
-                    high = start + (_ONE << shift)
+                    high = start + (ONE << shift)
             page_put(pages, entry_line(shape, entry), False)
-            desk[RESULT] += _ONE
+            desk[RESULT] += ONE
         elif is_table(shape, old, level):
             child = table_page(shape, old)
             line = PAGES + (child << 3)
@@ -83,11 +81,11 @@ def unmap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
             store_relaxed(pool, entry, u64(0))
             # The walk has left the child: its address is past the entry's range, or at its end.
             shift = level_shift(shape, level)
-            invalidate_range(mmu, (desk[ADDRESS] - _ONE) >> shift << shift, _ONE << shift)
+            invalidate_range(mmu, (desk[ADDRESS] - ONE) >> shift << shift, ONE << shift)
             page_put(pages, entry_line(shape, entry), False)
             store_relaxed(pages, line + HELD, u64(0))
             if not page_give(pages, child):
-                fetch_add(mmu, UNSOUND, _ONE)
+                fetch_add(mmu, UNSOUND, ONE)
     if high > low:
         invalidate_range(mmu, low, high - low)
     desk[PROGRESS] = desk[END]

@@ -10,7 +10,7 @@ path (walk_refs) from ``walk_begin`` to ``walk_leave``. Idea: ``kvm_pgtable_walk
 from __future__ import annotations
 
 from ..atomics import load_acquire, load_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, const, u64
 from ..rcu.srcu import srcu_enter, srcu_exit
 from .entry import is_table, output_address, table_page
 from .layout import (
@@ -64,7 +64,6 @@ LOST = const(1)
 """The table below an entry was taken away while the walk tried to hold it (walk_refs): EAGAIN, or go on past it."""
 
 _LOOK, _AGAIN, _ADVANCE, _NEXT = const(0), const(1), const(2), const(3)
-_ONE = const(1)
 _THREE = const(3)
 
 
@@ -75,7 +74,7 @@ def walk_begin(shape: Own, mmu: Words, desk: Own, address: U64, size: U64, flags
     EINVAL: not in whole pages, no size, or the table was destroyed; ERANGE: beyond the input addresses.
     """
     root = load_relaxed(mmu, ROOT)
-    if root == 0 or size == 0 or (address | size) & ((_ONE << shape[PAGE_SHIFT]) - _ONE) != 0:
+    if root == 0 or size == 0 or (address | size) & ((ONE << shape[PAGE_SHIFT]) - ONE) != 0:
         return EINVAL
     if address >= shape[IPA_END] or size > shape[IPA_END] - address:
         return ERANGE
@@ -86,7 +85,7 @@ def walk_begin(shape: Own, mmu: Words, desk: Own, address: U64, size: U64, flags
     desk[PROGRESS] = address
     desk[RESULT] = u64(0)
     desk[LEVEL] = level
-    desk[ENTRY] = ((root - _ONE) << (shape[PAGE_SHIFT] - _THREE)) + (address >> shift)
+    desk[ENTRY] = ((root - ONE) << (shape[PAGE_SHIFT] - _THREE)) + (address >> shift)
     desk[FLAGS] = flags
     desk[NEXT_STEP] = _LOOK
     desk[HELD_CHILD] = u64(0)
@@ -96,7 +95,7 @@ def walk_begin(shape: Own, mmu: Words, desk: Own, address: U64, size: U64, flags
         if discipline < RWLOCK:
             srcu_enter(mmu, load_relaxed(mmu, SRCU_BASE), desk[WALKER])
         elif discipline == WALK_REFS:
-            desk[HOLDS] = _ONE
+            desk[HOLDS] = ONE
     return OK
 
 
@@ -110,25 +109,25 @@ def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U
     stride = shape[STRIDE]
     page_shift = shape[PAGE_SHIFT]
     last = shape[LAST_LEVEL]
-    in_table = (_ONE << stride) - _ONE
+    in_table = (ONE << stride) - ONE
     if desk[HELD_CHILD] != 0:
         _release_child(shape, pool, pages, mmu, desk)
     while True:
         if step == _ADVANCE:
             shift = page_shift + stride * (last - level)
-            desk[ADDRESS] = ((desk[ADDRESS] >> shift) + _ONE) << shift
+            desk[ADDRESS] = ((desk[ADDRESS] >> shift) + ONE) << shift
             step = _NEXT
         if step == _NEXT:
-            if desk[ADDRESS] < desk[END] and (level == shape[START_LEVEL] or (entry + _ONE) & in_table != 0):
-                entry += _ONE
+            if desk[ADDRESS] < desk[END] and (level == shape[START_LEVEL] or (entry + ONE) & in_table != 0):
+                entry += ONE
                 step = _LOOK
             else:
                 if level == shape[START_LEVEL]:
                     desk[NEXT_STEP] = _NEXT
                     return DONE
                 if desk[HOLDS] != 0:
-                    desk[HELD_CHILD] = (entry >> (page_shift - _THREE)) + _ONE
-                level -= _ONE
+                    desk[HELD_CHILD] = (entry >> (page_shift - _THREE)) + ONE
+                level -= ONE
                 entry = desk[PATH + level]
                 desk[LEVEL] = level
                 desk[ENTRY] = entry
@@ -164,7 +163,7 @@ def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U
             desk[NEXT_STEP] = _ADVANCE
             return LOST
         desk[PATH + level] = entry
-        level += _ONE
+        level += ONE
         desk[LEVEL] = level
         index = (desk[ADDRESS] >> (page_shift + stride * (last - level))) & in_table
         entry = (table_page(shape, old) << (page_shift - _THREE)) + index
@@ -181,7 +180,7 @@ def walk_past(desk: Own) -> None:
 @compiled
 def _release_child(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> None:
     """Drop the hold on the table that the walk has just come up from."""
-    page = desk[HELD_CHILD] - _ONE
+    page = desk[HELD_CHILD] - ONE
     desk[HELD_CHILD] = u64(0)
     release_page(shape, pool, pages, mmu, page)
 
@@ -196,7 +195,7 @@ def walk_leave(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> 
             _release_child(shape, pool, pages, mmu, desk)
         while desk[LEVEL] > shape[START_LEVEL]:
             page = desk[ENTRY] >> (shape[PAGE_SHIFT] - _THREE)
-            desk[LEVEL] -= _ONE
+            desk[LEVEL] -= ONE
             desk[ENTRY] = desk[PATH + desk[LEVEL]]
             release_page(shape, pool, pages, mmu, page)
         return
@@ -222,11 +221,11 @@ def lookup(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
     page_shift = shape[PAGE_SHIFT]
     level = shape[START_LEVEL]
     shift = page_shift + stride * (last - level)
-    entry = ((root - _ONE) << (page_shift - _THREE)) + (address >> shift)
-    in_table = (_ONE << stride) - _ONE
+    entry = ((root - ONE) << (page_shift - _THREE)) + (address >> shift)
+    in_table = (ONE << stride) - ONE
     descriptor = load_acquire(pool, entry)
     while is_table(shape, descriptor, level):
-        level += _ONE
+        level += ONE
         shift -= stride
         table = output_address(shape, descriptor) - shape[POOL_BASE]
         entry = (table >> 3) + ((address >> shift) & in_table)
@@ -237,8 +236,8 @@ def lookup(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
 @compiled
 def lookup_shared(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, address: U64) -> U64:
     """As ``lookup``, for a caller that holds the lock for reading only; also EAGAIN. O(levels)."""
-    page = _ONE << shape[PAGE_SHIFT]
-    status = walk_begin(shape, mmu, desk, address & ~(page - _ONE), page, SHARED | LEAF)
+    page = ONE << shape[PAGE_SHIFT]
+    status = walk_begin(shape, mmu, desk, address & ~(page - ONE), page, SHARED | LEAF)
     if status != OK:
         return status
     status = EAGAIN
@@ -254,13 +253,13 @@ def _found(shape: Own, desk: Own, address: U64, descriptor: U64, level: U64, ent
     last = shape[LAST_LEVEL]
     shift = shape[PAGE_SHIFT] + shape[STRIDE] * (last - level)
     desk[FIND] = descriptor
-    desk[FIND + _ONE] = level
+    desk[FIND + ONE] = level
     desk[FIND + _THREE] = entry
     if level == last:
         if descriptor & shape[PAGE_MASK] != shape[PAGE_KIND]:
             return ENOENT
-    elif descriptor & shape[TABLE_MASK] != shape[BLOCK_KIND] or (shape[BLOCK_LEVELS] >> level) & _ONE == 0:
+    elif descriptor & shape[TABLE_MASK] != shape[BLOCK_KIND] or (shape[BLOCK_LEVELS] >> level) & ONE == 0:
         return ENOENT
     output = output_address(shape, descriptor) >> shift << shift  # nT of a block lies among the address bits
-    desk[FIND + u64(2)] = output | (address & ((_ONE << shift) - _ONE))
+    desk[FIND + u64(2)] = output | (address & ((ONE << shift) - ONE))
     return OK

@@ -6,14 +6,12 @@ Idea: ``kvm_pgtable_stage2_mkyoung()`` and ``kvm_pgtable_stage2_test_clear_young
 
 from __future__ import annotations
 
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, u64
 from .entry import change_entry
 from .layout import ACCESSED, EAGAIN, END, LEAF, OK, OLD, PAGE_SHIFT, PROGRESS, RESULT, SHARED, VALID
 from .walk import DONE, walk_begin, walk_leave, walk_step
 
 __all__ = ["mark_young", "young_range"]
-
-_ONE = const(1)
 
 
 @compiled(nogil=True)
@@ -23,8 +21,8 @@ def mark_young(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa
     Needs no invalidation: a leaf without the flag is never cached. ``flags``: SHARED. Shared: yes, with the lock held
     for reading. O(levels).
     """
-    page = _ONE << shape[PAGE_SHIFT]
-    status = walk_begin(shape, mmu, desk, ipa & ~(page - _ONE), page, (flags & SHARED) | LEAF)
+    page = ONE << shape[PAGE_SHIFT]
+    status = walk_begin(shape, mmu, desk, ipa & ~(page - ONE), page, (flags & SHARED) | LEAF)
     if status != OK:
         return status
     status = EAGAIN
@@ -50,7 +48,7 @@ def young_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
         if walk_step(shape, pool, pages, mmu, desk) == DONE:
             break
         if desk[OLD] & shape[VALID] != 0 and desk[OLD] & shape[ACCESSED] != 0:
-            desk[RESULT] += _ONE
+            desk[RESULT] += ONE
             if clear:
                 change_entry(shape, pool, mmu, desk, shape[ACCESSED], u64(0))
     desk[PROGRESS] = desk[END]

@@ -10,7 +10,7 @@ Idea: ``kvm_tdp_mmu_zap_leafs()`` and ``kvm_mmu_zap_all_fast()``, Linux ``arch/x
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed
-from ..compiled import U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, Words, compiled, u64
 from .entry import entry_line, is_table, level_shift, page_put, table_page
 from .invalidate import invalidate_all, invalidate_range
 from .layout import (
@@ -45,9 +45,6 @@ from .walk import DONE, lookup, walk_begin, walk_step
 
 __all__ = ["protect", "zap", "zap_range"]
 
-_ONE = const(1)
-_TWO = const(2)
-
 
 @compiled
 def _put_aside(pool: Words, pages: Words, shape: Own, desk: Own, chain: U64) -> U64:
@@ -56,7 +53,7 @@ def _put_aside(pool: Words, pages: Words, shape: Own, desk: Own, chain: U64) -> 
     store_relaxed(pool, desk[ENTRY], u64(0))
     page_put(pages, entry_line(shape, desk[ENTRY]), False)
     store_relaxed(pages, PAGES + (child << 3) + NEXT, chain)
-    return child + _ONE
+    return child + ONE
 
 
 @compiled
@@ -83,19 +80,19 @@ def zap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa:
         level = desk[LEVEL]
         shift = level_shift(shape, level)
         # After its table was walked, the walk's address is past the entry, or at its end.
-        start = (desk[ADDRESS] - _ONE if visit == TABLE_POST else desk[ADDRESS]) >> shift << shift
+        start = (desk[ADDRESS] - ONE if visit == TABLE_POST else desk[ADDRESS]) >> shift << shift
         if visit == LEAF:
             if old & shape[VALID] == 0:
                 continue
             store_relaxed(pool, desk[ENTRY], u64(0))
             page_put(pages, entry_line(shape, desk[ENTRY]), False)
-            zapped += _ONE
-        elif not is_table(shape, old, level) or start < ipa or end - start < _ONE << shift:
+            zapped += ONE
+        elif not is_table(shape, old, level) or start < ipa or end - start < ONE << shift:
             continue
         elif visit == TABLE_PRE:
-            if level + _ONE != last:
+            if level + ONE != last:
                 continue
-            zapped += load_relaxed(pages, PAGES + (table_page(shape, old) << 3) + COUNT) - _ONE
+            zapped += load_relaxed(pages, PAGES + (table_page(shape, old) << 3) + COUNT) - ONE
             chain = _put_aside(pool, pages, shape, desk, chain)
         elif load_relaxed(pages, PAGES + (table_page(shape, old) << 3) + COUNT) == 1:
             chain = _put_aside(pool, pages, shape, desk, chain)
@@ -103,8 +100,8 @@ def zap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa:
             continue
         if start < low:
             low = start
-        if start + (_ONE << shift) > high:
-            high = start + (_ONE << shift)
+        if start + (ONE << shift) > high:
+            high = start + (ONE << shift)
     if low < high:
         if not wait:
             hub = load_relaxed(mmu, TLB_BASE)
@@ -115,7 +112,7 @@ def zap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa:
         else:
             invalidate_range(mmu, low, high - low)
     while chain != 0:
-        page = chain - _ONE
+        page = chain - ONE
         chain = load_relaxed(pages, PAGES + (page << 3) + NEXT)
         free_unlinked(shape, pool, pages, mmu, page)
     return zapped
@@ -127,11 +124,11 @@ def _cut(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, at: U64, 
     page_shift = shape[PAGE_SHIFT]
     if lookup(shape, pool, mmu, desk, at) != OK:
         return u64(0)
-    shift = level_shift(shape, desk[FIND + _ONE])
+    shift = level_shift(shape, desk[FIND + ONE])
     first = at >> shift << shift
-    if first >= start and first + (_ONE << shift) <= end:
+    if first >= start and first + (ONE << shift) <= end:
         return u64(0)
-    return zap_range(shape, pool, pages, mmu, desk, at >> page_shift << page_shift, _ONE << page_shift, True)
+    return zap_range(shape, pool, pages, mmu, desk, at >> page_shift << page_shift, ONE << page_shift, True)
 
 
 @compiled(nogil=True)
@@ -165,7 +162,7 @@ def protect(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U
     write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
     invalidate_begin(mmu, ipa, end)
     changed = _cut(shape, pool, pages, mmu, desk, ipa, ipa, end)
-    changed += _cut(shape, pool, pages, mmu, desk, end - _ONE, ipa, end)
+    changed += _cut(shape, pool, pages, mmu, desk, end - ONE, ipa, end)
     if write_protect_range(shape, pool, pages, mmu, desk, ipa, size) == OK and desk[RESULT] != 0:
         changed += desk[RESULT]
         hub = load_relaxed(mmu, TLB_BASE)

@@ -13,7 +13,7 @@ all vCPUs have been outside with nothing left to answer.
 from __future__ import annotations
 
 from ...atomics import load_relaxed, store_relaxed
-from ...compiled import U64, Words, compiled, const, u64
+from ...compiled import ONE, U64, Words, compiled, const, u64
 
 __all__ = [
     "ENTRY",
@@ -42,7 +42,6 @@ MAP_HOST = const(2)
 MAP_BITS = const(4)
 SPACE_SHIFT = const(56)
 _FLAGS = const(3)
-_ONE = const(1)
 _READONLY = const(2)
 
 
@@ -71,7 +70,7 @@ def _after(entries: Words, gpa: U64) -> U64:
     while low < high:
         middle = (low + high) >> 1
         if load_relaxed(entries, _first(entries) + ENTRY * middle) <= gpa:
-            low = middle + _ONE
+            low = middle + ONE
         else:
             high = middle
     return low
@@ -83,7 +82,7 @@ def map_find(entries: Words, gpa: U64) -> U64:
     after = _after(entries, gpa)
     if after == 0:
         return u64(0)
-    entry = _first(entries) + ENTRY * (after - _ONE)
+    entry = _first(entries) + ENTRY * (after - ONE)
     if gpa < load_relaxed(entries, entry + _END):
         return entry
     return u64(0)
@@ -102,14 +101,14 @@ def map_insert(entries: Words, gpa: U64, end: U64, host: U64, flags: U64) -> Non
     count = load_relaxed(entries, _COUNT)
     word = _first(entries) + ENTRY * count
     while word > place:
-        word -= _ONE
+        word -= ONE
         store_relaxed(entries, word + ENTRY, load_relaxed(entries, word))
     store_relaxed(entries, place, gpa)
     store_relaxed(entries, place + _END, end)
     store_relaxed(entries, place + MAP_HOST, host)
     store_relaxed(entries, place + _FLAGS, flags)
     store_relaxed(entries, place + MAP_BITS, u64(0))
-    store_relaxed(entries, _COUNT, count + _ONE)
+    store_relaxed(entries, _COUNT, count + ONE)
 
 
 @compiled
@@ -130,9 +129,9 @@ def was_readonly(entries: Words, gpa: U64) -> bool:
     looked = u64(0)
     while looked < count:
         entry = _GONE + _GONE_ENTRY * looked
-        if load_relaxed(entries, entry) <= gpa < load_relaxed(entries, entry + _ONE):
+        if load_relaxed(entries, entry) <= gpa < load_relaxed(entries, entry + ONE):
             return True
-        looked += _ONE
+        looked += ONE
     return False
 
 
@@ -159,13 +158,13 @@ def map_remove(entries: Words, gpa: U64) -> bool:
         if gone < load_relaxed(entries, _GONE_MAX):
             place = _GONE + _GONE_ENTRY * gone
             store_relaxed(entries, place, gpa)
-            store_relaxed(entries, place + _ONE, load_relaxed(entries, entry + _END))
-        store_relaxed(entries, _GONE_COUNT, gone + _ONE)
+            store_relaxed(entries, place + ONE, load_relaxed(entries, entry + _END))
+        store_relaxed(entries, _GONE_COUNT, gone + ONE)
     count = load_relaxed(entries, _COUNT)
-    end = _first(entries) + ENTRY * (count - _ONE)
+    end = _first(entries) + ENTRY * (count - ONE)
     word = entry
     while word < end:
         store_relaxed(entries, word, load_relaxed(entries, word + ENTRY))
-        word += _ONE
-    store_relaxed(entries, _COUNT, count - _ONE)
+        word += ONE
+    store_relaxed(entries, _COUNT, count - ONE)
     return True

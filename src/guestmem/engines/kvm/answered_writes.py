@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from ...abi.structures import ClearDirtyLog, DirtyLog, EnableCap, MemoryCap, MemoryIoctl
 from ...atomics import host_fetch_or, load_relaxed
-from ...compiled import U64, Words, compiled, const, u64
+from ...compiled import ONE, U64, Words, compiled, u64
 from ...dirty.bitmap import DirtyBitmap, as_array, bitmap_words
 from ...process_memory import read_memory, write_memory
 from ...slot_key import SlotKey
 from .address_map import MAP_BITS
 
 __all__ = ["AnsweredWrites", "mark_answered"]
-
-_ONE = const(1)
 
 
 @compiled
@@ -29,7 +27,7 @@ def mark_answered(entries: Words, entry: U64, place: U64) -> None:
     bits = load_relaxed(entries, entry + MAP_BITS)
     if bits != 0:
         page = (place - load_relaxed(entries, entry)) >> 12
-        host_fetch_or(bits + ((page >> 6) << 3), _ONE << (page & u64(63)))
+        host_fetch_or(bits + ((page >> 6) << 3), ONE << (page & u64(63)))
 
 
 class AnsweredWrites:

@@ -10,7 +10,7 @@ Failed fetches carry no address: the run is repeated if an update was in flight 
 from __future__ import annotations
 
 from ...atomics import fence, host_load, host_store, load_acquire, load_relaxed, store_release, wait_for
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, const, u64
 from ...system import (
     SYS_IOCTL,
     failed,
@@ -47,7 +47,6 @@ EINTR = const(4)
 _EFAULT = const(14)
 _EOPNOTSUPP = const(95)
 MMIO = const(6)
-_ONE = const(1)
 _PAGE = const(0xFFF)
 _BYTE = const(0xFF)
 _SIZE = const(0xFFFFFFFF)
@@ -75,7 +74,7 @@ def take_turn(vm: Words, own: Own, vcpu: U64) -> U64:
             wait_for(vm, at.PAUSED, paused, at.LOOK_NS)
         else:
             if own[at.STALL_BEGUN] == 0:
-                own[at.HELD] += _ONE
+                own[at.HELD] += ONE
                 begin_stall(own)
             wait_out_update(vm)
         if own[at.GUEST] == 0:
@@ -92,7 +91,7 @@ def keep_turn(vm: Words, own: Own) -> U64:
     """
     while not try_shared(vm):
         if own[at.STALL_BEGUN] == 0:
-            own[at.HELD] += _ONE
+            own[at.HELD] += ONE
             begin_stall(own)
         if load_relaxed(vm, at.STOP) != 0:
             own[at.STALL_BEGUN] = u64(0)
@@ -106,8 +105,8 @@ def keep_turn(vm: Words, own: Own) -> U64:
 @compiled
 def refused(own: Own) -> U64:
     """The exit is kept, and the vCPU stops: FAILED."""
-    own[at.REFUSED] += _ONE
-    own[at.PENDING] = _ONE
+    own[at.REFUSED] += ONE
+    own[at.PENDING] = ONE
     own[at.ERRNO] = _EOPNOTSUPP
     return at.FAILED
 
@@ -124,7 +123,7 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -
     run = own[at.RUN]
     status = keep_turn(vm, own) if straight else take_turn(vm, own, vcpu)
     if status != at.GO_ON:
-        own[at.PENDING] = _ONE
+        own[at.PENDING] = ONE
         if status == at.STOPPED:
             leave(vm, vcpu, at.OUTSIDE)
         return status
@@ -138,8 +137,8 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -
         size = what & _SIZE
         writes = (what >> 32) & _BYTE != 0
         if gpa == expected and expected != 0:
-            own[at.CROSSINGS] += _ONE
-        place = gpa | ((host_load16(run + RUN_FLAGS) & _ONE) << SPACE_SHIFT)
+            own[at.CROSSINGS] += ONE
+        place = gpa | ((host_load16(run + RUN_FLAGS) & ONE) << SPACE_SHIFT)
         entry = map_find(entries, place)
         if again and (entry == 0 or writes):  # half of it is a device's: it cannot be undone
             status = refused(own)
@@ -156,16 +155,16 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -
                 break
             again = said == AGAIN
         if not host_may_access(host, writes):  # KVM_RUN says the same where it meets such memory itself
-            own[at.PENDING] = _ONE
+            own[at.PENDING] = ONE
             own[at.ERRNO] = _EFAULT
             status = at.FAILED
             break
-        own[at.KNOWN] = AGAIN if again else _ONE
+        own[at.KNOWN] = AGAIN if again else ONE
         if writes:
             store_fragment(entries, own, entry, place, host, size)
         else:
             load_fragment(entries, own, place, host, size)
-        own[at.RETRIED_ANSWERS] += _ONE
+        own[at.RETRIED_ANSWERS] += ONE
         expected = u64(0)
         if (gpa + size) & _PAGE == 0:
             expected = gpa + size
@@ -174,7 +173,7 @@ def retry_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) -
             break
     land(entries, own)
     if again and status == at.GO_ON and set_registers(own):
-        own[at.AGAIN] += _ONE  # KVM has dropped a fault that the emulator found, too
+        own[at.AGAIN] += ONE  # KVM has dropped a fault that the emulator found, too
     host_store(run, u64(0))
     leave(vm, vcpu, at.OUTSIDE)
     give_shared(vm)
@@ -195,7 +194,7 @@ def finish_pending(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
         own[at.PENDING] = u64(0)
         status = retry_mmio(vm, entries, own, vcpu, True)
     if status == at.EXIT:
-        own[at.PENDING] = _ONE
+        own[at.PENDING] = ONE
     return status
 
 
@@ -228,7 +227,7 @@ def left_to_device(own: Own, place: U64, size: U64, writes: bool) -> None:
     if own[at.DEVICE] == 0:
         own[at.DEVICE_START] = u64(0)
         own[at.DEVICE_END] = u64(0)
-    own[at.DEVICE] = _ONE
+    own[at.DEVICE] = ONE
     if not writes:
         if own[at.DEVICE_END] == 0:
             own[at.DEVICE_START] = place
@@ -273,10 +272,10 @@ def retry_fetch(vm: Words, own: Own) -> bool:
     """After a failed emulation: whether it may be due to an update, which is to be waited for; else it is genuine."""
     if not updates_since(vm, own[at.BEGAN]):
         return False
-    own[at.RETRIED_FETCHES] += _ONE
-    own[at.AFTER_FETCH] = _ONE
-    if load_acquire(vm, at.UPDATES) & _ONE != 0:
-        own[at.HELD] += _ONE
+    own[at.RETRIED_FETCHES] += ONE
+    own[at.AFTER_FETCH] = ONE
+    if load_acquire(vm, at.UPDATES) & ONE != 0:
+        own[at.HELD] += ONE
         begin_stall(own)
     return True
 

@@ -9,7 +9,7 @@ load takes 16 aligned bytes at once, of which the second half answers the next f
 from __future__ import annotations
 
 from ...atomics import host_load, host_store
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, const, u64
 from ...system import (
     host_copy2,
     host_copy4,
@@ -28,7 +28,6 @@ from .answered_writes import mark_answered
 
 __all__ = ["answer_fragment", "copy_fragment", "land", "load_fragment", "store_fragment"]
 
-_ONE = const(1)
 _HALF = const(8)
 _WHOLE = const(15)  # mask of an address within 16 bytes
 _AHEAD = RUN_SYNC + const(16)
@@ -37,7 +36,7 @@ _AHEAD = RUN_SYNC + const(16)
 @compiled
 def copy_fragment(target: U64, source: U64, size: U64) -> None:
     """Copy at most 8 bytes: as one access where size allows, as the guest's own would be."""
-    unaligned = (target | source) & (size - _ONE)
+    unaligned = (target | source) & (size - ONE)
     if size == 8 and unaligned == 0:
         host_store(target, host_load(source))
     elif size == 4 and unaligned == 0:
@@ -54,7 +53,7 @@ def copy_fragment(target: U64, source: U64, size: U64) -> None:
         byte = u64(0)
         while byte < size:
             host_store8(target + byte, host_load8(source + byte))
-            byte += _ONE
+            byte += ONE
 
 
 @compiled
@@ -76,7 +75,7 @@ def land(entries: Words, own: Own) -> None:
     source = own[at.RUN] + RUN_SYNC
     if size > _HALF:
         host_copy16(own[at.STAGED_HOST], source)
-        own[at.WIDE] += _ONE
+        own[at.WIDE] += ONE
     else:
         copy_fragment(own[at.STAGED_HOST], source, size)
     mark_answered(entries, own[at.STAGED_ENTRY], own[at.STAGED_PLACE])
@@ -106,7 +105,7 @@ def load_fragment(entries: Words, own: Own, place: U64, host: U64, size: U64) ->
     land(entries, own)  # what an instruction has stored it may load
     if size == 8 and own[at.AHEAD] == place and place != 0:
         host_store(run + RUN_DATA, host_load(run + _AHEAD + _HALF))
-        own[at.WIDE] += _ONE
+        own[at.WIDE] += ONE
         own[at.AHEAD] = u64(0)
         return
     own[at.AHEAD] = u64(0)

@@ -7,7 +7,7 @@ updater asks first and then sets it. So either the vCPU sees what was asked, or 
 from __future__ import annotations
 
 from ...atomics import fence, fetch_add, host_store, load_acquire, load_relaxed, store_release, wait_for, wake
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, const, u64
 from ...system import SYS_TGKILL, system_call
 from .abi import RUN_IMMEDIATE_EXIT
 from .layout import (
@@ -30,7 +30,6 @@ from .layout import (
 
 __all__ = ["acknowledge", "kick_all", "leave", "pause_all", "resume_all", "settle_all"]
 
-_ONE = const(1)
 _MINUS_ONE = const(0xFFFFFFFFFFFFFFFF)
 _EVERYBODY = const(0x7FFFFFFF)
 _AGAIN_NS = const(10_000_000)
@@ -41,7 +40,7 @@ def acknowledge(vm: Words) -> None:
     """From a vCPU that has just changed its STATE or DONE: wake an updater that waits for it."""
     fence()  # pairs with the fence in _wait_for
     if load_relaxed(vm, WAITING) != 0:
-        fetch_add(vm, ACKS, _ONE)
+        fetch_add(vm, ACKS, ONE)
         wake(vm, ACKS, _EVERYBODY)
 
 
@@ -75,22 +74,22 @@ def _holds_up(vm: Words, vcpu: U64, target: U64, whole: bool) -> bool:
 def _wait_for(vm: Words, vcpus: U64, targets: Own, whole: bool) -> U64:
     """Wait until each vCPU is outside, or has seen request ``targets[k]``; returns how often it slept."""
     slept = u64(0)
-    fetch_add(vm, WAITING, _ONE)
+    fetch_add(vm, WAITING, ONE)
     fence()
     vcpu = u64(0)
     while vcpu < vcpus:
         looks = u64(0)
         while looks < LOOKS and _holds_up(vm, vcpu, targets[vcpu], whole):
-            looks += _ONE
+            looks += ONE
         while True:
             acks = load_acquire(vm, ACKS)
             if not _holds_up(vm, vcpu, targets[vcpu], whole):
                 break
-            slept += _ONE
+            slept += ONE
             wait_for(vm, ACKS, acks, _AGAIN_NS)
             if load_acquire(vm, ACKS) == acks:  # cannot happen, but would hang: kick it again
                 _kick(vm, vcpu)
-        vcpu += _ONE
+        vcpu += ONE
     fetch_add(vm, WAITING, _MINUS_ONE)
     return slept
 
@@ -100,13 +99,13 @@ def kick_all(vm: Words, vcpus: U64, targets: Own) -> U64:
     """Have every vCPU leave the guest once, and wait until it has; returns how often it slept. ``targets``: scratch."""
     vcpu = u64(0)
     while vcpu < vcpus:
-        targets[vcpu] = fetch_add(vm, VCPUS + VCPU * vcpu + REQUESTED, _ONE) + _ONE
-        vcpu += _ONE
+        targets[vcpu] = fetch_add(vm, VCPUS + VCPU * vcpu + REQUESTED, ONE) + ONE
+        vcpu += ONE
     fence()  # requests are made before states are looked at
     vcpu = u64(0)
     while vcpu < vcpus:
         _kick(vm, vcpu)
-        vcpu += _ONE
+        vcpu += ONE
     return _wait_for(vm, vcpus, targets, False)
 
 
@@ -116,7 +115,7 @@ def settle_all(vm: Words, vcpus: U64, targets: Own) -> U64:
     vcpu = u64(0)
     while vcpu < vcpus:
         targets[vcpu] = _MINUS_ONE
-        vcpu += _ONE
+        vcpu += ONE
     return _wait_for(vm, vcpus, targets, True)
 
 
@@ -127,13 +126,13 @@ def pause_all(vm: Words, vcpus: U64, targets: Own, whole: bool) -> U64:
     ``whole``: and until what they had to answer is answered. Not from within an update, whose end answers wait for:
     ``settle_all`` after it.
     """
-    fetch_add(vm, PAUSED, _ONE)
+    fetch_add(vm, PAUSED, ONE)
     fence()
     vcpu = u64(0)
     while vcpu < vcpus:
         targets[vcpu] = _MINUS_ONE  # no request is that far: only outside counts
         _kick(vm, vcpu)
-        vcpu += _ONE
+        vcpu += ONE
     return _wait_for(vm, vcpus, targets, whole)
 
 

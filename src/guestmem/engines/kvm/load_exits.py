@@ -6,7 +6,7 @@ The guest may run wild before it dies, so nothing that it can write is followed 
 from __future__ import annotations
 
 from ...atomics import host_load, host_store, load_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...compiled import ONE, U64, Own, Words, compiled, const, u64, wrapping
 from ...system import SYS_IOCTL, failed, host_store8, system_call
 from ..load_words import (
     DEVICE_TAG,
@@ -41,7 +41,6 @@ from .x86 import X86Ioctl
 
 __all__ = ["count_kill", "count_mmio", "find_target"]
 
-_ONE = const(1)
 _BYTE = const(0xFF)
 _SIZE = const(0xFFFFFFFF)
 _WORD = const(8)
@@ -122,18 +121,18 @@ def count_kill(own: Own, reason: U64) -> U64:
     """The guest is dead, or runs wild: count it, and start it again. What it has counted is in memory and stays."""
     target = find_target(own)
     if target == 0:
-        own[at.STRANGE] += _ONE
+        own[at.STRANGE] += ONE
         if host_load(own[at.GUEST] + BLOCK_TARGET) == 0:  # it has not begun: starting again would lead here again
             return at.EXIT
         return start_again(own, target)
     if reason != _SHUTDOWN and reason != _INTERNAL_ERROR:
-        own[at.STRANGE] += _ONE
+        own[at.STRANGE] += ONE
     elif host_load(target + TARGET_FLAGS * _WORD) & MUST != 0:
-        own[at.KILLED_FETCHES] += _ONE
+        own[at.KILLED_FETCHES] += ONE
     else:
-        own[at.INTERNAL_ERRORS] += _ONE
+        own[at.INTERNAL_ERRORS] += ONE
     if reason == _SHUTDOWN:
-        own[at.SHUTDOWNS] += _ONE
+        own[at.SHUTDOWNS] += ONE
     return start_again(own, target)
 
 
@@ -146,7 +145,7 @@ def start_again(own: Own, target: U64) -> U64:
     """
     fragments = u64(0)
     while complete(own) == NEXT_FRAGMENT and fragments < _WORD:
-        fragments += _ONE
+        fragments += ONE
     own[at.DEVICE] = u64(0)
     host_store(own[at.RUN], u64(0))
     if target != 0:

@@ -8,7 +8,7 @@ guest's accesses met, and starts a killed guest again.
 from __future__ import annotations
 
 from ...atomics import compare_exchange, fence, host_store, load_acquire, load_relaxed, store_release, wait_for
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, const, u64
 from ...system import SYS_IOCTL, failed, host_load32, system_call
 from . import layout as at
 from .abi import RUN_EXIT_REASON, RUN_UNION
@@ -19,7 +19,6 @@ from .stalls import begin_stall, end_stall
 
 __all__ = ["claim", "vcpu_run", "vcpu_run_for"]
 
-_ONE = const(1)
 _INTERNAL_ERROR = const(17)
 _EMULATION_FAILED, _DELIVERY = const(1), const(3)
 
@@ -48,7 +47,7 @@ def enter(vm: Words, own: Own, vcpu: U64) -> U64:
             own[at.BEGAN] = load_acquire(vm, at.UPDATES)
             return at.GO_ON
         begin_stall(own)
-        own[at.PAUSES] += _ONE
+        own[at.PAUSES] += ONE
         leave(vm, vcpu, at.OUTSIDE)
         wait_for(vm, at.PAUSED, paused, at.LOOK_NS)
         if own[at.GUEST] == 0:
@@ -61,7 +60,7 @@ def handle_mmio(vm: Words, entries: Words, own: Own, vcpu: U64, straight: bool) 
 
     ``straight``: the vCPU is HOLDING it.
     """
-    own[at.MMIO_EXITS] += _ONE
+    own[at.MMIO_EXITS] += ONE
     if load_relaxed(vm, at.HOLES) == at.RETRY:
         return retry_mmio(vm, entries, own, vcpu, straight)
     if straight:
@@ -88,14 +87,14 @@ def run_once(vm: Words, entries: Words, own: Own, vcpu: U64) -> U64:
     if status != at.GO_ON:
         return status
     error = failed(system_call(SYS_IOCTL, own[at.FD], KVM_RUN, u64(0)))
-    own[at.EXITS] += _ONE
+    own[at.EXITS] += ONE
     if error == 0 and host_load32(own[at.RUN] + RUN_EXIT_REASON) == MMIO:
         # A store that exits is behind rip already: a pause may not take this vCPU for one that is between instructions.
         leave(vm, vcpu, at.HOLDING)
         return handle_mmio(vm, entries, own, vcpu, True)
     leave(vm, vcpu, at.OUTSIDE)
     if error == EINTR:
-        own[at.INTERRUPTED] += _ONE
+        own[at.INTERRUPTED] += ONE
         if own[at.GUEST] == 0:
             return at.SIGNALLED
         return at.GO_ON

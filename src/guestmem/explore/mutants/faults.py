@@ -82,7 +82,7 @@ MUTANTS = (
         "a vCPU that finds an update under way answers nevertheless",
         *(
             _LOCK,
-            "    if load_acquire(vm, UPDATES) & _ONE == 0:\n        return True\n",
+            "    if load_acquire(vm, UPDATES) & ONE == 0:\n        return True\n",
             "    if load_acquire(vm, UPDATES) != 77:\n        return True\n",
         ),
         models=("update-lock", "update-lock-2"),
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "kvm-resume-wakes-one",
         "of vCPUs that wait for the end of a pause one is told",
-        *(_KICKS, "        wake(vm, PAUSED, _EVERYBODY)\n", "        wake(vm, PAUSED, _ONE)\n"),
+        *(_KICKS, "        wake(vm, PAUSED, _EVERYBODY)\n", "        wake(vm, PAUSED, ONE)\n"),
         models=("kvm-pause-2", "kvm-pause-update-2"),
     ),
     Mutant(

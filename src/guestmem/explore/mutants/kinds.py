@@ -14,14 +14,14 @@ _FAULT, _RETRY, _LOOKUP = "engines/soft/user_mem_abort.py", "stage2/retry.py", "
 _ENTRY, _UNMAP, _WALK = "stage2/entry.py", "stage2/unmap.py", "stage2/tlb_walk.py"
 _TLBI, _EDGES, _BITMAP, _LOG = "stage2/tlbi.py", "stage2/edges.py", "dirty/bitmap.py", "engines/soft/dirty_log.py"
 _KICKS, _REQUESTS = "engines/kvm/kicks.py", "engines/soft/requests.py"
-_MADE = "    make_entry(shape, pool, pages, mmu, desk, new)\n    desk[RESULT] += _ONE\n"
+_MADE = "    make_entry(shape, pool, pages, mmu, desk, new)\n    desk[RESULT] += ONE\n"
 _UNLINK = "unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))\n"
 _CLEANED = """    while line < end:
         store_relaxed(pages, line + STATE, FREE)
         store_relaxed(pages, line + COUNT, u64(0))
         line += PAGE_WORDS
 """
-_FREED = """    run = ((_ONE << count) - _ONE) << (page & u64(63))
+_FREED = """    run = ((ONE << count) - ONE) << (page & u64(63))
     was = fetch_or(pages, first_word(pages) + (page >> 6), run)
 """
 _AWAY = "            srcu_exit(srcu, u64(0), reader)\n            srcu_enter(srcu, u64(0), reader)\n"
@@ -96,7 +96,7 @@ MUTANTS = (
     Mutant(
         "log-overwritten-unnoticed",
         "a record of the log that is being overwritten is applied",
-        *(_WALK, "load_relaxed(mmu, hub + SEQUENCE) - seen >= ring\n", "head - seen >= ring + _ONE\n"),
+        *(_WALK, "load_relaxed(mmu, hub + SEQUENCE) - seen >= ring\n", "head - seen >= ring + ONE\n"),
         models=("stage2-ring",),
     ),
     # The dirty-bit-modifier alone.
@@ -110,13 +110,13 @@ MUTANTS = (
     Mutant(
         "lock-misses-last-reader",
         "a writer does not wait for the last reader of the lock",
-        *("stage2/rwlock.py", "    while reader < readers:\n", "    while reader + _ONE < readers:\n"),
+        *("stage2/rwlock.py", "    while reader < readers:\n", "    while reader + ONE < readers:\n"),
         models=("fault-last",),
     ),
     Mutant(
         "tlbi-misses-last-vcpu",
         "an invalidation does not wait for the last vCPU",
-        *(_TLBI, "    while walker < walkers:\n        line", "    while walker + _ONE < walkers:\n        line"),
+        *(_TLBI, "    while walker < walkers:\n        line", "    while walker + ONE < walkers:\n        line"),
         models=("fault-last",),
     ),
     Mutant(
@@ -129,7 +129,7 @@ MUTANTS = (
         "invalidation-never-over",
         "an invalidation that has ended still counts as under way: faults in its range start again for ever",
         *drop_statement(
-            _RETRY, "invalidate_end", "store_relaxed(mmu, INVALIDATING, load_relaxed(mmu, INVALIDATING) - _ONE)"
+            _RETRY, "invalidate_end", "store_relaxed(mmu, INVALIDATING, load_relaxed(mmu, INVALIDATING) - ONE)"
         ),
         models=("fault-last", "fault-block"),
     ),
@@ -159,7 +159,7 @@ MUTANTS = (
         *(
             "stage2/discipline.py",
             "load_relaxed(mmu, QUEUE_CAPACITY) else",
-            "load_relaxed(mmu, QUEUE_CAPACITY) + _ONE else",
+            "load_relaxed(mmu, QUEUE_CAPACITY) + ONE else",
         ),
         models=("stage2-queue",),
     ),

@@ -43,9 +43,9 @@ MUTANTS = (
     Mutant(
         "srcu-start-fences",
         "the look at the readers may go before what was published",
-        *(_SRCU, "    fence()\n    epoch = fetch_add(srcu, base, _ONE) + _ONE\n    fence()\n", ""),
+        *(_SRCU, "    fence()\n    epoch = fetch_add(srcu, base, ONE) + ONE\n    fence()\n", ""),
         models=("srcu",),
-        also=(Mutation(_SRCU, "return wrapping(epoch)", "return wrapping(fetch_add(srcu, base, _ONE) + _ONE)"),),
+        also=(Mutation(_SRCU, "return wrapping(epoch)", "return wrapping(fetch_add(srcu, base, ONE) + ONE)"),),
     ),
     Mutant(
         "srcu-no-wait",
@@ -57,7 +57,7 @@ MUTANTS = (
     Mutant(
         "srcu-waits-too-little",
         "readers of the period before are not waited for",
-        *(_SRCU, "if epoch != 0 and epoch < cookie:", "if epoch != 0 and epoch + _ONE < cookie:"),
+        *(_SRCU, "if epoch != 0 and epoch < cookie:", "if epoch != 0 and epoch + ONE < cookie:"),
         models=("srcu",),
     ),
     Mutant(
@@ -159,7 +159,7 @@ MUTANTS = (
     Mutant(
         "give-core-wakes-one",
         "the one that is woken need not be the next in line",
-        *(_CORES, "wake(vm, SERVING, u64(0x7FFFFFFF))", "wake(vm, SERVING, _ONE)"),
+        *(_CORES, "wake(vm, SERVING, u64(0x7FFFFFFF))", "wake(vm, SERVING, ONE)"),
         models=("cores-3",),
     ),
     Mutant(
@@ -199,8 +199,8 @@ MUTANTS = (
         "generation-counted-once",
         "what was found in the old set is remembered with the new set's generation, which stays",
         _LOOKUP,
-        "        hint[at + _ONE] = seen\n",
-        "        hint[at + _ONE] = load_relaxed(memslots, active_set(memslots, as_id) + GENERATION)\n",
+        "        hint[at + ONE] = seen\n",
+        "        hint[at + ONE] = load_relaxed(memslots, active_set(memslots, as_id) + GENERATION)\n",
         models=("cached-slot",),
         origin="Linux ee3d1570b586: kvm: fix potentially corrupt mmio cache",
         also=(
@@ -314,9 +314,9 @@ MUTANTS = (
         "ring-reset-index-first",
         "an entry is given back before it is cleared",
         _RING,
-        "        store_release(ring, entry, u64(0))\n        index = (index + _ONE) & _LOW\n"
+        "        store_release(ring, entry, u64(0))\n        index = (index + ONE) & _LOW\n"
         "        store_release(ring, RESET_INDEX, index)\n",
-        "        index = (index + _ONE) & _LOW\n        store_release(ring, RESET_INDEX, index)\n"
+        "        index = (index + ONE) & _LOW\n        store_release(ring, RESET_INDEX, index)\n"
         "        store_release(ring, entry, u64(0))\n",
         models=("dirty-ring",),
     ),
@@ -336,13 +336,13 @@ MUTANTS = (
     Mutant(
         "ring-reset-forgets-a-neighbour",
         "of neighbours that become one run only the first is write-protected again",
-        *(_RING, "                mask |= _ONE << ahead\n", "                mask |= u64(0)\n"),
+        *(_RING, "                mask |= ONE << ahead\n", "                mask |= u64(0)\n"),
         models=("dirty-ring",),
     ),
     Mutant(
         "ring-reset-last-run",
         "the last pages that a reset gives back are not write-protected again",
-        *(_RING, "        found += _ONE\n    runs[0] = found\n", "    runs[0] = found\n"),
+        *(_RING, "        found += ONE\n    runs[0] = found\n", "    runs[0] = found\n"),
         models=("dirty-ring-log", "dirty-ring"),
     ),
     Mutant(

@@ -17,7 +17,7 @@ _REFS = "stage2/refs.py"
 _PLAIN_RECOVER = "                store_release(pool, entry, new)\n                seen = old\n"
 _GUEST, _TRANSITIONS = "stage2/pkvm/guest.py", "stage2/pkvm/transitions.py"
 
-_TABLE_GOES = "            invalidate_range(mmu, (desk[ADDRESS] - _ONE) >> shift << shift, _ONE << shift)\n"
+_TABLE_GOES = "            invalidate_range(mmu, (desk[ADDRESS] - ONE) >> shift << shift, ONE << shift)\n"
 _FLUSH = (
     "                invalidate_range(self.mmu, ipa, size)\n            return status\n\n        return self._range("
 )
@@ -29,21 +29,21 @@ MUTANTS = (
     Mutant(
         "stage2-range-base",
         "the range of a table that goes begins at the address of the walk, not of the entry",
-        *(_UNMAP, _TABLE_GOES, "            invalidate_range(mmu, desk[ADDRESS] - _ONE, _ONE << shift)\n"),
+        *(_UNMAP, _TABLE_GOES, "            invalidate_range(mmu, desk[ADDRESS] - ONE, ONE << shift)\n"),
         models=("stage2-unmap", "stage2-unmap-tlb"),
         origin="Linux 4c36a1567388: TLBI range of a collapse from the granule's base",
     ),
     Mutant(
         "stage2-table-level-hint",
         "a table that goes is invalidated with the level of a leaf, and stays in the walk cache",
-        *(_UNMAP, _TABLE_GOES, "            invalidate_ipa(mmu, desk[ADDRESS] - _ONE, level)\n"),
+        *(_UNMAP, _TABLE_GOES, "            invalidate_ipa(mmu, desk[ADDRESS] - ONE, level)\n"),
         models=("stage2-unmap", "stage2-unmap-tlb"),
         origin="Linux 36e008323926: no level hint when a table is zapped",
     ),
     Mutant(
         "stage2-level-zero",
         "level 0 is given where none is meant",
-        *(_UNMAP, _TABLE_GOES, "            invalidate_ipa(mmu, desk[ADDRESS] - _ONE, u64(0))\n"),
+        *(_UNMAP, _TABLE_GOES, "            invalidate_ipa(mmu, desk[ADDRESS] - ONE, u64(0))\n"),
         models=("stage2-unmap", "stage2-unmap-tlb"),
         origin="Linux 0f0ff097bf77: TLBI by range without a level, not with level 0",
     ),
@@ -156,7 +156,7 @@ MUTANTS = (
         "stage2-level-too-deep",
         "the walk that frees takes tables for leaves",
         _UNLINKED,
-        "        level = load_relaxed(pages, line + ENTRY_LEVEL) + _ONE\n",
+        "        level = load_relaxed(pages, line + ENTRY_LEVEL) + ONE\n",
         "        level = load_relaxed(pages, line + ENTRY_LEVEL) + u64(2)\n",
         models=("stage2-collapse-rwlock-3",),
         origin="kvmarm, 4 November 2022: review of v4 of the parallel faults, mended in v5",
@@ -297,7 +297,7 @@ MUTANTS = (
     Mutant(
         "stage2-bbm1-as-2",
         "a block is replaced at once where hardware has FEAT_BBM level 1",
-        *(_BBM, "    flags = desk[FLAGS]\n    level =", "    flags = desk[FLAGS] << _ONE\n    level ="),
+        *(_BBM, "    flags = desk[FLAGS]\n    level =", "    flags = desk[FLAGS] << ONE\n    level ="),
         models=("stage2-bbm1-split",),
         origin="own: FEAT_BBM level 2 assumed",
     ),
@@ -327,14 +327,14 @@ MUTANTS = (
         "stage2-donate-fails-late",
         "table pages for the guest's map are not there after the host has lost its page",
         _TRANSITIONS,
-        "    least = (shape[LAST_LEVEL] - shape[START_LEVEL]) << _ONE\n"
+        "    least = (shape[LAST_LEVEL] - shape[START_LEVEL]) << ONE\n"
         "    if take_pages(shape, pool, pages, host, desk, el2, least) != OK:\n"
         "        return ENOMEM\n    lock_both(host, guest)\n    status = check_live(el2, handle)\n"
-        "    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + _ONE) << shape[PAGE_SHIFT]):",
+        "    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + ONE) << shape[PAGE_SHIFT]):",
         "    least = shape[LAST_LEVEL] - shape[START_LEVEL]\n"
         "    if take_pages(shape, pool, pages, host, desk, el2, least) != OK:\n"
         "        return ENOMEM\n    lock_both(host, guest)\n    status = check_live(el2, handle)\n"
-        "    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + _ONE) << shape[PAGE_SHIFT]):",
+        "    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + ONE) << shape[PAGE_SHIFT]):",
         models=("stage2-donate-block",),
         origin="kvmarm, 28 April 2026: check the cache first (Fixes: 1e579adca177)",
     ),

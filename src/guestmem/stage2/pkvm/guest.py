@@ -7,7 +7,7 @@ one desk for both. Linux: ``arch/arm64/kvm/hyp/nvhe/mem_protect.c``.
 from __future__ import annotations
 
 from ...atomics import load_relaxed, store_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, u64
 from ..layout import (
     EINVAL,
     ENOENT,
@@ -55,8 +55,6 @@ __all__ = [
     "unlock_both",
     "vm_state",
 ]
-
-_ONE = const(1)
 
 
 @compiled(nogil=True)
@@ -118,7 +116,7 @@ def guest_leaf(shape: Own, pool: Words, guest: Words, desk: Own, gfn: U64) -> U6
     status = lookup(shape, pool, guest, desk, gfn << shape[PAGE_SHIFT])
     if status == ENOENT and desk[FIND] == POISON:
         return EHWPOISON
-    if status == OK and desk[FIND + _ONE] != shape[LAST_LEVEL]:
+    if status == OK and desk[FIND + ONE] != shape[LAST_LEVEL]:
         return E2BIG
     return status
 
@@ -153,7 +151,7 @@ def map_guest(
     """Map ``count`` pages (1, or a block's) in a guest, or give one that is mapped another state."""
     level = shape[LAST_LEVEL]
     if count > 1:
-        level -= _ONE
+        level -= ONE
     to = shape[PAGE_SHIFT]
     size = count << to
     return map_range(shape, pool, pages, guest, desk, gfn << to, size, page << to, attributes, level, u64(0))

@@ -9,7 +9,7 @@ mapping", 2024).
 from __future__ import annotations
 
 from ...atomics import fetch_add, load_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, TWO, U64, Own, Words, compiled, const, u64
 from ..annotate import annotate_range
 from ..entry import break_entry, leaf_descriptor, level_shift, make_entry, set_table_state, table_descriptor
 from ..free_list import cache_put, cache_take, cache_topup
@@ -56,8 +56,6 @@ from .ownership import is_memory, is_uniform
 
 __all__ = ["host_fault", "map_host_page", "mark_host_page", "take_pages", "unmap_mmio"]
 
-_ONE = const(1)
-_TWO = const(2)
 _DESCEND = const(4096)
 """No status of Linux's: a table was put, look below."""
 
@@ -76,8 +74,8 @@ def host_fault(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el
     take_pages(shape, pool, pages, host, desk, el2, shape[LAST_LEVEL] - shape[START_LEVEL])
     lock = load_relaxed(host, LOCK_BASE)
     read_lock(host, lock, desk[WALKER])
-    page = _ONE << shape[PAGE_SHIFT]
-    status = walk_begin(shape, host, desk, address & ~(page - _ONE), page, SHARED | LEAF)
+    page = ONE << shape[PAGE_SHIFT]
+    status = walk_begin(shape, host, desk, address & ~(page - ONE), page, SHARED | LEAF)
     if status == OK:
         status = _DESCEND
         while status == _DESCEND:
@@ -87,7 +85,7 @@ def host_fault(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el
         walk_leave(shape, pool, pages, host, desk)
     read_unlock(host, lock, desk[WALKER])
     if status == OK:
-        fetch_add(el2, FAULTS, _ONE)
+        fetch_add(el2, FAULTS, ONE)
     return status
 
 
@@ -102,7 +100,7 @@ def _fill_entry(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, e
     level = desk[LEVEL]
     shift = level_shift(shape, level)
     start = desk[ADDRESS] >> shift << shift
-    end = start + (_ONE << shift)
+    end = start + (ONE << shift)
     leaf = level == shape[LAST_LEVEL] or (level >= shape[MIN_BLOCK_LEVEL] and is_uniform(shape, el2, start, end))
     page = u64(0)
     if not leaf:
@@ -111,11 +109,11 @@ def _fill_entry(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, e
             return ENOMEM
     if not break_entry(shape, pool, pages, host, desk):
         if page != 0:
-            cache_put(desk, page - _ONE)
+            cache_put(desk, page - ONE)
         return EAGAIN
     if not leaf:
-        set_table_state(pages, page - _ONE, level, _ONE)
-        make_entry(shape, pool, pages, host, desk, table_descriptor(shape, page - _ONE))
+        set_table_state(pages, page - ONE, level, ONE)
+        make_entry(shape, pool, pages, host, desk, table_descriptor(shape, page - ONE))
         return _DESCEND
     attributes = HOST_MEMORY if is_memory(el2, start, end) else HOST_MMIO
     make_entry(shape, pool, pages, host, desk, leaf_descriptor(shape, level, start, load_relaxed(el2, attributes)))
@@ -134,7 +132,7 @@ def take_pages(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el
     write_lock(host, lock, load_relaxed(host, VCPUS))
     unmap_mmio(shape, pool, pages, host, desk, el2)
     write_unlock(host, lock)
-    fetch_add(el2, MMIO_UNMAPPED, _ONE)
+    fetch_add(el2, MMIO_UNMAPPED, ONE)
     return cache_topup(shape, pool, pages, desk, least)
 
 
@@ -148,8 +146,8 @@ def unmap_mmio(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el
         end = load_relaxed(el2, at)
         if end > start:
             unmap_range(shape, pool, pages, host, desk, start, end - start, u64(0))
-        start = load_relaxed(el2, at + _ONE)
-        at += _TWO
+        start = load_relaxed(el2, at + ONE)
+        at += TWO
     if start < shape[IPA_END]:
         unmap_range(shape, pool, pages, host, desk, start, shape[IPA_END] - start, u64(0))
 
@@ -163,13 +161,13 @@ def mark_host_page(
     All other pages of the block stay mapped. OK, given levels - 1 pages in the cache. Exclusive. O(entries a table).
     """
     address = page << shape[PAGE_SHIFT]
-    size = _ONE << shape[PAGE_SHIFT]
-    while lookup(shape, pool, host, desk, address) == OK and desk[FIND + _ONE] != shape[LAST_LEVEL]:
-        below = desk[FIND + _ONE] + _ONE
-        status = split_range(shape, pool, pages, host, desk, address, size, below, _ONE)
+    size = ONE << shape[PAGE_SHIFT]
+    while lookup(shape, pool, host, desk, address) == OK and desk[FIND + ONE] != shape[LAST_LEVEL]:
+        below = desk[FIND + ONE] + ONE
+        status = split_range(shape, pool, pages, host, desk, address, size, below, ONE)
         if status != OK:
             return status
-        fetch_add(el2, BLOCKS_BROKEN, _ONE)
+        fetch_add(el2, BLOCKS_BROKEN, ONE)
     return annotate_range(shape, pool, pages, host, desk, address, size, mark, u64(0))
 
 
@@ -177,6 +175,6 @@ def mark_host_page(
 def map_host_page(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, page: U64, attributes: U64) -> U64:
     """Map one page over a mark, or with another state over itself. OK. Exclusive. O(levels)."""
     address = page << shape[PAGE_SHIFT]
-    size = _ONE << shape[PAGE_SHIFT]
+    size = ONE << shape[PAGE_SHIFT]
     last = shape[LAST_LEVEL]
     return map_range(shape, pool, pages, host, desk, address, size, address, attributes, last, OVER_OWNER)

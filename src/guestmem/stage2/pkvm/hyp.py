@@ -8,7 +8,7 @@ hypervisor's own stage-1 table is not modelled, its state of a page stands for i
 from __future__ import annotations
 
 from ...atomics import load_relaxed, store_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...compiled import ONE, U64, Own, Words, compiled, u64, wrapping
 from ..layout import (
     EBUSY,
     EINVAL,
@@ -42,13 +42,11 @@ from .ownership import is_memory, page_word, pages_are, set_host_state, set_hyp_
 
 __all__ = ["host_donate_hyp", "host_share_hyp", "host_unshare_hyp", "hyp_donate_host", "hyp_pin"]
 
-_ONE = const(1)
-
 
 @compiled
 def _checked(shape: Own, el2: Words, page: U64, count: U64, host: U64, hyp: U64) -> U64:
     """EINVAL unless ``count`` pages from ``page`` on are memory and at most a table's; EPERM by their states."""
-    if count == 0 or count > _ONE << shape[STRIDE]:
+    if count == 0 or count > ONE << shape[STRIDE]:
         return EINVAL
     if not is_memory(el2, page << shape[PAGE_SHIFT], (page + count) << shape[PAGE_SHIFT]):
         return EINVAL
@@ -63,7 +61,7 @@ def _set_states(shape: Own, el2: Words, page: U64, count: U64, host: U64, hyp: U
     while page < end:
         set_host_state(shape, el2, page, host)
         set_hyp_state(el2, page, hyp)
-        page += _ONE
+        page += ONE
 
 
 @compiled(nogil=True)
@@ -88,7 +86,7 @@ def host_unshare_hyp(shape: Own, host: Words, el2: Words, page: U64, count: U64)
     while status == OK and at < page + count:
         if (load_relaxed(el2, page_word(el2, at)) >> PIN_SHIFT) & PIN_MASK != 0:
             status = EBUSY
-        at += _ONE
+        at += ONE
     if status == OK:
         _set_states(shape, el2, page, count, OWNED, NOPAGE)
     write_unlock(host, lock)
@@ -100,7 +98,7 @@ def hyp_pin(shape: Own, host: Words, el2: Words, page: U64, pin: bool) -> U64:
     """The hypervisor pins a page that it borrows, or drops a pin. OK; EINVAL; EPERM: not borrowed, or no pin; EBUSY."""
     lock = load_relaxed(host, LOCK_BASE)
     write_lock(host, lock, load_relaxed(host, VCPUS))
-    status = _checked(shape, el2, page, _ONE, SHARED_OWNED, SHARED_BORROWED)
+    status = _checked(shape, el2, page, ONE, SHARED_OWNED, SHARED_BORROWED)
     if status == OK:
         word = page_word(el2, page)
         old = load_relaxed(el2, word)
@@ -109,11 +107,11 @@ def hyp_pin(shape: Own, host: Words, el2: Words, page: U64, pin: bool) -> U64:
             if pins == PIN_MASK:
                 status = EBUSY
             else:
-                store_relaxed(el2, word, old + (_ONE << PIN_SHIFT))
+                store_relaxed(el2, word, old + (ONE << PIN_SHIFT))
         elif pins == 0:
             status = EPERM
         else:
-            store_relaxed(el2, word, wrapping(old - (_ONE << PIN_SHIFT)))
+            store_relaxed(el2, word, wrapping(old - (ONE << PIN_SHIFT)))
     write_unlock(host, lock)
     return status
 
@@ -139,7 +137,7 @@ def host_donate_hyp(
     at = page
     while status == OK and at < page + count:
         status = mark_host_page(shape, pool, pages, host, desk, el2, at, mark)
-        at += _ONE
+        at += ONE
     if status == OK:
         _set_states(shape, el2, page, count, NOPAGE, OWNED)
     write_unlock(host, lock)
@@ -160,7 +158,7 @@ def hyp_donate_host(
     at = page
     while status == OK and at < page + count:
         status = map_host_page(shape, pool, pages, host, desk, at, load_relaxed(el2, HOST_MEMORY))
-        at += _ONE
+        at += ONE
     if status == OK:
         _set_states(shape, el2, page, count, OWNED, NOPAGE)
     write_unlock(host, lock)

@@ -8,7 +8,7 @@ shares; nobody maps a page that it has not. While no CPU is inside. Idea: ``asse
 from __future__ import annotations
 
 from ...atomics import load_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, const, u64
 from ..entry import level_shift, output_address
 from ..layout import (
     ADDRESS,
@@ -79,8 +79,6 @@ BROKEN = (
 )
 """What was found, by number."""
 
-_ONE = const(1)
-_TWO = const(2)
 _OWNS = const(1)
 _LENDS = const(2)
 _USES_SHIFT = const(8)
@@ -108,7 +106,7 @@ def check_guest(
                 return u64(15)
             continue
         start = output_address(shape, old)
-        end = start + (_ONE << level_shift(shape, desk[LEVEL]))
+        end = start + (ONE << level_shift(shape, desk[LEVEL]))
         if not is_memory(el2, start, end):
             return u64(1)
         state = guest_state(shape, el2, old)
@@ -116,14 +114,14 @@ def check_guest(
         last = end >> shape[PAGE_SHIFT]
         gfn = desk[ADDRESS] >> shape[PAGE_SHIFT]
         while page < last:
-            at = _ONE + page - load_relaxed(el2, FIRST_PAGE)
+            at = ONE + page - load_relaxed(el2, FIRST_PAGE)
             if state == SHARED_BORROWED:
-                borrowed += _ONE
-                seen[at] += _ONE << _USES_SHIFT
+                borrowed += ONE
+                seen[at] += ONE << _USES_SHIFT
                 if host_state(el2, page) != SHARED_OWNED:
                     return u64(4)
             else:
-                owned += _ONE
+                owned += ONE
                 if seen[at] & _OWNS != 0:
                     return u64(2)
                 seen[at] |= _OWNS
@@ -134,8 +132,8 @@ def check_guest(
                         return u64(3)
                 elif host_state(el2, page) != NOPAGE or desk[FIND] != guest_mark(shape, handle, gfn):
                     return u64(3)
-            page += _ONE
-            gfn += _ONE
+            page += ONE
+            gfn += ONE
     vm = load_relaxed(el2, VM_BASE) + (handle << 3)
     seen[0] = handle
     if load_relaxed(el2, vm + OWNED_PAGES) != owned or load_relaxed(el2, vm + BORROWED_PAGES) != borrowed:
@@ -155,7 +153,7 @@ def check_host(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el
             continue
         start = desk[ADDRESS]
         seen[0] = start
-        end = start + (_ONE << level_shift(shape, desk[LEVEL]))
+        end = start + (ONE << level_shift(shape, desk[LEVEL]))
         memory = is_memory(el2, start, end)
         page = start >> shape[PAGE_SHIFT]
         if old & shape[VALID] == 0:
@@ -179,7 +177,7 @@ def check_host(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el
             if state == NOPAGE or (state == SHARED_BORROWED and desk[LEVEL] != shape[LAST_LEVEL]):
                 seen[0] = page << shape[PAGE_SHIFT]
                 return u64(13)
-            page += _ONE
+            page += ONE
     return u64(0)
 
 
@@ -194,13 +192,13 @@ def check_pages(shape: Own, pool: Words, host: Words, desk: Own, el2: Words, see
         seen[0] = address
         mine = host_state(el2, page)
         hyp = hyp_state(el2, page)
-        found = seen[_ONE + page - first]
+        found = seen[ONE + page - first]
         guest_owns = found & _OWNS != 0
         uses = found >> _USES_SHIFT
-        if not is_memory(el2, address, address + (_ONE << shape[PAGE_SHIFT])):
+        if not is_memory(el2, address, address + (ONE << shape[PAGE_SHIFT])):
             if load_relaxed(el2, page_word(el2, page)) != 0 or found != 0:
                 return u64(1)
-            page += _ONE
+            page += ONE
             continue
         host_owns = mine < SHARED_BORROWED
         hyp_owns = hyp < SHARED_BORROWED
@@ -224,28 +222,28 @@ def check_pages(shape: Own, pool: Words, host: Words, desk: Own, el2: Words, see
             descriptor = desk[FIND]
             if descriptor == 0 or (descriptor & shape[VALID] != 0) != (mine == SHARED_BORROWED):
                 return u64(13)
-        page += _ONE
+        page += ONE
     return _check_away(shape, el2, seen)
 
 
 @compiled
 def _check_away(shape: Own, el2: Words, seen: Own) -> U64:
     """Count the pages that the host has not as its own, a block at a time."""
-    level = shape[LAST_LEVEL] - _ONE
+    level = shape[LAST_LEVEL] - ONE
     last = load_relaxed(el2, LAST_PAGE)
     while level >= shape[MIN_BLOCK_LEVEL] and level >= 1:
         page = load_relaxed(el2, FIRST_PAGE)
-        block = _ONE << (shape[STRIDE] * (shape[LAST_LEVEL] - level))
+        block = ONE << (shape[STRIDE] * (shape[LAST_LEVEL] - level))
         while page < last:
-            end = (page & ~(block - _ONE)) + block
+            end = (page & ~(block - ONE)) + block
             seen[0] = page << shape[PAGE_SHIFT]
             expected = away(shape, el2, page, level)
             counted = u64(0)
             while page < end:
                 if page < last and host_state(el2, page) > SHARED_OWNED:
-                    counted += _ONE
-                page += _ONE
+                    counted += ONE
+                page += ONE
             if counted != expected:
                 return u64(14)
-        level -= _ONE
+        level -= ONE
     return u64(0)

@@ -10,7 +10,7 @@ the pages they are in, and the last one inside frees.
 from __future__ import annotations
 
 from ...atomics import fetch_add, load_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, u64
 from ..discipline import may_unlink, unlink_table
 from ..entry import break_entry, leaf_descriptor, level_shift, make_entry, table_page
 from ..layout import (
@@ -35,8 +35,6 @@ from .ownership import away, is_memory
 
 __all__ = ["join_page", "join_range"]
 
-_ONE = const(1)
-
 
 @compiled(nogil=True)
 def join_page(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, page: U64) -> U64:
@@ -53,15 +51,15 @@ def join_page(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2
     else:
         write_lock(host, lock, load_relaxed(host, VCPUS))
     joined = u64(0)
-    level = shape[LAST_LEVEL] - _ONE
+    level = shape[LAST_LEVEL] - ONE
     while level >= shape[MIN_BLOCK_LEVEL]:
         shift = level_shift(shape, level)
         start = page << shape[PAGE_SHIFT] >> shift << shift
-        if not is_memory(el2, start, start + (_ONE << shift)) or away(shape, el2, page, level) != 0:
+        if not is_memory(el2, start, start + (ONE << shift)) or away(shape, el2, page, level) != 0:
             break
         if _join_table(shape, pool, pages, host, desk, el2, start, level, flags):
-            joined += _ONE
-        level -= _ONE
+            joined += ONE
+        level -= ONE
     if flags != 0:
         read_unlock(host, lock, desk[WALKER])
     else:
@@ -79,7 +77,7 @@ def _join_table(
 
     Only a table is replaced: a walk as ``map``'s would break a larger block that another CPU joined just now.
     """
-    if walk_begin(shape, host, desk, start, _ONE << shape[PAGE_SHIFT], flags | TABLE_PRE) != OK:
+    if walk_begin(shape, host, desk, start, ONE << shape[PAGE_SHIFT], flags | TABLE_PRE) != OK:
         return False
     joined = False
     while walk_step(shape, pool, pages, host, desk) == TABLE_PRE:
@@ -100,8 +98,8 @@ def _join_table(
 def join_range(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, page: U64, end: U64) -> U64:
     """Join all blocks that ``[page, end)`` touches, a lock each; returns how many. O(blocks + entries that go)."""
     joined = u64(0)
-    step = _ONE << (level_shift(shape, shape[LAST_LEVEL] - _ONE) - shape[PAGE_SHIFT])
+    step = ONE << (level_shift(shape, shape[LAST_LEVEL] - ONE) - shape[PAGE_SHIFT])
     while page < end:
         joined += join_page(shape, pool, pages, host, desk, el2, page)
-        page = (page & ~(step - _ONE)) + step
+        page = (page & ~(step - ONE)) + step
     return joined

@@ -7,7 +7,7 @@ All functions want the host's lock, setters exclusively.
 from __future__ import annotations
 
 from ...atomics import load_relaxed, store_relaxed
-from ...compiled import U64, Own, Words, compiled, const, wrapping
+from ...compiled import ONE, TWO, U64, Own, Words, compiled, wrapping
 from ..layout import IPA_END, LAST_LEVEL, MIN_BLOCK_LEVEL, OWNER_SHIFT, OWNER_TYPE, STRIDE
 from .layout import (
     AWAY_BASE,
@@ -38,9 +38,6 @@ __all__ = [
     "set_hyp_state",
     "share_count",
 ]
-
-_ONE = const(1)
-_TWO = const(2)
 
 
 @compiled
@@ -97,12 +94,12 @@ def set_host_state(shape: Own, el2: Words, page: U64, state: U64) -> None:
     is_away = state > SHARED_OWNED
     if was_away == is_away:
         return
-    level = shape[LAST_LEVEL] - _ONE
+    level = shape[LAST_LEVEL] - ONE
     while level >= shape[MIN_BLOCK_LEVEL] and level >= 1:
         word = away_word(shape, el2, page, level)
         count = load_relaxed(el2, word)
-        store_relaxed(el2, word, count + _ONE if is_away else wrapping(count - _ONE))
-        level -= _ONE
+        store_relaxed(el2, word, count + ONE if is_away else wrapping(count - ONE))
+        level -= ONE
 
 
 @compiled
@@ -111,9 +108,9 @@ def is_memory(el2: Words, start: U64, end: U64) -> bool:
     at = load_relaxed(el2, REGION_BASE)
     last = at + (load_relaxed(el2, REGIONS) << 1)
     while at < last:
-        if start < load_relaxed(el2, at + _ONE):
-            return start >= load_relaxed(el2, at) and end <= load_relaxed(el2, at + _ONE)
-        at += _TWO
+        if start < load_relaxed(el2, at + ONE):
+            return start >= load_relaxed(el2, at) and end <= load_relaxed(el2, at + ONE)
+        at += TWO
     return False
 
 
@@ -126,10 +123,10 @@ def is_uniform(shape: Own, el2: Words, start: U64, end: U64) -> bool:
     last = at + (load_relaxed(el2, REGIONS) << 1)
     while at < last:
         low = load_relaxed(el2, at)
-        high = load_relaxed(el2, at + _ONE)
+        high = load_relaxed(el2, at + ONE)
         if start < high:
             return end <= low or (start >= low and end <= high)
-        at += _TWO
+        at += TWO
     return True
 
 
@@ -147,5 +144,5 @@ def pages_are(el2: Words, page: U64, end: U64, host: U64, hyp: U64) -> bool:
     while page < end:
         if load_relaxed(el2, page_word(el2, page)) & mask != wanted:
             return False
-        page += _ONE
+        page += ONE
     return True

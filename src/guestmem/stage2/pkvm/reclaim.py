@@ -8,7 +8,7 @@ and nothing is joined.
 from __future__ import annotations
 
 from ...atomics import fetch_add, load_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import ONE, U64, Own, Words, compiled, const, u64
 from ..annotate import annotate_range
 from ..entry import output_address
 from ..layout import (
@@ -58,7 +58,6 @@ from .transitions import host_unshare_guest
 
 __all__ = ["force_reclaim", "host_reclaim_guest", "page_owner", "teardown_guest"]
 
-_ONE = const(1)
 _GFN_MASK = const((1 << 40) - 1)
 _HANDLE_MASK = const(0xFFFF)
 
@@ -96,11 +95,11 @@ def host_reclaim_guest(
             status = EPERM
         else:
             to = shape[PAGE_SHIFT]
-            unmap_range(shape, pool, pages, guest, desk, gfn << to, _ONE << to, u64(0))
+            unmap_range(shape, pool, pages, guest, desk, gfn << to, ONE << to, u64(0))
             if state == OWNED:
-                fetch_add(el2, WIPED, _ONE)
+                fetch_add(el2, WIPED, ONE)
             _return_page(shape, pool, pages, host, desk, el2, page)
-            count_pages(el2, handle, OWNED_PAGES, u64(0), _ONE)
+            count_pages(el2, handle, OWNED_PAGES, u64(0), ONE)
     unlock_both(host, guest)
     if status == OK and load_relaxed(el2, JOIN) != 0:
         join_page(shape, pool, pages, host, desk, el2, page)
@@ -119,7 +118,7 @@ def force_reclaim(
     lock_both(host, guest)
     to = shape[PAGE_SHIFT]
     status = u64(OK)
-    if not is_memory(el2, page << to, (page + _ONE) << to):
+    if not is_memory(el2, page << to, (page + ONE) << to):
         status = EINVAL
     elif host_state(el2, page) != NOPAGE:
         status = EPERM
@@ -134,10 +133,10 @@ def force_reclaim(
         elif guest_leaf(shape, pool, guest, desk, gfn) != OK or guest_state(shape, el2, desk[FIND]) != OWNED:
             status = EPERM
         else:
-            annotate_range(shape, pool, pages, guest, desk, gfn << to, _ONE << to, POISON, u64(0))
-            fetch_add(el2, WIPED, _ONE)
+            annotate_range(shape, pool, pages, guest, desk, gfn << to, ONE << to, POISON, u64(0))
+            fetch_add(el2, WIPED, ONE)
             _return_page(shape, pool, pages, host, desk, el2, page)
-            count_pages(el2, handle, OWNED_PAGES, u64(0), _ONE)
+            count_pages(el2, handle, OWNED_PAGES, u64(0), ONE)
     unlock_both(host, guest)
     if status == OK and load_relaxed(el2, JOIN) != 0:
         join_page(shape, pool, pages, host, desk, el2, page)
@@ -183,7 +182,7 @@ def teardown_guest(
         while status == OK and not found and walk_step(shape, pool, pages, guest, desk) != DONE:
             found = desk[OLD] & shape[VALID] != 0
         start = desk[ADDRESS]
-        count = _ONE << (shape[STRIDE] * (shape[LAST_LEVEL] - desk[LEVEL]))
+        count = ONE << (shape[STRIDE] * (shape[LAST_LEVEL] - desk[LEVEL]))
         borrowed = found and guest_state(shape, el2, desk[OLD]) == SHARED_BORROWED
         unlock_both(host, guest)
         if not found:
@@ -194,5 +193,5 @@ def teardown_guest(
         else:
             host_reclaim_guest(shape, pool, pages, host, guest, desk, el2, handle, gfn)
         start += count << shape[PAGE_SHIFT]
-        budget -= _ONE
+        budget -= ONE
     return start

@@ -8,7 +8,7 @@ failed in between until 7.1). Linux: ``__pkvm_host_donate_guest()`` and those be
 from __future__ import annotations
 
 from ...atomics import load_relaxed, store_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...compiled import ONE, U64, Own, Words, compiled, u64, wrapping
 from ..entry import output_address
 from ..layout import (
     EBUSY,
@@ -72,9 +72,6 @@ __all__ = [
     "host_unshare_guest",
 ]
 
-_ONE = const(1)
-_TWO = const(2)
-
 
 @compiled(nogil=True)
 def host_donate_guest(
@@ -94,23 +91,23 @@ def host_donate_guest(
     OK; ENOENT, EINVAL: no such VM, dying, no memory; ERANGE; EPERM unless host OWNED, hyp and guest NOPAGE; ENOMEM.
     O(levels + entries a table, if a block breaks).
     """
-    least = (shape[LAST_LEVEL] - shape[START_LEVEL]) << _ONE
+    least = (shape[LAST_LEVEL] - shape[START_LEVEL]) << ONE
     if take_pages(shape, pool, pages, host, desk, el2, least) != OK:
         return ENOMEM
     lock_both(host, guest)
     status = check_live(el2, handle)
-    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + _ONE) << shape[PAGE_SHIFT]):
+    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + ONE) << shape[PAGE_SHIFT]):
         status = EINVAL
-    if status == OK and not pages_are(el2, page, page + _ONE, OWNED, NOPAGE):
+    if status == OK and not pages_are(el2, page, page + ONE, OWNED, NOPAGE):
         status = EPERM
     if status == OK:
-        status = is_empty(shape, pool, pages, guest, desk, gfn, _ONE)
+        status = is_empty(shape, pool, pages, guest, desk, gfn, ONE)
     if status == OK:
         status = mark_host_page(shape, pool, pages, host, desk, el2, page, guest_mark(shape, handle, gfn))
     if status == OK:
         set_host_state(shape, el2, page, NOPAGE)
-        count_pages(el2, handle, OWNED_PAGES, _ONE, u64(0))
-        status = map_guest(shape, pool, pages, guest, desk, gfn, page, _ONE, load_relaxed(el2, GUEST_OWNED))
+        count_pages(el2, handle, OWNED_PAGES, ONE, u64(0))
+        status = map_guest(shape, pool, pages, guest, desk, gfn, page, ONE, load_relaxed(el2, GUEST_OWNED))
     unlock_both(host, guest)
     return status
 
@@ -119,8 +116,8 @@ def host_donate_guest(
 def _may_share(shape: Own, el2: Words, page: U64, gfn: U64, count: U64) -> U64:
     """What the host's side says to sharing ``count`` pages with a guest."""
     if count != 1:
-        block = _ONE << shape[STRIDE]
-        if count != block or shape[LAST_LEVEL] - _ONE < shape[MIN_BLOCK_LEVEL] or (page | gfn) & (block - _ONE) != 0:
+        block = ONE << shape[STRIDE]
+        if count != block or shape[LAST_LEVEL] - ONE < shape[MIN_BLOCK_LEVEL] or (page | gfn) & (block - ONE) != 0:
             return EINVAL
     if not is_memory(el2, page << shape[PAGE_SHIFT], (page + count) << shape[PAGE_SHIFT]):
         return EINVAL
@@ -133,7 +130,7 @@ def _may_share(shape: Own, el2: Words, page: U64, gfn: U64, count: U64) -> U64:
             return EPERM
         if shares >= load_relaxed(el2, MAX_SHARES):
             status = EBUSY
-        at += _ONE
+        at += ONE
     return status
 
 
@@ -169,8 +166,8 @@ def host_share_guest(
         while at < page + count:
             set_host_state(shape, el2, at, SHARED_OWNED)
             word = page_word(el2, at)
-            store_relaxed(el2, word, load_relaxed(el2, word) + (_ONE << SHARE_SHIFT))
-            at += _ONE
+            store_relaxed(el2, word, load_relaxed(el2, word) + (ONE << SHARE_SHIFT))
+            at += ONE
         count_pages(el2, handle, BORROWED_PAGES, count, u64(0))
         status = map_guest(shape, pool, pages, guest, desk, gfn, page, count, load_relaxed(el2, GUEST_BORROWED))
     unlock_both(host, guest)
@@ -199,15 +196,15 @@ def host_unshare_guest(
     status = u64(ENOENT)
     if vm_state(el2, handle) != VM_NONE:
         status = guest_leaf(shape, pool, guest, desk, gfn)
-    size = _ONE
+    size = ONE
     if status == E2BIG:
-        size = _ONE << (shape[STRIDE] * (shape[LAST_LEVEL] - desk[FIND + _ONE]))
+        size = ONE << (shape[STRIDE] * (shape[LAST_LEVEL] - desk[FIND + ONE]))
         status = u64(OK)
     if status == OK:
         page = output_address(shape, desk[FIND]) >> shape[PAGE_SHIFT]
         if size != count:
             status = E2BIG
-        elif gfn & (count - _ONE) != 0:
+        elif gfn & (count - ONE) != 0:
             status = EINVAL
         elif guest_state(shape, el2, desk[FIND]) != SHARED_BORROWED:
             status = EPERM
@@ -217,10 +214,10 @@ def host_unshare_guest(
             at = page
             while at < page + count:
                 word = page_word(el2, at)
-                store_relaxed(el2, word, wrapping(load_relaxed(el2, word) - (_ONE << SHARE_SHIFT)))
+                store_relaxed(el2, word, wrapping(load_relaxed(el2, word) - (ONE << SHARE_SHIFT)))
                 if share_count(el2, at) == 0:
                     set_host_state(shape, el2, at, OWNED)
-                at += _ONE
+                at += ONE
             count_pages(el2, handle, BORROWED_PAGES, u64(0), count)
     unlock_both(host, guest)
     return status
@@ -244,7 +241,7 @@ def guest_share_host(
         if guest_state(shape, el2, desk[FIND]) != OWNED or host_state(el2, page) != NOPAGE:
             status = EPERM
         else:
-            map_guest(shape, pool, pages, guest, desk, gfn, page, _ONE, load_relaxed(el2, GUEST_SHARED))
+            map_guest(shape, pool, pages, guest, desk, gfn, page, ONE, load_relaxed(el2, GUEST_SHARED))
             map_host_page(shape, pool, pages, host, desk, page, load_relaxed(el2, HOST_BORROWED))
             set_host_state(shape, el2, page, SHARED_BORROWED)
     unlock_both(host, guest)
@@ -267,6 +264,6 @@ def guest_unshare_host(
         else:
             mark_host_page(shape, pool, pages, host, desk, el2, page, guest_mark(shape, handle, gfn))
             set_host_state(shape, el2, page, NOPAGE)
-            map_guest(shape, pool, pages, guest, desk, gfn, page, _ONE, load_relaxed(el2, GUEST_OWNED))
+            map_guest(shape, pool, pages, guest, desk, gfn, page, ONE, load_relaxed(el2, GUEST_OWNED))
     unlock_both(host, guest)
     return status

@@ -7,7 +7,7 @@ volume 2, 2.1 and 2.2.
 from __future__ import annotations
 
 from ....atomics import host_load
-from ....compiled import U64, compiled, const, u64, wrapping
+from ....compiled import ONE, U64, compiled, const, u64, wrapping
 from ....system import host_load8
 from . import instruction_list as of
 
@@ -26,7 +26,6 @@ __all__ = [
     "segment_base",
 ]
 
-_ONE = const(1)
 INDEX = const(0x3FF)
 _OPERAND_SIZE, _F2, _F3, _ADDRESS_SIZE = const(1 << 10), const(1 << 11), const(1 << 12), const(1 << 13)
 _SEGMENT_SHIFT, _REX_SHIFT, _PLACE_SHIFT = const(14), const(16), const(20)
@@ -55,7 +54,7 @@ def decode(code: U64, count: U64) -> U64:
         if place == count:
             return u64(0)
         byte = host_load8(code + place)
-        place += _ONE
+        place += ONE
         last = rex
         rex = u64(0)  # it counts right before the opcode only
         if byte == 0x66:
@@ -78,12 +77,12 @@ def decode(code: U64, count: U64) -> U64:
         if place == count:
             return u64(0)
         opcode = u64(0x100) | host_load8(code + place)
-        place += _ONE
+        place += ONE
         if opcode == 0x138:
             if place == count:
                 return u64(0)
             opcode = u64(0x200) | host_load8(code + place)
-            place += _ONE
+            place += ONE
     elif byte == 0xC4 or byte == 0xC5 or byte == 0x62:
         return u64(0)
     return found | opcode | (rex << _REX_SHIFT) | (place << _PLACE_SHIFT)
@@ -104,15 +103,15 @@ def choice_of(found: U64) -> U64:
         return u64(4)
     if found & _OPERAND_SIZE != 0:
         return u64(2)
-    return _ONE
+    return ONE
 
 
 @compiled
 def extension_of(found: U64, entry: U64, code: U64) -> U64:
     """The ModRM byte's middle field as a bit; bit 0 where the instruction has none."""
     if entry & of.HAS_MODRM == 0:
-        return _ONE
-    return _ONE << ((host_load8(code + after_opcode(found)) >> 3) & u64(7))
+        return ONE
+    return ONE << ((host_load8(code + after_opcode(found)) >> 3) & u64(7))
 
 
 @compiled
@@ -131,14 +130,14 @@ def modrm_length(code: U64) -> U64:
     modrm = host_load8(code)
     mode = modrm >> 6
     if mode == 3:
-        return _ONE
-    length = _ONE
+        return ONE
+    length = ONE
     base = modrm & u64(7)
     if base == 4:
-        length += _ONE
-        base = host_load8(code + _ONE) & u64(7)
+        length += ONE
+        base = host_load8(code + ONE) & u64(7)
     if mode == 1:
-        length += _ONE
+        length += ONE
     elif mode == 2 or (mode == 0 and base == 5):
         length += u64(4)
     return length
@@ -152,7 +151,7 @@ def ends(found: U64, entry: U64, code: U64) -> U64:
         end += modrm_length(code + end)
     immediate = (entry >> of.IMMEDIATE_SHIFT) & u64(7)
     if immediate == of.BYTE:
-        end += _ONE
+        end += ONE
     elif immediate == of.OPERAND:
         end += u64(2) if operand_size(found, False) == 2 else u64(4)
     elif immediate == of.ENTER:
@@ -177,7 +176,7 @@ def displacement(code: U64, mode: U64) -> U64:
     low = host_load8(code)
     if mode == 1:
         return wrapping((low ^ u64(0x80)) - u64(0x80))
-    return low | (host_load8(code + _ONE) << 8)
+    return low | (host_load8(code + ONE) << 8)
 
 
 @compiled
@@ -199,11 +198,11 @@ def operand_address(found: U64, code: U64, regs: U64, sregs: U64, rip: U64) -> U
     modrm = host_load8(place)
     mode = modrm >> 6
     base = modrm & u64(7)
-    place += _ONE
+    place += ONE
     address = u64(0)
     if base == 4:
         sib = host_load8(place)
-        place += _ONE
+        place += ONE
         base = sib & u64(7)
         index = (sib >> 3) & u64(7)
         if found & _REX_X != 0:

@@ -6,7 +6,7 @@ By KVM_TRANSLATE, with the guest's own tables, from the slots that are there.
 from __future__ import annotations
 
 from ....atomics import host_load, host_store, load_relaxed
-from ....compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ....compiled import ONE, U64, Own, Words, compiled, const, u64, wrapping
 from ....system import SYS_IOCTL, failed, host_load8, host_may_access, host_store8, system_call
 from .. import layout as at
 from ..abi import RUN_SYNC
@@ -14,7 +14,6 @@ from ..address_map import MAP_HOST, map_find
 
 __all__ = ["BEHIND", "MOST", "REGS", "SREGS", "fetch", "fetch_before", "get_registers", "get_segments", "set_registers"]
 
-_ONE = const(1)
 _GET_REGS, _SET_REGS = const(0x8090AE81), const(0x4090AE82)
 _GET_SREGS, _TRANSLATE = const(0x8138AE83), const(0xC018AE85)
 MOST = const(15)
@@ -76,8 +75,8 @@ def fetch(entries: Words, own: Own, linear: U64, count: U64, place: U64) -> U64:
             if host == 0:
                 return done
         host_store8(target + done, host_load8(host))
-        host += _ONE
-        done += _ONE
+        host += ONE
+        done += ONE
     return done
 
 

@@ -7,7 +7,7 @@ it: see ``stores``. Where the bytes cannot be fetched, nothing is known, and tha
 from __future__ import annotations
 
 from ....atomics import host_load
-from ....compiled import U64, Own, Words, compiled, const, u64
+from ....compiled import ONE, U64, Own, Words, compiled, const, u64
 from .. import layout as at
 from ..abi import RUN_DATA
 from . import instruction_list as of
@@ -17,7 +17,6 @@ from .stores import LOADS_FIRST, STORES, is_called, is_far_call, is_repeated, is
 
 __all__ = ["AGAIN", "ANSWERED", "REFUSED", "verdict", "verdict_of_load"]
 
-_ONE = const(1)
 ANSWERED, REFUSED, AGAIN = const(0), const(1), const(2)
 """A verdict. AGAIN: its effect is on registers only, and not the processor's: undo it, and have it run natively."""
 _RIP, _RSP = REGS + const(16 * 8), REGS + const(6 * 8)
@@ -47,14 +46,14 @@ def verdict_of_store(entries: Words, own: Own, gpa: U64, size: U64) -> U64:
     run, listed = own[at.RUN], own[at.LISTED]
     data = host_load(run + RUN_DATA)
     if size < 8:
-        data &= (_ONE << (size << 3)) - _ONE
+        data &= (ONE << (size << 3)) - ONE
     if not get_segments(own):
         return REFUSED
     rip = host_load(run + _RIP)
     count = fetch_before(entries, own, rip)
     found = stored_before(listed, run, count, gpa, size)
     if found == LOADS_FIRST:
-        own[at.WRITES_FIRST] += _ONE
+        own[at.WRITES_FIRST] += ONE
         return REFUSED
     if is_stored_otherwise(run, count, gpa, size, data):
         return REFUSED

@@ -11,7 +11,7 @@ the second of a far call's stores. Source of how: ``em_*`` in ``arch/x86/kvm/emu
 from __future__ import annotations
 
 from ....atomics import host_load
-from ....compiled import U64, compiled, const, u64, wrapping
+from ....compiled import ONE, U64, compiled, const, u64, wrapping
 from ....system import host_load8, host_load16
 from . import instruction_list as of
 from .decoding import (
@@ -31,7 +31,6 @@ from .instruction_bytes import BEHIND, REGS, SREGS
 
 __all__ = ["LOADS_FIRST", "STORES", "is_called", "is_far_call", "is_repeated", "is_stored_otherwise", "stored_before"]
 
-_ONE = const(1)
 _PAGE, _END = const(0xFFF), const(0x1000)
 _HALF = const(8)
 STORES, LOADS_FIRST = const(1), const(2)
@@ -80,7 +79,7 @@ def place_of(run: U64, found: U64, code: U64, where: U64, whole: U64) -> U64:
         return string_place(run, whole)
     if where == of.AT_MOFFS:
         place = code + after_opcode(found)
-        low = host_load8(place) | (host_load8(place + _ONE) << 8)
+        low = host_load8(place) | (host_load8(place + ONE) << 8)
         return wrapping(low + segment_base(found, run + SREGS))
     return register_of(run + REGS, _RSP if where == of.AT_STACK else _RBP)
 
@@ -120,12 +119,12 @@ def stored_before(listed: U64, run: U64, count: U64, gpa: U64, size: U64) -> U64
     Of several the longest: movups is 0F and then, to the eye, adc, and few instructions end with a 0F.
     """
     result = u64(0)
-    length = _ONE
+    length = ONE
     while length <= count:
         found = stored_by(listed, run, run + BEHIND - length, length, gpa, size)
         if found != 0:
             result = found
-        length += _ONE
+        length += ONE
     return result
 
 
@@ -153,14 +152,14 @@ def is_called(code: U64, count: U64, back: U64, rip: U64) -> bool:
         if found != 0 and (operand_size(found, True) == 8):
             place = code + (count - length) + after_opcode(found)
             if found & INDEX == _CALL and after_opcode(found) + u64(4) == length:
-                low = host_load8(place) | (host_load8(place + _ONE) << 8)
+                low = host_load8(place) | (host_load8(place + ONE) << 8)
                 if (back + low - rip) & u64(0xFFFF) == 0:
                     return True
             if found & INDEX == _GROUP and after_opcode(found) < length:
                 ended = ends(found, of.HAS_MODRM, code + (count - length)) == length
                 if ended and (host_load8(place) >> 3) & u64(7) == _NEAR:
                     return True
-        length += _ONE
+        length += ONE
     return False
 
 
@@ -175,7 +174,7 @@ def is_far_call(code: U64, count: U64, size: U64) -> bool:
             far = (host_load8(place + after_opcode(found)) >> 3) & u64(7) == _FAR
             if far and ends(found, of.HAS_MODRM, place) == length and operand_size(found, False) == size:
                 return True
-        length += _ONE
+        length += ONE
     return False
 
 
@@ -192,7 +191,7 @@ def selector_of(sregs: U64, number: U64) -> U64:
     elif number == 3:
         place = u64(1)
     else:
-        place = number - _ONE
+        place = number - ONE
     return u64(host_load16(sregs + place * _SEGMENT + _SELECTOR))
 
 
@@ -244,7 +243,7 @@ def is_short_enter(run: U64, code: U64, length: U64, gpa: U64) -> bool:
 @compiled
 def is_stored_otherwise(run: U64, count: U64, gpa: U64, size: U64, data: U64) -> bool:
     """Whether the ``count`` bytes before rip can end with pushf, a segment register's store, or a 16-bit enter."""
-    length = _ONE
+    length = ONE
     while length <= count:
         code = run + BEHIND - length
         if (
@@ -253,5 +252,5 @@ def is_stored_otherwise(run: U64, count: U64, gpa: U64, size: U64, data: U64) ->
             or is_short_enter(run, code, length, gpa)
         ):
             return True
-        length += _ONE
+        length += ONE
     return False
