@@ -64,6 +64,9 @@ def test_a_branch_is_taken_or_not_as_a_reader_of_the_model_says(tmp_path: Path) 
         ("only_in_properties", "called"),
         ("build", "called"),
     }
+    why = {branch.function: coverage.why(branch) for branch in covered.missed if branch.what == "called"}
+    assert set(why) == {"only_in_properties", "build"}
+    assert all(each.startswith("runs only when no thread does") for each in why.values())
     assert covered.functions == (1, 3)
     assert covered.atomics == (3, 4)  # the store above 7 is not
 

@@ -108,7 +108,7 @@ def _print(found: Coverage, seconds: float, *, every: bool) -> None:
         print(f"{each.file:{width}}  {_of(each.functions):>9}  {_of(each.ways):>9}  {_of(each.atomics):>10}")
     totals = [_sum(files, part) for part in ("functions", "ways", "atomics")]
     print(f"{'all':{width}}  {_of(totals[0]):>9}  {_of(totals[1]):>9}  {_of(totals[2]):>10}")
-    _print_missed(files)
+    _print_missed(found, files)
     whole, every_one = sum(found.models.values()), len(found.models)
     print(f"\n{every_one} models followed in {seconds:.0f} s, {whole} of them searched whole (sequentially consistent)")
     if whole < every_one:
@@ -124,17 +124,15 @@ def _sum(files: list[FileCoverage], part: str) -> tuple[int, int]:
     return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
 
 
-def _print_missed(files: list[FileCoverage]) -> None:
+def _print_missed(found: Coverage, files: list[FileCoverage]) -> None:
     """Functions that no model calls, by reason; then branches of the others."""
-    from ..explore.unreached import reason
-
     uncalled: dict[str, dict[str, list[str]]] = {}
     branches: list[Branch] = []
     for each in files:
         none = {branch.function for branch in each.missed if branch.what == "called"}
         for branch in each.missed:
             if branch.what == "called":
-                why = reason(branch) or "no reason is known"
+                why = found.why(branch) or "no reason is known"
                 uncalled.setdefault(why, {}).setdefault(branch.file, []).append(branch.function)
             elif branch.function not in none:
                 branches.append(branch)

@@ -108,6 +108,8 @@ def command(
     known = models()
     if covered:
         _only({"names", "every", "covered", "states", "seconds", "as_json"}, "--coverage")
+        if every and names:
+            raise UsageError("MODEL: name some, or --all")
         limit = states if _given("states") else None
         chosen_models = _named(names) or known
         return coverage(chosen_models, every=not names, states=limit, seconds=seconds, as_json=as_json)

@@ -26,15 +26,20 @@ __all__ = ["STATES", "Coverage", "FileCoverage", "Trace", "trace", "traces"]
 STATES = 20_000
 """States that a model's search is followed for, unless told otherwise."""
 _RUNS = 100
+_OUTSIDE = "runs only when no thread does: in a model's build, or in a property"
 _PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one model's threads ran: ``taken`` of ``branches``; ``complete``: its search was whole."""
+    """What one model's threads ran: ``taken`` of ``branches``; ``complete``: its search was whole.
+
+    ``outside``: what ran when no thread did: ``build``, and properties.
+    """
 
     model: str
     taken: frozenset[Branch]
+    outside: frozenset[Branch]
     branches: tuple[Branch, ...]
     complete: bool
     states: int
@@ -67,10 +72,11 @@ def trace(
         if model.exhaustive:
             budget = Budget(seconds=half, states=states, go_on=True, stopped=stopped, progress=progress)
             outcome = run(Task(model, "states"), budget, world=world)
-        taken = frozenset(branches[number] for branches, numbers in world.taken for number in numbers)
-        every = tuple(branch for branches, _ in world.taken for branch in branches)
+        taken = frozenset(branches[number] for branches, numbers, _ in world.taken for number in numbers)
+        outside = frozenset(branches[number] for branches, _, numbers in world.taken for number in numbers)
+        every = tuple(branch for branches, _, _ in world.taken for branch in branches)
     complete = outcome.complete and outcome.search == "states"
-    return Trace(model.name, taken, every, complete, outcome.distinct, time.monotonic() - begun)
+    return Trace(model.name, taken, outside, every, complete, outcome.distinct, time.monotonic() - begun)
 
 
 def traces(
@@ -126,11 +132,13 @@ class Coverage:
         self.models: dict[str, bool] = {}
         """By name: whether its search was complete."""
         self._by: dict[Branch, list[str]] = {}
+        self._outside: set[Branch] = set()
         self._own: dict[Branch, None] = {}
 
     def add(self, found: Trace) -> None:
         """Take a model's trace in."""
         self.models[found.model] = found.complete
+        self._outside |= found.outside
         for branch in found.taken:
             self._by.setdefault(branch, []).append(found.model)
         known = {branch.file for branch in _package()}
@@ -152,6 +160,10 @@ class Coverage:
         """The models that take a branch."""
         return self._by.get(branch, ())
 
+    def why(self, branch: Branch) -> str:
+        """Why no model takes a branch: by ``unreached.py``, or as seen; empty if nobody knows."""
+        return reason(branch) or (_OUTSIDE if branch in self._outside else "")
+
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
@@ -163,7 +175,7 @@ class Coverage:
                     "branches": each.ways,
                     "operations": each.atomics,
                     "taken": [self._told(b, models=self.models_of(b)) for b in each.branches if b in self._by],
-                    "missed": [self._told(b, reason=reason(b)) for b in each.missed],
+                    "missed": [self._told(b, reason=self.why(b)) for b in each.missed],
                 }
                 for each in self.files
             ],

@@ -65,8 +65,8 @@ class World:
     def __init__(
         self, model: Model, mutations: Iterable[Mutation | tuple[str, str, str]] = (), *, traced: bool = False
     ) -> None:
-        self.taken: list[tuple[Sequence[Branch], set[int]]] = []
-        """Of each module that is traced its branches, and the numbers of those that were taken in threads."""
+        self.taken: list[tuple[Sequence[Branch], set[int], set[int]]] = []
+        """Of each module that is traced its branches, and the numbers of those taken in threads, and outside them."""
         self.strand: Any = None
         """The Strand that runs; None outside threads."""
         probe = self._probe if traced else None
@@ -111,11 +111,14 @@ class World:
 
     def _probe(self, branches: Sequence[Branch]) -> Callable[[int], None]:
         taken: set[int] = set()
-        self.taken.append((branches, taken))
+        outside: set[int] = set()
+        self.taken.append((branches, taken, outside))
 
         def called(number: int) -> None:
             if type(self.strand) is Strand:
                 taken.add(number)
+            elif self.strand is None:
+                outside.add(number)
 
         return called
 
