@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..traces.columns import Transactions
     from ..traces.timeline import RecordedChange, Vcpu
     from .missing import Returned
+    from .plain_walks import PlainHoles
     from .rules import Rule
 
 __all__ = ["Hole", "HoleRange", "Holes", "hole_of"]
@@ -233,6 +234,19 @@ class Holes(Sequence[Hole]):
         key = judgement.rule.name, judgement.reason, judgement.vcpus
         kept = self._same.setdefault(key, judgement)
         self._judgements.append(kept)
+        self._last = kept
+
+    def add_plain(self, plain: PlainHoles, judgement: Judgement) -> None:
+        """Many at once, all of one judgement."""
+        before = len(self._numbers)
+        size, place = plain.longest
+        if size > self._longest:
+            self._longest, self.longest = size, before + place
+        if self._transactions.changes.seen_flags:
+            self.flag_changes += [before + i for i in plain.other_flags.nonzero()[0].tolist()]
+        self._numbers.extend(range(plain.first, plain.first + len(plain)))
+        kept = self._same.setdefault((judgement.rule.name, judgement.reason, judgement.vcpus), judgement)
+        self._judgements += [kept] * len(plain)
         self._last = kept
 
     def packed(self) -> tuple[Any, ...]:

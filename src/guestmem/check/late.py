@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from .missing import Missing
 from .spans import merged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..traces.columns import Transactions
     from ..traces.timeline import RecordedChange
@@ -37,6 +38,8 @@ LATEST = 60.0
 """Seconds. What comes back later than that was unplugged and plugged; so was, after LATEST_ELSEWHERE, what another
 thread or a later step gave back."""
 LATEST_ELSEWHERE = 1.0
+MANY = 64
+"""Transactions that leave nothing missing, from which on they are counted as a whole."""
 
 
 class Why(enum.Enum):
@@ -168,6 +171,30 @@ class LateReturns:
             for piece in left:
                 self._marks[piece[3]] = mark
                 space.missing.add(piece)
+
+    def follow_all(self, first: int, last: int, left: Mapping[int, Sequence[Piece]]) -> None:
+        """``follow`` the transactions ``[first, last)``; ``left`` has those that leave something missing."""
+        for number in (*sorted(left), last):
+            self._follow_whole(first, number)
+            if number < last:
+                self.follow(number, left[number])
+                first = number + 1
+
+    def _follow_whole(self, first: int, last: int) -> None:
+        """Go on with the transactions ``[first, last)``, which leave nothing missing."""
+        changes = self._changes
+        space = self._spaces.get(self._transactions.as_id(first)) if last - first > MANY else None
+        is_one = max(changes.slot, default=0) >> 16 == min(changes.slot, default=0) >> 16 if space else False
+        if space is None or len(space.missing) or not is_one:
+            for number in range(first, last):
+                self.follow(number, ())
+            return
+        whys, pauses = self._transactions.separations[first:last].tobytes(), self._transactions.pauses[first:last]
+        counts = (whys.count(SPACE), whys.count(THREAD), whys.count(ORDER), whys.count(RUN))
+        apart = len(whys.rstrip(bytes((PAUSE,))))
+        """Behind that, pauses alone told the transactions apart."""
+        space.pause = max(pauses[apart:], default=0.0) if apart else max(space.pause, *pauses)
+        space.mark = tuple(map(operator.add, space.mark, counts))
 
     def _give(self, number: int, as_id: int, space: _Space) -> None:
         """Find what transaction ``number`` gives back of what is missing."""

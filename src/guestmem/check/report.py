@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from .late import LateReturn, LateReturns
 from .lint import Remark, lint
 from .missing import walk
 from .rules import Verdict
-from .verdict import judge
+from .verdict import NO_RUN_STATE, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,10 @@ SCHEMA = "guestmem-check-1"
 """Name of the form of ``Report.as_dict()``; ``docs/traces.md`` describes it."""
 STEP = 1 << 14
 """Transactions that are looked at in one go."""
+BULK = 1 << 16
+"""The same, where they are plain."""
+MANY_PLAIN = 20_000
+"""Transactions from which on NumPy is worth its import, where nothing is known of vCPUs."""
 MANY_AT_ONCE = 1000
 """Transactions from which on NumPy is worth its import."""
 MANY, OWN_SHARE = 2000, 0.45
@@ -129,8 +134,26 @@ class Report:
         }
 
 
-def _look(timeline: Timeline, first: int, last: int, holes: Holes) -> Iterator[tuple[int, Sequence[Piece]]]:
-    """Add the holes of the transactions ``[first, last)``; yields each transaction, and what it leaves missing."""
+_Left = tuple[int, int, "Sequence[Piece]"]
+"""Transactions from one on, up to another, and what they leave missing: of more than one, nothing."""
+
+
+def _look(timeline: Timeline, first: int, last: int, holes: Holes) -> Iterator[_Left]:
+    """Add the holes of the transactions ``[first, last)``; yields what each leaves missing."""
+    done = first
+    if _is_bulk(timeline, last - first):
+        from .plain_walks import plain_runs
+
+        for low in range(first, last, BULK):
+            for run in plain_runs(timeline.transactions, low, min(low + BULK, last)):
+                yield from _look_at_each(timeline, done, run.first, holes)
+                holes.add_plain(run, NO_RUN_STATE)
+                done = run.first + len(run)
+                yield run.first, done, ()
+    yield from _look_at_each(timeline, done, last, holes)
+
+
+def _look_at_each(timeline: Timeline, first: int, last: int, holes: Holes) -> Iterator[_Left]:
     changes, transactions = timeline.changes, timeline.transactions
     judged = _judging(timeline, last - first)
     for low in range(first, last, STEP):
@@ -141,11 +164,16 @@ def _look(timeline: Timeline, first: int, last: int, holes: Holes) -> Iterator[t
         judgements = judged([(indices, each.returned) for _, indices, each in walks if each and each.returned])
         for number, _, each in walks:
             if each is None:
-                yield number, ()
+                yield number, number + 1, ()
                 continue
             if each.returned:
                 holes.add(number, each.returned, next(judgements))
-            yield number, each.left
+            yield number, number + 1, each.left
+
+
+def _is_bulk(timeline: Timeline, transactions: int) -> bool:
+    """Whether nothing is known of vCPUs, and there are many transactions, most of which are likely plain."""
+    return timeline.run_state is None and transactions >= MANY_PLAIN and find_spec("numpy") is not None
 
 
 def _is_at_once(timeline: Timeline, transactions: int) -> bool:
@@ -176,7 +204,7 @@ _Rest = tuple[tuple[Any, ...], list[tuple[int, "Sequence[Piece]"]]]
 def _look_from(first: int, timeline: Timeline) -> _Rest:
     """The same of all transactions from ``first`` on, as bytes can hold it."""
     holes = Holes(timeline.transactions)
-    left_over = [(n, left) for n, left in _look(timeline, first, len(timeline.transactions), holes) if left]
+    left_over = [(n, left) for n, _, left in _look(timeline, first, len(timeline.transactions), holes) if left]
     return holes.packed(), left_over
 
 
@@ -199,18 +227,19 @@ def check(timeline: Timeline, *, with_lint: bool = True, jobs: int | None = None
     }
     holes, later = Holes(transactions), LateReturns(transactions)
     count = len(transactions)
-    many = MANY_OF_ALL if _is_at_once(timeline, count) else MANY
+    many = MANY_OF_ALL if _is_at_once(timeline, count) else sys.maxsize if _is_bulk(timeline, count) else MANY
     cut = int(count * OWN_SHARE) if count >= many and cores(jobs) > 1 else count
     with without_collector():
         rest = SecondProcess(lambda: _look_from(cut, timeline)) if cut < count else None
-        for number, left in _look(timeline, 0, cut, holes):
-            later.follow(number, left)
+        for first, end, left in _look(timeline, 0, cut, holes):
+            if end - first == 1:
+                later.follow(first, left)
+            else:
+                later.follow_all(first, end, {})
         if rest is not None:
             there: _Rest = rest.result() or _look_from(cut, timeline)
             holes.extend(there[0])
-            left_over = dict(there[1])
-            for number in range(cut, count):
-                later.follow(number, left_over.get(number, ()))
+            later.follow_all(cut, count, dict(there[1]))
     return Report(
         path=timeline.path,
         format=timeline.format,

@@ -19,7 +19,7 @@ from ..memslots.slot import Slot
 from .timeline import RecordedChange, Separation, Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 __all__ = [
     "CODES",
@@ -252,6 +252,13 @@ class Transactions(Sequence[Transaction]):
         self.pauses.append(pause)
         return len(self._firsts) - 1
 
+    def begin_all(self, firsts: list[int], whys: bytes | bytearray, pauses: list[float]) -> None:
+        """These are all transactions: each goes on to where the next begins."""
+        self._firsts.fromlist(firsts)
+        self._counts.extend(map(operator.sub, [*firsts[1:], len(self.changes)], firsts))
+        self.separations.frombytes(whys)
+        self.pauses.fromlist(pauses)
+
     def go_on(self, number: int, index: int) -> None:
         """Change ``index`` belongs to transaction ``number``."""
         count = self._counts[number]
@@ -267,6 +274,11 @@ class Transactions(Sequence[Transaction]):
             last = self._scattered[number][-1]
             self._scattered[number] += range(last + 1, last + 1 + count)
         self._counts[number] += count
+
+    @property
+    def extents(self) -> tuple[array[int], array[int], Collection[int]]:
+        """The first change of each transaction, how many it has, and those whose changes do not follow one another."""
+        return self._firsts, self._counts, self._scattered.keys()
 
     def indices(self, number: int) -> Sequence[int]:
         """The changes of a transaction, by their place among all."""

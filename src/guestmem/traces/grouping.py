@@ -17,9 +17,23 @@ tells them apart, and frames come back, ``check`` asks whether they were one.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from typing import TYPE_CHECKING
 
-from .columns import CREATE, DELETE, KIND, MOVE, NO_THREAD, NOTHING, REFUSED, Changes, Transactions
+from .columns import (
+    CREATE,
+    DELETE,
+    IMPLIED,
+    KIND,
+    MOVE,
+    NO_THREAD,
+    NOTHING,
+    REFUSED,
+    SEPARATIONS,
+    Changes,
+    Transactions,
+)
 from .timeline import Separation
 
 if TYPE_CHECKING:
@@ -33,6 +47,8 @@ those that only time tells apart, the nearest are 6.9 ms apart."""
 
 SLOW_GAP = 0.1
 """The same, in seconds, for a recorder that takes 8 to 20 ms a call, as ``strace -k`` does."""
+
+PAUSE, THREAD, ORDER = (SEPARATIONS.index(each) for each in (Separation.PAUSE, Separation.THREAD, Separation.ORDER))
 
 
 class _Space:
@@ -53,6 +69,8 @@ def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None
     """
     vcpus = {vcpu.thread for vcpu in run_state.vcpus} if run_state is not None else set()
     found = Transactions(changes)
+    if _is_plain(changes) and vcpus.isdisjoint(changes.thread):
+        return _group_plain(found, gap)
     spaces: dict[int, _Space] = {}
     space_of: dict[int, int] = {}
     moves = bytes((MOVE,)) in changes.code.tobytes()
@@ -131,6 +149,31 @@ def group(changes: Changes, gap: float = DEFAULT_GAP, run_state: RunState | None
         space_of[thread] = as_id
     if more:
         found.go_on_by(number, more)
+    return found
+
+
+def _is_plain(changes: Changes) -> bool:
+    """Whether there are only deletes and creates, all carried out, in one address space."""
+    if not set(changes.code) <= {CREATE, DELETE, DELETE | IMPLIED} or not len(changes):
+        return False
+    return max(changes.slot) >> 16 == min(changes.slot) >> 16
+
+
+def _group_plain(found: Transactions, gap: float) -> Transactions:
+    """``group`` of plain changes: each goes on with the one before, or says why not, by the two alone."""
+    changes = found.changes
+    codes = changes.code.tobytes().translate(bytes(code & KIND for code in range(256)))
+    threads, times = changes.thread, changes.time
+    same = map(operator.eq, threads, itertools.islice(threads, 1, None))
+    in_order = map(operator.ge, codes, itertools.islice(codes, 1, None))
+    pauses = list(map(abs, map(operator.sub, itertools.islice(times, 1, None), times)))
+    firsts, whys = [0], bytearray((SEPARATIONS.index(Separation.FIRST),))
+    for index, (by, on, pause) in enumerate(zip(same, in_order, pauses, strict=True), 1):
+        if by and on and not pause > gap:
+            continue
+        firsts.append(index)
+        whys.append(THREAD if not by else ORDER if not on else PAUSE)
+    found.begin_all(firsts, whys, [pauses[i - 1] if why == PAUSE else 0.0 for i, why in zip(firsts, whys, strict=True)])
     return found
 
 
