@@ -23,3 +23,10 @@ def test_searched_whole(design: str) -> None:
 def test_a_design_that_is_known_to_be_wrong_is_found_to_be(design: str) -> None:
     outcome = run(Task(find(f"production-{design}"), "states"), Budget())
     assert [finding.kind for finding in outcome.findings] == ["assertion"]
+
+
+def test_two_vcpus_on_one_file_are_searched_whole() -> None:
+    outcome = run(Task(find("gmem-two-vcpus"), "states"), Budget())
+    assert outcome.complete, outcome.stopped
+    assert not outcome.findings
+    assert outcome.finals

@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from ...compiled import Own
     from ..view import View
 
-__all__ = ["MODELS"]
+__all__ = ["CUT", "GFN", "MODELS", "SmallGmem"]
 
-_GFN, _FREED = 16, 99
+GFN, _FREED = 16, 99
 _READ, _AGAIN, _MEMORY_FAULT = 0, 1, 5
 _FILE_FLAG = 4
-_CUT = (
+CUT = (
     *GEOMETRY,
     *SMALL_FILE,
     Mutation("gmem/bindings.py", "RangeMap(capacity=1 << 16)", "RangeMap(capacity=4)"),
 )
 _NO_BINDINGS = (
-    *_CUT,
+    *CUT,
     Mutation(
         "engines/soft/update.py",
         "            self._bind(changes)\n            self.stage_slots",
@@ -48,17 +48,25 @@ _NO_BINDINGS = (
 )
 
 
-class _Vm:
-    """One vCPU, and slot 0, which has the file's first page at frame ``_GFN``."""
+class SmallGmem:
+    """``vcpus`` vCPUs, and slot 0, which has the file's first page at frame ``GFN``.
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+    ``of_vm``: states are the VM's attributes, and the file has no MMAP: shared memory is the second page of ``small``.
+    """
+
+    FILE_FLAG = _FILE_FLAG
+
+    def __init__(self, scene: Scene, vcpus: int = 1, *, of_vm: bool = False) -> None:
+        self.scene, self.of_vm = scene, of_vm
         self.at, self.atomics = scene.room("engines.soft.layout"), scene.room("atomics")
-        self.engine = engine = scene.room("engines.soft.engine").SoftEngine(1, cores=1)
-        self.small = SmallFile(scene, pages=2)
+        self.engine = engine = scene.room("engines.soft.engine").SoftEngine(vcpus, cores=1)
+        self.small = SmallFile(scene, "vm-attributes" if of_vm else "attributes", pages=2)
+        if of_vm:
+            self.small.inode.flags = 0
         kind = scene.room("gmem.file").GuestMemfd
         self.file = object.__new__(kind)
-        self.file._open(self.small.inode, None, None, None, 22, True)  # noqa: SLF001 - on an inode of the scene
+        attributes = scene.room("gmem.vm_attributes").VmMemoryAttributes() if of_vm else None
+        self.file._open(self.small.inode, None, attributes, None, 22, True)  # noqa: SLF001 - on an inode of the scene
         self.change = scene.room("memslots.changes").Change
         self.number = engine.files.add(self.file)
         engine.set_memory_region(self.bind(0))
@@ -80,7 +88,8 @@ class _Vm:
 
     def bind(self, page: int) -> Any:
         """The change that gives slot 0 a page of the file."""
-        return self.change(0, _GFN, 1, 0, _FILE_FLAG, 0, self.number, page * PAGE)
+        shared = self.small.memory + PAGE if self.of_vm else 0
+        return self.change(0, GFN, 1, shared, _FILE_FLAG, 0, self.number, page * PAGE)
 
     def start_vcpu(self, *, private: bool, wrong: int) -> None:
         """A vCPU that reads the frame once, by a private or a shared access; what it may never see is ``wrong``."""
@@ -90,7 +99,7 @@ class _Vm:
         bundle = scene.room("engines.soft.gmem_slot").Gmem
         requests, cores = scene.room("engines.soft.requests"), scene.room("engines.soft.cores")
         shape, pool, _, mmu = table.words
-        gpa = (_GFN << 12) + (self.private if private else 0)
+        gpa = (GFN << 12) + (self.private if private else 0)
         vm, load = self.vm, self.load
 
         def vcpu(desk: Own, tlb: Own, own: Own, out: Own) -> Own:
@@ -101,7 +110,7 @@ class _Vm:
             while came == _AGAIN and walk.tlb_translate(shape, pool, mmu, tlb, gpa, gpa, 1) != 0:
                 came = exits.stage2_exit(
                     *(exits.Slots(vm, self.slots, self.srcu, own), load, exits.Table(*table.words, desk), tlb, gmem),
-                    *(0, exits.Access(_GFN, _READ, private, private, False, 0), False),
+                    *(0, exits.Access(GFN, _READ, private, private, False, 0), False),
                 )
                 assert came in ({_AGAIN} if private else {_AGAIN, _MEMORY_FAULT}), f"an access came to {came}"
             if came == _AGAIN:
@@ -117,6 +126,52 @@ class _Vm:
         own[int(at.LOADED)] = vm.cells[int(at.LOAD)]
         own[int(at.FILE)] = self.number
         scene.thread("vCPU", vcpu, table.desks[1], self.engine.stage2.tlbs[0][0].words, own, scene.own(3))
+
+    def start_converter(self, *, page: int = 0, writes: int = 0, bound: bool = False) -> None:
+        """A conversion of a page to private, after which the guest ``writes`` there, unless 0.
+
+        ``bound``: what is invalidated is what slots have bound, as the file says; else slot 0, which has the page.
+        """
+        scene, small = self.scene, self.small
+        slot = scene.room("memslots.slot").Slot(0, 0, GFN, 1, 0)
+
+        def converter(desk: Own, states: Own, freed: Own, found: Own) -> tuple[bool, Own]:
+            inode, files = small.of(states, freed, found), copy.copy(self.engine.files)
+            files._stage2 = self.of(desk)  # noqa: SLF001 - fresh state
+
+            @contextmanager
+            def invalidation(_first: int, _last: int, kinds: str) -> Iterator[None]:
+                with files._invalidation(slot, GFN, GFN + 1, kinds):  # noqa: SLF001 - what the file calls
+                    yield
+
+            if bound:
+                file = copy.copy(self.file)
+                file.inode, file.invalidate, inode.files = inode, files._invalidation, [file]  # noqa: SLF001 - as above
+            else:
+                inode.invalidation = invalidation
+            try:
+                inode.generation.convert(inode, page, page, private=True)
+            except GuestMemfdError:
+                return False, desk
+            if writes:
+                small.atomics.host_store(small.memory + page * PAGE, writes)
+            return True, desk
+
+        scene.thread("converter", converter, self.table.desks[0], *small.writers())
+
+    def engine_of(self, slots_desk: Own, ranges: Own, took: Own, desk: Own) -> Any:
+        """The engine as one run of an updater finds it."""
+        engine, memslots = copy.copy(self.engine), copy.copy(self.engine.memslots)
+        lookup = self.scene.room("memslots.lookup")
+        memslots.desk, memslots.slots_lock, memslots._spare = slots_desk, threading.Lock(), []  # noqa: SLF001
+        for name in ("copy_find", "copy_by_id", "copy_slots"):
+            setattr(memslots, f"_{name}", getattr(lookup, name))
+        engine.memslots, engine.stage2, engine.counts = memslots, self.of(desk), copy.copy(engine.counts)
+        engine._ranges, engine._took = ranges, took  # noqa: SLF001 - fresh state
+        engine._spare, engine._holding = [], threading.Lock()  # noqa: SLF001 - as above
+        engine.dirty = copy.copy(engine.dirty)
+        engine.dirty._memslots, engine.dirty._stage2 = memslots, engine.stage2  # noqa: SLF001 - as above
+        return engine
 
     def of(self, desk: Own) -> Any:
         """Stage 2 as one run of an updater finds it."""
@@ -145,55 +200,27 @@ class _Vm:
 
 def convert(scene: Scene) -> None:
     """A shared access against a conversion to private."""
-    made = _Vm(scene)
+    made = SmallGmem(scene)
     small = made.small
     small.folio.folio_create(small.words, 0, 0)
     made.start_vcpu(private=False, wrong=SECRET)
-    slot = scene.room("memslots.slot").Slot(0, 0, _GFN, 1, 0)
-
-    def converter(desk: Own, states: Own, freed: Own, found: Own) -> tuple[bool, Own]:
-        inode, files = small.of(states, freed, found), copy.copy(made.engine.files)
-        files._stage2 = made.of(desk)  # noqa: SLF001 - fresh state
-
-        @contextmanager
-        def invalidation(_first: int, _last: int, kinds: str) -> Iterator[None]:
-            with files._invalidation(slot, _GFN, _GFN + 1, kinds):  # noqa: SLF001 - what the file calls
-                yield
-
-        inode.invalidation = invalidation
-        try:
-            inode.generation.convert(inode, 0, 0, private=True)
-        except GuestMemfdError:
-            return False, desk
-        small.atomics.host_store(small.memory, SECRET)
-        return True, desk
-
-    scene.thread("converter", converter, made.table.desks[0], *small.writers())
+    made.start_converter(writes=SECRET)
     made.finals("converter")
     scene.final("it was converted", lambda view: view.result("converter")[0] and small.state() != 0)
 
 
 def rebind(scene: Scene, design: str) -> None:
     """A private access against a design that binds the frame to the other page."""
-    made = _Vm(scene)
+    made = SmallGmem(scene)
     small, engine, memslots = made.small, made.engine, made.engine.memslots
     for page in range(2):
         small.inode.states[page] = 8
         small.folio.folio_create(small.words, page, 0)
     made.start_vcpu(private=True, wrong=_FREED)
-    lookup, apply = scene.room("memslots.lookup"), scene.room(f"designs.{design}").apply
+    apply = scene.room(f"designs.{design}").apply
 
     def updater(slots_desk: Own, ranges: Own, took: Own, desk: Own) -> tuple[Own, Own]:
-        engine_, memslots_ = copy.copy(engine), copy.copy(memslots)
-        memslots_.desk, memslots_.slots_lock, memslots_._spare = slots_desk, threading.Lock(), []  # noqa: SLF001
-        for name in ("copy_find", "copy_by_id", "copy_slots"):
-            setattr(memslots_, f"_{name}", getattr(lookup, name))
-        engine_.memslots, engine_.stage2, engine_.counts = memslots_, made.of(desk), copy.copy(engine.counts)
-        engine_._ranges, engine_._took = ranges, took  # noqa: SLF001 - fresh state
-        engine_._spare, engine_._holding = [], threading.Lock()  # noqa: SLF001 - as above
-        engine_.dirty = copy.copy(engine.dirty)
-        engine_.dirty._memslots, engine_.dirty._stage2 = memslots_, engine_.stage2  # noqa: SLF001 - as above
-        apply(engine_, [made.change(0), made.bind(1)])
+        apply(made.engine_of(slots_desk, ranges, took, desk), [made.change(0), made.bind(1)])
         small.atomics.host_store(small.memory, _FREED)
         return slots_desk, desk
 
@@ -214,7 +241,7 @@ MODELS = (
         "on the path that production takes, no shared access reads what the guest wrote in private",
         f"{_SIZE}, 1 conversion",
         convert,
-        geometry=_CUT,
+        geometry=CUT,
         buffer=2,
         steps=4000,
         dpor=False,
