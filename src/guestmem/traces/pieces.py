@@ -80,17 +80,21 @@ class Piece(NamedTuple):
 
 
 def stretches_of(found: Sequence[object]) -> Iterator[tuple[int, int, bool]]:
-    """Begin and end of the stretches in which all are found, and of those in between (False), in order."""
-    done = 0
+    """Begin and end of the stretches in which all are found, if they are not short, and of those in between, in order.
+
+    >>> list(stretches_of([1] * 30 + [0, 1, 0]))
+    [(0, 30, True), (30, 33, False)]
+    """
+    begin = done = 0
     for at in [*itertools.compress(range(len(found)), map(operator.not_, found)), len(found)]:
         if at - done >= SHORTEST:
+            if begin < done:
+                yield begin, done, False
             yield done, at, True
-            done = at
-        if at < len(found):
-            yield done, at + 1, False
-            done = at + 1
-        elif done < at:
-            yield done, at, False
+            begin = at
+        done = at + 1
+    if begin < len(found):
+        yield begin, len(found), False
 
 
 def piece_of(

@@ -18,9 +18,9 @@ from .columns import Plain
 from .lines import line_of
 from .prefix import resolution_of
 from .requests import integer, request_name
-from .strace_block import CALLS, ROW, Change, Run
+from .strace_block import CALLS, OUTCOME, ROW, SPLIT_RUN, Change, Run
 from .strace_change import SET_REGION, Region, region_of
-from .strace_line import ARGUMENTS, LEADER, Clock, request_of, result_of
+from .strace_line import ARGUMENTS, LEADER, Call, Clock, request_of, result_of
 from .strace_processes import Processes
 from .strace_runs import StraceRuns
 
@@ -36,15 +36,6 @@ INDEX = re.compile(r", (?:argp=|arg=)?(\d{1,6}|0x[0-9a-f]{1,6})\)")
 ATTACHED = re.compile(r"(?:strace: )?Process (\d{1,10}) attached")
 UNFINISHED = re.compile(r"\s{0,8}<(?:unfinished|detached) \.\.\.>\s{0,8}$")
 RESUMED = re.compile(r"<\.\.\. ioctl resumed> ?")
-
-
-class _Call:
-    """An ioctl of which the end is still to come."""
-
-    __slots__ = ("began", "detached", "line", "name", "text")
-
-    def __init__(self, line: int, text: str, began: float | None, name: str, *, detached: bool) -> None:
-        self.line, self.text, self.began, self.name, self.detached = line, text, began, name, detached
 
 
 class StraceReader:
@@ -68,7 +59,7 @@ class StraceReader:
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._clock = Clock()
-        self._open: dict[int, _Call] = {}
+        self._open: dict[int, Call] = {}
         self._runs = StraceRuns(recording)
         self._open_changes: dict[int, int] = {}
         """Thread to index of its last change, if that was on one line without a duration: it ends before the next."""
@@ -161,6 +152,8 @@ class StraceReader:
             if text:
                 texts = texts or block.split("\n")
                 line = texts[at - number]  # noqa: PLW2901 (which no group has as a whole)
+            elif self._split_run(at, line):
+                continue
             other(at, line_of(line))
         return 0
 
@@ -212,6 +205,35 @@ class StraceReader:
         self._recording.run.whole_run(thread, begin, begin + took, call.word)
         return True
 
+    def _split_run(self, number: int, text: str) -> bool:
+        """A line on which a KVM_RUN begins or ends; False if it is none, or needs a closer look."""
+        match = SPLIT_RUN.fullmatch(text)
+        if match is None or self._open_changes or self._runs.has_open:
+            return False
+        word, stamp, call, fd, outcome = match.groups()
+        thread, run = int(word), self._recording.run
+        opened = self._open.get(thread)
+        if outcome and (opened is None or opened.name != "KVM_RUN"):
+            return False
+        time = self._clock.unix(stamp)
+        run.saw(time)
+        self._runs.saw(thread, time)
+        if outcome:
+            del self._open[thread]
+            if thread in self._runs.known:
+                ended = OUTCOME.match(outcome)
+                failed, reason = ended.groups() if ended else (None, None)
+                run.run_end(thread, time, reason=reason, errno=failed or "")
+            return True
+        self._saw_split = True
+        if thread in self._runs.known and opened is None:
+            run.elsewhere(thread, time)
+        self._open[thread] = Call(number, call, time, "KVM_RUN", detached=False)
+        number_of_fd, _, decoration = fd.partition("<")
+        if self._runs.is_ours(thread, int(number_of_fd), decoration):
+            run.run_begin(thread, time)
+        return True
+
     def _whole_change(
         self, number: int, text: str, thread: int, time: float, stamp: str, call: Change, took: float
     ) -> None:
@@ -259,7 +281,7 @@ class StraceReader:
             detached = "<detached" in call[-24:]
             if name.startswith(SET_REGION):
                 self._recording.run.change_at(time, "memory_size=0, " in call)
-            self._open[thread] = _Call(number, UNFINISHED.sub("", call), time, name, detached=detached)
+            self._open[thread] = Call(number, UNFINISHED.sub("", call), time, name, detached=detached)
             if name == "KVM_RUN":
                 self._runs.begins(thread, integer(match["fd"]), call, time)
             return name == "KVM_RUN"

@@ -18,7 +18,7 @@ from .strace_change import flags_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CALLS", "ROW", "Change", "Run", "pieces_of"]
+__all__ = ["CALLS", "OUTCOME", "ROW", "SPLIT_RUN", "Change", "Run", "pieces_of"]
 
 MOST_KEPT = 4096
 DESCRIPTOR = r"(\d{1,6}(?:<[^>\n]{0,80}>)?)"
@@ -32,6 +32,13 @@ ROW = re.compile(r"(?:(\d{1,7}) {1,6}(\d{9,12}\.\d{6,9}) (ioctl\(.*) <(\d{1,9}\.
 """An ioctl as ``strace -f -ttt -T -o FILE`` prints it: process, stamp, call and result, and what it took; else the
 whole line."""
 WHOLE_RUN = re.compile(rf"ioctl\({DESCRIPTOR}, KVM_RUN, 0\) {{1,80}}= {ENDED}", re.ASCII)
+SPLIT_RUN = re.compile(
+    r"([1-9]\d{0,6}) {1,6}(\d{9,12}\.\d{6,9}) "
+    rf"(?:(ioctl\({DESCRIPTOR}, KVM_RUN, 0) <unfinished \.\.\.>"
+    rf"|<\.\.\. ioctl resumed>\) {{1,80}}= {ENDED}(?: <\d{{1,9}}\.\d{{1,9}}>)?)",
+    re.ASCII,
+)
+"""A KVM_RUN that begins (the call, and its file descriptor), or a call that ends as one does."""
 WHOLE_CHANGE = re.compile(
     rf"ioctl\((\d{{1,6}})(?:<[^>\n]{{0,80}}>)?, KVM_SET_USER_MEMORY_REGION, \{{{REGION}", re.ASCII
 )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .requests import integer
 
-__all__ = ["ARGUMENTS", "LEADER", "REGION", "Clock", "Request", "Result", "request_of", "result_of"]
+__all__ = ["ARGUMENTS", "LEADER", "REGION", "Call", "Clock", "Request", "Result", "request_of", "result_of"]
 
 LEADER = re.compile(
     r"(?:\s*\[pid\s+(?P<bracket>\d{1,10})(?:<[^\n]{0,64}?>)?(?: /\* [^*\n]{0,80} \*/)?\]"
@@ -86,6 +86,15 @@ def result_of(call: str) -> Result | None:
             return Result(match)
         start = call.rfind(" = ", max(0, start - 500), start)
     return None
+
+
+class Call:
+    """An ioctl of which the end is still to come."""
+
+    __slots__ = ("began", "detached", "line", "name", "text")
+
+    def __init__(self, line: int, text: str, began: float | None, name: str, *, detached: bool) -> None:
+        self.line, self.text, self.began, self.name, self.detached = line, text, began, name, detached
 
 
 class Clock:
