@@ -75,6 +75,64 @@ OTHER = (
 )
 
 
+def split(rng: random.Random, count: int) -> list[str]:
+    """KVM_RUNs of three threads, on two lines, and changes of one of them and of a fourth; some have no duration."""
+    runs: set[int] = set()
+    first = rng.choice((0, 80))
+    time, found = 1_700_000_000.0, []
+    for i in range(count):
+        time += rng.choice((0.0, 1e-6, 1e-4, 0.02))
+        thread = rng.choice((20, 21, 22))
+        if i < first or (rng.random() < 0.1 and 20 not in runs):
+            text = f"guest_phys_addr={i << 12:#x}, memory_size=4096, userspace_addr=0x7f0000000000}}) = 0"
+            text += " <0.000004>" if i < first else rng.choice((" <0.000004>", ""))
+            text = f"ioctl(8, KVM_SET_USER_MEMORY_REGION, {{slot={i}, flags=0, {text}"
+            found.append(f"{rng.choice((7, 20))} {time:.6f} {text}\n")
+        elif thread in runs:
+            result = rng.choice(("0 (KVM_EXIT_IO)", "0", "-1 EINTR (Interrupted system call)", "? ERESTARTSYS (To be)"))
+            took = rng.choice((" <0.000150>", " <unavailable>", ""))
+            found.append(f"{thread} {time:.6f} <... ioctl resumed>) = {result}{took}\n")
+            runs.discard(thread)
+        elif rng.random() < 0.05:
+            found.append(f"{thread} {time:.6f} ioctl({thread - 8}<kvm>, KVM_RUN, 0) = 0\n")
+        else:
+            call = rng.choice(("KVM_RUN, 0",) * 9 + ("KVM_GET_REGS, 0x7ffc",))
+            found.append(f"{thread} {time:.6f} ioctl({thread - 8}<kvm>, {call} <unfinished ...>\n")
+            runs.add(thread)
+    return found
+
+
+def test_a_split_run_is_what_its_lines_say(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    path = tmp_path / "trace"
+    others = ("noise\n", OTHER[0], OTHER[1], OTHER[2], "20 1700000000.000300 ioctl(9, KVM_GET_REGS <unfinished ...>\n")
+    split_run, taken = StraceReader._split_run, 0
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal taken
+        done = split_run(*arguments)
+        taken += done
+        return done
+
+    def one_by_one(self: dispatch.Lines, number: int, block: str, made: object = None) -> int:
+        del made
+        texts = block.split("\n")[:-1]
+        for i, text in enumerate(texts):
+            self.take(number + i, lines.line_of(text))
+        return len(texts)
+
+    monkeypatch.setattr(StraceReader, "_split_run", counted)
+    for turn in range(30):
+        path.write_text("".join(damaged(rng, split(rng, rng.choice((40, 200, 400))), others)))
+        monkeypatch.setattr(lines, "BLOCK", rng.choice((1500, 4000, 1 << 16)))
+        together = left_behind(path, wants_changes=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(dispatch.Lines, "take_block", one_by_one)
+            assert left_behind(path, wants_changes=True) == together, turn
+    assert taken > 1000, taken
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in (events, recorder):
