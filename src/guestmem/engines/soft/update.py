@@ -25,6 +25,7 @@ __all__ = ["ENTRIES_MAX", "SoftUpdate", "covering", "stalled"]
 
 ENTRIES_MAX = 4096
 """Changes of one batch."""
+_STALLS = {Action.STALL: int(STALLS_ALL), Action.WRITES: int(STALLS_WRITES)}
 _WHOLE = (int(IDLE), int(SETTLED))
 _PUBLISHED = (int(MARKS_SWAPPED), int(SWAPPED))
 _UNPUBLISHED = (int(EDITING), int(EDITING_AFTER_MARKS))
@@ -51,9 +52,9 @@ def covering(ranges: Sequence[tuple[int, int, int]], most: int) -> list[tuple[in
 def stalled(effects: Sequence[Effect]) -> list[tuple[int, int, int]]:
     """Of effects, the ranges that wait: first frame, end, STALLS_ALL for lost memory, STALLS_WRITES for lost rights."""
     return [
-        (effect.start_gfn, effect.end_gfn, int(STALLS_ALL if effect.action is Action.STALL else STALLS_WRITES))
-        for effect in effects
-        if effect.action in {Action.STALL, Action.WRITES}
+        (start, end, _STALLS[action])
+        for start, end, action, _, _ in effects
+        if action is Action.STALL or action is Action.WRITES
     ]
 
 
