@@ -24,6 +24,7 @@ from .store import ranges_store, ranges_store_many, worst_nodes
 __all__ = ["RangeMap"]
 
 _HUGE = 2 << 20
+_SPACE = U64_MAX + 1
 _SNAPSHOTS = 0  # the reader that stands for all snapshots
 _RESERVED_ROOM, _CLEAR = int(at.RESERVED_ROOM), int(at.CLEAR)
 _COUNT, _FREE_COUNT, _NEXT, _END = int(at.COUNT), int(at.FREE_COUNT), int(at.NEXT), int(at.END)
@@ -132,6 +133,14 @@ class RangeMap(Ranges):
         ``reserved``: use the room that ``preallocate`` set aside: such a store cannot fail. RangeNodesError (ENOMEM)
         if there is no room; nothing has changed then.
         """
+        # What is nearly always asked for, without a call but the compiled one; whatever else it is, below.
+        usual = type(start) is type(end) is type(value) is int and not reserved
+        if usual and 0 <= start < end <= _SPACE and 0 <= value <= U64_MAX:
+            with self._lock:
+                if not self._dropped and not ranges_store(
+                    self.words, self._desk, self._freed, start, end - 1, value, 0
+                ):
+                    return
         first, last = bounds_of(start, end)
         self._put(first, last, index_of("value", value), _RESERVED_ROOM if reserved else 0)
 
@@ -143,6 +152,10 @@ class RangeMap(Ranges):
     def __setitem__(self, index: Any, value: int) -> None:
         """``m[start:end] = value``, or ``m[i] = value`` for one index; 0 for none."""
         if isinstance(index, slice):
+            start, stop = index.start, index.stop
+            if index.step is None and type(start) is type(stop) is int and 0 <= start < stop <= _SPACE:
+                self.store(start, stop, value)
+                return
             first, last = slice_bounds(index)
         else:
             first = last = index_of("index", index)
