@@ -4,7 +4,8 @@
 
 Compiled structures are timed inside one compiled loop, Python's in a Python loop; the least of several rounds, taken
 in turn. Stores are random ranges of 1 to 32 pages over random places, on a map of n ranges of 16 pages stored in random
-order. Rust's rangemap and superintervals are not run: the first needs a crate, the second cannot overwrite.
+order. superintervals is built of the same ranges and looked up, if it is installed: it is static, and stores nothing.
+Rust's rangemap is not run: it needs a crate.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from guestmem.ranges.layout import srcu_base
 from guestmem.ranges.lookup import ranges_load
 from guestmem.rcu import srcu_enter, srcu_exit
 from plot import curves
-from range_peers import PYTHON, SUPERINTERVALS, Flat, Ours, Radix
+from range_peers import NO_SUPERINTERVALS, PYTHON, SUPERINTERVALS, Flat, Ours, Radix, Static
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 LENGTH = 16
@@ -161,6 +162,13 @@ def from_python(sizes: tuple[int, ...]) -> tuple[Table, Table]:
         structures = [each for each in structures if n <= 100 or each.name != "portion.IntervalDict"]
         looking: dict[str, Callable[[], object]] = {"guestmem": partial(each_of, ours.get, indices)}
         looking |= {each.name: partial(each_of, each.load, indices) for each in structures}
+        try:
+            static = Static([(first, end - 1, value) for first, end, value in ours])
+        except ImportError:
+            pass
+        else:
+            assert [static.load(index) for index in indices] == [ours.get(index) for index in indices]
+            looking[Static.name] = partial(each_of, static.load, indices)
         for name, time_of_one in least(looking, 3, count).items():
             loads.setdefault(name, {})[n] = time_of_one
         half_open = [(first, last + 1, value) for first, last, value in changes]
@@ -295,7 +303,7 @@ def main() -> None:
     python_loads, python_stores = from_python((100, 1_000) if options.quick else (100, 1_000, 10_000, 100_000))
     show("random load from Python, ns", python_loads)
     show("random overwriting store from Python, ns", python_stores)
-    print(SUPERINTERVALS)
+    print(SUPERINTERVALS if Static.name in python_loads else NO_SUPERINTERVALS)
 
     print("\na reader's lookup beside 100,000 stores a second, ns")
     readers = {

@@ -369,4 +369,24 @@ class Portions:
 
 
 PYTHON = (Lists, Sorted, Chopped, Portions)
-SUPERINTERVALS = "superintervals: a static index of overlaps, it cannot overwrite: not run"
+
+
+class Static:
+    """``superintervals``, a static index of overlaps: built once, it is looked up; it cannot overwrite."""
+
+    name = "superintervals (loads only)"
+
+    def __init__(self, rows: list[tuple[int, int, int]]) -> None:
+        """Of ``rows`` as they are when all are stored: no two of them overlap. ImportError where it is not there."""
+        self.map = importlib.import_module("superintervals").IntervalMap()
+        for first, last, value in rows:
+            self.map.add(first, last, value)
+        self.map.build()
+
+    def load(self, index: int) -> int:
+        """What overlaps the index."""
+        return next(iter(self.map.search_values(index, index)), 0)
+
+
+SUPERINTERVALS = "superintervals, a static index of overlaps: loads only, it cannot overwrite"
+NO_SUPERINTERVALS = "superintervals is not installed (pip install --no-deps superintervals): not run"
