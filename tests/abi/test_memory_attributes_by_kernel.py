@@ -205,6 +205,14 @@ def test_a_pin_is_eagain_and_its_offset_is_written_back(
         assert [file.state(page) for page in range(4)] == ["private"] * 4
         file.close()
         assert errno_of(lambda: file_ioctl(file, request_, asked.pack())) == errno.EBADF
+    with Vm(private_memory=True, version=version) as vm:
+        file = vm.create_guest_memfd(4 * PAGE, 3)
+        with pytest.raises(UsageError, match="request: 'x' is not a whole number"):
+            file_ioctl(file, "x", asked.pack())  # type: ignore[arg-type] # that is the point
+        with pytest.raises(MemslotError, match="ENOTTY"):
+            file_ioctl(file, -5, asked.pack())
+        with pytest.raises(UsageError, match=r"states: \['x'\] is not one of"):
+            vm.create_guest_memfd(PAGE, states=["x"])  # type: ignore[call-overload] # that is the point
     with pytest.raises(UsageError, match="file: 7 is no guest_memfd of a VM"):
         file_ioctl(7, request_, asked.pack())
 

@@ -122,7 +122,7 @@ class Host:
         ('vm-attributes', 'attributes')
         """
         if asked is not None and asked != self.file_states:
-            where = _WHERE.get(asked)
+            where = _WHERE.get(asked) if isinstance(asked, str) else None
             if where is None:
                 raise UsageError(f"states: {asked!r} is not one of {', '.join(_WHERE)}")
             raise UsageError(f"states: files of {self.version} have {self.file_states}; {asked} is of {where}")

@@ -15,6 +15,7 @@ from ..abi.arguments import whole
 from ..engines.kvm.ioctls import raw_ioctl
 from ..errors import GuestMemfdError, MemslotError, UsageError
 from ..units import PAGE_SIZE
+from .arguments import request_of
 from .slot_memory import HostPiece
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def file_ioctl(file: Any, request: int, argument: bytes | bytearray | int) -> in
     """
     if not isinstance(getattr(file, "number", None), int) or not hasattr(file, "fd") or not file.number:
         raise UsageError(f"file: {file!r:.60} is no guest_memfd of a VM; Vm.create_guest_memfd makes one")
-    return file.vm.file_ioctl(file, request, argument)  # type: ignore[no-any-return] # a backend's
+    return file.vm.file_ioctl(file, request_of(request), argument)  # type: ignore[no-any-return] # a backend's
 
 
 def file_of(name: str, given: Any, offset: Any, vm: object) -> tuple[int, int]:
