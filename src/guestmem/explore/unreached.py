@@ -30,6 +30,9 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "engines/load.py": {"write_load": "where no vCPU reads; `load-change` has the release that publishes it"},
     "engines/soft/accesses.py": {"is_held": _LOOP, "note": _LOOP},
+    "engines/soft/gmem_vcpu.py": {"vcpu_run": _LOOP, "host_run": _LOOP, "clear_words": _GAP},
+    "engines/soft/post_copy_vcpu.py": {"stream_run": _LOOP, "post_copy_run": _LOOP, "_fetch": _GAP},
+    "engines/soft/write_pass.py": {"_pass": _LOOP},
     "engines/soft/region.py": {"attach": _SETS, "attach_now": _ALONE},
     "engines/soft/stage2_vcpu.py": {"stage2_access": _LOOP, "stage2_vcpu_run": _LOOP},
     "engines/soft/userfault.py": {"userfault_set": _GAP},
@@ -43,6 +46,7 @@ REASONS: dict[str, dict[str, str]] = {
     "gmem/pin.py": {"_forget_reference": _GAP},
     "memslots/layout.py": {"generation": _READS, "slot_as_id": _READS, "slot_id": _READS, "format_memslots": _ALONE},
     "memslots/lookup.py": dict.fromkeys(("hva_seek", "hva_next", "copy_find", "copy_slots"), _READS),
+    "memslots/phases.py": {"publish_both": _GAP},
     "memslots/tree.py": dict.fromkeys(("_largest_end", "_refresh", "_take_node", "_give_node", "_mend"), _SETS),
     "memslots/whole.py": dict.fromkeys(
         ("swap_at_once", "change_at_once"), "calls the phases, which models run one after the other, in one go"
