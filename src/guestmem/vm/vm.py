@@ -219,7 +219,7 @@ class Vm(Logs, Generic[_E_co, _M_co]):
         size: int,
         flags: int | None = None,
         *,
-        states: str = "attributes",
+        states: str | None = None,
         folio_size: int = PAGE_SIZE,
         joins: bool = True,
     ) -> GuestMemfd: ...
@@ -233,7 +233,7 @@ class Vm(Logs, Generic[_E_co, _M_co]):
         size: int,
         flags: int | None = None,
         *,
-        states: str = "attributes",
+        states: str | None = None,
         folio_size: int = PAGE_SIZE,
         joins: bool = True,
     ) -> File: ...
