@@ -53,9 +53,9 @@ def replay(
             for step in plan.steps:
                 if stopped():
                     break
+                counted.step_begins(step)  # before its load: what was given back meanwhile may be touched by that first
                 _note_instant(row, engine, step.load, last)
                 last = step
-                counted.step_begins(step)
                 time.sleep(interval_s)
                 took = _clock()
                 engine.kick()
