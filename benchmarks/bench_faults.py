@@ -16,13 +16,12 @@ from guestmem.engines import HostMemory
 from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.gmem_slot import Gmem
-from guestmem.engines.soft.stage2_vcpu import stage2_exit
+from guestmem.engines.soft.stage2_vcpu import REACHED, reach
 from guestmem.engines.soft.vcpu import enter_guest, leave_core
 from guestmem.engines.soft.words import Access, Slots
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
 from guestmem.stage2.locked import map_shared
-from guestmem.stage2.tlb_layout import OK, PERMISSION
-from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
+from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave
 from guestmem.stage2.words import Table
 from plain_stage2 import PlainTable, plain_fault
 
@@ -58,24 +57,20 @@ def touch(
     """Access ``count`` frames, ``step`` apart, in the guest; returns the exits."""
     slots, table = Slots(vm, memslots, srcu, own), Table(shape, pool, pages, mmu, desk)
     gmem = Gmem(file, inode, states, attributes, page)
-    one = u64(1)
-    exits = u64(0)
+    before = own[at.STAGE2_FAULTS]
     if not enter_guest(vm, load, own, vcpu):
-        return exits
+        return u64(0)
     tlb_enter(shape, pool, mmu, tlb)
     gfn = first
     while gfn < first + count * step:
-        while True:
-            status = tlb_translate(shape, pool, mmu, tlb, gfn << 12, gfn << 12, one << kind)
-            if status == OK:
-                break
-            access = Access(gfn, kind, False, False, False, u64(0))
-            stage2_exit(slots, load, table, tlb, gmem, vcpu, access, status == PERMISSION)
-            exits += one
-        gfn += step
+        if (
+            reach(slots, load, table, tlb, gmem, vcpu, gfn << 12, Access(gfn, kind, False, False, False, u64(0)))
+            == REACHED
+        ):
+            gfn += step
     tlb_leave(mmu, tlb)
     leave_core(vm, own, vcpu, False)
-    return exits
+    return own[at.STAGE2_FAULTS] - before
 
 
 @compiled(nogil=True)

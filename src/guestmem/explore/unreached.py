@@ -34,7 +34,7 @@ REASONS: dict[str, dict[str, str]] = {
     "engines/soft/post_copy_vcpu.py": {"stream_run": _LOOP, "post_copy_run": _LOOP, "_fetch": _GAP},
     "engines/soft/write_pass.py": {"_pass": _LOOP},
     "engines/soft/region.py": {"attach": _SETS, "attach_now": _ALONE},
-    "engines/soft/stage2_vcpu.py": {"stage2_access": _LOOP, "stage2_vcpu_run": _LOOP},
+    "engines/soft/stage2_vcpu.py": {"reach": _LOOP, "stage2_access": _LOOP, "stage2_vcpu_run": _LOOP},
     "engines/soft/userfault.py": {"userfault_set": _GAP},
     "engines/soft/vcpu.py": dict.fromkeys(
         ("stay_in_reader", "end_slice", "wait_out_update", "access", "vcpu_run"), _LOOP

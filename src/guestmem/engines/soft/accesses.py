@@ -10,6 +10,7 @@ from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
 from .. import load_words
 from . import layout as at
+from .xorshift import xorshift
 
 __all__ = [
     "FETCH",
@@ -40,13 +41,8 @@ _NEVER = const(0xFFFFFFFFFFFFFFFF)
 
 @compiled
 def next_random(own: Own) -> U64:
-    """The next number of the vCPU's xorshift generator (Marsaglia 2003, 13-7-17)."""
-    x = own[at.SEED]
-    x = x ^ wrapping(x << 13)
-    x = x ^ (x >> 7)
-    x = x ^ wrapping(x << 17)
-    own[at.SEED] = x
-    return x
+    """The vCPU's next random number."""
+    return xorshift(own, at.SEED)
 
 
 @compiled

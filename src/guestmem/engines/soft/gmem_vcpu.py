@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ...atomics import host_load, host_store, load_acquire, load_relaxed
 from ...clock import now
-from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...compiled import U64, Own, Words, compiled, const, u64
 from ...gmem.fault import host_access, pin_page
 from ...gmem.folio import folio_put, page_word
 from ...gmem.layout import ADDRESS, BARRED, FOLIO, LAST, OK, POISON, PRESENT, WRONG_KIND
@@ -18,6 +18,7 @@ from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
 from ...stage2.words import Table
 from ...structure import Structure, name_fields
 from .gmem_abort import gmem_abort
+from .xorshift import xorshift
 
 __all__ = ["clear_words", "host_run", "vcpu_run"]
 
@@ -56,17 +57,6 @@ _MASK = const(1023)
 
 
 @compiled
-def _random(own: Own) -> U64:
-    """The next number of the thread's xorshift generator (Marsaglia 2003, 13-7-17)."""
-    x = own[SEED]
-    x = x ^ wrapping(x << 13)
-    x = x ^ (x >> 7)
-    x = x ^ wrapping(x << 17)
-    own[SEED] = x
-    return x
-
-
-@compiled
 def _use(own: Own, address: U64, private: bool, write: bool, value: U64) -> None:
     """The access itself: 8 bytes."""
     own[ACCESSES] += _ONE
@@ -99,7 +89,7 @@ def vcpu_run(
     made = u64(0)
     while (own[LIMIT] == 0 or made < own[LIMIT]) and load_acquire(run, STOP) == 0:
         made += _ONE
-        random = _random(own)
+        random = xorshift(own, SEED)
         page = targets[(random >> 8) % own[TARGETS]]
         kind = own[KIND]
         if kind == 0:
@@ -158,7 +148,7 @@ def host_run(inode: Words, states: Words, run: Words, own: Own, targets: Own, ou
     made = u64(0)
     while (own[LIMIT] == 0 or made < own[LIMIT]) and load_acquire(run, STOP) == 0:
         made += _ONE
-        random = _random(own)
+        random = xorshift(own, SEED)
         page = targets[(random >> 8) % own[TARGETS]]
         if own[PINNED] != 0 and (random >> 40) & _MASK == 0:
             held = own[PINNED] - _ONE

@@ -18,12 +18,13 @@ from ...atomics import (
     wake,
 )
 from ...clock import now
-from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
+from ...compiled import U64, Own, Words, compiled, const, u64
 from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
 from ...stage2.words import Table
 from ...structure import Structure, name_fields
 from .userfault import USERFAULT, userfault_abort, userfault_clear
+from .xorshift import xorshift
 
 __all__ = ["TAG", "fill_page", "post_copy_run", "stream_run"]
 
@@ -64,17 +65,6 @@ _PAGE_SHIFT = const(12)
 _WORDS = const(512)
 _EVERYBODY = const(0x7FFFFFFF)
 _PATIENCE = const(10_000_000)
-
-
-@compiled
-def _random(own: Own) -> U64:
-    """The next number of the thread's xorshift generator (Marsaglia 2003, 13-7-17)."""
-    x = own[SEED]
-    x = x ^ wrapping(x << 13)
-    x = x ^ (x >> 7)
-    x = x ^ wrapping(x << 17)
-    own[SEED] = x
-    return x
 
 
 @compiled
@@ -144,7 +134,7 @@ def post_copy_run(
     came_to = u64(0)
     while (own[LIMIT] == 0 or made < own[LIMIT]) and load_acquire(run, STOP) == 0:
         made += _ONE
-        random = _random(own)
+        random = xorshift(own, SEED)
         page = (random >> 8) % own[NPAGES]
         if own[PAGE] != 0:
             page = own[PAGE] - _ONE

@@ -53,9 +53,12 @@ from .vcpu import (
 )
 from .words import Access, Slots
 
-__all__ = ["stage2_vcpu_run"]
+__all__ = ["REACHED", "reach", "stage2_look", "stage2_vcpu_run"]
 
 _ONE = const(1)
+
+REACHED, ABANDONED = const(8), const(9)
+"""What ``reach`` comes to, beside what an exit does."""
 
 
 @compiled
@@ -144,11 +147,28 @@ def stage2_exit(
 
 
 @compiled(inline=True)
+def reach(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U64, ipa: U64, access: Access) -> U64:
+    """Have an access translated, by way of as many exits as that takes: REACHED, and tlb[HOST_ADDRESS] is the place.
+
+    Else what an exit came to (``stage2_exit``: any but 1), or ABANDONED: another load is in force since the exit.
+    """
+    epoch = slots.own[at.LOADED]
+    while True:
+        status = tlb_translate(table.shape, table.pool, table.mmu, tlb, ipa, ipa, _ONE << access.kind)
+        if status == OK:
+            return REACHED
+        if status != CONFLICT:
+            came_to = stage2_exit(slots, load, table, tlb, gmem, vcpu, access, status == PERMISSION)
+            if came_to != 1:
+                return came_to
+            if slots.own[at.LOADED] != epoch:
+                return ABANDONED
+
+
+@compiled(inline=True)
 def stage2_access(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U64) -> bool:
     """One access, to its end; False if the VM stops. As ``vcpu.access``."""
     vm, _memslots, _srcu, own = slots
-    shape, pool, _pages, mmu, _desk = table
-    epoch = own[at.LOADED]
     target = pick(own)
     if target == 0:
         return True
@@ -169,34 +189,27 @@ def stage2_access(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem,
     private = flags & load_words.PRIVATE != 0
     ipa = gpa
     if private:
-        ipa |= shape[IPA_END] >> _ONE
-    while True:
-        status = tlb_translate(shape, pool, mmu, tlb, ipa, ipa, _ONE << kind)
-        if status == OK:
-            saw = tlb[HOST_ADDRESS]
-            if flags & load_words.MARKED != 0:
-                perform_marked(own, saw, kind, private, random)
-            else:
-                perform(own, saw, kind)
-            break
-        if status == CONFLICT:
-            continue
-        readonly = old == SAW_READONLY or new == SAW_READONLY
-        made = Access(gpa >> 12, kind, private, flags & load_words.MUST != 0, readonly, behind)
-        came_to = stage2_exit(slots, load, table, tlb, gmem, vcpu, made, status == PERMISSION)
-        if came_to == 0:
-            return False
-        if came_to == 6:
-            return True
-        if came_to == 3:
-            saw = SAW_READONLY
-        if came_to == 4:
-            saw = behind
-        if came_to != 1:
-            break
-        if own[at.LOADED] != epoch:
-            own[at.ABANDONED] += _ONE
-            return True
+        ipa |= table.shape[IPA_END] >> _ONE
+    readonly = old == SAW_READONLY or new == SAW_READONLY
+    made = Access(gpa >> 12, kind, private, flags & load_words.MUST != 0, readonly, behind)
+    came_to = reach(slots, load, table, tlb, gmem, vcpu, ipa, made)
+    if came_to == REACHED:
+        saw = tlb[HOST_ADDRESS]
+        if flags & load_words.MARKED != 0:
+            perform_marked(own, saw, kind, private, random)
+        else:
+            perform(own, saw, kind)
+    elif came_to == 0:
+        return False
+    elif came_to == 6:
+        return True
+    elif came_to == ABANDONED:
+        own[at.ABANDONED] += _ONE
+        return True
+    elif came_to == 3:
+        saw = SAW_READONLY
+    elif came_to == 4:
+        saw = behind
     own[at.ACCESSES] += _ONE
     window = load_acquire(vm, at.WINDOW)
     if window != own[at.WINDOW_LOADED]:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from ...atomics import poke
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...errors import GuestmemError, UsageError
-from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, PERMISSION
-from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
+from ...stage2.tlb_layout import HOST_ADDRESS
+from ...stage2.tlb_walk import tlb_enter, tlb_leave
 from ...stage2.words import Table
 from . import layout as at
 from .accesses import WRITE, perform
 from .gmem_slot import Gmem
-from .stage2_vcpu import stage2_exit, stage2_look
+from .stage2_vcpu import REACHED, reach, stage2_look
 from .vcpu import POLL, enter_guest, leave_core
 from .words import Access, Slots
 
@@ -74,18 +74,13 @@ def _pass(
     until_look = POLL
     while gfn < end:
         gpa = (gfn << 12) + (((gfn ^ (gfn >> 9)) << 3) & u64(0xFFF))
-        while True:
-            status = tlb_translate(shape, pool, mmu, tlb, gpa, gpa, _ONE << WRITE)
-            if status == OK:
-                break
-            if status != CONFLICT:
-                access = Access(gfn, WRITE, False, False, False, u64(0))
-                came_to = stage2_exit(slots, load, table, tlb, gmem, vcpu, access, status == PERMISSION)
-                if came_to != 1:
-                    if came_to != 0:
-                        tlb_leave(mmu, tlb)
-                        leave_core(vm, own, vcpu, False)
-                    return gfn
+        access = Access(gfn, WRITE, False, False, False, u64(0))
+        came_to = reach(slots, load, table, tlb, gmem, vcpu, gpa, access)
+        if came_to != REACHED:
+            if came_to != 0:
+                tlb_leave(mmu, tlb)
+                leave_core(vm, own, vcpu, False)
+            return gfn
         perform(own, tlb[HOST_ADDRESS], WRITE)
         gfn += step
         until_look -= _ONE
