@@ -7,6 +7,7 @@ import pytest
 from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft.write_pass import counter_offset, write_pass
 from guestmem.errors import GuestmemError, UsageError
+from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from soft_guest import PAGE, Guest
 
 PAGES = 24
@@ -39,6 +40,18 @@ def test_each_frame_is_written_once_a_pass() -> None:
         assert guest.engine.stage2 is not None
         assert guest.engine.stage2.findings == 0
         guest.engine.stage2.check()
+
+
+def test_a_page_that_may_not_be_written_any_more_faults_in_the_next_pass() -> None:
+    """As after a look at the dirty log: the pass translates for a write, and not as what is there allows."""
+    with Guest(1, PAGES, strict=True) as guest:
+        guest.engine.set_memory_region(guest.change(0, 0, PAGES, 0, KVM_MEM_LOG_DIRTY_PAGES))
+        write_pass(guest.engine, [(0, PAGES)])
+        assert guest.engine.stage2 is not None
+        assert (guest.total("dirty_marks"), guest.total("relaxed")) == (PAGES, 0)
+        guest.engine.stage2.protect(0, [(0, PAGES)])
+        write_pass(guest.engine, [(0, PAGES)])
+        assert (guest.total("relaxed"), counters(guest)) == (PAGES, [2] * PAGES)
 
 
 def test_counters_of_neighbours_share_no_line_of_words() -> None:
