@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from .evidence import Irqchip
 from .lines import line_of
 from .recipe import HEADER
+from .recorder import BEGIN_WORD, end_word
 from .requests import request_name
 
 if TYPE_CHECKING:
     from .recording import Other, Recording, Rows
+    from .whereabouts import Track
 
 __all__ = ["BpfReader"]
 
@@ -42,10 +44,13 @@ SVM = {
     0x7C: "MSR", 0x81: "VMMCALL", 0x400: "NPF",
 }  # fmt: skip
 """The same of SVM (``svm.h``)."""
+ENDED = end_word()
 ERRNOS = {4: "EINTR", 11: "EAGAIN", 14: "EFAULT"}
 
-Record = tuple[int, int, int, int, int, str, str, str]
+Record = tuple[int, int, str, str, str, str, str, str]
 """Nanoseconds, line, process, thread, CPU, event, fields, text."""
+MOST_LANES = 1 << 14
+SUCCEEDED = " ret=0"
 
 
 class BpfReader:
@@ -56,7 +61,7 @@ class BpfReader:
 
     pattern = ROW
 
-    __slots__ = ("_creators", "_latest", "_open", "_ours", "_recording", "_runs", "_waiting")
+    __slots__ = ("_creators", "_lanes", "_latest", "_open", "_ours", "_recording", "_runs", "_version", "_waiting")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -66,6 +71,10 @@ class BpfReader:
         self._ours: dict[int, bool] = {}
         """Whether a thread is of the VM that is read, as far as the changes so far tell."""
         self._runs: set[int] = set()
+        self._lanes: dict[str, Track] = {}
+        """Where the KVM_RUNs of a thread are kept, by its number as it stands there."""
+        self._version = 0
+        """What the recorder's and that of the machines were together when the lanes were found."""
         self._creators: dict[int, int] = {}
         """Number of the last vCPU that each thread made."""
 
@@ -84,7 +93,7 @@ class BpfReader:
             if LIKE.match(text) and self._recording.wants_changes:
                 self._recording.bad_line("memslot: its fields cannot be read", number, text)
             return False
-        self._take((int(match[1]), number, int(match[2]), int(match[3]), int(match[4]), match[5], match[6], text))
+        self._take((int(match[1]), number, match[2], match[3], match[4], match[5], match[6], text))
         return True
 
     @property
@@ -98,7 +107,7 @@ class BpfReader:
         waiting = self._waiting
         for at, (stamp, process, thread, cpu, event, fields, text) in enumerate(rows, number):
             if event:
-                waiting.append((int(stamp), at, int(process), int(thread), int(cpu), event, fields, texts[at - number]))
+                waiting.append((int(stamp), at, process, thread, cpu, event, fields, texts[at - number]))
             else:
                 other(at, line_of(text))
         if len(waiting) >= 2 * BUFFER:
@@ -125,12 +134,51 @@ class BpfReader:
         waiting = self._waiting
         waiting.sort()
         end = len(waiting) if last else max(len(waiting) - BUFFER, 0)
+        recording, run, lanes = self._recording, self._recording.run, self._lanes
+        since, until, limit = 0, -1, run.next_mark
         for record in waiting[:end]:
+            nanoseconds, _, _, word, _, event, rest, _ = record
+            begins = event == "run"
+            if begins or (event == "run_end" and rest == SUCCEEDED):
+                track = lanes.get(word)
+                time = nanoseconds / 1e9
+                if track is not None and time <= limit:
+                    track.times.append(time)
+                    track.words.append(BEGIN_WORD if begins else ENDED)
+                    if len(track.times) > track.full:
+                        track.forget()
+                    if until < 0:
+                        since = nanoseconds
+                    until = nanoseconds
+                    continue
+            if until >= 0:
+                self._passed(since, until)
+                until = -1
             self._event(record)
+            limit = run.next_mark
+            if (version := run.version + recording.machines.version) != self._version:
+                lanes.clear()  # a change may tell that the thread is another VM's
+                self._version = version
+            elif begins and (track := self._lane(int(word))) is not None:
+                lanes[word] = track
+        if until >= 0:
+            self._passed(since, until)
         del waiting[:end]
 
+    def _passed(self, first: int, last: int) -> None:
+        """KVM_RUNs up to ``last`` went to their lanes."""
+        self._recording.run.passed(first / 1e9, last / 1e9)
+        self._latest = last
+
+    def _lane(self, thread: int) -> Track | None:
+        """Where the KVM_RUNs of ``thread`` are kept, if one says no more than itself from now on."""
+        if thread not in self._runs or not self._ours.get(thread) or len(self._lanes) >= MOST_LANES:
+            return None
+        return self._recording.run.lane(thread)
+
     def _event(self, record: Record) -> None:
-        nanoseconds, number, process, thread, cpu, event, rest, text = record
+        nanoseconds, number, _, _, _, event, rest, text = record
+        process, thread, cpu = map(int, record[2:5])
         if nanoseconds < self._latest and event.startswith("memslot"):
             self._recording.bad_line(
                 f"more than {BUFFER} lines too late: sort the file by its first column", number, text
@@ -159,7 +207,7 @@ class BpfReader:
             return
         if event == "run_end":
             if thread in self._runs:
-                run.run_end(thread, time, errno="" if rest == " ret=0" else self._errno(rest, "ret", number, text))
+                run.run_end(thread, time, errno="" if rest == SUCCEEDED else self._errno(rest, "ret", number, text))
             return
         fields = dict(FIELD.findall(rest))
         index = _int(fields.get("vcpu"), number, self._recording, text)
@@ -187,13 +235,13 @@ class BpfReader:
 
     def _change(self, end: Record, ended: dict[str, str]) -> None:
         recording = self._recording
-        opened = self._open.pop(end[3], None)
+        opened = self._open.pop(int(end[3]), None)
         if not recording.wants_changes:
             return
         if opened is None:
             recording.note("the end of a change of which the begin is not recorded, which is not read", end[1])
             return
-        (nanoseconds, number, process, thread, _, _, _, text), fields = opened
+        (nanoseconds, number, process, thread, _, _, _, text), fields = opened  # as they stand there
         try:
             values = {name: int(fields[name], 16) for name in ("request", "flags", "gpa", "size", "hva")}
             slot, ret, vm = int(fields["slot"]), int(ended["ret"]), fields["vm"]
@@ -205,10 +253,10 @@ class BpfReader:
         recording.machines.change(
             number,
             text.strip(),
-            key=f"{process}:{vm}",
+            key=f"{int(process)}:{vm}",
             slot=slot,
             ret=ret,
-            thread=thread,
+            thread=int(thread),
             time=nanoseconds / 1e9,
             began=nanoseconds / 1e9,
             ended=end[0] / 1e9,

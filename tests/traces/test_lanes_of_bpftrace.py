@@ -1,0 +1,74 @@
+"""KVM_RUNs that go straight to where they are kept leave behind what one event after the other does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from guestmem.traces import bpf, events, lines, recorder
+from left_behind import SMALL, damaged, left_behind
+
+if TYPE_CHECKING:
+    import random
+    from pathlib import Path
+
+    import pytest
+
+CHANGE = "memslot vm={} request=4020ae46 slot={} flags=0 gpa={:x} size={:x} hva=7f0000000000"
+OTHER = (
+    "Lost 7 events\n",
+    "noise\n",
+    "1000000500 100/23 [0] run\n",
+    "1000000600 100/23 [0] run_end ret=-4\n",
+    "1000000600 200/31 [0] run\n",
+    "1000000600 100/20 [0] kvm_entry vcpu=0\n",
+    f"1000000700 200/9 [1] {CHANGE.format(4, 9, 9 << 20, 4096)}\n1000000800 200/9 [1] memslot_end ret=0\n",
+)
+
+
+def bpftrace(rng: random.Random, count: int) -> list[str]:
+    """KVM_RUNs of three threads, and changes by two of another process' threads or by one of them; some lines late."""
+    there: set[int] = set()
+    time, found = 1_000_000_000, []
+    for _ in range(count):
+        time += rng.choice((0, 500, 3000, 100_000, 20_000_000))
+        if rng.random() < 0.1:
+            slot, thread = rng.randrange(6), rng.choice((7, 7, 8, 20))
+            change = CHANGE.format(9, slot, slot << 20, 0 if slot in there else 4096)
+            there ^= {slot}
+            found.append(f"{time} 100/{thread} [1] {change}\n{time + 300} 100/{thread} [1] memslot_end ret=0\n")
+        else:
+            event = rng.choice(("run", "run", "run_end ret=0", "run_end ret=0", "run_end ret=-4"))
+            found.append(f"{time} 100/{rng.choice((20, 21, 22))} [{rng.randrange(2)}] {event}\n")
+    for _ in range(count // 20):
+        at = rng.randrange(len(found))
+        found.insert(rng.randrange(max(at - 9, 0), at + 1), found.pop(at))
+    return found
+
+
+def test_as_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    for room in (events, recorder):
+        for name, value in SMALL.items():
+            monkeypatch.setattr(room, name, value, raising=False)
+    monkeypatch.setattr(bpf, "BUFFER", 60)
+    path, passed = tmp_path / "trace", bpf.BpfReader._passed
+    taken = refused = 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal taken
+        taken += 1
+        passed(*arguments)
+
+    monkeypatch.setattr(bpf.BpfReader, "_passed", counted)
+    for turn in range(60):
+        path.write_text("".join(damaged(rng, bpftrace(rng, rng.choice((40, 200, 400))), OTHER)))
+        monkeypatch.setattr(lines, "BLOCK", rng.choice((1500, 1 << 16)))
+        options: dict[str, Any] = {"wants_changes": True}
+        if turn % 3 == 2:
+            options = {"wants_changes": False, "changes_at": [1.0 + rng.random() * 3 for _ in range(40)]}
+        together = left_behind(path, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(bpf, "MOST_LANES", 0)
+            assert left_behind(path, **options) == together, turn
+        refused += isinstance(together, str)
+    assert taken > 1000
+    assert refused < 40
