@@ -18,10 +18,10 @@ SMALL = {"EDGE": 4, "TAIL": 6, "MANY": 40, "FEW": 60}
 """What is kept around changes, so small that much is forgotten in a few hundred lines."""
 
 
-def left_behind(path: Path, **options: Any) -> Any:
+def left_behind(path: Path, vm: str | None = None, **options: Any) -> Any:
     """All that reading knows at its end, as it is kept."""
     try:
-        recording, count, skipped = reading._record(path, vm=None, **options)
+        recording, count, skipped = reading._record(path, vm=vm, **options)
     except TraceError as error:
         return str(error)
     run, changes = recording.run, recording.machines.replay.changes
@@ -32,7 +32,7 @@ def left_behind(path: Path, **options: Any) -> Any:
     columns = [repr(getattr(changes, name)) for name in changes.__slots__]
     return (
         *(tracks, columns, run.first, run.last, run.next_mark, run._whole, run.source, run.resolution, count, skipped),
-        *(recording.notes, recording.format),
+        *(recording.notes, recording.format, run._losses, run._open_losses, run.last_on, run._kinds),
     )
 
 

@@ -100,8 +100,16 @@ OTHER = (
     " lost-7    [002] d..1. 1700000000.000300: tracing_mark_write: " + FIELDS.format(9, 0, 9 << 20, 4096) + "\n",
     " CPU 9/KVM-29    [004] d..1. 1700000000.000300: kvm_entry: vcpu 9, rip 0xfff0\n",
     " CPU 0/KVM-20    [002] d..1. 1700000000.000300: kvm_entry: vcpu 1, rip 0xfff0\n",
+    " kvm_run_exit -7    [002] d..1. 1700000000.000300: tracing_mark_write: "
+    + FIELDS.format(9, 0, 9 << 20, 4096)
+    + "\n",
     "#           entries-in-buffer/entries-written: 12/40   #P:2\n",
 )
+BEFORE = {
+    ftrace: " qemu-7    [002] d..1. 1700000000.000300: tracing_mark_write: kvm_vm_ioctl type 0x4020ae46, arg 0x7ffc\n",
+    kvm_log: "7@1700000000.000300:kvm_vm_ioctl type 0x4020ae46, arg 0x7ffc\n",
+}
+"""The begin of a change, of which the next of that thread is the end."""
 FORMS: tuple[tuple[Callable[[random.Random, int], list[str]], bool], ...] = (
     (ftrace, True),
     (tracepoints, False),
@@ -134,8 +142,11 @@ def test_as_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ran
     monkeypatch.setattr(event_pieces, "_take", counted)
     for turn in range(80):
         form, has_changes = FORMS[turn % len(FORMS)]
-        path.write_text("".join(damaged(rng, form(rng, rng.choice((40, 200, 400))), OTHER)))
-        monkeypatch.setattr(lines, "BLOCK", rng.choice((1500, 4000, 1 << 16)))
+        found = damaged(rng, form(rng, rng.choice((100, 400, 700))), OTHER)
+        for _ in range(rng.choice((0, 0, 0, 3)) if form in BEFORE else 0):
+            found.insert(rng.randrange(len(found)), BEFORE[form])
+        path.write_text("".join(found))
+        monkeypatch.setattr(lines, "BLOCK", rng.choice((1500, 6000, 16000)))
         options: dict[str, Any] = {"wants_changes": True}
         if not has_changes:
             apart = itertools.accumulate(rng.choice((0.0, 1e-6, 1e-3, 0.02, 0.1)) for _ in range(60))

@@ -21,6 +21,7 @@ OTHER = (
     "1000000600 100/23 [0] run_end ret=-4\n",
     "1000000600 200/31 [0] run\n",
     "1000000600 100/20 [0] kvm_entry vcpu=0\n",
+    f"1000000800 100/20 [1] {CHANGE.format(4, 8, 8 << 20, 4096)}\n1000000900 100/20 [1] memslot_end ret=0\n",
     f"1000000700 200/9 [1] {CHANGE.format(4, 9, 9 << 20, 4096)}\n1000000800 200/9 [1] memslot_end ret=0\n",
 )
 
@@ -60,9 +61,15 @@ def test_as_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ran
 
     monkeypatch.setattr(bpf.BpfReader, "_passed", counted)
     for turn in range(60):
-        path.write_text("".join(damaged(rng, bpftrace(rng, rng.choice((40, 200, 400))), OTHER)))
+        found = damaged(rng, bpftrace(rng, rng.choice((40, 200, 400))), OTHER)
+        if turn % 3 == 1:  # two VMs, of which one is asked for
+            for each in OTHER:
+                found.insert(rng.randrange(len(found)), each.replace("1000000", "1000001"))
+        if turn % 10 == 0:
+            found.insert(len(found), found.pop(rng.randrange(len(found))))
+        path.write_text("".join(found))
         monkeypatch.setattr(lines, "BLOCK", rng.choice((1500, 1 << 16)))
-        options: dict[str, Any] = {"wants_changes": True}
+        options: dict[str, Any] = {"wants_changes": True, "vm": "100:9" if turn % 3 == 1 else None}
         if turn % 3 == 2:
             options = {"wants_changes": False, "changes_at": [1.0 + rng.random() * 3 for _ in range(40)]}
         together = left_behind(path, **options)

@@ -50,13 +50,13 @@ def plain_or_pieces(block: str) -> tuple[array[int] | array[float], ...] | Event
     made = PieceMaker(plain_of)
     times = made.times
     lanes: dict[EventKey, tuple[Lane, int]] = {}
-    callers = set(itertools.compress(columns[0], columns[CALL]))
+    callers = set(map(int, set(itertools.compress(columns[0], columns[CALL]))))
     for row in rows:
         call, word = row[CALL], row[0]
         if not call:
             if row[CHANGE]:
                 thread = int(word)
-                made.change(row, made.lane(thread) if word in callers else None, thread, float(row[1]))
+                made.change(row, made.lane(thread) if thread in callers else None, thread, float(row[1]))
             else:
                 made.other()
             continue
