@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from left_behind import SMALL, damaged, left_behind
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 FIELDS = "kvm_set_user_memory AddrSpace#0 Slot#{} flags={:#x} gpa={:#x} size={:#x} ua=0x7f0000000000 ret=0"
@@ -105,12 +106,13 @@ OTHER = (
     + "\n",
     "#           entries-in-buffer/entries-written: 12/40   #P:2\n",
 )
-BEFORE = {
+Form = Callable[["random.Random", int], list[str]]
+BEFORE: dict[Form, str] = {
     ftrace: " qemu-7    [002] d..1. 1700000000.000300: tracing_mark_write: kvm_vm_ioctl type 0x4020ae46, arg 0x7ffc\n",
     kvm_log: "7@1700000000.000300:kvm_vm_ioctl type 0x4020ae46, arg 0x7ffc\n",
 }
 """The begin of a change, of which the next of that thread is the end."""
-FORMS: tuple[tuple[Callable[[random.Random, int], list[str]], bool], ...] = (
+FORMS: tuple[tuple[Form, bool], ...] = (
     (ftrace, True),
     (tracepoints, False),
     (kvm_log, True),
