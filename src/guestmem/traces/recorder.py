@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import TraceError
 from .event_words import KIND, word
-from .events import FEW, MANY
 from .evidence import Event, Irqchip, Loss, Where, exit_meaning, userspace_exit_meaning
 from .run_state import RunState, Vcpu
 from .whereabouts import Kinds, Track
@@ -166,12 +165,7 @@ class RunStateRecorder:
             until = (self.last or 0.0 if time is None else time) + self.horizon
             quiet = bool(deletes) and self._whole
             for track in self._tracks.values():
-                if quiet:
-                    track.keep(until, quiet=True)
-                else:  # the same, as it is done for each change of each vCPU
-                    track.settled = settled = len(track.times)
-                    track.until = until
-                    track.full = settled + MANY if settled + MANY > FEW else FEW
+                track.keep(until, quiet=quiet)
         self._whole = deletes is False
 
     def changes_are_at(self, times: Iterable[float]) -> None:
