@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guestmem.traces import dispatch, event_pieces, events, lines, recorder
+from guestmem.traces import dispatch, event_pieces, events, ftrace_block, lines, reading, recorder
 from left_behind import SMALL, damaged, left_behind
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def steps(rng: random.Random, count: int) -> Iterator[tuple[float, str]]:
     for _ in range(count):
         time += rng.choice((0.0, 1e-6, 3e-6, 1e-4, 0.02))
         if not left and rng.random() < 0.08:
-            left = rng.randrange(1, 6)
+            left = rng.choice((1, 2, 4, 12))
         is_change = left and rng.random() < 0.7
         left -= bool(is_change)
         yield time, FIELDS if is_change else ""
@@ -47,14 +47,14 @@ def changed(rng: random.Random, there: dict[int, int]) -> str:
 def ftrace(rng: random.Random, count: int) -> list[str]:
     """Entries, exits and returns of three vCPUs on two CPUs, and QEMU's changes by two threads."""
     there: dict[int, int] = {}
-    found, places = [], 6
+    found, places, immediate = [], 6, rng.choice(("", " [immediate exit]"))
     for time, change in steps(rng, count):
         places = rng.choice((6, 9)) if rng.random() < 0.01 else places
-        vcpu, cpu = rng.randrange(3), rng.choice((2, 2, 2, 3))
+        vcpu, cpu = rng.choice((0, 0, 0, 1, 2)), rng.choice((2, 2, 2, 3))
         event = rng.choice(
             (
                 f"kvm_entry: vcpu {vcpu}, rip 0xfff0",
-                f"kvm_entry: vcpu {vcpu}, rip 0xfff0" + rng.choice(("", "", " [immediate exit]")),
+                f"kvm_entry: vcpu {vcpu}, rip 0xfff0" + rng.choice(("", "", immediate)),
                 f"kvm_exit: vcpu {vcpu} reason {rng.choice(('IO_INSTRUCTION', 'HLT', 'EXTERNAL_INTERRUPT'))} rip 0xff",
                 rng.choice(("kvm_userspace_exit: reason KVM_EXIT_IO (2)", "kvm_userspace_exit: reason restart (4)")),
             )
@@ -126,7 +126,7 @@ def test_as_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ran
     for room in (events, recorder):
         for name, value in SMALL.items():
             monkeypatch.setattr(room, name, value, raising=False)
-    monkeypatch.setattr(event_pieces, "NEAR", SMALL["EDGE"])
+    monkeypatch.setattr(event_pieces, "NEAR", 3 * SMALL["EDGE"] // 2)
     path = tmp_path / "trace"
     taken: Counter[str] = Counter()
     take = event_pieces._take
@@ -165,3 +165,27 @@ def test_as_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ran
     assert taken["lines"] > 4_000, taken
     assert min(taken[each] for each in ("changes", "outside", "in part", "marks")) > 20, taken
     assert taken["refused"] < 40, taken
+
+
+def test_finer_stamps_in_a_piece_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing but plain events follows."""
+    monkeypatch.setattr(lines, "BLOCK", 1500)
+    monkeypatch.setattr(event_pieces, "SHORTEST", 1)
+    events_of = ("kvm_entry: vcpu 0, rip 0xfff0", "kvm_exit: vcpu 0 reason HLT rip 0xff")
+    path = tmp_path / "trace"
+    path.write_text(
+        "".join(
+            f" CPU 0/KVM-20    [002] d..1. {1 + i / 1e3:.{6 if i < 200 else 9}f}: {events_of[i % 2]}\n"
+            for i in range(400)
+        )
+    )
+    recording, _, _ = reading._record(path, vm=None, wants_changes=False)
+    assert recording.run.resolution == 1e-9
+
+
+def test_a_process_with_an_odd_name_is_looked_at_more_closely() -> None:
+    lead, change = "    [002] d..1. 1.000300: tracing_mark_write: ", FIELDS.format(9, 0, 9 << 20, 4096)
+    plain = f" qemu-7{lead}{change}\n" * 9
+    assert ftrace_block.pieces_of(plain)[1][0][0] == 9
+    for name in ("kvm_run_exit ", "LOST 3 EVENTS", "a -trace"):
+        assert ftrace_block.pieces_of(plain.replace("qemu", name))[1] == [9]

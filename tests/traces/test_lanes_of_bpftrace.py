@@ -61,12 +61,13 @@ def test_as_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ran
 
     monkeypatch.setattr(bpf.BpfReader, "_passed", counted)
     for turn in range(60):
-        found = damaged(rng, bpftrace(rng, rng.choice((40, 200, 400))), OTHER)
+        found = damaged(rng, bpftrace(rng, rng.choice((100, 300, 700))), OTHER)
         if turn % 3 == 1:  # two VMs, of which one is asked for
             for each in OTHER:
                 found.insert(rng.randrange(len(found)), each.replace("1000000", "1000001"))
         if turn % 10 == 0:
-            found.insert(len(found), found.pop(rng.randrange(len(found))))
+            late = next((at for at, line in enumerate(found) if "memslot" in line), 0)
+            found.append(found.pop(late))
         path.write_text("".join(found))
         monkeypatch.setattr(lines, "BLOCK", rng.choice((1500, 1 << 16)))
         options: dict[str, Any] = {"wants_changes": True, "vm": "100:9" if turn % 3 == 1 else None}
@@ -79,3 +80,22 @@ def test_as_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: ran
         refused += isinstance(together, str)
     assert taken > 1000
     assert refused < 40
+
+
+def test_a_change_that_comes_too_late_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after nothing but KVM_RUNs, of which as many are kept as of any vCPU."""
+    for room in (events, recorder):
+        for name, value in SMALL.items():
+            monkeypatch.setattr(room, name, value, raising=False)
+    monkeypatch.setattr(bpf, "BUFFER", 60)
+    first, late = (
+        f"{at} 100/7 [1] {CHANGE.format(9, slot, slot << 20, 4096)}\n{at}9 100/7 [1] memslot_end ret=0\n"
+        for slot, at in ((0, 1000), (1, 10**9 + 5 * 10**7))
+    )
+    runs = [f"{10**9 + 10**7 * i} 100/20 [0] {('run', 'run_end ret=0')[i % 2]}\n" for i in range(900)]
+    path = tmp_path / "trace"
+    path.write_text(first + "".join(runs))
+    recording = left_behind(path, wants_changes=True)
+    assert max(len(words) for _, words, *_ in recording[0].values()) < 200
+    path.write_text(first + "".join(runs) + late)
+    assert "lines too late" in left_behind(path, wants_changes=True)
