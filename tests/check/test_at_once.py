@@ -12,7 +12,7 @@ import pytest
 import rare_renderings
 import renderings
 from guestmem import traces
-from guestmem.check import check, report
+from guestmem.check import check, report, vcpu_columns
 from guestmem.check.verdict import judge
 from guestmem.errors import TraceError
 from guestmem.traces.columns import CREATE, DELETE, NO_SLOT, Changes
@@ -156,13 +156,20 @@ def any_changes(rng: random.Random, count: int) -> tuple[Changes, Asked]:
     return changes, asked
 
 
-def test_of_anything(rng: random.Random, told: Counter[str]) -> None:
-    """Events of vCPUs that fit together or not, of few stamps, and windows anywhere among them."""
+def test_of_anything(rng: random.Random, told: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of vCPUs that fit together or not, of few stamps, and windows anywhere among them, some at once."""
     for _ in range(400):
         run_state = any_run_state(rng)
         changes, asked = any_changes(rng, 40)
         resolution = rng.choice((0.1, 0.5))
-        found = AtOnce(changes, run_state, resolution).judgements(asked)
+        together, portion = AtOnce(changes, run_state, resolution), rng.choice((1, 3, 40))
+        monkeypatch.setattr(vcpu_columns, "_BESIDE", rng.choice((2, 3, 16)))
+        monkeypatch.setattr(vcpu_columns, "_PORTION", rng.choice((1, 7, 4096)))
+        found = [
+            judgement
+            for first in range(0, len(asked), portion)
+            for judgement in together.judgements(asked[first : first + portion])
+        ]
         for (indices, returned), judgement in zip(asked, found, strict=True):
             if judgement is not None:
                 assert judgement == judge(changes, indices, returned, run_state, resolution)

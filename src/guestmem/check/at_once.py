@@ -40,25 +40,25 @@ class AtOnce:
     """Judges holes of one trace; ``resolution``: the last place of the changes' stamps, in seconds."""
 
     def __init__(self, changes: Changes, run_state: RunState, resolution: float) -> None:
-        self._changes, self._vcpus = changes, run_state.vcpus
+        self._changes, self._run_state, self._vcpus = changes, run_state, run_state.vcpus
         self._off = resolution + run_state.resolution
         threads = {vcpu.thread for vcpu in run_state.vcpus}
         plain = len(threads) == len(run_state.vcpus) and not run_state.losses and not run_state.missing
         plain &= all(len(run_state.track_of(vcpu).times) > 1 for vcpu in run_state.vcpus)
         timed = self._off > 0 and not np.isnan(np.frombuffer(changes.time)).any()
-        self._columns = [VcpuColumns(run_state, vcpu) for vcpu in run_state.vcpus if plain and timed]
+        self._can_answer = plain and timed and len(run_state.vcpus) > 0
         self._same: dict[tuple[bool, bytes], Judgement] = {}
         """Judgements in which no time is told, by what is known of each vCPU."""
 
     def judgements(self, asked: Asked) -> list[Judgement | None]:
         """What ``judge`` says of each hole; None where it is to be asked itself. O(vCPUs · holes · log events)."""
         found: list[Judgement | None] = [None] * len(asked)
-        pairs = [pairs_of(self._changes, returned) for _, returned in asked] if self._columns else []
+        pairs = [pairs_of(self._changes, returned) for _, returned in asked] if self._can_answer else []
         places = [place for place, each in enumerate(pairs) if len(each) == 1]
         if not places:
             return found
-        windows, plain = self._windows(np.array([pairs[place][0] for place in places]))
-        answers = [each.answer(windows) for each in self._columns]
+        windows, columns, plain = self._windows(np.array([pairs[place][0] for place in places]))
+        answers = [each.answer(windows) for each in columns]
         proofs = np.stack([each.proofs for each in answers], 1)
         ranks = np.stack([each.ranks for each in answers], 1)
         exits = np.stack([each.exits for each in answers], 1)
@@ -80,8 +80,8 @@ class AtOnce:
             found[places[row]] = judgement
         return found
 
-    def _windows(self, pairs: npt.NDArray[np.int64]) -> tuple[Windows, npt.NDArray[np.bool_]]:
-        """``verdict.window_of`` of each pair of changes, and which of them are as ``VcpuColumns`` takes them."""
+    def _windows(self, pairs: npt.NDArray[np.int64]) -> tuple[Windows, list[VcpuColumns], npt.NDArray[np.bool_]]:
+        """``verdict.window_of`` of each pair of changes, what vCPUs did meanwhile, and which are as these take them."""
         changes, off = self._changes, self._off
         removed, restored = pairs.T
         began, ended, times = (np.frombuffer(each) for each in (changes.began, changes.ended, changes.time))
@@ -90,14 +90,18 @@ class AtOnce:
         thread[thread == NO_THREAD] = 0
         start = np.where(np.isnan(began[removed]), -np.inf, began[removed])
         windows = Windows(start, ended[removed], began[restored], ended[restored], times[removed], thread, off)
-        for vcpu in self._columns:
+        moments = np.concatenate([start, *windows[1:5]])
+        moments = moments[np.isfinite(moments)]
+        first, last = (float(moments.min()) - off, float(moments.max()) + off) if len(moments) else (0.0, 0.0)
+        columns = [VcpuColumns(self._run_state, vcpu, first, last) for vcpu in self._vcpus]
+        for vcpu in columns:
             windows = vcpu.begun(windows)
         start, core_start, core_end, end = windows[:4]
         plain = (removed != restored) & np.isfinite(start) & np.isfinite(end)
         plain &= (start <= core_start) & (core_start + off < core_end - off) & (core_end <= end)
         for each in (core_start, core_end):
             plain &= (each - off < each) & (each < each + off)
-        return windows, plain
+        return windows, columns, plain
 
     def _open(self, proofs: bytes, exits: Sequence[float]) -> Judgement:
         """What the first proof of each vCPU makes of a hole."""

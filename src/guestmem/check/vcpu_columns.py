@@ -7,6 +7,7 @@ longer than the stamps are off; see ``verdict`` for what is asked and why.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -84,16 +85,26 @@ class Answer(NamedTuple):
     deaths: Floats
 
 
-class VcpuColumns:
-    """The events of one vCPU as columns."""
+_BESIDE = 16
+"""Events of a vCPU that are looked at before the first moment that is asked for, and after the last."""
+_PORTION = 4096
 
-    def __init__(self, run_state: RunState, vcpu: Vcpu) -> None:
+
+class VcpuColumns:
+    """The events of one vCPU as columns, of those only that are about ``[first, last]``: some 60 bytes an event.
+
+    What follows from an end of the columns is not known, as at an end of what was recorded: so windows must lie within.
+    """
+
+    def __init__(self, run_state: RunState, vcpu: Vcpu, first: float, last: float) -> None:
         track = run_state.track_of(vcpu)
+        low = max(bisect_left(track.times, first) - _BESIDE, 0)
+        high = bisect_right(track.times, last) + _BESIDE
         self._thread, self._kinds, self._last = vcpu.thread, run_state.kinds, run_state.last
         self._is_irqchip_elsewhere = run_state.irqchip is Irqchip.USER
-        self._times = times = np.frombuffer(track.times, np.float64)
-        self._words = words = np.frombuffer(track.words, np.uint32)
-        codes = _codes_of(track, run_state.kinds, times, words)
+        self._times = times = np.frombuffer(track.times, np.float64)[low:high]
+        self._words = words = np.frombuffer(track.words, np.uint32)[low:high]
+        codes = _codes_of(track, run_state.kinds, times, words, low)
         self._inside = _counted((codes != USER) & (codes != NOWHERE))
         self._run, self._kvm, self._unknown = (_counted(codes == each) for each in (RUN, KVM, UNKNOWN))
         self._not_run = _counted((codes != RUN) & (codes != NOWHERE))
@@ -105,7 +116,8 @@ class VcpuColumns:
         places = np.where(returned, np.arange(len(words)), -1)
         self._last_return = np.concatenate((np.array([-1]), np.maximum.accumulate(places)))
         self._exits = times[words & (KIND | GUEST_CAUSED) == EXIT | GUEST_CAUSED]
-        self._ran = times[_showing_that_guest_ran(words, np.flatnonzero(returned | (kinds == FORGOTTEN)))]
+        before = _number_before(np.frombuffer(track.words, np.uint32)[:low])
+        self._ran = times[_showing_that_guest_ran(words, np.flatnonzero(returned | (kinds == FORGOTTEN)), before)]
 
     def begun(self, windows: Windows) -> Windows:
         """The same, but where this vCPU's thread made the change: it began after it last came back to user space."""
@@ -229,24 +241,37 @@ def _first_after(moments: Floats, at: Floats) -> Floats:
     return found
 
 
-def _codes_of(track: Track, kinds: Kinds, times: Floats, words: npt.NDArray[np.uint32]) -> Codes:
-    """``Track.codes``, made if they are not there."""
-    if not track.codes and len(words) > 1:
-        known, which = np.unique(words, return_inverse=True)
-        pairs, place = np.unique(which[:-1] * len(known) + which[1:], return_inverse=True)
-        events = known.tolist()
-        found = (track.between(events[each // len(known)], events[each % len(known)], kinds) for each in pairs.tolist())
-        codes = np.array([PLACES.index(each) for each in found], np.uint8)[place]
-        codes[times[1:] == times[:-1]] = NOWHERE
-        track.codes = codes.tobytes()
-    return np.frombuffer(track.codes, np.uint8)
+def _codes_of(track: Track, kinds: Kinds, times: Floats, words: npt.NDArray[np.uint32], low: int) -> Codes:
+    """Those of ``Track.codes`` that belong to ``words``, which are the track's from ``low`` on."""
+    if track.codes or len(words) < 2:
+        return np.frombuffer(track.codes, np.uint8)[low : low + max(len(words) - 1, 0)]
+    known, which = np.unique(words, return_inverse=True)
+    pairs, place = np.unique(which[:-1] * len(known) + which[1:], return_inverse=True)
+    events = known.tolist()
+    found = (track.between(events[each // len(known)], events[each % len(known)], kinds) for each in pairs.tolist())
+    codes = np.array([PLACES.index(each) for each in found], np.uint8)[place]
+    codes[times[1:] == times[:-1]] = NOWHERE
+    return codes
 
 
-def _showing_that_guest_ran(words: npt.NDArray[np.uint32], returns: Ints) -> Ints:
-    """Those of ``returns`` that show that guest code ran since the one before (``Track.guest_returns``)."""
+def _number_before(words: npt.NDArray[np.uint32]) -> int:
+    """The exit's number in the last of ``words`` that is a return to user space; 0 if there is none."""
+    for end in range(len(words), 0, -_PORTION):
+        part = words[max(end - _PORTION, 0) : end]
+        returns = np.flatnonzero(np.isin(part & KIND, (USER_EXIT, RUN_END, FORGOTTEN)))
+        if len(returns):
+            return int(part[returns[-1]]) >> NUMBER_SHIFT & NUMBER_MASK
+    return 0
+
+
+def _showing_that_guest_ran(words: npt.NDArray[np.uint32], returns: Ints, number: int) -> Ints:
+    """Those of ``returns`` that show that guest code ran since the one before (``Track.guest_returns``).
+
+    ``number``: that of the last return before ``words``.
+    """
     events = words[returns]
     numbers = (events >> NUMBER_SHIFT & NUMBER_MASK).astype(np.int64)
-    before = np.concatenate((np.zeros(1, np.int64), numbers))[: len(numbers)]
+    before = np.concatenate((np.array([number]), numbers))[: len(numbers)]
     pairs, place = np.unique(before << 8 | numbers, return_inverse=True)
     goes_on = [of_track.continues(pair >> 8 << NUMBER_SHIFT, (pair & 0xFF) << NUMBER_SHIFT) for pair in pairs.tolist()]
     return returns[(events & GUEST_CAUSED > 0) & ~np.array(goes_on, np.bool_)[place]]
