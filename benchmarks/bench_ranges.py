@@ -1,11 +1,13 @@
 """Values of ranges: time over number of ranges and over their length, beside other structures in the same run.
 
-    python benchmarks/bench_ranges.py [--quick] [--json FILE] [--svg FOLDER]
+    python benchmarks/bench_ranges.py [--quick] [--json FILE] [--svg FOLDER] [--rangemap DIR]
 
 Compiled structures are timed inside one compiled loop, Python's in a Python loop; the least of several rounds, taken
 in turn. Stores are random ranges of 1 to 32 pages over random places, on a map of n ranges of 16 pages stored in random
-order. superintervals is built of the same ranges and looked up, if it is installed: it is static, and stores nothing.
-Rust's rangemap is not run: it needs a crate.
+order. All answer alike before and after the stores, or nothing is printed. superintervals is built of the same ranges
+and looked up, if it is installed: it is static, and stores nothing. Rust's rangemap runs in a program of its own,
+for each number of ranges right after the others: it is built here if there are cargo and the crate (--rangemap DIR, or
+GUESTMEM_RANGEMAP).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +31,10 @@ from guestmem.ranges import RangeMap, range_map
 from guestmem.ranges.layout import srcu_base
 from guestmem.ranges.lookup import ranges_load
 from guestmem.rcu import srcu_enter, srcu_exit
+from interval_peer import Intervals
 from plot import curves
 from range_peers import NO_SUPERINTERVALS, PYTHON, SUPERINTERVALS, Flat, Ours, Radix, Static
+from rust_peer import TO_GET_IT, NotRun, Rangemap
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 LENGTH = 16
@@ -78,7 +83,14 @@ def random_stores(n: int, count: int, rng: Any) -> Any:
     return rows.reshape(-1)
 
 
-def by_number(sizes: Sequence[int], rounds: int) -> tuple[Table, Table, dict[int, float]]:
+def agreed(structures: list[Any], indices: Any) -> int:
+    """The sum of what is at the indices, the same in all."""
+    sums = {each.name: each.loads(indices, len(indices)) for each in structures}
+    assert len(set(sums.values())) == 1, f"they differ: {sums}"
+    return int(next(iter(sums.values())))
+
+
+def by_number(sizes: Sequence[int], rounds: int, rust: Rangemap | None = None) -> tuple[Table, Table, dict[int, float]]:
     """Loads and stores of the compiled structures by number of ranges; and bytes a range of ours."""
     loads: Table = {}
     stores: Table = {}
@@ -86,29 +98,38 @@ def by_number(sizes: Sequence[int], rounds: int) -> tuple[Table, Table, dict[int
     for n in sizes:
         rng = np.random.default_rng(n)
         count = 100_000
-        structures: list[Any] = [Ours(n + 2 * count), Ours(n + 2 * count, readers=1), Radix(LENGTH * n)]
-        structures += [Radix(LENGTH * n, blocks=True, stores=n + count * (rounds + 1))] if n <= 100_000 else []
+        structures: list[Any] = [Ours(n + 2 * count), Ours(n + 2 * count, readers=1), Intervals(n + 2 * count)]
+        structures += [Radix(LENGTH * n)]
+        structures += [Radix(LENGTH * n, blocks=True, stores=n + count * (rounds + 2))] if n <= 100_000 else []
         structures += [Flat(n + 2 * count)] if n <= 30_000 else []
-        rows = initial(n, rng).reshape(-1)
+        table = initial(n, rng)
+        rows = table.reshape(-1)
         for each in structures:
             each.stores(rows, n)
         if n > 30_000:  # bisection for loads only: a store would move the whole array
             structures.append(flat := Flat(n))
-            ascending = np.sort(initial(n, rng).view(), axis=0)
-            ascending[:, 2] = np.arange(n) % 1000 + 1
-            flat.stores(ascending.reshape(-1), n)
+            flat.stores(table[np.argsort(table[:, 0])].reshape(-1), n)
         nbytes[n] = structures[0].map.nbytes / len(structures[0].map)
         indices = rng.integers(0, LENGTH * n, count).astype(np.uint64)
+        before = agreed(structures, indices)
         reading = {each.name: partial(each.loads, indices, count) for each in structures}
         for name, value in least(reading, rounds, count).items():
             loads.setdefault(name, {})[n] = value
         changes = random_stores(n, count, rng)
         storing = [each for each in structures if not (isinstance(each, Flat) and n > 30_000)]
         few = {each.name: 2_000 if isinstance(each, Flat) else count for each in storing}
+        for each in storing:
+            each.stores(changes, min(few.values()))
+        agreed(storing, indices)
         writing = {each.name: partial(each.stores, changes, few[each.name]) for each in storing}
         times = least(writing, rounds, 1)
         for name, value in times.items():
             stores.setdefault(name, {})[n] = value / few[name]
+        after = agreed([each for each in storing if few[each.name] == count], indices)
+        if rust is not None:
+            figures = rust.run(rows, changes, indices, rounds)
+            assert figures[2:] == (before, after, len(structures[0].map)), f"{rust.name} differs: {figures}"
+            loads.setdefault(rust.name, {})[n], stores.setdefault(rust.name, {})[n] = figures.load, figures.store
     return loads, stores, nbytes
 
 
@@ -116,7 +137,12 @@ def by_length(lengths: tuple[int, ...]) -> Table:
     """One range of so many pages flipped between two values, over one range: nanoseconds a flip."""
     table: Table = {}
     for pages in lengths:
-        structures: list[Any] = [Ours(1000), Ours(1000, readers=1), Radix(TIB, blocks=True, stores=2000)]
+        structures: list[Any] = [
+            Ours(1000),
+            Ours(1000, readers=1),
+            Intervals(1000),
+            Radix(TIB, blocks=True, stores=2000),
+        ]
         if pages <= GIB:
             structures.append(Radix(GIB))
         for each in structures:
@@ -278,19 +304,32 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--svg", metavar="FOLDER", help="draw time over number of ranges and over length")
     parser.add_argument("--small-pages", action="store_true", help="big maps in pages of 4 KiB, as small ones are")
+    parser.add_argument("--rangemap", metavar="DIR", help="sources of Rust's crate rangemap (or GUESTMEM_RANGEMAP)")
     options = parser.parse_args()
     if options.small_pages:
         range_map._HUGE = 1 << 60  # noqa: SLF001 - no map is so big
     sizes = (100, 1_000, 10_000) if options.quick else SIZES
     rounds = 2 if options.quick else 5
 
-    loads, stores, nbytes = by_number(sizes, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        rust, why = None, ""
+        try:
+            rust = Rangemap(Path(folder), options.rangemap)
+        except ValueError as error:
+            parser.error(str(error))
+        except NotRun as error:
+            why = str(error)
+        loads, stores, nbytes = by_number(sizes, rounds, rust)
+    if rust is None:
+        loads["rangemap (Rust): not run"] = stores["rangemap (Rust): not run"] = {}
     show("random load, compiled, ns, by number of ranges", loads, {"load": GOALS["load"]})
     show(
         "random overwriting store, compiled, ns",
         stores,
         {name: GOALS[name] for name in ("store in place", "store beside readers")},
     )
+    if rust is None:
+        print(f"\nrangemap (Rust) was not run:\n{why}\n{TO_GET_IT}")
     print("\nbytes a range, built in random order: " + ", ".join(f"{n:,}: {size:.1f}" for n, size in nbytes.items()))
 
     lengths = by_length((1, 64, 4096, GIB) if options.quick else (1, 16, 256, 4096, 65_536, GIB, 16 * GIB, TIB))
@@ -323,21 +362,22 @@ def main() -> None:
                 {
                     "loads": loads, "stores": stores, "bytes": nbytes, "lengths": lengths,
                     "python_loads": python_loads, "python_stores": python_stores, "readers": of_readers,
+                    "rangemap": rust.version if rust else f"not run: {why}",
                 },
                 indent=2,
             )
         )  # fmt: skip
     if options.svg:
-        folder = Path(options.svg)
-        folder.mkdir(parents=True, exist_ok=True)
+        pictures = Path(options.svg)
+        pictures.mkdir(parents=True, exist_ok=True)
         for name, title, across, table in (
             ("loads", "random load", "ranges", loads),
             ("stores", "random overwriting store", "ranges", stores),
             ("lengths", "flip of one range", "pages of the range", lengths),
         ):
-            series = {row: [(float(x), y) for x, y in values.items()] for row, values in table.items()}
-            (folder / f"ranges-{name}.svg").write_text(curves(title, across, "ns", series))
-        print(f"\npictures: {folder}/ranges-loads.svg, ranges-stores.svg, ranges-lengths.svg")
+            series = {row: [(float(x), y) for x, y in values.items()] for row, values in table.items() if values}
+            (pictures / f"ranges-{name}.svg").write_text(curves(title, across, "ns", series))
+        print(f"\npictures: {pictures}/ranges-loads.svg, ranges-stores.svg, ranges-lengths.svg")
 
 
 if __name__ == "__main__":

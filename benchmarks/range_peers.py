@@ -3,6 +3,7 @@
 Compiled, over flat words, as our own: a sorted array with bisection; a radix tree of 64-slot nodes with one entry a
 page (the kernel's xarray as memory attributes used it); the same tree with power-of-two entries (xarray's multi-index
 entries, which our version also splits). Each is a class with ``store(first, last, value)`` and ``load(index)``.
+The interval tree is in ``interval_peer.py``, Rust's ``rangemap`` in ``rust_peer.py``.
 """
 
 from __future__ import annotations
@@ -229,8 +230,8 @@ class Ours:
         self.map = RangeMap(capacity=2 * most + 1000, readers=readers)
         self.name = "guestmem, beside readers" if readers else "guestmem, in place"
 
-    def loads(self, indices: Any, count: int) -> None:
-        ours_loads(self.map.words, indices, count)
+    def loads(self, indices: Any, count: int) -> int:
+        return int(ours_loads(self.map.words, indices, count))
 
     def stores(self, stores: Any, count: int) -> None:
         assert not ours_stores(self.map.words, self.map._desk, self.map._freed, stores, count)  # noqa: SLF001
@@ -249,8 +250,8 @@ class Flat:
         self.words = words(1 + 2 * self.room)
         store_word(self.words, 0, 1)
 
-    def loads(self, indices: Any, count: int) -> None:
-        flat_loads(self.words, self.room, indices, count)
+    def loads(self, indices: Any, count: int) -> int:
+        return int(flat_loads(self.words, self.room, indices, count))
 
     def stores(self, stores: Any, count: int) -> None:
         flat_stores(self.words, self.room, stores, count)
@@ -272,8 +273,8 @@ class Radix:
         self.words = words(64 * (nodes + 2))
         store_word(self.words, 0, 128)
 
-    def loads(self, indices: Any, count: int) -> None:
-        radix_loads(self.words, self.levels, indices, count)
+    def loads(self, indices: Any, count: int) -> int:
+        return int(radix_loads(self.words, self.levels, indices, count))
 
     def stores(self, stores: Any, count: int) -> None:
         radix_stores(self.words, self.levels, stores, count, self.blocks)
