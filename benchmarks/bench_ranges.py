@@ -289,12 +289,12 @@ def beside_stores(n: int, rate: int, pairs: int = 9) -> Beside:
 def show(title: str, table: Table, goals: dict[str, dict[int, int]] | None = None) -> None:
     sizes = sorted({size for row in table.values() for size in row})
     print(f"\n{title}")
-    print(f"{'':34}" + "".join(f"{size:>11,}" for size in sizes))
+    print(f"{'':34}" + "".join(f"{size:>12,}" for size in sizes))
     for name, row in table.items():
-        print(f"{name:34}" + "".join(f"{row[size]:>11,.0f}" if size in row else f"{'-':>11}" for size in sizes))
+        print(f"{name:34}" + "".join(f"{row[size]:>12,.0f}" if size in row else f"{'-':>12}" for size in sizes))
     for name, goal in (goals or {}).items():
         print(
-            f"{'goal, ' + name:34}" + "".join(f"{goal[size]:>11,}" if size in goal else f"{'':>11}" for size in sizes)
+            f"{'goal, ' + name:34}" + "".join(f"{goal[size]:>12,}" if size in goal else f"{'':>12}" for size in sizes)
         )
 
 
