@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from guestmem.check import judgement, verdict
+from guestmem import traces
+from guestmem.check import Verdict, check, judgement, verdict
 from guestmem.traces import Irqchip
 from guestmem.traces.recorder import RunStateRecorder
 
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
     from guestmem.traces import RunState
 
@@ -122,3 +124,30 @@ def test_two_returns_at_one_stamp_of_which_one_has_no_beginning() -> None:
     worst = judgement.Worst()
     verdict._deaths(changes, [0], verdict.Window(1.4, 1.5, 4.0, 4.1, 0.0, None), state, worst)
     assert worst.rule == "died"
+
+
+REGION = "KVM_SET_USER_MEMORY_REGION, {slot=%d, flags=0, guest_phys_addr=%s, memory_size=%d, userspace_addr=%s}"
+GONE, BACK = (REGION % (0, "0x0", size, "0x7f0000000000") for size in (0, 32768))
+BEFORE_THE_FIRST_SPLIT = f"""\
+7 1000.000001 ioctl(3, KVM_CREATE_VM, 0) = 4
+7 1000.000003 ioctl(4, KVM_CREATE_IRQCHIP, 0) = 0
+7 1000.000006 ioctl(4, KVM_CREATE_VCPU, 0) = 5
+7 1000.000020 ioctl(4, {BACK}) = 0
+100 1000.000147 ioctl(5, KVM_RUN, 0) = -1 EINTR (Interrupted system call)
+100 1000.000184 ioctl(5, KVM_RUN, 0) = 0 (KVM_EXIT_IO)
+7 1000.000579 ioctl(4, {GONE}) = 0
+7 1000.000607 ioctl(4, {REGION % (1, "0x100000", 32768, "0x7f0000100000")} <unfinished ...>
+100 1000.000647 ioctl(5, KVM_RUN, 0) = -1 EINTR (Interrupted system call)
+7 1000.000757 <... ioctl resumed>) = 0
+100 1000.000778 ioctl(5, KVM_RUN, 0) = -1 EINTR (Interrupted system call)
+7 1000.000957 ioctl(4, {BACK}) = 0
+100 1000.001367 ioctl(5, KVM_RUN, 0) = -1 EINTR (Interrupted system call)
+"""
+
+
+def test_a_call_without_duration_before_the_first_split_is_no_proof(tmp_path: Path) -> None:
+    """It returned at the thread's next line at the latest, which is in the hole; here before the delete began."""
+    path = tmp_path / "strace"
+    path.write_text(BEFORE_THE_FIRST_SPLIT)
+    (hole,) = check(traces.read(path, gap=1.0)).holes
+    assert hole.verdict is Verdict.UNKNOWN

@@ -3,7 +3,9 @@
 A KVM_RUN has not begun before the stamp of its line, and has returned at that stamp plus the duration (``-T``), or at
 the stamp of the ``resumed`` line. One on a single line without a duration has returned at the thread's next line; in a
 file with split calls, at the next line of any thread, since strace would have split it otherwise. With
-``-e kvm=vcpu`` the line says with which exit.
+``-e kvm=vcpu`` the line says with which exit. Where another thread's line came first, and no call had been split so
+far, it may have returned long before the thread's next line: so it is not told with which exit it returned then, since
+that would show that guest code ran until then.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ EXIT_REASON = re.compile(r"KVM_EXIT_\w{1,40}")
 class StraceRuns:
     """What a file of strace's tells about vCPUs. ``known`` are the threads that run one."""
 
-    __slots__ = ("_first", "_irqchips", "_open", "_recording", "_sole", "_vcpu_fds", "known")
+    __slots__ = ("_first", "_irqchips", "_late", "_open", "_recording", "_sole", "_vcpu_fds", "known")
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self.known: set[int] = set()
         self._open: dict[int, Result] = {}
         """Threads whose last KVM_RUN has no end yet, since its line gave no duration; with its result."""
+        self._late: set[int] = set()
+        """Those of them that may have returned long before it will be known."""
         self._sole: int | None = None
         """The thread among them whose line was the last of the file so far."""
         self._first: dict[int, float] = {}
@@ -64,6 +68,9 @@ class StraceRuns:
         """The thread that was called ``before`` is ``after``."""
         if before in self._open:
             self._open[after] = self._open.pop(before)
+        if before in self._late:
+            self._late.remove(before)
+            self._late.add(after)
         if self._sole == before:
             self._sole = after
 
@@ -138,13 +145,18 @@ class StraceRuns:
         """KVM_RUNs without a duration end at the next line, at the latest: the thread's, or with ``any_ends`` any."""
         if self._sole is not None and (any_ends or self._sole == thread):
             self._end(self._sole, time)
+        elif self._sole is not None:
+            self._late.add(self._sole)
         self._sole = None
         if thread in self._open:
             self._end(thread, time)
 
     def _end(self, thread: int, time: float) -> None:
         result = self._open.pop(thread, None)
-        if result is not None:
+        if result is not None and thread in self._late:
+            self._late.remove(thread)
+            self._recording.run.run_end(thread, time)
+        elif result is not None:
             self._recording.run.run_end(thread, time, reason=_reason(result), errno=result.errno)
 
     def _is_our_vm(self, fd: int) -> bool:
