@@ -193,3 +193,18 @@ def test_an_address_where_nobody_answers(address: str, monkeypatch: pytest.Monke
     monkeypatch.setattr("guestmem.explore.cluster.CONNECT_S", 0.3)
     with pytest.raises(UsageError, match=r"^--dask .*: no Dask scheduler answers there[^\n]*$"):
         explore_on(address, find("srcu"))
+
+
+NOBODY = """\
+from guestmem.cli import main
+from guestmem.explore import cluster
+cluster.CONNECT_S = 0.3
+raise SystemExit(main(["explore", "srcu", "--dask", "nope"]))
+"""
+
+
+def test_an_address_without_a_port_ends_in_one_line() -> None:
+    """Also when the interpreter ends, and with it the client that was never connected."""
+    done = subprocess.run([sys.executable, "-c", NOBODY], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr

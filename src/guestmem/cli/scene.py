@@ -19,12 +19,9 @@ __all__ = ["command"]
 @click.option("--list", "list_", is_flag=True, help="List the scenes.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: print JSON.")
 def command(*, name: str | None, steps: int | None, seed: int, list_: bool, as_json: bool) -> int:
-    r"""Print the trace of scene NAME, as QEMU would log it: nobody recorded it.
+    """Print the trace of scene NAME, as QEMU would log it: nobody recorded it.
 
-    \b
-      guestmem scene vsm --steps 200 >vsm.log
-      guestmem check vsm.log
-      guestmem compare vsm.log
+    Then check it, or compare designs on it: guestmem scene vsm --steps 200 >vsm.log; guestmem compare vsm.log
     """
     from ..traces.scenes import SCENES, scene_lines
 

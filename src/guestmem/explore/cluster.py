@@ -73,9 +73,11 @@ class _Cluster:
         self._level = self._log.level
         self._log.setLevel(logging.CRITICAL)
         self._killed: type[Exception] = distributed.KilledWorker
+        self._client: Any = distributed.Client.__new__(distributed.Client)
         try:
-            self._client: Any = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
+            self._client.__init__(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as error:
+            self._client.status = "closed"  # else it waits in __del__ for the answer that it did not get, and fails
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UsageError(
                 f"--dask {address}: no Dask scheduler answers there in {CONNECT_S:.0f} s: {said}"
