@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
 from contextlib import suppress
 
+from campaign_arguments import campaign_arguments
 from guestmem.errors import GuestMemfdError, MemoryFaultError, SigbusError
 from guestmem.gmem import GuestMemfd, Pin
 from guestmem.memslots.slot import Slot
@@ -114,7 +114,8 @@ def _one(file, slot, host, oracle, kind, pages, rng) -> str:  # type: ignore[no-
 
 
 if __name__ == "__main__":
-    operations, seed = int(sys.argv[1]), int(sys.argv[2])
+    given = campaign_arguments(__doc__, count=None, seed=None)
+    operations, seed = given.count, given.seed
     found = dict[str, int]()
     for generation_ in ("attributes", "shareability"):
         for kind_, times in campaign(operations // 2, random.Random(seed), generation_).items():

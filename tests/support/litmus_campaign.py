@@ -12,6 +12,7 @@ import random
 import sys
 
 from axioms import allowed
+from campaign_arguments import campaign_arguments
 from guestmem.explore.litmus import outcomes
 
 __all__ = ["compared", "drawn"]
@@ -57,8 +58,8 @@ def compared(threads: tuple[str, ...]) -> tuple[int, int]:
 
 
 def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    given = campaign_arguments(__doc__, count=10_000, seed=1)
+    count, seed = given.count, given.seed
     ends = missing = programs = 0
     for number in range(count):
         threads = drawn(random.Random(f"{seed} {number}"))

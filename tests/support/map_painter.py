@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any
 
+from campaign_arguments import campaign_arguments
+
 CELL = 0x1000
 CELLS = 48
 Cell = tuple[Any, int, tuple[bool, bool, bool], tuple[Any, ...]]
@@ -236,7 +238,8 @@ def passed_over(vmm: Any) -> str:
 def main() -> int:
     from guestmem import vmm
 
-    count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    given = campaign_arguments(__doc__, count=None, seed=1)
+    count, seed = given.count, given.seed
     begun = time.monotonic()
     problem = run(count, seed, vmm)
     said = problem or f"{count} trees, 4 edits each: incremental, full render and painter agree"

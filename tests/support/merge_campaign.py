@@ -11,6 +11,7 @@ import random
 import sys
 import time
 
+from campaign_arguments import campaign_arguments
 from explore_programs import Step, model, program
 from guestmem.explore.outcome import Budget, Outcome
 from guestmem.explore.states import States
@@ -62,5 +63,5 @@ def main(count: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    arguments = [int(each) for each in sys.argv[1:]]
-    sys.exit(main(*(arguments + [10_000, 1][len(arguments) :])))
+    given = campaign_arguments(__doc__, count=10_000, seed=1)
+    sys.exit(main(given.count, given.seed))

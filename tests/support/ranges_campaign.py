@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
 from typing import Any
 
+from campaign_arguments import campaign_arguments
 from guestmem.ranges import RangeMap
 from naive_ranges import put, ranges_of
 
@@ -72,7 +72,8 @@ def _one(ranges: Any, oracle: Any, snapshots: Any, what: str, start: int, end: i
 
 
 if __name__ == "__main__":
-    operations, seed = int(sys.argv[1]), int(sys.argv[2])
+    given = campaign_arguments(__doc__, count=None, seed=None)
+    operations, seed = given.count, given.seed
     found = dict[str, int]()
     shapes: tuple[dict[str, Any], ...] = ({}, {"readers": 1}, {"fanout": 3}, {"fanout": 7, "readers": 1})
     for shape in shapes:

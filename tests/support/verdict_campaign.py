@@ -27,6 +27,7 @@ from unittest import mock
 
 import rare_renderings
 import renderings
+from campaign_arguments import campaign_arguments
 from guestmem import traces
 from guestmem.check import check, report
 from guestmem.errors import TraceError
@@ -186,7 +187,7 @@ def told(tally: Tally) -> str:
 
 
 if __name__ == "__main__":
-    numbers = [int(each) for each in sys.argv[1:]]
-    done = in_parallel(numbers[0], *numbers[1:])
+    given = campaign_arguments(__doc__, count=None, seed=0, jobs=True)
+    done = in_parallel(given.count, given.seed, given.jobs)
     sys.stdout.write(told(done) + "\n")
     sys.exit(bool(done.wrong))

@@ -51,6 +51,10 @@ OUTSIDE = len(RULES)
 (GUEST,), (RUN,), (KVM,), (UNKNOWN,), (USER,) = (
     CODE[each] for each in (Where.GUEST, Where.RUN, Where.KVM, Where.UNKNOWN, Where.USER)
 )
+_BESIDE = 16
+"""Events of a vCPU that are looked at before the first moment that is asked for, and after the last; at least 2."""
+_PORTION = 4096
+"""Of how many events at once the last return before them is looked for, backwards."""
 
 
 class Windows(NamedTuple):
@@ -83,11 +87,6 @@ class Answer(NamedTuple):
     ranks: Codes
     is_death_known: Bools
     deaths: Floats
-
-
-_BESIDE = 16
-"""Events of a vCPU that are looked at before the first moment that is asked for, and after the last."""
-_PORTION = 4096
 
 
 class VcpuColumns:

@@ -148,7 +148,7 @@ class PerfTraceReader:
         return thread in self._known
 
     def carry_out(self, number: int, piece: Piece, changes: PieceChanges) -> int:
-        """See ``pieces``."""
+        """See ``pieces``: its pieces hold none, since perf trace shows no region."""
         raise NotImplementedError
 
     def passed(self, newest: float) -> None:
