@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..designs import Design, find
 from ..engines import Access, HostMemory, Load, MeasuredEngine, Target, measured_engine
+from ..engines.load_words import TAG_BYTE
 from ..errors import UsageError
 from ..memslots import Change
 from ..units import PAGE_SHIFT, PAGE_SIZE
@@ -27,7 +28,10 @@ DESIGNS_SHOWN = ("sequential", "pause_if_overlap", "exit_retry", "atomic")
 _RAM_PAGES, _BIOS_GFN, _BIOS_PAGES = 0xC0, 0xC0, 0x40
 _TARGETS = 64
 _RET = b"\xc3"
-_COUNTER = (1 << 56) - 1
+_COUNTER = (1 << 8 * int(TAG_BYTE)) - 1
+"""Of a word, what vCPU 0 counts in. The byte behind it is 0, and DEVICE_TAG once an increment of what no memory
+answered was written over the word (see docs/exit-retry.md): the counts before that are lost.
+"""
 _HVA = 0x7F0000000000
 _GAP_S = 2e-4
 _LOOKS = 128
@@ -113,7 +117,7 @@ def _play(design: Design, engine: MeasuredEngine, updates: int, stopped: Callabl
     bios = Change(1, _BIOS_GFN, _BIOS_PAGES, memory.address + (_BIOS_GFN << PAGE_SHIFT))
     words = [bios.userspace_addr + page * PAGE_SIZE for page in range(min(_TARGETS, _BIOS_PAGES))]
     for word in words:
-        memory.write(word + 7, _RET)  # what vCPU 1 runs; vCPU 0 counts in the seven bytes before it
+        memory.write(word + 7, _RET)  # what vCPU 1 runs; vCPU 0 counts in the bytes before it
     engine.set_access(Access(writes=1.0, fetches=0.0), 0)
     engine.set_access(Access(writes=0.0, fetches=1.0), 1)
     engine.set_memory_region(ram)
@@ -139,12 +143,17 @@ def _play(design: Design, engine: MeasuredEngine, updates: int, stopped: Callabl
         engine.set_load(Load())
     finally:
         engine.stop()
-    _sum_up(row, engine, sum(memory.word(word) & _COUNTER for word in words))
+    _sum_up(row, engine, _counted(map(memory.word, words)))
     row.update_median_ns = statistics.median(took) if took else 0.0
     engine.set_memory_region(Change(slot=1))
     engine.set_memory_region(Change(slot=0))
     memory.close()
     return row
+
+
+def _counted(words: Iterable[int]) -> int:
+    """Increments that memory has."""
+    return sum(word & _COUNTER for word in words)
 
 
 def _sum_up(row: SceneRow, engine: MeasuredEngine, written: int) -> None:
