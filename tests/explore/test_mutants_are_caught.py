@@ -56,11 +56,28 @@ def test_a_mutant_that_no_longer_applies_is_an_error() -> None:
         try_mutant(gone, "srcu")
 
 
+def test_one_whose_code_cannot_run_is_an_error_and_not_caught() -> None:
+    no_code = Mutant("no-code", "", "engines/soft/cores.py", "u64(0x7FFFFFFF)", "NO_SUCH_NAME", ("cores-3",))
+    with pytest.raises(UsageError, match="no code that could run: NameError"):
+        try_mutant(no_code, "cores-3")
+
+
 def test_the_command_tells_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "--mutants", "srcu-no-wait", "give-core-wakes-one"]) == 0
     out = capsys.readouterr().out
-    assert "freed under its reader" in out
+    assert "freed under its reader" in " ".join(out.split())
     assert "2 mutants (1 of Linux's own bugs), 3 trials, 0 not caught" in out
+
+
+@pytest.mark.slow
+def test_processes_say_what_one_says(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for jobs in ("1", "2"):
+        assert main(["explore", "--mutants", "srcu-no-wait", "give-core-wakes-one", "--jobs", jobs, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        told.append([{name: value for name, value in row.items() if name != "seconds"} for row in rows])
+    assert len(told[0]) == 3
+    assert told[0] == told[1]
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

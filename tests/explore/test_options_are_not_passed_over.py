@@ -14,7 +14,7 @@ from guestmem.cli import main
         (["srcu", "--random", "5", "--runs", "5"], "--runs: only of --pct"),
         (["srcu", "--random", "5", "--pct", "3"], "--exhaustive, --random and --pct: one of them"),
         (["srcu", "--random", "5", "--bound", "1"], "--bound: only an exhaustive search has bounds"),
-        (["--mutants", "srcu-no-wait", "--jobs", "2"], "--jobs: not with --mutants"),
+        (["--mutants", "srcu-no-wait", "--dask", "tcp://x:1"], "--dask: not with --mutants"),
         (["--mutants", "srcu-no-wait", "--save", "f"], "--save: not with --mutants"),
         (["--list", "--random", "5"], "--random: not with --list"),
         (["--list", "nothing"], "model: 'nothing' is not one of "),

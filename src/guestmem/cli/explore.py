@@ -17,13 +17,13 @@ from . import _completion
 from ._coverage import coverage, list_models
 from ._interrupts import interruptible
 from ._litmus import litmus_table
+from ._mutants import try_them
 
 if TYPE_CHECKING:
     from ..explore.handout import Standing
     from ..explore.outcome import Outcome
     from ..explore.scene import Model
     from ..explore.search import Report
-    from ..explore.trial import Verdict
     from ..explore.twin import Mutation
 
 __all__ = ["command"]
@@ -98,8 +98,8 @@ def command(
     Exit status: 0; 1 if something was found, or a mutant was not; 2 for bad input; 130 after Ctrl-C.
     """
     if mutated:
-        _only({"names", "mutated", "seconds", "as_json"}, "--mutants")
-        return _try_mutants(names, seconds=seconds, as_json=as_json)
+        _only({"names", "mutated", "seconds", "jobs", "as_json"}, "--mutants")
+        return try_them(names, seconds=seconds, jobs=jobs, as_json=as_json)
     from ..explore.models import models
 
     if litmus:
@@ -216,40 +216,6 @@ def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sa
     if every:
         return [model for model in known if (model.exhaustive or sampled) and not model.finds]
     return list(_named(names))
-
-
-def _try_mutants(names: tuple[str, ...], *, seconds: float | None, as_json: bool) -> int:
-    """Try mutants and say which models found them, by what, and in how many runs."""
-    from ..explore.mutants import mutants
-    from ..explore.own import mutants_of
-    from ..explore.trial import try_mutants
-
-    chosen = mutants_of(names or [mutant.name for mutant in mutants()])
-    verdicts: list[Verdict] = []
-    with interruptible() as stopped:
-        for verdict in try_mutants(chosen, seconds=seconds or 60.0, stopped=stopped):
-            if stopped() and not verdict.caught:
-                break
-            verdicts.append(verdict)
-            if not as_json:
-                print(f"{verdict.mutant.name}: {verdict.mutant.what} ({verdict.mutant.origin})")
-                how = f"{verdict.search}, {verdict.runs:,} runs, {verdict.seconds:.1f} s"
-                print(f"    {verdict.model}: {how}: {verdict.finding}" if verdict.caught else _survived(verdict))
-        interrupted = stopped()
-    survived = [verdict for verdict in verdicts if not verdict.caught]
-    if as_json:
-        print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=1))
-    else:
-        tried = len({verdict.mutant.name for verdict in verdicts})
-        linux = sum(mutant.from_linux for mutant in {mutant for mutant, _ in chosen})
-        print(f"{tried} mutants ({linux} of Linux's own bugs), {len(verdicts)} trials, {len(survived)} not caught")
-    if survived:
-        return 1
-    return 130 if interrupted else 0
-
-
-def _survived(verdict: Verdict) -> str:
-    return f"    {verdict.model}: NOT CAUGHT in {verdict.runs:,} runs, {verdict.seconds:.1f} s"
 
 
 def _print(report: Report) -> None:

@@ -1,13 +1,16 @@
-"""A search in several processes of this machine: each of its searches, DPOR in parts, random runs in strides."""
+"""A search in several processes of this machine: each of its searches, DPOR in parts, random runs in strides.
+
+Also many small pieces of work that need nothing of each other (``pooled``): trials of mutants, traces of models.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import GuestmemError
 from .handout import Limits, Searched, Standing, cut, hand_out, merge, search_piece
@@ -18,8 +21,10 @@ from .task import Task
 from .twin import Mutation
 from .world import World
 
-__all__ = ["cut", "explore_in", "merge"]
+__all__ = ["cut", "explore_in", "merge", "pooled"]
 
+Piece = TypeVar("Piece")
+Made = TypeVar("Made")
 _stop: Any = None
 """In a process of the pool: the event that says that nobody waits for its pieces any more."""
 
@@ -32,6 +37,46 @@ def _begin(stop: Any) -> None:
 
 def _work(piece: Task, limits: Limits) -> Searched:
     return search_piece(piece, limits, stopped=_stop.is_set)
+
+
+def _killed() -> GuestmemError:
+    return GuestmemError("--jobs: a process was killed, perhaps for want of memory: take fewer")
+
+
+def _piece(work: Callable[[Any, Callable[[], bool]], Any], piece: Any) -> Any:
+    return None if _stop.is_set() else work(piece, _stop.is_set)
+
+
+def pooled(
+    jobs: int,
+    work: Callable[[Piece, Callable[[], bool]], Made],
+    pieces: Iterable[Piece],
+    *,
+    stopped: Callable[[], bool] | None = None,
+) -> Iterator[Made]:
+    """What ``work(piece, stopped)`` makes of each piece, in their order, in ``jobs`` processes.
+
+    Ends early when ``stopped()``: pieces that are at work are told, and what they come to is dropped. Work and pieces
+    must pickle.
+    """
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (stop,))
+    try:
+        futures = [pool.submit(_piece, work, piece) for piece in pieces]
+        for future in futures:
+            while not concurrent.futures.wait([future], 0.2).done:
+                if stopped is not None and stopped():
+                    return
+            if stopped is not None and stopped():
+                return
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                raise _killed() from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 class _Processes:
@@ -59,7 +104,7 @@ class _Processes:
         try:
             return [(self._running.pop(future), future.result()) for future in done]
         except BrokenProcessPool:
-            raise GuestmemError("--jobs: a process was killed, perhaps for want of memory: take fewer") from None
+            raise _killed() from None
 
     def stop(self, keys: Iterable[int]) -> None:
         given_up = set(keys)

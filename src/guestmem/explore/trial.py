@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from ..errors import UsageError
 from .finding import Finding
 from .models import find
 from .mutants import Mutant
 from .outcome import Budget, Outcome
 from .own import with_mutant
+from .parallel import pooled
 from .scene import Model
 from .search import tasks
 from .task import run
@@ -21,6 +24,8 @@ __all__ = ["Verdict", "try_mutant", "try_mutants"]
 
 _STATES, _RUNS = 400_000, 3_000
 """How far each search goes: a mutant that is not found by then counts as one that survives."""
+_NO_CODE = {"NameError", "UnboundLocalError", "AttributeError", "TypeError", "SyntaxError", "ImportError"}
+"""What only code that is none raises: that it was found says nothing of the model."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def try_mutant(
 ) -> Verdict:
     """Search a model with a mutant in it, the mutant's memory model first, until something is found.
 
-    Raises UsageError if the mutant's text is not in the sources exactly once.
+    Raises UsageError if the mutant's text is not in the sources exactly once, or makes code that is none (a name that
+    is not there).
     """
     model, mutations = with_mutant(find(named) if isinstance(named, str) else named, mutant)
     begun = time.monotonic()
@@ -84,10 +90,16 @@ def try_mutant(
             outcome = run(task, Budget(seconds=left, states=_STATES, stopped=stopped), world=world)
             searches += _count(outcome)
             if outcome.findings:
+                _refuse_no_code(mutant, outcome.findings[0])
                 found = replace(outcome.findings[0], found_by=outcome.search, after_runs=searches)
                 how = f"{outcome.search} {outcome.memory}"
                 return Verdict(mutant, model.name, found, how, searches, time.monotonic() - begun)
     return Verdict(mutant, model.name, None, "", searches, time.monotonic() - begun)
+
+
+def _refuse_no_code(mutant: Mutant, finding: Finding) -> None:
+    if finding.kind == "error" and finding.name in _NO_CODE:
+        raise UsageError(f"mutant {mutant.name}: is no code that could run: {finding.name}: {finding.message}")
 
 
 def _count(outcome: Outcome) -> int:
@@ -95,10 +107,24 @@ def _count(outcome: Outcome) -> int:
 
 
 def try_mutants(
-    chosen: Iterable[tuple[Mutant, Model]], *, seconds: float = 60.0, stopped: Callable[[], bool] | None = None
+    chosen: Iterable[tuple[Mutant, Model]],
+    *,
+    seconds: float = 60.0,
+    jobs: int = 1,
+    stopped: Callable[[], bool] | None = None,
 ) -> Iterator[Verdict]:
-    """Each mutant against its model, as they are done; ends early when ``stopped()``."""
+    """Each mutant against its model, in their order, in ``jobs`` processes; ends early when ``stopped()``.
+
+    ``seconds`` are those of each trial, which is begun when a process is free for it.
+    """
+    if jobs > 1:
+        yield from pooled(jobs, partial(_trial, seconds), chosen, stopped=stopped)
+        return
     for mutant, model in chosen:
         if stopped is not None and stopped():
             return
         yield try_mutant(mutant, model, seconds=seconds, stopped=stopped)
+
+
+def _trial(seconds: float, pair: tuple[Mutant, Model], stopped: Callable[[], bool]) -> Verdict:
+    return try_mutant(*pair, seconds=seconds, stopped=stopped)

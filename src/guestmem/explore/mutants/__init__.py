@@ -41,6 +41,11 @@ class Mutant:
         return (Mutation(self.file, self.old, self.new), *self.also)
 
     @property
+    def room(self) -> str:
+        """The room whose code is changed; "own" for that of a user's model."""
+        return self.file.partition("/")[0].removesuffix(".py") or "own"
+
+    @property
     def from_linux(self) -> bool:
         """Whether the origin is a commit."""
         return self.origin.startswith("Linux ")

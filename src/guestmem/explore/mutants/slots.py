@@ -159,7 +159,7 @@ MUTANTS = (
     Mutant(
         "give-core-wakes-one",
         "the one that is woken need not be the next in line",
-        *(_CORES, "wake(vm, SERVING, u64(0x7FFFFFFF))", "wake(vm, SERVING, ONE)"),
+        *(_CORES, "wake(vm, SERVING, u64(0x7FFFFFFF))", "wake(vm, SERVING, u64(1))"),
         models=("cores-3",),
     ),
     Mutant(
