@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 
-from guestmem.explore.models import find
+from guestmem.explore.models import find, models
 from guestmem.explore.outcome import Outcome
 from guestmem.explore.parallel import explore_in
 from guestmem.explore.search import explore
-
-pytestmark = pytest.mark.slow
 
 
 def counts(outcome: Outcome) -> tuple[object, ...]:
     return outcome.search, outcome.memory, outcome.runs, outcome.distinct, outcome.points, outcome.depth, outcome.finals
 
 
+def test_every_model_can_be_handed_to_a_process() -> None:
+    for model in models():
+        assert pickle.loads(pickle.dumps(model)) == model
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"random": 600}, {"pct": 3, "runs": 300}], ids=["random", "pct"])
 def test_random_runs_are_shared_out(options: dict[str, Any]) -> None:
     alone = explore(find("pause-4"), weak=False, **options)
@@ -26,6 +31,7 @@ def test_random_runs_are_shared_out(options: dict[str, Any]) -> None:
     assert "2 of 2 parts, by 2 processes" in report.outcomes[0].note
 
 
+@pytest.mark.slow
 def test_exhaustive_searches_come_to_the_same() -> None:
     alone, report = explore(find("flush")), explore_in(2, find("flush"))
     assert report.complete
@@ -39,6 +45,7 @@ def test_exhaustive_searches_come_to_the_same() -> None:
             assert counts(one) == counts(other)
 
 
+@pytest.mark.slow
 def test_what_was_not_searched_is_not_called_complete() -> None:
     broken = [("rcu/srcu.py", "    return srcu_wait(srcu, base, readers, srcu_start(srcu, base))", "    return u64(0)")]
     report = explore_in(2, find("srcu"), mutations=broken)
@@ -46,6 +53,7 @@ def test_what_was_not_searched_is_not_called_complete() -> None:
     assert not report.complete
 
 
+@pytest.mark.slow
 def test_time_is_for_all_parts_together() -> None:
     report = explore_in(2, find("flush-2"), seconds=1.0)
     assert {outcome.stopped for outcome in report.outcomes} >= {"time"}

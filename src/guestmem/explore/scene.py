@@ -57,9 +57,11 @@ class Model:
     edits: tuple[tuple[str, str], ...] = ()
 
     def __reduce__(self) -> Any:
-        """One of the user's own is loaded again from its file, in whichever process it is handed to."""
+        """One of the user's own is loaded again from its file, in whichever process it is handed to; else by name."""
         if not self.source:
-            return super().__reduce__()
+            from .models import find, models
+
+            return (find, (self.name,)) if self in models() else super().__reduce__()
         from .own import again
 
         return again, (self.source, self.name, self.edits)
