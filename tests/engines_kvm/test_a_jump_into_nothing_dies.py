@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from chance import until_met
 from guestmem.designs import find
 from guestmem.engines.kvm import InternalError
 from guestmem.memslots import Change
@@ -27,9 +28,12 @@ def test_it_dies_in_the_midst_of_updates() -> None:
     with Guest("jump into nothing", 1) as guest:
         apply = find("exit_retry").prepare(guest.engine)
         guest.engine.vm.start()
-        end = time.monotonic() + 20
-        while not guest.engine.vm.ended and time.monotonic() < end:
+
+        def ended(_: int) -> bool:
             apply(guest.engine, [Change(1), guest.slot1])
             time.sleep(0.0005)
+            return bool(guest.engine.vm.ended)
+
+        until_met(ended, "a try of the guest's with no update in flight")
         guest.engine.vm.stop()
         assert isinstance(guest.engine.vm.ended[0], InternalError)

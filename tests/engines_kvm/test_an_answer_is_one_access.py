@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-import time
 
 import pytest
 
+from chance import until_met
 from guestmem.atomics import host_fetch_add, host_load, host_store, load_acquire, peek, poke
 from guestmem.compiled import U64, Words, compiled, own, u64, words
 from guestmem.engines.kvm import layout as at
@@ -58,15 +58,17 @@ def test_a_write_that_races_with_a_read_is_seen_whole(size: int) -> None:
     poke(vm, int(at.STOP), 0)
     thread = threading.Thread(target=flip, args=(vm, place))
     thread.start()
-    end = time.monotonic() + 10
+
+    def both(_: int) -> bool:
+        copy_often(ctypes.addressof(found), place, size, 100_000)
+        assert found[3] == 0
+        return min(found[1], found[2]) >= ENOUGH
+
     try:
-        while min(found[1], found[2]) < ENOUGH and time.monotonic() < end:
-            copy_often(ctypes.addressof(found), place, size, 100_000)
+        until_met(both, f"{ENOUGH} copies of each value, while the other thread runs")
     finally:
         poke(vm, int(at.STOP), 1)
         thread.join()
-    assert found[3] == 0
-    assert min(found[1], found[2]) >= ENOUGH, "the thread did not run beside it"
 
 
 @pytest.mark.parametrize("size", range(1, 9))

@@ -23,7 +23,7 @@ SET_MSRS, KVMCLOCK_CTRL = 0x4008AE89, 0xAEAD
 MSR_SYSTEM_TIME, MSR_STEAL_TIME = 0x4B564D01, 0x4B564D03
 CLOCK, STEAL = 0x2C000, 0x2D000
 ENABLED = 1
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture
@@ -38,13 +38,18 @@ def guest() -> Iterator[Guest]:
         yield made
 
 
+def written(guest: Guest, place: int) -> bool:
+    """Whether KVM has written there: the versions, for the time that was stolen may be none at all."""
+    return any(guest.memory[place : place + 16])
+
+
 def soon(guest: Guest, place: int) -> bool:
     """Whether KVM writes to ``place`` before long; the vCPU leaves and enters meanwhile."""
     end = time.monotonic() + LIMIT_S
-    while not guest.word(place) and time.monotonic() < end:
+    while not written(guest, place) and time.monotonic() < end:
         guest.engine.kick()
         time.sleep(0.001)
-    return guest.word(place) != 0
+    return written(guest, place)
 
 
 def without(guest: Guest, work: Callable[[], None]) -> None:
@@ -54,7 +59,8 @@ def without(guest: Guest, work: Callable[[], None]) -> None:
         for place in (CLOCK, STEAL):
             guest.memory[place : place + 64] = bytes(64)
         work()
-        assert guest.word(CLOCK) == guest.word(STEAL) == 0
+        assert not written(guest, CLOCK)
+        assert not written(guest, STEAL)
         guest.engine.set_memory_region(guest.slot1)
 
 

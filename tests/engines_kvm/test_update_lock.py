@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from chance import until_met
 from guestmem.atomics import fetch_add, load_acquire, peek, poke
 from guestmem.compiled import U64, Own, Words, compiled, own, u64, words
 from guestmem.engines.kvm import layout as at
@@ -20,7 +21,7 @@ from guestmem.engines.kvm.update_lock import (
 )
 
 pytestmark = pytest.mark.no_kvm
-INSIDE, BROKEN = 200, 208
+INSIDE, BROKEN, ANSWERED = 200, 208, 216
 
 
 @compiled(nogil=True)
@@ -31,6 +32,7 @@ def answer_until_stopped(vm: Words, mine: Own) -> U64:
             if load_acquire(vm, u64(200)) != 0:
                 fetch_add(vm, u64(208), u64(1))
             give_shared(vm)
+            fetch_add(vm, u64(216), u64(1))
             answered += u64(1)
     return answered
 
@@ -48,19 +50,25 @@ def test_answers_and_updates_exclude_each_other() -> None:
     threads = [threading.Thread(target=answer) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in range(200):
+
+    def update(number: int) -> bool:
         take_exclusive(vm)
         poke(vm, INSIDE, 1)
         time.sleep(0.0002)
         poke(vm, INSIDE, 0)
         give_exclusive(vm)
         time.sleep(0.0002)
-    poke(vm, int(at.STOP), 1)
-    for thread in threads:
-        thread.join(20)
+        return number >= 200 and peek(vm, ANSWERED) > 0
+
+    try:
+        until_met(update, "an answer between two updates")
+    finally:
+        poke(vm, int(at.STOP), 1)
+        for thread in threads:
+            thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert peek(vm, BROKEN) == 0
-    assert sum(answered) > 0
+    assert sum(answered) == peek(vm, ANSWERED)
     assert peek(vm, int(at.ANSWERING)) == 0
 
 
