@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -114,8 +115,12 @@ def wrong(vm: Vm[KvmEngine, None], action: str) -> str:
 
 def counts(vm: Vm[KvmEngine, None]) -> bool:
     """Whether the vCPUs go on."""
-    before = vm.memory.read(DATA, 8)
-    return any(vm.memory.read(DATA, 8) != before for _ in range(100_000))
+    before, end = vm.memory.read(DATA, 8), time.monotonic() + 60
+    while vm.memory.read(DATA, 8) == before:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def sweep(action: str, stride: int, *, start: int = 0) -> tuple[int, int, list[str]]:

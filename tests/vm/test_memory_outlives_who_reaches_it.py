@@ -26,8 +26,8 @@ from guestmem.vm.slot_memory import HostPiece, PieceIndex
 
 ENGINES = ["soft", pytest.param("kvm", marks=pytest.mark.skipif(bool(unusable()), reason=unusable() or "-"))]
 PAGE = 0x1000
-SECOND = 0.3
-"""How long a thread that should wait is watched; one that does not takes far less."""
+SECOND, PATIENCE = 0.3, 60.0
+"""How long a thread that should wait is watched, and for how long one that should not is waited for."""
 
 
 @pytest.fixture(params=ENGINES)
@@ -46,7 +46,7 @@ def is_there(address: int) -> bool:
         return False
 
 
-def other(action: Callable[[], object]) -> threading.Thread:
+def other(action: Callable[[], object], seconds: float = SECOND) -> threading.Thread:
     """Start it in a thread, and give it its turn. What it finds later (the slot has gone) is its business."""
 
     def go() -> None:
@@ -55,7 +55,7 @@ def other(action: Callable[[], object]) -> threading.Thread:
 
     thread = threading.Thread(target=go, daemon=True)
     thread.start()
-    thread.join(SECOND)
+    thread.join(seconds)
     return thread
 
 
@@ -197,7 +197,7 @@ def test_a_call_that_is_at_it_keeps_memory(vm: Vm, call: str, end: str, monkeypa
     plain, done = getattr(vm.memory, f"host_{call}"), []
 
     def late(*args: Any) -> Any:
-        done.append(not other(finish).is_alive())  # a reader holds up nobody
+        done.append(not other(finish, PATIENCE).is_alive())  # a reader holds up nobody
         return plain(*args)
 
     monkeypatch.setattr(vm.memory, f"host_{call}", late)
