@@ -34,7 +34,7 @@ def run(program: str, *, ignoring: bool = False) -> tuple[int, str, str]:
     # Set either way: it is ignored in what a script starts with &.
     answer = "signal.SIG_IGN" if ignoring else "signal.default_int_handler"
     program = f"import signal; signal.signal(signal.SIGINT, {answer})\n{program}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=250, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,19 @@ def test_a_tracer_that_records_nothing_is_an_error(folder: Path, capfd: pytest.C
 def test_a_recording_that_goes_on_is_stopped(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["guestmem.cli.record"], "GRACE", 1.0)  # of a job, SIGINT may be ignored
+    """The tracer has written all by then, however long it took to start."""
+    module = sys.modules["guestmem.cli.record"]
+    stop, sample, written = module._stop, folder / "sample", folder / "out.txt"
+
+    def when_it_has_written(process: subprocess.Popen[bytes]) -> int:
+        end = time.monotonic() + 100
+        while not written.exists() or written.stat().st_size < sample.stat().st_size:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return int(stop(process))
+
+    monkeypatch.setattr(module, "_stop", when_it_has_written)
+    monkeypatch.setattr(module, "GRACE", 1.0)  # of a job, SIGINT may be ignored
     (folder / "bin" / "strace").write_text(TRACER + "exec sleep 1000\n")
     assert main(["record", "--seconds", "0.5", "-o", "out.txt", "true"]) == 0
     assert "out.txt: strace trace" in capfd.readouterr().out

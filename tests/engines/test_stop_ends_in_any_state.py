@@ -13,8 +13,6 @@ from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.requests import pause_all
 from soft_guest import Guest, until
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def runs(guest: Guest) -> None:
     del guest

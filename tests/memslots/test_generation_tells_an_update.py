@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -57,14 +58,18 @@ def test_a_reader_inside_holds_up_the_grace_period_and_sees_the_old_set() -> Non
     srcu.enter(1)
     worker = threading.Thread(target=memslots.delete, args=(0,))
     worker.start()
-    worker.join(0.05)
+    end = time.monotonic() + 100
+    while memslots.generation() == 1:  # it has published nothing yet
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    worker.join(0.02)
     assert worker.is_alive()
     assert memslots.generation() == BIT63 | 1
     slot = memslots.find(0)
     assert slot is not None
     assert slot.flags == 1 << 16  # the INVALID copy: the first of a delete's two swaps
     srcu.exit(1)
-    worker.join(10)
+    worker.join(100)
     assert not worker.is_alive()
     assert memslots.find(0) is None
     assert memslots.generation() == 3

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from chance import until_met
 from guestmem import Change, Memslots
 from guestmem.atomics import load_relaxed, peek, poke
 from guestmem.compiled import U64, Own, Words, compiled, const, own, u64, words
@@ -89,30 +90,30 @@ def test_a_section_sees_one_stamp(node_words: int, sized: Callable[[int, int], i
     assert read_until(memslots.words, srcu.words, 1, count, stop, own(64)) == 0  # compiled before the clock runs
     poke(stop, 0, 0)
     private = [own(64), own(64)]
-    updates = 0
     with ThreadPoolExecutor(2) as pool:
         readers = [
             pool.submit(read_until, memslots.words, srcu.words, reader + 1, count, stop, private[reader])
             for reader in range(2)
         ]
+        deadline = time.monotonic() + sized(1500, 2500) / 1000
+
+        def another(number: int) -> bool:
+            """Whether it was long enough, and the readers ran while updates went on."""
+            with memslots.update() as update:
+                update.stage_all([Change(index) for index in range(count)])
+                update.stage_all(_stamped(count, 1 + (number + 1) % 1000, (number + 1) % 3))
+                update.publish()
+            assert len({slot.userspace_addr >> 40 for slot in memslots}) == 1
+            met = all(each[50] > 10 and each[52] > 5 for each in private)  # sections, and stamps seen
+            return met and number >= 10 and time.monotonic() > deadline
+
         try:
-            deadline = time.monotonic() + sized(1500, 2500) / 1000
-            while time.monotonic() < deadline:
-                updates += 1
-                with memslots.update() as update:
-                    update.stage_all([Change(index) for index in range(count)])
-                    update.stage_all(_stamped(count, 1 + updates % 1000, updates % 3))
-                    update.publish()
-                assert len({slot.userspace_addr >> 40 for slot in memslots}) == 1
+            until_met(another, "two readers that saw several updates")
         finally:
             poke(stop, 0, 1)
         torn = [reader.result() for reader in readers]
     assert peek(stop, 0) == 1
     assert torn == [0, 0]
-    assert updates > 10
-    for each in private:
-        assert each[50] > 10  # sections
-        assert each[52] > 5  # stamps seen: the readers ran while updates went on
     memslots.check()
 
 
@@ -138,7 +139,7 @@ def test_python_threads_read_while_one_updates(sized: Callable[[int, int], int])
         thread.start()
     try:
         number = 0
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         while number < sized(3000, 300) or (min(looks) <= 3 and time.monotonic() < deadline):
             with memslots.update() as update:
                 update.stage(Change(number % 7))
