@@ -13,7 +13,8 @@ from guestmem.engines import Access
 from guestmem.traces import Timeline, read
 from slices import sliced
 
-pytestmark = [pytest.mark.slow, pytest.mark.compiled_only]
+# The limit: a dozen runs in a row, on a machine that has much else to do.
+pytestmark = [pytest.mark.slow, pytest.mark.compiled_only, pytest.mark.timeout(1200)]
 
 TRACE = Path(__file__).parents[2] / "examples" / "traces" / "pc-seabios-smp2.log"
 REPLAYS = sliced(30, 200)

@@ -30,7 +30,7 @@ ENGINES = ["soft", pytest.param("kvm", marks=pytest.mark.skipif(bool(unusable())
 
 def run(*arguments: str) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "guestmem", "demo", "bios-relocation", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -96,7 +96,9 @@ def test_the_command_says_what_happened_under_each_design(engine: str) -> None:
     assert (status, err) == (0, "")
     told = [line.strip() for line in out.splitlines() if line.startswith("  sequential: ")]
     assert len(told) == 1
-    assert ("the guest saw the hole" in told[0]) == ("vCPU 1 died" in told[0] or "increments were lost" in told[0])
+    # A read that met no memory may have been made again where memory had come back: then nothing else has happened.
+    seen = ("met no memory", "vCPU 1 died", "increments were lost")
+    assert ("the guest saw the hole" in told[0]) == any(what in told[0] for what in seen)
     assert [line for line in out.splitlines() if line != line.rstrip()] == []
     assert ("host: Linux" in out) == (engine == "kvm")
 
@@ -117,18 +119,20 @@ def test_each_row_in_words() -> None:
     assert last == "interrupted: the last row holds what happened so far"
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ctrl_c_ends_with_what_happened(engine: str) -> None:
     command = [sys.executable, "-m", "guestmem", "demo", "bios-relocation", "--engine", engine, "--updates", "10000000"]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy's threads would be counted below
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     threads = Path(f"/proc/{process.pid}/task")
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     while len(list(threads.iterdir())) < 3 and time.monotonic() < deadline:  # it imports and compiles before that
+        assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (130, "")
     assert "  sequential: " in out
     assert out.endswith("interrupted: the last row holds what happened so far\n")

@@ -51,7 +51,14 @@ def test_increments_are_in_memory_and_devices_are_devices(pattern: str) -> None:
         engine.start()
         there = [Target(word - memory.address, word, word) for word in words]
         engine.set_load(Load([*there, Target(0x200000, 0, 0), Target(0x201000, 0, 0)]))
-        time.sleep(0.3)
+
+        def each_kind(_: int) -> bool:
+            time.sleep(0.1)
+            counted = engine.vcpu_counts()
+            kinds = ("reads", "writes", "fetches", "mmio_reads", "mmio_writes")
+            return all(any(counts[kind] for counts in counted) for kind in kinds)
+
+        until_met(each_kind, "an access of each kind")
         engine.set_load(Load())
         engine.stop()
         every = engine.vcpu_counts()
@@ -105,15 +112,19 @@ ACCESS = {"pause": Access(), "pause_if_overlap": Access(writes=0.0), "exit_retry
 
 @pytest.mark.parametrize("design", ["pause", "pause_if_overlap", "exit_retry"])
 def test_a_boot_without_failures(steps: Plan, design: str) -> None:
-    with measured_engine("kvm", 2) as engine:
-        row = replay(steps, find(design), engine, access=ACCESS[design], repeat=4, interval_s=0.001)
-    assert row.transactions == 44
-    assert row.failures == 0
-    assert row.inside > 0
-    assert row.accesses > 1000
-    assert row.counts.pauses == (44 if design == "pause" else row.counts.pauses)
-    if design == "exit_retry":
-        assert row.counts.pauses == 0
+    def met(number: int) -> bool:
+        """Whether vCPUs had their turn: one that is kept from its core is at nothing while memory is updated."""
+        repeat = 4 << min(number, 4)
+        with measured_engine("kvm", 2) as engine:
+            row = replay(steps, find(design), engine, access=ACCESS[design], repeat=repeat, interval_s=0.001)
+        assert row.transactions == 11 * repeat
+        assert row.failures == 0
+        assert row.counts.pauses == (row.transactions if design == "pause" else row.counts.pauses)
+        if design == "exit_retry":
+            assert row.counts.pauses == 0
+        return row.inside > 0 and row.accesses > 1000
+
+    until_met(met, "accesses inside an update")
 
 
 def test_todays_way_is_caught(steps: Plan) -> None:
@@ -137,6 +148,7 @@ def test_what_cannot_be_measured_is_no_zero(steps: Plan) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a try takes minutes where the machine has much else to do
 def test_the_command_prints_the_host_and_dashes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "guestmem", "compare", str(TRACES / "pc-seabios-smp2.log"), "--engine", "kvm"]
     arguments = ["--vcpus", "2", "--json", str(tmp_path / "figures.json"), "--design", "exit_retry"]

@@ -28,9 +28,9 @@ from guestmem.explore.world import World
 pytest.importorskip("distributed", reason="distributed is not installed: pip install 'guestmem[dask]'")
 
 # distributed's client closes its sockets in its own event loop, some after the last reference is gone.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
-START_S = 60
+START_S = 240
 MODEL = "pause-4"
 RUNS = 1000
 BROKEN = [("rcu/srcu.py", "    return srcu_wait(srcu, base, readers, srcu_start(srcu, base))", "    return u64(0)")]
