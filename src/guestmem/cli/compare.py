@@ -84,6 +84,9 @@ PAGE_SIZES = {"auto": 0, "4K": 4 << 10, "16K": 16 << 10, "64K": 64 << 10}
     show_default=True,
     help="Of the recorded host; auto: 4K, or more if a slot is larger than that allows.",
 )
+@click.option(
+    "--dirty-log", is_flag=True, help="All slots log dirty pages: is every write in a log that the caller was handed?"
+)
 @json_option
 def command(
     *,
@@ -103,6 +106,7 @@ def command(
     vm: str | None,
     assume_slots: str | None,
     page_size: str,
+    dirty_log: bool,
     json_file: str | None,
 ) -> int:
     """Replay a recorded VMM's memory updates under each design, while vCPU threads keep touching all the memory.
@@ -140,6 +144,7 @@ def command(
             slow_vcpu_ms=slow_vcpu,
             access=Access(pattern=pattern, writes=writes, fetches=fetches),
             page_size=PAGE_SIZES[page_size],
+            dirty_log=dirty_log,
             stopped=stopped,
             begins=partial(_foretell, progress),
             stepped=progress.at,

@@ -21,6 +21,7 @@ from ..memslots.slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_ME
 from ..traces import RecordedChange, Timeline, Transaction
 from ..units import PAGE_SHIFT, PAGE_SIZE, format_size
 from .files import TraceFiles
+from .pieces import Range, cut
 
 __all__ = ["Plan", "Step", "plan"]
 
@@ -85,6 +86,8 @@ class Plan:
     """After so many steps each kind of change that there is was there."""
     bound: TraceFiles
     """Its guest_memfds."""
+    dirty_log: bool = False
+    """Whether slots log dirty pages, all that can."""
 
     @property
     def words(self) -> tuple[int, ...]:
@@ -97,50 +100,6 @@ class Plan:
         """Give the memory back."""
         self.memory.close()
         self.bound.close()
-
-
-Range = tuple[int, int, Slot | None, Slot | None]
-"""start_gfn, end_gfn, slot before, slot after."""
-
-
-def _cut(ranges: Iterable[tuple[int, int]], before: Sequence[Slot], after: Sequence[Slot]) -> list[Range]:
-    """``ranges`` joined, then cut wherever a slot begins or ends: each piece with its slots. O(n log n)."""
-    joined: list[list[int]] = []
-    for start, end in sorted(ranges):
-        if joined and start <= joined[-1][1]:
-            joined[-1][1] = max(joined[-1][1], end)
-        else:
-            joined.append([start, end])
-    edges = sorted({edge for slot in (*before, *after) for edge in (slot.base_gfn, slot.end_gfn)})
-    pieces: list[Range] = []
-    at = 0
-    olds, news = _Walk(before), _Walk(after)
-    for start, end in joined:
-        while at < len(edges) and edges[at] <= start:
-            at += 1
-        place = start
-        while place < end:
-            stop = min(end, edges[at]) if at < len(edges) else end
-            pieces.append((place, stop, olds.at(place), news.at(place)))
-            place = stop
-            if at < len(edges) and edges[at] <= place:
-                at += 1
-    return pieces
-
-
-class _Walk:
-    """The slot that holds a frame, for frames asked in ascending order. O(1) amortised."""
-
-    def __init__(self, slots: Iterable[Slot]) -> None:
-        self._slots = sorted(slots, key=lambda slot: slot.base_gfn)
-        self._next = 0
-
-    def at(self, gfn: int) -> Slot | None:
-        while self._next < len(self._slots) and self._slots[self._next].end_gfn <= gfn:
-            self._next += 1
-        if self._next < len(self._slots) and self._slots[self._next].base_gfn <= gfn:
-            return self._slots[self._next]
-        return None
 
 
 def _spread(start: int, end: int, count: int) -> list[int]:
@@ -224,15 +183,15 @@ def _memory(ranges: Sequence[tuple[int, int]]) -> HostMemory:
         return HostMemory(ranges)
 
 
-def plan(timeline: Timeline, *, page_size: int = 0, files: bool = False) -> Plan:
+def plan(timeline: Timeline, *, page_size: int = 0, files: bool = False, dirty_log: bool = False) -> Plan:
     """Make a timeline replayable. O(changes x slots) time; memory is committed only where touched.
 
     ``page_size`` is that of the recorded guest, in bytes, one of PAGE_SIZES; 0: 4 KiB, or more if a slot is so large
     that KVM takes it with larger pages only. A page is replayed as one page of the engine's, of 4 KiB, so all addresses
     shrink; what else differs from the recording is in the plan's ``notes``. Slots that were there before the trace
     began are created first, in a step of their own. ``files``: guest_memfds are files (``Plan.files``), else memory by
-    ``userspace_addr``. Raises UsageError for a page size that the trace cannot have, and
-    for a slot of which the trace does not tell where it was.
+    ``userspace_addr``. ``dirty_log``: all slots log dirty pages, but those with a file. Raises UsageError for a page
+    size that the trace cannot have, and for a slot of which the trace does not tell where it was.
     """
     transactions = (*_before_it_began(timeline), *timeline.transactions)
     recorded = [change for transaction in transactions for change in transaction.changes]
@@ -262,6 +221,8 @@ def plan(timeline: Timeline, *, page_size: int = 0, files: bool = False) -> Plan
             place += 1
             if not change.deletes:
                 change = change._replace(userspace_addr=memory.translate(change.userspace_addr))
+                if dirty_log and not change.flags & KVM_MEM_GUEST_MEMFD:
+                    change = change._replace(flags=change.flags | KVM_MEM_LOG_DIRTY_PAGES)
             if (old := slots.pop(change.slot, None)) is not None:
                 ranges.append((old.base_gfn, old.end_gfn))
                 del ordered[bisect_left(ordered, (old.base_gfn, old.id))]
@@ -269,10 +230,10 @@ def plan(timeline: Timeline, *, page_size: int = 0, files: bool = False) -> Plan
                 slots[change.slot] = change.as_slot()
                 insort(ordered, (change.base_gfn, change.slot))
                 ranges.append((change.base_gfn, change.base_gfn + change.npages))
-            if each.kind is not ChangeKind.NOTHING:
+            if each.kind is not ChangeKind.NOTHING and (old is None or change.deletes or old != change.as_slot()):
                 changes.append(change)
         # Slots of one set never overlap, so none that is not touched lies in the ranges.
-        changed = _cut(ranges, before, [slots[slot] for slot in touched if slot in slots])
+        changed = cut(ranges, before, [slots[slot] for slot in touched if slot in slots])
         sample = ordered[:: max(1, len(ordered) // ELSEWHERE_SLOTS)]
         untouched = [slots[name] for _, name in sample if name not in touched]
         load = _load(transaction.as_id, changed, untouched, words, bound.host)
@@ -292,9 +253,18 @@ def plan(timeline: Timeline, *, page_size: int = 0, files: bool = False) -> Plan
         memory,
         1 + max(spaces, default=0),
         PAGE_SIZE << shrink,
-        [*(bound.notes() if files else _no_files(recorded)), *_notes(timeline, recorded, shrink)],
+        [
+            *(bound.notes() if files else _no_files(recorded)),
+            *_notes(timeline, recorded, shrink),
+            *(
+                [f"dirty logging on: all slots log{', but those with a file' * (bound.bindings > 0)}"]
+                if dirty_log
+                else []
+            ),
+        ],
         _kinds_until(transactions),
         bound,
+        dirty_log,
     )
     for word in made.words:
         memory.write(word + int(TAG_BYTE), bytes([words.tags[word]]) + _RET)

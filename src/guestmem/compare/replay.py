@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 from ..designs import Design, pause
 from ..engines import Access as Pattern
@@ -14,6 +15,7 @@ from ..history import Access, Verdict, judge
 from ..memslots import Change
 from ..units import U64_MAX
 from .counters import Counters
+from .logs import Copied, LoggedEngine, LoggingEngine
 from .plan import Plan, Step
 from .result import Row, Spread
 
@@ -36,8 +38,13 @@ def replay(
 ) -> Row:
     """Replay ``plan`` ``repeat`` times with ``design`` on a fresh ``engine``, whose vCPUs keep touching memory.
 
-    ``stopped`` is asked between transactions; ``stepped`` is called after each, ``advanced`` after each replay.
+    ``stopped`` is asked between transactions; ``stepped`` is called after each, ``advanced`` after each replay. With
+    ``plan.dirty_log`` the logs are kept as a VMM that migrates its guest keeps them (``logs``).
     """
+    logged = None
+    if plan.dirty_log:
+        logging = cast("LoggingEngine", engine)  # Capability.DIRTY_LOGS
+        logged = LoggedEngine(logging, Copied(plan), keeps=design.keeps_logs, address_spaces=plan.address_spaces)
     apply = design.prepare(engine)
     row = Row(design.name, engine.vcpus, engine.cores, broken=design.broken, unmeasured=sorted(engine.unmeasured))
     engine.set_access(access)
@@ -45,6 +52,7 @@ def replay(
     updates: list[float] = []
     totals: list[float] = []
     kicks: list[float] = []
+    logs: list[float] = []
     last: Step | None = None
     engine.start()
     try:
@@ -61,14 +69,19 @@ def replay(
                 engine.kick()
                 kicks.append(_clock() - took)
                 before = engine.counts.copy()
+                target: MeasuredEngine = engine if logged is None else logged.of(step.changes)
+                log_ns = 0 if logged is None else logged.ns
                 with engine.window():
                     took = _clock()
                     try:
-                        apply(engine, step.changes)
+                        apply(target, step.changes)
                     except (CapabilityError, MemslotError) as error:
                         row.refusals.append(f"lines {step.first_line}-{step.last_line}: {error}")
-                        pause.apply(engine, step.changes)  # the next steps stand on this one
+                        pause.apply(target, step.changes)  # the next steps stand on this one
                     took = _clock() - took
+                if logged is not None:
+                    logs.append(logged.ns - log_ns)
+                    took -= logged.ns - log_ns
                 row.counts += engine.counts - before
                 row.table_pages = max(row.table_pages, engine.table_pages)
                 counted.step_ended(step)
@@ -83,11 +96,18 @@ def replay(
             _note_instant(row, engine, Load(), last)
             last = None
             counted.start_over()
-            _forget(engine, plan)
+            if logged is None:
+                _forget(engine, plan)
+                continue
+            _forget(logged, plan)  # the last logs are taken, while no vCPU runs
+            row.unlogged += logged.copied.missing()
     finally:
         engine.stop()
     counted.look()
     row.update_ns, row.trace_ns, row.one_kick_ns = Spread.of(updates), Spread.of(totals), Spread.of(kicks)
+    if logged is not None:
+        row.log_ns = Spread.of(logs)
+        row.logged, row.handed_back, row.dropped = logged.copied.pages, logged.handed_back, logged.dropped
     _sum_up(row, engine, counted)
     return row
 

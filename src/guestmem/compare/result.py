@@ -87,6 +87,16 @@ class Row:
     witness: dict[str, Any] | None = None
     """Of the first that is torn: its lines in the trace, and the judgement (``history.Judgement``) with the two
     accesses that contradict each other; times in ns or, on the kernel engine, in ticks of the TSC."""
+    logged: int = 0
+    """With dirty logging: pages that logs named which the caller was handed."""
+    handed_back: int = 0
+    """Of these, pages that updates handed back, since their pair of frame and host page ended."""
+    dropped: int = 0
+    """Pages that were dirty in logs when these were freed with their slots: written, and in no log."""
+    unlogged: int = 0
+    """Pages that differ, when all logs have been taken, from what a caller has who copied what they named."""
+    log_ns: Spread = field(default_factory=lambda: Spread.of(()))
+    """Per transaction: taking logs, and bringing bits to where they belong; not in ``update_ns``."""
     refused: int = 0
     strange: int = 0
     refaults: int = 0
@@ -108,7 +118,8 @@ class Row:
     @property
     def failures(self) -> int:
         """Everything that no design should show."""
-        return self.holes + self.killed + abs(self.lost) + self.wrong + self.stale + self.refused + self.strange
+        seen = self.holes + self.killed + abs(self.lost) + self.wrong + self.stale + self.refused + self.strange
+        return seen + self.dropped + self.unlogged
 
     @property
     def one_instant(self) -> str:
@@ -167,6 +178,8 @@ class Comparison:
     """Of an engine that depends on it: kernel, module and settings that the figures come from."""
     notes: list[str] = field(default_factory=list)
     """What was replayed in another way than it was recorded, in words."""
+    dirty_log: bool = False
+    """Whether slots logged dirty pages."""
     control: str = ""
     """The design that has to be caught: the one broken on purpose, or, where the engine cannot do that, today's."""
 
@@ -180,6 +193,11 @@ class Comparison:
         """Whether the broken design was caught somewhere: else a row without failures means nothing."""
         return any(row.caught for row in self.broken_rows)
 
+    @property
+    def logs_strong_enough(self) -> bool:
+        """Whether some design lost a write from the logs: else it means nothing that the others lost none."""
+        return any(row.dropped or row.unlogged for row in self.rows)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         from .summary import summary  # which stands on this
@@ -188,6 +206,7 @@ class Comparison:
         return {
             **result,
             "strong_enough": self.strong_enough,
+            "logs_strong_enough": self.logs_strong_enough if self.dirty_log else None,
             "summary": summary(self).as_dict(),
             "rows": [row.as_dict() for row in self.rows],
             "elsewhere": ELSEWHERE,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..designs import DESIGNS, Design, control, find
 from ..engines import Access, Capability, MeasuredEngine, measured_engine
-from ..errors import UsageError
+from ..errors import CapabilityError, UsageError
 from ..traces import Timeline
 from ..units import PAGE_SIZE
 from .plan import Plan, plan
@@ -67,6 +67,7 @@ def compare(
     engine: str = "soft",
     stopped: Callable[[], bool] = lambda: False,
     page_size: int = 0,
+    dirty_log: bool = False,
     begins: Callable[[Workload], object] = lambda _workload: None,
     stepped: Callable[[str, float], object] = lambda _row, _share: None,
     advanced: Callable[[str], object] = lambda _row: None,
@@ -77,6 +78,8 @@ def compare(
     The recorded pauses are not waited for: ``interval_ms`` passes between transactions. The broken design is always
     among them; a comparison that does not catch it (``strong_enough``) shows nothing. ``stopped`` is asked often;
     when it says so, what was measured so far is returned. ``page_size`` is the recorded guest's: see ``plan``.
+    ``dirty_log``: slots log dirty pages, and every write has to be in a log that the caller was handed
+    (Capability.DIRTY_LOGS, else CapabilityError).
 
     ``begins`` is told twice how much there is to do: before anything is compiled, and, with a measured time for a
     transaction, when measuring begins. ``stepped`` is told after each transaction which row it was of (or that it is
@@ -97,7 +100,9 @@ def compare(
     cores = cores or len(os.sched_getaffinity(0))
     with measured_engine(engine, 1, cores=cores, arch=arch) as probe:
         files = Capability.GUEST_MEMFD in probe.capabilities
-    steps = plan(timeline, page_size=page_size, files=files)
+        if dirty_log and Capability.DIRTY_LOGS not in probe.capabilities:
+            raise CapabilityError(f"dirty log: engine {engine} cannot DIRTY_LOGS; engine soft can")
+    steps = plan(timeline, page_size=page_size, files=files, dirty_log=dirty_log)
     if arch == "x86" and steps.page_size > PAGE_SIZE:
         steps.close()
         raise UsageError(f"arch: x86 has pages of 4 KiB, this trace needs {steps.page_size >> 10} KiB: arm64 has them")
@@ -113,6 +118,7 @@ def compare(
         sum(len(step.changes) for step in steps.steps),
         slow_vcpu_ms=slow_vcpu_ms,
         notes=steps.notes,
+        dirty_log=dirty_log,
     )
 
     def fresh(count: int) -> MeasuredEngine:

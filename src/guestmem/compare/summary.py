@@ -70,5 +70,6 @@ def _what_went_wrong(rows: Sequence[Row]) -> str:
         ("writes to the wrong memory", sum(row.wrong for row in rows)),
         ("stale accesses", sum(row.stale + row.refused + row.strange for row in rows)),
         ("updates without one instant", sum(row.torn for row in rows)),
+        ("pages written and in no log", sum(row.dropped + row.unlogged for row in rows)),
     )
     return ", ".join(f"{count} {what}" for what, count in parts if count)

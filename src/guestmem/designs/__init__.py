@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .registry import BROKEN, DESIGNS, Design, control, find
+from .registry import BROKEN, DESIGNS, LOGS, Design, control, find
 
-__all__ = ["BROKEN", "DESIGNS", "Design", "control", "find"]
+__all__ = ["BROKEN", "DESIGNS", "LOGS", "Design", "control", "find"]

@@ -12,7 +12,7 @@ from ..engines import Capability, Engine
 from ..errors import CapabilityError, UsageError
 from ..memslots import Change
 
-__all__ = ["BROKEN", "DESIGNS", "Design", "control", "find"]
+__all__ = ["BROKEN", "DESIGNS", "LOGS", "Design", "control", "find"]
 
 
 @cache
@@ -29,6 +29,15 @@ def _difference(needs: Capability, capabilities: Capability) -> tuple[Capability
     return needs & ~capabilities, (capabilities & ~needs).value
 
 
+LOGS = {
+    "before": "the caller takes a slot's log before the call that ends it; what vCPUs write in between is in no log",
+    "stopped": "the caller takes them while no vCPU runs",
+    "kept": "bits stay with pairs of frame and host page that stay; those of pairs that end are handed back",
+    "partly": "the same for what the design does itself; the rest is sequential's, with the log taken before",
+}
+"""What can become of dirty logs."""
+
+
 class Design(NamedTuple):
     """One way of applying changes: its name is that of its file, ``summary`` says in a line what it does."""
 
@@ -36,6 +45,18 @@ class Design(NamedTuple):
     summary: str
     broken: bool = False
     """Whether it is wrong on purpose, to be caught by the measurements."""
+    logs: str = "before"
+    """What becomes of dirty logs: one of LOGS."""
+
+    @property
+    def claims_logs(self) -> bool:
+        """Whether it claims that every write of a vCPU is in a log that its caller was handed."""
+        return self.logs in {"stopped", "kept"}
+
+    @property
+    def keeps_logs(self) -> bool:
+        """Whether what it does itself, in phases, keeps bits, and hands back those of pairs that end."""
+        return self.logs in {"kept", "partly"}
 
     @property
     def module(self) -> ModuleType:
@@ -75,20 +96,22 @@ class Design(NamedTuple):
 DESIGNS = (
     Design("sequential", "one call a change: KVM today"),
     Design("sequential_answered", "the same, and the VMM answers MMIO that falls into a hole"),
-    Design("pause", "stop all vCPUs, then sequential"),
+    Design("pause", "stop all vCPUs, then sequential", logs="stopped"),
     Design("pause_if_overlap", "stop them only if a removed range overlaps an added one: QEMU since 8.0"),
     Design("exit_retry", "nobody is stopped; exits that fall into the update are carried out after it"),
     Design("mmio_retry", "a fetch that fails in the update is run again after it; data accesses are not"),
     Design("batch", "invalidate all, swap, apply all, swap: the 2022 RFC"),
     Design("user_exit", "what goes is flagged: who touches it exits, and is held until all is applied"),
-    Design("kick_all", "block all vCPUs in the kernel, apply all as one batch, let them go on"),
+    Design("kick_all", "block all vCPUs in the kernel, apply all as one batch, let them go on", logs="kept"),
     Design("replace_all", "all slots are replaced by a new list: every translation goes"),
-    Design("primitives", "split, merge, grow, truncate, toggle read-only in one call each; else sequential"),
-    Design("resize_notify", "a slot is resized in place; else sequential"),
+    Design(
+        "primitives", "split, merge, grow, truncate, toggle read-only in one call each; else sequential", logs="partly"
+    ),
+    Design("resize_notify", "a slot is resized in place; else sequential", logs="partly"),
     Design("overlay", "single frames are shown other memory above the slots, 64 at most; else sequential"),
-    Design("attributes", "the right to write is taken and given above the slots; else sequential"),
-    Design("atomic", "one instant for all changes; only vCPUs that touch them wait"),
-    Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True),
+    Design("attributes", "the right to write is taken and given above the slots; else sequential", logs="partly"),
+    Design("atomic", "one instant for all changes; only vCPUs that touch them wait", logs="kept"),
+    Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True, logs="kept"),
 )
 """In the order in which tables show them."""
 _BY_NAME = {design.name: design for design in DESIGNS}

@@ -42,6 +42,8 @@ class Capability(enum.Flag):
     """Overlays and permissions above slots: ``Update.overlay``, ``Update.deny_writes``."""
     GUEST_MEMFD = enum.auto()
     """Slots may have a guest_memfd, and vCPUs access its pages by their kind (``MeasuredEngine.take_files``)."""
+    DIRTY_LOGS = enum.auto()
+    """vCPUs mark logs that the model of KVM's ioctls reads: ``memslots``, and ``dirty`` (``abi.dirty_state``)."""
 
 
 @dataclass(slots=True)

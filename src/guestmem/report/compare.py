@@ -11,6 +11,8 @@ from typing import TextIO
 
 from ..compare.result import ELSEWHERE, Comparison, Row, Spread
 from ..compare.summary import summary
+from ..designs import LOGS as CLAIMS
+from ..designs import find
 from ..history import Verdict
 from ..units import format_ns
 from .design_tables import DesignTable, bad, print_tables, verdict
@@ -31,6 +33,13 @@ SEEN = (
     ("stale", "accesses begun after the update returned that still saw old memory"),
     ("torn", "updates without one instant: saw old later than another saw new; of those that could tell"),
     ("one instant", "whether one explains all that was seen: fail also by a hole, or by old after the update's end"),
+)
+
+LOGS = (
+    ("pages in logs", "pages that logs named which the caller was handed"),
+    ("handed back", "of these, by the update itself, since their pair of frame and host page ended"),
+    ("dropped", "pages that were dirty in a log when it was freed with its slot"),
+    ("in no log", "pages that a caller who copied what logs named does not have as they are, at the end of a replay"),
 )
 
 COST = (
@@ -76,6 +85,11 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
     stream.write("\n")
     for name, meaning in SEEN:
         stream.write(f"  {name}: {meaning}\n")
+    if comparison.dirty_log:
+        stream.writelines(f"  {name}: {meaning}\n" for name, meaning in LOGS)
+        told = {find(row.design).logs for row in comparison.rows}
+        stream.writelines(f"  log {name}: {meaning}\n" for name, meaning in CLAIMS.items() if name in told)
+        stream.write("  logs: time for taking them and for what becomes of bits, a transaction; not in update\n")
     stream.write("  update: a transaction; trace: all of one replay; vCPU stall: a vCPU had to wait for an update\n")
     stream.write("  one kick: of all vCPUs, with their acknowledgements and no update: the floor under every pause\n")
     if any(row.oversubscribed for row in comparison.rows):
@@ -102,6 +116,8 @@ def print_comparison(comparison: Comparison, *, stream: TextIO | None = None) ->
     if comparison.interrupted:
         stream.write("interrupted: the last row holds what was measured so far\n")
     stream.writelines(f"{line}\n" for line in _summary(comparison))
+    if comparison.dirty_log:
+        stream.writelines(f"logs: {line}\n" for line in _log_claims(comparison))
     stream.write(verdict(comparison) + "\n")
 
 
@@ -120,6 +136,25 @@ def _summary(comparison: Comparison) -> list[str]:
         f"{stalls} (vCPUs kept waiting)"
         for vcpus, (update, stalls) in found.cheapest.items()
     ]
+    return lines
+
+
+def _log_claims(comparison: Comparison) -> list[str]:
+    """Which designs claim that every write is in a log, whether that held, and whether the load could show it."""
+    rows: dict[str, int] = {}
+    for row in comparison.rows:
+        if not row.broken and row.replays and find(row.design).claims_logs:
+            rows[row.design] = rows.get(row.design, 0) + row.dropped + row.unlogged
+    held = [design for design, lost in rows.items() if not lost]
+    lines = [
+        f"{design} claims that every write is in a log: {lost} pages are not" for design, lost in rows.items() if lost
+    ]
+    if held:
+        lines.append(f"every write was in a log handed to the caller, as claimed: {', '.join(held)}")
+    if not comparison.logs_strong_enough:
+        lines.append(
+            "no design lost a write, so this run shows nothing of those that claim it: more --repeat or --vcpus"
+        )
     return lines
 
 
@@ -149,8 +184,10 @@ def _witness(row: Row, unit: str) -> str:
 def design_tables(comparison: Comparison) -> list[DesignTable]:
     """What vCPUs saw, what it cost, what the updates did."""
     rows = comparison.rows
+    names = ("log", *(name for name, _ in LOGS), "logs, mean ± sd")
     return [
         DesignTable("What vCPUs saw", tuple(name for name, _ in SEEN), rows, [_seen(row) for row in rows]),
+        *([DesignTable("What logs had", names, rows, [_logs(row) for row in rows])] if comparison.dirty_log else []),
         DesignTable("What it cost", COST, rows, [_cost(row) for row in rows]),
         DesignTable("What the updates did, a replay", WORK, rows, [_work(row, comparison.steps) for row in rows]),
     ]
@@ -173,6 +210,17 @@ def _seen(row: Row) -> list[str]:
         _unless(row, "stale", bad(row.stale + row.refused + row.strange), row.strange),
         _unless(row, "torn", f"{bad(row.torn)} of {row.instants}"),
         f"[bold red]{row.one_instant}[/]" if row.one_instant == Verdict.FAIL.value else row.one_instant,
+    ]
+
+
+def _logs(row: Row) -> list[str]:
+    return [
+        find(row.design).logs,
+        str(row.logged),
+        str(row.handed_back),
+        bad(row.dropped),
+        bad(row.unlogged),
+        _spread(row.log_ns),
     ]
 
 

@@ -73,6 +73,7 @@ class SoftEngine(VcpuThreads):
         | Capability.RETRY_FETCHES
         | Capability.GUEST_MEMFD
         | Capability.ABOVE_SLOTS
+        | Capability.DIRTY_LOGS
     )
     entries_at_once = ENTRIES_MAX
     host = ""
