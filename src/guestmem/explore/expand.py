@@ -2,7 +2,8 @@
 
 A state is a row of 32-bit numbers: what is shared (``rows.Rows.shared``), then of each thread what is its own
 (``rows.Rows.local``), and with a bound on preemptions who ran last and how many there were. What a thread does to a
-shared part is looked up in a hash table; where a row is missing, the state is put off and Python is asked, in batches.
+shared part is looked up in a hash table; a row that is missing is made (``unfold.py``). Where Python must be asked for
+something, the state is put off; it is asked in batches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..compiled import U64, Own
+from .asking import (
+    ALONE,
+    ASKED,
+    ASLEEP,
+    CHANGED,
+    ENDED,
+    FAILED,
+    FORGET,
+    FOUND,
+    HOLDS,
+    LAST,
+    LOOK,
+    MAY_RISE,
+    MEMORIES,
+    MOVES,
+    OFF,
+    OLDEST,
+    PAIRS,
+    PENDING,
+    POINTS,
+    RISE,
+    ROWS,
+    RUNS,
+    SAID,
+    SHARED,
+    STATES,
+    STOP,
+    TIMED,
+    TOLD,
+    VERDICT,
+    WAKE,
+    ask,
+    pair,
+)
 from .packed import add_state, find_state, inside, kernel, slot_of
+from .unfold import Unfolded, unfold
 
 if TYPE_CHECKING:
     Halves = Any
@@ -19,28 +55,7 @@ if TYPE_CHECKING:
 else:
     from numpy import uint64 as _u
 
-__all__ = [
-    "ALONE",
-    "ASLEEP",
-    "BROKEN",
-    "COUNTS",
-    "FAILED",
-    "FORGET",
-    "HOLDS",
-    "LAST",
-    "LOOK",
-    "MAY_RISE",
-    "OLDEST",
-    "PENDING",
-    "RISE",
-    "RUNS",
-    "SHARED",
-    "TIMED",
-    "TOLD",
-    "VERDICT",
-    "WAKE",
-    "expand",
-]
+__all__ = ["expand"]
 
 _Z = _u(0)
 _1 = _u(1)
@@ -49,51 +64,9 @@ _8 = _u(8)
 _31 = _u(31)
 _32 = _u(32)
 _60 = _u(60)
-_LOW = _u(0xFFFFFFFF)
 _TEN = _u(10)
 _SIX = _u(6)
 _SEVEN = _u(7)
-_SPARE = _u(64)
-
-PENDING = _u(0xFFFFFFFF)
-"""In the place of a row that Python was asked for."""
-
-RUNS, ASLEEP, FAILED, TIMED, MAY_RISE, TOLD = (_u(1 << bit) for bit in range(6))
-"""What a thread's own part is: it may have moves, sleeps, has failed; sleeps with a timeout, may wake for no reason."""
-
-LAST = _u(1)
-"""In a move: the last one of its row. Then five bits: how many it wakes; above them: 1 + on which point, or 0."""
-
-SHARED, WAKE, OLDEST, FORGET, LOOK, VERDICT, ALONE, RISE = (_u(kind) for kind in range(1, 9))
-"""What Python is asked: of pairs of numbers (the first six), and of one thread's own part."""
-
-HOLDS, BROKEN, _SAID = _u(1), _u(2), _u(3)
-"""What a verdict says."""
-
-COUNTS = 12
-"""Length of ``counts``: states, asked, put off, moves, found, ended, rows, pairs, where it stopped, changed."""
-_N, _ASKED, _OFF, _POINTS, _FOUND, _ENDED, _ROWS, _PAIRS, _STOP, _CHANGED = (_u(i) for i in range(10))
-
-
-@inside
-def _ask(asked: Own, counts: Own, kind: U64, a: U64, b: U64, slot: U64) -> None:
-    k = counts[_ASKED] * _2
-    asked[k] = kind << _60 | a << _32 | b
-    asked[k + _1] = slot
-    counts[_ASKED] += _1
-
-
-@inside
-def _pair(pkeys: Own, pvalues: Halves, asked: Own, counts: Own, kind: U64, a: U64, b: U64) -> U64:
-    """What two numbers come to; PENDING if Python was asked."""
-    key = kind << _60 | a << _32 | b
-    i = slot_of(pkeys, key)
-    if pkeys[i] == _Z:
-        pkeys[i] = key
-        pvalues[i] = PENDING
-        counts[_PAIRS] += _1
-        _ask(asked, counts, kind, a, b, i)
-    return _u(pvalues[i])
 
 
 @inside
@@ -134,12 +107,12 @@ def _reach(
             if left != _Z and kinds[bed] & ASLEEP and _u(points_of[bed]) + _1 == point:
                 left -= _1
                 if stale != _Z:
-                    rises = _pair(pkeys, pvalues, asked, counts, WAKE, bed, _u(row[_1 + t]))
+                    rises = pair(pkeys, pvalues, asked, counts, WAKE, bed, _u(row[_1 + t]))
                 else:
                     rises = _u(awake[bed])
                     if rises == _Z:
                         awake[bed] = PENDING
-                        _ask(asked, counts, WAKE, bed, _Z, _Z)
+                        ask(asked, counts, WAKE, bed, _Z, _Z)
                         rises = PENDING
                 if rises == PENDING:
                     return False
@@ -149,19 +122,19 @@ def _reach(
         for u in range(threads):
             view = _u(views[row[_1 + u]])
             if view != _Z and view != oldest:
-                oldest = view if oldest == _Z else _pair(pkeys, pvalues, asked, counts, OLDEST, oldest, view)
+                oldest = view if oldest == _Z else pair(pkeys, pvalues, asked, counts, OLDEST, oldest, view)
                 if oldest == PENDING:
                     return False
         if oldest == _Z:
-            oldest = _pair(pkeys, pvalues, asked, counts, OLDEST, _Z, _u(row[0]))
+            oldest = pair(pkeys, pvalues, asked, counts, OLDEST, _Z, _u(row[0]))
             if oldest == PENDING:
                 return False
         if oldest != _1:  # the first view: nothing to forget
             whole = True
-            shared = _pair(pkeys, pvalues, asked, counts, SHARED, oldest, _u(row[0]))
+            shared = pair(pkeys, pvalues, asked, counts, SHARED, oldest, _u(row[0]))
             whole = shared != PENDING
             for u in range(threads):
-                less = _pair(pkeys, pvalues, asked, counts, FORGET, oldest, _u(row[_1 + u]))
+                less = pair(pkeys, pvalues, asked, counts, FORGET, oldest, _u(row[_1 + u]))
                 whole = whole and less != PENDING
                 row[_1 + u] = less
             if not whole:
@@ -178,7 +151,7 @@ def _reach(
     if bad != _Z:
         tell = kinds[bad] & TOLD == _Z
         kinds[bad] |= TOLD
-        counts[_POINTS] += _1
+        counts[POINTS] += _1
         if not tell:
             return True
     elif watched != _Z:
@@ -188,35 +161,35 @@ def _reach(
         if changed:
             look = _1
             for u in range(threads):
-                look = _pair(pkeys, pvalues, asked, counts, LOOK, look, _u(looks[row[_1 + u]]))
+                look = pair(pkeys, pvalues, asked, counts, LOOK, look, _u(looks[row[_1 + u]]))
                 if look == PENDING:
                     return False
-            verdict = _pair(pkeys, pvalues, asked, counts, VERDICT, look, _u(row[0]))
+            verdict = pair(pkeys, pvalues, asked, counts, VERDICT, look, _u(row[0]))
             if verdict == PENDING:
                 return False
             if verdict != HOLDS and sweeps != _Z:
                 can_end[s] = _1
                 return True
             if verdict != HOLDS:
-                counts[_POINTS] += _1
-                if verdict == _SAID:
+                counts[POINTS] += _1
+                if verdict == SAID:
                     return True
-                pvalues[slot_of(pkeys, VERDICT << _60 | look << _32 | _u(row[0]))] = _SAID
+                pvalues[slot_of(pkeys, VERDICT << _60 | look << _32 | _u(row[0]))] = SAID
                 tell = True
     if tell:
-        at = counts[_FOUND] * (width + _1)
+        at = counts[FOUND] * (width + _1)
         found[at] = s
         for k in range(width):
             found[at + _1 + k] = row[k]
-        counts[_FOUND] += _1
+        counts[FOUND] += _1
         return True
     if sweeps != _Z:
         if can_end[find_state(states, table, row, width, bounded)] != _Z:
             can_end[s] = _1
         return True
     if bad == _Z:
-        counts[_POINTS] += _1
-    counts[_N] = add_state(states, parents, table, row, width, s, bounded, counts[_N])
+        counts[POINTS] += _1
+    counts[STATES] = add_state(states, parents, table, row, width, s, bounded, counts[STATES])
     return True
 
 
@@ -249,6 +222,7 @@ def expand(
     slots: Own,
     counts: Own,
     options: Own,
+    un: Unfolded,
     lo: U64,
     hi: U64,
 ) -> None:
@@ -256,13 +230,14 @@ def expand(
 
     ``options``: threads, width of a state, 1 if bounded, 1 if stale, 1 if watched, the bound, 1 if buffers, how many
     states one may lead to, and 1 to sweep: once all states are known, find out (in ``can_end``) from which an end, or
-    something that is wrong, can be reached; last states first.
+    something that is wrong, can be reached; last states first. Then how many values a memory has, 0 if stale.
     """
     threads, width, bounded, bound, buffers = options[0], options[1], options[2], options[5], options[6]
     from_work = len(work) > 0
     index = lo
     most = options[7]
     sweeps = options[8]
+    stale, size = options[3], options[9]
     while index < hi:
         s = _u(work[index]) if from_work else index
         if sweeps != _Z:
@@ -270,22 +245,25 @@ def expand(
             if can_end[s] != _Z:
                 index += _1
                 continue
-        n = counts[_N]
+        n = counts[STATES]
         if (
             (n + most) * width > _u(len(states))
             or (n + most) * _TEN > _u(len(table)) * _SEVEN
-            or (counts[_ASKED] + most * _8) * _2 > _u(len(asked))
-            or counts[_OFF] + _1 >= _u(len(again))
-            or (counts[_FOUND] + most) * (width + _1) > _u(len(found))
-            or counts[_ENDED] + _1 >= _u(len(ended))
-            or (counts[_ROWS] + threads) * _TEN > _u(len(rkeys)) * _SIX
-            or (counts[_PAIRS] + most * _8) * _TEN > _u(len(pkeys)) * _SIX
+            or (counts[ASKED] + most * _8) * _2 > _u(len(asked))
+            or counts[OFF] + _1 >= _u(len(again))
+            or (counts[FOUND] + most) * (width + _1) > _u(len(found))
+            or counts[ENDED] + _1 >= _u(len(ended))
+            or (counts[ROWS] + threads) * _TEN > _u(len(rkeys)) * _SIX
+            or (counts[PAIRS] + most * _8) * _TEN > _u(len(pkeys)) * _SIX
+            or counts[MOVES] + most > _u(len(mshared))
+            or (counts[MEMORIES] + most) * size > _u(len(un.memories))
+            or (counts[MEMORIES] + most) * _TEN > _u(len(un.places)) * _SEVEN
         ):
             break
         index += _1
         base = s * width
         shared = _u(states[base])
-        points = counts[_POINTS]
+        points = counts[POINTS]
         whole = True
         only = threads
         if buffers != _Z and bounded == _Z:
@@ -294,7 +272,7 @@ def expand(
                 then = _u(alone[own])
                 if then == _Z:
                     alone[own] = PENDING
-                    _ask(asked, counts, ALONE, _u(own), _Z, _Z)
+                    ask(asked, counts, ALONE, _u(own), _Z, _Z)
                 if then == _Z or then == PENDING:  # noqa: SIM109 - no tuples here
                     whole = False
                     break
@@ -323,12 +301,17 @@ def expand(
                 if kinds[own] & RUNS:
                     key = own << _32 | shared
                     i = slot_of(rkeys, key)
-                    if rkeys[i] == _Z:
-                        rkeys[i] = key
-                        rvalues[i] = PENDING
-                        counts[_ROWS] += _1
-                        _ask(asked, counts, _Z, own, shared, i)
                     first = _u(rvalues[i])
+                    if rkeys[i] == _Z:
+                        first = PENDING
+                        if stale == _Z:
+                            first = unfold(un, mshared, mlocal, minfo, pkeys, pvalues, asked, counts, own, shared, size)
+                        else:
+                            ask(asked, counts, _Z, own, shared, i)
+                        if first != PENDING or stale != _Z:
+                            rkeys[i] = key
+                            rvalues[i] = first
+                            counts[ROWS] += _1
                     if first == PENDING:
                         whole = False
                     elif first != _Z:
@@ -358,7 +341,7 @@ def expand(
                     then = _u(rise[own])
                     if then == _Z:
                         rise[own] = PENDING
-                        _ask(asked, counts, RISE, own, _Z, _Z)
+                        ask(asked, counts, RISE, own, _Z, _Z)
                     if then == _Z or then == PENDING:  # noqa: SIM109 - no tuples here
                         whole = False
                         continue
@@ -385,16 +368,16 @@ def expand(
             if sweeps != _Z and not moved and not timeouts:
                 can_end[s] = _1
             elif whole and not moved and not timeouts:
-                ended[counts[_ENDED]] = s
-                counts[_ENDED] += _1
+                ended[counts[ENDED]] = s
+                counts[ENDED] += _1
         if sweeps != _Z and can_end[s] != _Z:
-            counts[_CHANGED] += _1
+            counts[CHANGED] += _1
             up = _u(parents[s])
             while can_end[up] == _Z:  # what led to it can come to the same end
                 can_end[up] = _1
                 up = _u(parents[up])
         if not whole:
-            again[counts[_OFF]] = s
-            counts[_OFF] += _1
-            counts[_POINTS] = points
-    counts[_STOP] = index
+            again[counts[OFF]] = s
+            counts[OFF] += _1
+            counts[POINTS] = points
+    counts[STOP] = index

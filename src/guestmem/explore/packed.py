@@ -1,6 +1,8 @@
 """Numbers packed in arrays, and found again by hash: states, and rows of two numbers, for the compiled search.
 
-A table of states holds numbers of states plus one; a table of rows holds keys of 64 bits. 0: nothing there.
+A table of states holds numbers of states plus one; a table of rows holds keys of 64 bits. 0: nothing there. The bits
+of a place that no number needs, for a table has fewer states than places, hold some of the state's hash: a look at
+another state is needed for one in thousands of those that stand in the way.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ __all__ = ["add_first", "add_state", "fill", "find_state", "inside", "kernel", "
 _Z = _u(0)
 _1 = _u(1)
 _2 = _u(2)
+_32 = _u(32)
 _33 = _u(33)
+_LOW = _u(0xFFFFFFFF)
 _A = _u(0xFF51AFD7ED558CCD)
 _B = _u(0xC4CEB9FE1A85EC53)
 _SEED = _u(0x9E3779B97F4A7C15)
@@ -61,11 +65,33 @@ def slot_of(keys: Own, key: U64) -> U64:
 
 
 @inside
-def _hash(row: Halves, at: U64, width: U64, mask: U64) -> U64:
+def _hash(row: Halves, at: U64, width: U64) -> U64:
     h = _SEED
     for k in range(width):
         h = _mix(h ^ _u(row[at + k]))
-    return h & mask
+    return h
+
+
+@inside
+def _find(states: Halves, table: Halves, row: Halves, width: U64, compared: U64, h: U64) -> U64:
+    """The place in a table of states where a row with a hash is, or would be."""
+    mask = _u(len(table)) - _1
+    tag = (h >> _32) & _LOW & ~mask
+    i = h & mask
+    while True:
+        here = _u(table[i])
+        if here == _Z:
+            return i
+        if (here ^ tag) & ~mask == _Z:
+            at = ((here & mask) - _1) * width
+            same = True
+            for k in range(compared):
+                if states[at + k] != row[k]:
+                    same = False
+                    break
+            if same:
+                return i
+        i = (i + _1) & mask
 
 
 @inside
@@ -75,46 +101,25 @@ def add_state(
     """Add a state unless it is there; how many there are. Of a bounded one its last number is the cost: least wins."""
     mask = _u(len(table)) - _1
     compared = width - bounded
-    i = _hash(row, _Z, compared, mask)
-    while True:
-        j = _u(table[i])
-        if j == _Z:
-            break
-        at = (j - _1) * width
-        same = True
-        for k in range(compared):
-            if states[at + k] != row[k]:
-                same = False
-                break
-        if same:
-            if bounded == _Z or states[at + compared] <= row[compared]:
-                return n
-            break
-        i = (i + _1) & mask
+    h = _hash(row, _Z, compared)
+    i = _find(states, table, row, width, compared, h)
+    here = _u(table[i]) & mask
+    if here != _Z and (bounded == _Z or states[(here - _1) * width + compared] <= row[compared]):
+        return n
     at = n * width
     for k in range(width):
         states[at + k] = row[k]
     parents[n] = parent
-    table[i] = n + _1
+    table[i] = ((h >> _32) & _LOW & ~mask) | (n + _1)
     return n + _1
 
 
 @inside
 def find_state(states: Halves, table: Halves, row: Halves, width: U64, bounded: U64) -> U64:
     """The number of a state that is there."""
-    mask = _u(len(table)) - _1
     compared = width - bounded
-    i = _hash(row, _Z, compared, mask)
-    while True:
-        j = _u(table[i]) - _1
-        same = True
-        for k in range(compared):
-            if states[j * width + k] != row[k]:
-                same = False
-                break
-        if same:
-            return j
-        i = (i + _1) & mask
+    i = _find(states, table, row, width, compared, _hash(row, _Z, compared))
+    return (_u(table[i]) & (_u(len(table)) - _1)) - _1
 
 
 @kernel
@@ -130,10 +135,13 @@ def move_states(states: Halves, table: Halves, width: U64, bounded: U64, n: U64)
     compared = width - bounded
     for index in range(n):
         at = _u(index) * width
-        i = _hash(states, at, compared, mask)
+        h = _hash(states, at, compared)
+        tag = (h >> _32) & _LOW & ~mask
+        i = h & mask
         while table[i] != _Z:
-            if bounded != _Z:  # of two that differ in the cost, the later one is the better
-                other = (_u(table[i]) - _1) * width
+            if bounded != _Z and (_u(table[i]) ^ tag) & ~mask == _Z:
+                # Of two that differ in the cost the later one is the better.
+                other = ((_u(table[i]) & mask) - _1) * width
                 same = True
                 for k in range(compared):
                     if states[other + k] != states[at + k]:
@@ -141,7 +149,7 @@ def move_states(states: Halves, table: Halves, width: U64, bounded: U64, n: U64)
                 if same:
                     break
             i = (i + _1) & mask
-        table[i] = _u(index) + _1
+        table[i] = tag | (_u(index) + _1)
 
 
 @kernel

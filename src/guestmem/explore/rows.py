@@ -2,7 +2,8 @@
 
 What is *shared*: the memory; under ``stale`` with it the stores that may still be read and the fences' view. A thread's
 *own*: its node; under store buffers with it the stores that wait, under ``stale`` its views. A move of a thread is a
-function of these two, given by the machine itself, on a state in which all other threads have ended.
+function of these two: under ``stale`` given by the machine itself, on a state in which all other threads have ended;
+else by the own part's actions (``unfold.py``), which are as ``Machine`` and ``Buffers`` have them.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from itertools import pairwise
 from typing import Any
 
 from ..units import U64_MAX
-from . import expand as ask
+from . import asking as ask
 from . import operations as op
 from .judge import Judge
 from .machine import Buffers, Machine, State
 from .stale import Stale, join, less
 from .tree import Memory, Node
+from .unfold import NO_ACTION
 
 __all__ = ["Move", "Rows"]
 
 Move = tuple[int, int, int]
 """Shared part and own part after it, and whom it wakes: (1 + point) << 5 | how many, 0 for nobody."""
+
+Action = tuple[int, int, int, int, int]
+"""What it is (``SEE``, ``PUT``, ``LAST``), the point, the value's number, the own part after it, whom it wakes."""
 
 _FIRST = 2
 """The first number of an own part: 0 and 1 stand for what is not known, or not there."""
@@ -59,7 +64,12 @@ class Rows:
         self._pairs: list[tuple[int, int]] = [(0, 0), (0, 0)]
         self._pair_numbers: dict[tuple[int, int], int] = {}
         self._tries: dict[int, Any] = {}
-        self._put = self._put_stale if self.stale else self._put_buffers if self.buffers else self._put_plain
+        self.actions: list[Action] = [(0, 0, 0, 0, 0)] * (int(NO_ACTION) + 1)
+        self._actors: list[tuple[Node, Any]] = [self.locals[0]] * len(self.actions)
+        self.effects: list[tuple[int, int]] = [(0, 0)]
+        self.values: list[int] = [0]
+        """By number, from 1 on."""
+        self._value_numbers: dict[int, int] = {}
 
     def _stub(self, thread: int) -> Node:
         node = Node(thread, None, 0, -1)
@@ -150,63 +160,89 @@ class Rows:
 
     # What the compiled loop asks.
 
-    def moves(self, own: int, shared: int) -> list[Move]:
-        """What a thread can do, sleepers that rise not counted."""
+    def value(self, value: int) -> int:
+        """The number of a value of a word."""
+        number = self._value_numbers.setdefault(value, len(self.values))
+        if number == len(self.values):
+            self.values.append(value)
+        return number
+
+    def first_action(self, own: int) -> int:
+        """The number of the first action of an own part, ``NO_ACTION`` if there is none; they follow each other."""
         node, extra = self.locals[own]
-        return list(self._put(node, extra, self.shareds[shared]))
+        found = self._actions(node, extra or ())
+        if not found:
+            return int(NO_ACTION)
+        first = len(self.actions)
+        found[-1] = (found[-1][0] | int(ask.LAST), *found[-1][1:])
+        self.actions += found
+        self._actors += [(node, extra)] * len(found)
+        return first
 
-    def _put_plain(self, node: Node, _extra: None, memory: Memory) -> list[Move]:
-        after, kid, _ = node.memo.get(memory) or self.tree.look(node, memory)
-        if kid is None:
-            return []
-        return [(self.shared(after), self.local(kid, None), self._wakes(node))]
-
-    def _wakes(self, node: Node) -> int:
-        return (node.at + 1) << 5 | min(node.first, self._threads) if node.code == op.WAKE and node.first else 0
-
-    def _put_buffers(self, node: Node, buffer: Any, memory: Memory) -> list[Move]:
-        """As ``Buffers.moves`` and ``Buffers.move`` have it, of one thread."""
-        code, tree, local = node.code, self.tree, self.local
-        found: list[Move] = []
+    def _actions(self, node: Node, buffer: Any) -> list[Action]:
+        """As ``Machine`` has the moves of one thread, or ``Buffers``."""
+        code, at, tree = node.code, node.at, self.tree
+        extra = buffer if self.buffers else None
+        found: list[Action] = []
+        mine = [value for place, value, _ in buffer if place == at]
         if code < 0 or (code > op.UNLOCK and buffer):
             pass  # over, asleep, or it waits until its stores are in memory
-        elif code <= op.LOAD_ACQUIRE and buffer:
-            at = node.at
-            value = memory.values[at]
-            for place, mine, _ in buffer:
-                if place == at:
-                    value = mine
-            found.append((memory.number, local(tree.kid(node, value), buffer), 0))
-        elif op.STORE_RELAXED <= code <= op.UNLOCK:
-            if len(buffer) < self._room:
-                store = (node.at, 0 if code == op.UNLOCK else node.first, code != op.STORE_RELAXED)
-                found.append((memory.number, local(tree.kid(node, 0), (*buffer, store)), 0))
+        elif code <= op.LOAD_ACQUIRE and mine:
+            found.append((0, 0, 0, self.local(tree.kid(node, mine[-1]), extra), 0))
+        elif code <= op.LOAD_ACQUIRE or op.UNLOCK < code <= op.LOCK or code == op.WAIT:
+            found.append((int(ask.SEE), at, 0, 0, 0))
+        elif code > op.LOCK:
+            found.append((0, 0, 0, self.local(tree.kid(node, 0), extra), self._wakes(node) << 1))
         else:
-            after, kid, _ = node.memo.get(memory) or tree.look(node, memory)
-            if kid is not None:
-                found.append((after.number, local(kid, buffer), self._wakes(node)))
+            value = op.after(code, 0, node.first, 0)
+            if not self.buffers:
+                found.append((int(ask.PUT), at, self.value(value), self.local(tree.kid(node, 0), None), 0))
+            elif len(buffer) < self._room:
+                store = (at, value, code != op.STORE_RELAXED)
+                found.append((0, 0, 0, self.local(tree.kid(node, 0), (*buffer, store)), 0))
         over: set[int] = set()  # what stores that are overtaken are to
-        for i, (at, value, release) in enumerate(buffer):
-            if not i or (self._overtake and not release and at not in over):
-                after = tree.written(memory, at, value)
-                found.append((after.number, local(node, buffer[:i] + buffer[i + 1 :]), 0))
-            over.add(at)
+        for i, (place, value, release) in enumerate(buffer):
+            if not i or (self._overtake and not release and place not in over):
+                after = self.local(node, buffer[:i] + buffer[i + 1 :])
+                found.append((int(ask.PUT), place, self.value(value), after, 0))
+            over.add(place)
         return found
 
-    def _put_stale(self, node: Node, views: Any, shared: Any) -> list[Move]:
+    def effect(self, action: int, value: int) -> int:
+        """The number of what an action does when it sees a value: the one that it writes or 0, the own part or 0."""
+        node, extra = self._actors[action]
+        code, seen, tree = node.code, self.values[value], self.tree
+        puts, kid = 0, None
+        if code <= op.LOAD_ACQUIRE:
+            kid = tree.kid(node, seen)
+        elif code <= op.OR:
+            puts, kid = self.value(op.after(code, seen, node.first, node.second)), tree.kid(node, seen)
+        elif code == op.WAIT:
+            kid = tree.asleep(node) if op.same_futex(seen, node.first) else tree.kid(node, 0)
+        elif not seen:  # a lock that is free
+            puts, kid = self.value(node.thread + 1), tree.kid(node, 0)
+        self.effects.append((puts, 0 if kid is None else self.local(kid, extra)))
+        return len(self.effects) - 1
+
+    def moves(self, own: int, shared: int) -> list[Move]:
+        """What a thread can do under ``stale``, sleepers that rise not counted."""
         assert isinstance(self.machine, Stale)
+        node, views = self.locals[own]
+        part = self.shareds[shared]
         n, thread = self._threads, node.thread
         nothing = self._views[1]
-        parts: list[Any] = [shared[0], *self._stubs, shared[1], shared[2], *[(nothing, nothing, nothing)] * n]
+        parts: list[Any] = [part[0], *self._stubs, part[1], part[2], *[(nothing, nothing, nothing)] * n]
         parts[thread + 1], parts[n + 3 + thread] = node, views
         state = tuple(parts)
         found = []
         for move in self.machine.moves(state):
             after = self.machine.step(state, move)
-            part = (after[0], after[n + 1], after[n + 2])
-            own = self.local(after[thread + 1], after[n + 3 + thread])
-            found.append((self.shared(part), own, self._wakes(node)))
+            shares = self.shared((after[0], after[n + 1], after[n + 2]))
+            found.append((shares, self.local(after[thread + 1], after[n + 3 + thread]), self._wakes(node)))
         return found
+
+    def _wakes(self, node: Node) -> int:
+        return (node.at + 1) << 5 | min(node.first, self._threads) if node.code == op.WAKE and node.first else 0
 
     def alone(self, own: int) -> int:
         """The own part after a step that can be searched alone (``Machine.unseen``), 1 if there is none."""
@@ -308,6 +344,8 @@ _ANSWERS: dict[int, Callable[[Rows, int, int], int]] = {
     int(ask.FORGET): Rows.forget_own,
     int(ask.LOOK): Rows.look,
     int(ask.VERDICT): Rows.verdict,
+    int(ask.SEEN): Rows.effect,
     int(ask.ALONE): lambda rows, own, _: rows.alone(own),
+    int(ask.ACTIONS): lambda rows, own, _: rows.first_action(own),
     int(ask.RISE): lambda rows, own, _: rows.rise(own),
 }

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from . import expand as ask
+from . import asking as ask
 from . import packed
+from .expand import expand
 from .finding import Finding
 from .growing import Growing
 from .judge import Judge
@@ -23,6 +24,7 @@ from .machine import Machine, State
 from .outcome import Budget, Outcome
 from .rows import Rows
 from .tree import Tree
+from .unfolding import Unfolding
 
 __all__ = ["States"]
 
@@ -47,6 +49,7 @@ class States:
         self.machine, self.outcome, self.bound = machine, outcome, bound
         self.judge = Judge(machine)
         self.rows = Rows(machine, self.judge)
+        self._unfolding = Unfolding(self.rows)
         bounded = bound is not None
         n = machine.threads
         self.width = 1 + n + 2 * bounded
@@ -57,16 +60,15 @@ class States:
         # How many states one state may lead to, and how many questions it may raise for each.
         moves = n * (2 + machine.tree.world.model.buffer if self.rows.buffers else 66)
         self._most = moves if self.rows.buffers or self.rows.stale else n + 1
+        rows, size = self.rows, self._unfolding.size
         self._options = np.array(
-            [n, self.width, bounded, self.rows.stale, self.rows.watched, bound or 0, self.rows.buffers, self._most, 0],
-            np.uint64,
+            [n, self.width, bounded, rows.stale, rows.watched, bound or 0, rows.buffers, self._most, 0, size], np.uint64
         )
         self._states, self._parents = Growing(self.width << 12), Growing(1 << 12)
         self._table = Growing(1 << 13)
         self._keys, self._values = Growing(1 << 13, 64), Growing(1 << 13)
         self._pair_keys, self._pair_values = Growing(1 << 13, 64), Growing(1 << 13)
         self._moves = [Growing(1 << 12) for _ in range(3)]
-        self._move_count = 1
         self._kinds, self._points, self._looks, self._views = (Growing(1 << 10) for _ in range(4))
         self._awake, self._rise, self._alone = (Growing(1 << 10) for _ in range(3))
         self._known = 0
@@ -78,6 +80,7 @@ class States:
         self._row, self._slots = np.zeros(self.width, np.uint32), np.zeros(n, np.uint64)
         self._can_end = np.zeros(1, np.uint32)
         self._counts = np.zeros(ask.COUNTS, np.uint64)
+        self._counts[ask.MOVES] = 1  # 0: there is none
         first = [*self.rows.encode(machine.start()), *[0] * (2 * bounded)]
         self._learn()
         self.count = int(
@@ -284,13 +287,15 @@ class States:
 
     def _call(self, work: Any, lo: int, hi: int) -> None:
         after, own, info = self._moves
-        ask.expand(
+        self._counts[ask.MEMORIES] = self._unfolding.learn()
+        expand(
             self._states.data, self._parents.data, self._table.data, work, self._keys.data, self._values.data,
             after.data, own.data, info.data, self._kinds.data, self._points.data, self._awake.data,
             self._rise.data, self._alone.data, self._looks.data, self._views.data, self._pair_keys.data,
             self._pair_values.data, self._asked, self._off, self._found_rows, self._ended_rows, self._row,
-            self._can_end, self._slots, self._counts, self._options, lo, hi,
+            self._can_end, self._slots, self._counts, self._options, self._unfolding.arrays(), lo, hi,
         )  # fmt: skip
+        self._unfolding.tell(int(self._counts[ask.MEMORIES]))
 
     def _make_room(self) -> None:
         most = self._most
@@ -300,6 +305,10 @@ class States:
             self._parents.grow(2 * len(self._parents))
         if self.count + most > _TABLE_FULL * len(self._table):
             self._rehash(2 * len(self._table))
+        if self._counts[ask.MOVES] + most > len(self._moves[0]):
+            for column in self._moves:
+                column.grow(2 * len(column))
+        self._unfolding.make_room(most)
         if self._counts[6] + len(self._slots) > _ROWS_FULL * len(self._keys):
             self._keys, self._values = self._larger(self._keys, self._values)
         if self._counts[7] + 8 * most > _ROWS_FULL * len(self._pair_keys):
@@ -329,18 +338,18 @@ class States:
             first = 0
             found = rows.moves(a, b)
             if found:
-                first = self._move_count + len(moves)
+                first = int(self._counts[ask.MOVES]) + len(moves)
                 moves += [(shared, own, wakes << 1) for shared, own, wakes in found]
                 shared, own, info = moves[-1]
                 moves[-1] = shared, own, info | 1
             answers.setdefault(0, []).extend((slot, first))
         if moves:
             for column, values in zip(self._moves, zip(*moves, strict=True), strict=True):
-                column.put(self._move_count, values)
-            self._move_count += len(moves)
+                column.put(int(self._counts[ask.MOVES]), values)
+            self._counts[ask.MOVES] += len(moves)
         self._learn()
         places = {0: self._values, 1: self._pair_values, int(ask.WAKE): self._awake}
-        places |= {int(ask.ALONE): self._alone, int(ask.RISE): self._rise}
+        places |= {int(ask.ALONE): self._alone, int(ask.RISE): self._rise, int(ask.ACTIONS): self._unfolding.first}
         for into, pairs in answers.items():
             packed.fill(places[into].data, np.array(pairs, np.uint64))
 
@@ -353,7 +362,7 @@ class States:
         self._points.put(known, rows.points_of[known:])
         self._looks.put(known, rows.looks[known:])
         self._views.put(known, rows.views[known:])
-        for column in (self._awake, self._rise, self._alone):
+        for column in (self._awake, self._rise, self._alone, self._unfolding.first):
             column.grow(len(self._kinds))
         self._known = len(rows.locals)
 
