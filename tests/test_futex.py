@@ -49,7 +49,7 @@ def asleep(thread: threading.Thread, shared: Words) -> bool:
     """Whether the thread sleeps in a futex call on WORD (and not, say, on the GIL)."""
     try:
         call = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()
-    except FileNotFoundError:  # the thread has ended
+    except (FileNotFoundError, ProcessLookupError):  # the thread has ended
         return False
     except OSError as error:
         pytest.skip(f"no /proc/.../syscall here: {error}")

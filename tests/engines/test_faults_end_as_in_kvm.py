@@ -121,17 +121,21 @@ def test_a_slow_vcpu_holds_up_the_grace_period_and_nobody_else() -> None:
             guest.create(1, 100, 4, 8)
             over.set()
 
+        def lasts() -> bool:
+            """Whether it is in its first section still, and was before: this thread may have slept so long."""
+            return guest.mode(0) == int(at.IN_HOST) and guest.total("slow_sections") == 1
+
         updater = threading.Thread(target=updates, daemon=True)
-        sections = guest.total("slow_sections")
         guest.engine.flush(wait=True)  # a flush does not wait for it: it is outside the guest
         guest.engine.kick()
-        assert guest.engine.srcu.inside() in ([1], [1, 2])
+        inside = guest.engine.srcu.inside()
+        assert inside in ([1], [1, 2]) or not lasts()
         updater.start()
         for _ in range(3):
             guest.moves(1)
-        if not over.is_set():  # on a machine that slept so long the section may be over
-            assert guest.total("slow_sections") == sections
-        updater.join(30)
+        done = over.is_set()
+        assert not done or not lasts()
+        updater.join(100)
         assert over.is_set()
         guest.engine.srcu.check()
     assert guest.total("slow_sections") >= 1

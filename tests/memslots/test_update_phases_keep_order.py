@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from guestmem import Change, ChangeKind, Memslots, UsageError
+from guestmem.atomics import peek
 from guestmem.errors import MemslotError
 from guestmem.memslots import KVM_MEMSLOT_INVALID, Slot, Update, classify
 from guestmem.rcu.srcu import Srcu
@@ -159,12 +161,16 @@ def test_synchronize_waits_for_readers() -> None:
     srcu.enter(1)
     worker = threading.Thread(target=change)
     worker.start()
+    end = time.monotonic() + 100
+    while not peek(srcu.words, 16):  # waiting updaters
+        assert time.monotonic() < end
+        time.sleep(0.001)
     worker.join(0.05)
     assert worker.is_alive()
     srcu.exit(1)
-    worker.join(10)
+    worker.join(100)
     assert not worker.is_alive()
-    assert slept[0] > 0
+    assert len(slept) == 1
     memslots.check()
 
 
@@ -217,6 +223,6 @@ def test_one_updater_at_a_time() -> None:
     update.publish()
     update.synchronize()
     update.mirror()
-    other.join(10)
+    other.join(100)
     assert not list(memslots)
     memslots.check()
