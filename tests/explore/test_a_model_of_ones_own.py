@@ -101,7 +101,7 @@ def test_a_finding_is_saved_replayed_and_found_by_processes(tmp_path: Path, caps
 def test_a_mutant_is_told_in_full(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     saved = str(tmp_path / "found.json")
     assert main(["explore", str(EXAMPLES / "treiber.py"), "--mutant", "no-tag", "--save", saved]) == 1
-    assert "compare-exchange head[0]" in capsys.readouterr().out
+    assert "compare-exchange head[0]" in " ".join(capsys.readouterr().out.split())
     assert main(["replay", saved]) == 1, "the file's changes are replayed, too"
 
 
@@ -128,7 +128,7 @@ def test_mistakes_are_told_in_one_line(
 
 def test_words_without_a_name_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", written(tmp_path, UNNAMED)]) == 1
-    assert "words that the scene does not name: Scene.words()" in capsys.readouterr().out
+    assert "words that the scene does not name: Scene.words()" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("target", ["/nowhere/mine.py", "no.such.module", f"{EXAMPLES / 'treiber.py'}:other"])

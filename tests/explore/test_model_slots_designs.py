@@ -21,7 +21,7 @@ def test_the_hole_of_today_is_told_with_its_two_swaps() -> None:
     report = explore(find("sequential"), weak=False, shrink_s=5)
     (found,) = report.counterexamples
     assert "met a hole" in found.finding.message
-    assert "store release memslots[active set of space 0]" in found.story
+    assert "store release the active set of space 0: set 0 → set 1" in " ".join(found.story.split())
     assert "memslots/phases.py" in found.story
 
 

@@ -12,7 +12,7 @@ import pytest
 from guestmem.explore.models import find
 from guestmem.explore.outcome import Budget
 from guestmem.explore.search import explore
-from guestmem.explore.story import story
+from guestmem.explore.story import whole_story
 from guestmem.explore.task import Task, machine, run
 from guestmem.explore.world import World
 
@@ -40,7 +40,7 @@ def fingerprint(model: str, memory: str, seed: int) -> str:
             import random
 
             _, moves = sampling._walk(random.Random(number))
-            digest.update(story(sampling.machine, moves).encode())
+            digest.update(whole_story(sampling.machine, moves).encode())
         digest.update(repr((outcome.points, outcome.distinct, sorted(world.points))).encode())
     return digest.hexdigest()
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 __all__ = ["COLUMNS", "counted", "lines_of", "say", "say_list"]
 
-COLUMNS = 79
-"""The last column that is written to: 80 would wrap on some terminals."""
+COLUMNS = 80
+"""How wide lines may be."""
 
 
 def counted(number: int, one: str, many: str = "") -> str:

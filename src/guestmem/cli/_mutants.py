@@ -78,7 +78,8 @@ def _print(verdict: Verdict) -> None:
     if verdict.caught:
         say(f"{verdict.model}: {verdict.search}, {how}: {verdict.finding}", "    ", "        ")
     else:
-        say(f"{verdict.model}: NOT CAUGHT in {how}", "    ", "        ")
+        why = f": it {verdict.why}" if verdict.why else ""
+        say(f"{verdict.model}: NOT CAUGHT in {how}{why}", "    ", "        ")
 
 
 def _print_sum(chosen: tuple[tuple[Mutant, Model], ...], verdicts: list[Verdict], survived: list[Verdict]) -> None:

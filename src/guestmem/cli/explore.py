@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from ..errors import UsageError
 from . import _completion
+from ._columns import counted, say
 from ._coverage import coverage, list_models
 from ._interrupts import interruptible
 from ._litmus import litmus_table
@@ -220,38 +221,44 @@ def _chosen(known: tuple[Model, ...], names: tuple[str, ...], *, every: bool, sa
 
 def _print(report: Report) -> None:
     model = report.model
-    print(f"{model.name}: {model.proves}")
-    print(f"  {model.bounds}")
+    say(f"{model.name}: {model.proves}")
+    say(model.bounds, "  ")
     for outcome in report.outcomes:
-        print(f"  {_row(outcome)}")
+        say(_row(outcome), "  ", _ROW)
         if outcome.note:
-            print(f"    {outcome.note}")
+            say(outcome.note, _ROW, _ROW)
     if report.agree is not None:
         text = "came to the same ends" if report.agree else "DISAGREE on the ends: a defect of the explorer"
         print(f"  states and dpor {text}")
     for found in report.counterexamples:
         fewest = "the fewest" if found.finding.minimal else "no fewer found"
+        steps, switches = counted(len(found.finding.moves), "step"), counted(found.switches, "switch", "switches")
         print()
-        print(f"  {found.finding}")
-        print(
-            f"  memory {found.finding.memory}; {len(found.finding.moves)} steps, {found.switches} switches ({fewest})"
-        )
+        say(str(found.finding), "  ")
+        print(f"  memory {found.finding.memory}; {steps}, {switches} ({fewest})")
         print()
         print(found.story)
+        print()
     print("  " + ("nothing found" if report.clean else f"{len(report.counterexamples)} found"))
     print()
 
 
+_ROW = " " * 19
+_THOUSANDS = 10_000
+
+
 def _row(outcome: Outcome) -> str:
-    """One search in one line."""
-    size = f"{outcome.distinct:,} states" if outcome.search == "states" else f"{outcome.runs:,} runs"
-    if outcome.search == "dpor":
-        size += f" ({outcome.pruned:,} pruned)"
-    elif outcome.search != "states":
-        size += f" ({outcome.distinct:,} distinct ends)"
-    bounds = "" if outcome.bound is None else f", at most {outcome.bound} preemptions"
+    """One search in one line, or two."""
+    if outcome.search == "states":
+        size = f"{counted(outcome.distinct, 'state')}"
+    else:
+        size = counted(outcome.runs, "run")
+        more = f"{outcome.pruned:,} pruned" if outcome.search == "dpor" else counted(outcome.distinct, "distinct end")
+        size += f" ({more})"
+    bounds = "" if outcome.bound is None else f", at most {counted(outcome.bound, 'preemption')}"
     done = "complete" if outcome.complete else f"not complete: {outcome.stopped}"
-    rate = f"{outcome.rate:,.0f} {'transitions' if outcome.search == 'states' else 'runs'}/s"
+    rate = f"{outcome.rate:,.0f}" if outcome.rate < _THOUSANDS else f"{outcome.rate / 1000:,.0f}k"
+    rate += f" {'moves' if outcome.search == 'states' else 'runs'}/s"
     return (
         f"{outcome.search:7} {outcome.memory:8} {size}, depth {outcome.depth}{bounds}, "
         f"{outcome.seconds:.1f} s, {rate}: {done}"

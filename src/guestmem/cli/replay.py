@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from ._columns import counted, say
 
 __all__ = ["command"]
 
@@ -16,8 +17,9 @@ __all__ = ["command"]
 @click.command("replay", short_help="Follow the schedule of a counterexample that explore found.")
 @click.argument("file", type=click.Path(allow_dash=True))
 @click.option("--perfetto", metavar="OUT", type=click.Path(), help="Also write trace events, for ui.perfetto.dev.")
+@click.option("--whole", is_flag=True, help="Tell every step, not only those that the finding depends on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the finding, and whether it is the same.")
-def command(*, file: str, perfetto: str | None, as_json: bool) -> int:
+def command(*, file: str, perfetto: str | None, whole: bool, as_json: bool) -> int:
     """Follow the schedule in FILE, which `guestmem explore --save` wrote, and tell what happens.
 
     Exit status: 1 if it shows a finding, 0 if it no longer does, 2 for a file that cannot be followed.
@@ -37,17 +39,19 @@ def command(*, file: str, perfetto: str | None, as_json: bool) -> int:
     model = find(str(schedule["model"]), source)
     if schedule.get("edits"):
         model = again(model.source, model.name, tuple((str(old), str(new)) for old, new in schedule["edits"]))
-    shown = replay(schedule, model)
+    shown = replay(schedule, model, whole=whole)
     if perfetto:
         Path(perfetto).write_text(json.dumps(shown.trace) + "\n")
     if as_json:
         finding = str(shown.finding) if shown.finding else None
-        print(json.dumps({"finding": finding, "same": shown.same, "steps": shown.steps}))
+        print(json.dumps({"finding": finding, "same": shown.same, "steps": shown.steps, "changed": shown.changed}))
     else:
         print(shown.story)
         print()
+        if shown.changed:
+            say(f"since it was found these files changed: {', '.join(shown.changed)}")
         if shown.finding is None:
-            print(f"nothing is wrong after these {shown.steps} steps")
+            say(f"nothing is wrong after {counted(shown.steps, 'step')}")
         else:
-            print(shown.finding if shown.same else f"another finding than recorded: {shown.finding}")
+            say(str(shown.finding) if shown.same else f"another finding than recorded: {shown.finding}")
     return int(shown.finding is not None)

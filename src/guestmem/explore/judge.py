@@ -58,6 +58,17 @@ class Judge:
         finally:
             self._view.reads = None
 
+    def asked(self, finding: Finding, state: State) -> set[int]:
+        """The threads whose notes or results the property of a finding asks for in its state."""
+        every = self.world.scene.invariants if finding.kind == "invariant" else self.world.scene.finals
+        its = [each for each in every if each.name == finding.name]
+        self._view.asked.clear()
+        if finding.kind == "invariant":
+            self._view.broken(its, self.machine.memory(state), self.machine.nodes(state))
+        else:
+            self._view.broken_in_the_end(self.machine.memory(state), self.machine.nodes(state), its)
+        return set(self._view.asked)
+
     def ended(self, state: State) -> Finding | None:
         """What is wrong with a state in which nothing more can happen."""
         nodes = self.machine.nodes(state)

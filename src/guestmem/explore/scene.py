@@ -94,6 +94,10 @@ class SceneThread(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+Telling = Callable[[int, int, Callable[[int], int]], tuple[str, str]]
+"""What a word is, and what its value means: see ``Scene.words``."""
+
+
 @dataclass(frozen=True)
 class Region:
     """Shared words under one name; ``base`` is their first place among all words of the scene."""
@@ -102,6 +106,7 @@ class Region:
     words: Words
     base: int
     label: Callable[[int], str] | None = field(default=None, compare=False)
+    told: Telling | None = field(default=None, compare=False)
 
     def named(self, index: int) -> str:
         """How a story calls word ``index``."""
@@ -127,6 +132,11 @@ class Scene:
         self.invariants: list[Property] = []
         self.finals: list[Property] = []
         self.size = 0
+        self.tellers: list[tuple[Any, Callable[[Any, Any], Sequence[str]]]] = []
+
+    def tell(self, own: Any, how: Callable[[Any, Any], Sequence[str]]) -> None:
+        """In stories, of words of one thread: ``how(before, after)`` says what has changed, line by line."""
+        self.tellers.append((own, how))
 
     def room(self, module: str) -> ModuleType:
         """A room of the twin, by its name below the package: ``scene.room("rcu.srcu")``."""
@@ -140,10 +150,18 @@ class Scene:
         """The twin's modules that were loaded so far."""
         return [module for name, module in sys.modules.items() if name.startswith(self._twin.name + ".")]
 
-    def words(self, name: str, source: Words | int | Sequence[int], label: Callable[[int], str] | None = None) -> Words:
+    def words(
+        self,
+        name: str,
+        source: Words | int | Sequence[int],
+        label: Callable[[int], str] | None = None,
+        told: Telling | None = None,
+    ) -> Words:
         """Share words under ``name``: some that a room made, so many zeroed ones, or ones with these values.
 
-        ``label`` names a word in stories by its index (empty: by number).
+        ``label`` names a word in stories by its index (empty: by number). ``told(index, value, word)`` says in stories
+        what the word is, and what its value means, each empty for none; ``word(i)`` is word i at that time. A label
+        that has a ``told`` of its own needs none here.
         """
         if any(region.name == name for region in self.regions):
             raise UsageError(f"words: {name!r} is there twice")
@@ -156,7 +174,7 @@ class Scene:
             words = self.room("compiled").words(len(source))
             for index, value in enumerate(source):
                 words.cells[index] = value
-        self.regions.append(Region(name, words, self.size, label))
+        self.regions.append(Region(name, words, self.size, label, told or getattr(label, "told", None)))
         self.size += len(words.cells)
         return words
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from . import operations as op
 from .finding import Finding, follow, schedule_json
-from .machine import Machine
+from .machine import Machine, State
 from .outcome import Budget, Outcome
 from .scene import Model
 from .store import Store, stamp
-from .story import story, trace_events
+from .story import trace_events, whole_story
 from .switches import count_switches, shrink
+from .tale import story
 from .task import Task, machine, run
 from .twin import Mutation
 from .world import Reshaped, World
@@ -25,6 +28,9 @@ from .world import Reshaped, World
 __all__ = ["Counterexample", "Report", "explore", "replay", "tasks"]
 
 FORMAT = 1
+_PACKAGE = Path(__file__).parents[1]
+_NAMED = 4
+"""Files that an error names."""
 
 
 @dataclass(frozen=True)
@@ -198,13 +204,14 @@ def counterexample(world: World, finding: Finding, shrink_s: float) -> Counterex
     its = machine(world, finding.memory, finding.points)
     switches = count_switches(its, shown.moves)
     schedule = _schedule(world, its, shown, switches)
-    return Counterexample(shown, switches, story(its, shown.moves), schedule, trace_events(its, shown.moves))
+    return Counterexample(shown, switches, story(its, shown.moves, shown), schedule, trace_events(its, shown.moves))
 
 
 def _again(its: Machine, finding: Finding, shrink_s: float) -> Finding:
     """Shrink; but shorter schedules may need more points than those of a search that stopped at the first finding."""
     try:
-        return shrink(its, finding, seconds=shrink_s)
+        with its.tree.world.aside():
+            return shrink(its, finding, seconds=shrink_s)
     except Reshaped:
         return finding
 
@@ -231,28 +238,74 @@ def _schedule(world: World, its: Machine, finding: Finding, switches: int) -> di
         "switches": switches,
         "fewest": finding.minimal,
         "points": points,
+        "sources": _sources(world),
         "schedule": schedule_json(world, its, finding.moves),
     }
 
 
+def _sources(world: World) -> dict[str, str]:
+    """Of each file that the model's code was loaded from, what tells one text from another."""
+    found = {}
+    for path in sorted(set(world.sources())):
+        name = path.relative_to(_PACKAGE).as_posix() if path.is_relative_to(_PACKAGE) else path.name
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return found
+
+
+def _changed(world: World, schedule: dict[str, Any]) -> tuple[str, ...]:
+    """The files that are other ones than when a schedule was found; none where it does not say."""
+    then: dict[str, str] = schedule.get("sources") or {}
+    now = _sources(world) if then else {}
+    return tuple(name for name in sorted({*then, *now}) if then.get(name) != now.get(name))
+
+
+def _not_possible(its: Machine, state: State, move: int, step: int) -> str:
+    """Why a move of a schedule cannot be made: what its thread is at."""
+    thread, what, _ = its.shown(move)
+    node, world = its.nodes(state)[thread], its.tree.world
+    name, place = world.threads[thread].name, world.places[its.tree.points[node.at]]
+    if what == "flush":
+        at = "has no such store in its buffer"
+    elif node.code == op.ENDED:
+        at = "has ended"
+    elif node.code == op.FAILED:
+        at = f"has failed: {node.outcome.error} {node.outcome.message}"
+    else:
+        at = f"is at {'a sleep' if node.code == op.ASLEEP else op.NAMES[node.code]} of {place}, {node.where}"
+    return f"schedule: step {step} ({name}) is not possible, {name} {at}: the code is another one"
+
+
+def _since(changed: Sequence[str]) -> str:
+    """Which files changed, for an error."""
+    some = ", ".join(changed[:_NAMED]) + (f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else "")
+    return f"; since it was found these changed: {some}" if changed else ""
+
+
 @dataclass(frozen=True)
 class Replayed:
-    """What a schedule shows now: ``finding``, or None; ``steps`` of it could be followed; ``story`` tells them."""
+    """What a schedule shows now: ``finding``, or None; ``steps`` of it could be followed; ``story`` tells them.
+
+    ``changed``: files that are other ones than when it was found, as far as it says.
+    """
 
     finding: Finding | None
     same: bool
     steps: int
     story: str
     trace: dict[str, Any]
+    changed: tuple[str, ...] = ()
 
 
-def replay(schedule: dict[str, Any], model: Model) -> Replayed:
-    """Follow a counterexample's schedule. Raises UsageError for one that is malformed or does not fit the model.
+def replay(schedule: dict[str, Any], model: Model, *, whole: bool = False) -> Replayed:
+    """Follow a counterexample's schedule; ``whole``: and tell every step of it.
+
+    Raises UsageError for one that is malformed or does not fit the model.
 
     A schedule fits as long as every move of it is possible; after a change of the code it need not be.
     """
     from .judge import Judge
 
+    changed: tuple[str, ...] = ()
     try:
         if schedule["format"] != FORMAT:
             raise UsageError(f"format: {schedule['format']!r} is not {FORMAT}")
@@ -260,21 +313,23 @@ def replay(schedule: dict[str, Any], model: Model) -> Replayed:
         memory, wanted = schedule["memory"], schedule["finding"]
         mutations = [Mutation(*each) for each in schedule["mutations"]]
         with World(model, mutations) as world:
+            changed = _changed(world, schedule)
             its = machine(world, memory, [world.number(name, i) for name, all_of in points.items() for i in all_of])
             moves = follow(world, its, rows)
             judge, state = Judge(its), its.start()
             for step, move in enumerate(moves):
                 if move not in its.moves(state) and move not in its.whims(state):
-                    name = world.threads[move % its.threads].name
-                    raise UsageError(f"schedule: step {step + 1} ({name}) is not possible: the code is another one")
+                    raise UsageError(_not_possible(its, state, move, step + 1) + _since(changed))
                 state = its.move(state, move)
             found = judge.arrived(state)
             if found is None and not its.moves(state):
                 found = judge.ended(state)
+            told = whole_story(its, moves) if whole or found is None else story(its, moves, found)
             same = found is not None and (found.kind, found.name) == (wanted["kind"], wanted["name"])
-            return Replayed(found, same, len(moves), story(its, moves), trace_events(its, moves))
+            return Replayed(found, same, len(moves), told, trace_events(its, moves), changed)
     except Reshaped:
-        raise UsageError("schedule: a word is shared that was not: the code is another one") from None
+        why = "schedule: a word is shared that was not: the code is another one"
+        raise UsageError(why + _since(changed)) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..compiled import Own
 from ..rcu.srcu import SRCU
 from .scene import Scene
+from .telling import Told, memslots_values, srcu_values, vm_tlb_changes, vm_values
 from .twin import Mutation
 
 if TYPE_CHECKING:
@@ -34,12 +35,15 @@ SMALL = (
 def vm_label(scene: Scene) -> Callable[[int], str]:
     """Names of the words of the software engine's VM."""
     label: Callable[[int], str] = scene.room("engines.soft.layout").VM.label
-    return label
+    return Told(label, vm_values(label))
 
 
-def srcu_label(index: int) -> str:
-    """A word of SRCU's layout."""
+def _srcu_label(index: int) -> str:
     return SRCU.label(index).lower()
+
+
+srcu_label = Told(_srcu_label, srcu_values(_srcu_label))
+"""A word of SRCU's layout."""
 
 
 def memslots_label(scene: Scene, first_record: int, first_node: int) -> Callable[[int], str]:
@@ -53,7 +57,7 @@ def memslots_label(scene: Scene, first_record: int, first_node: int) -> Callable
             return f"record {record} {field}" if field else ""
         return str(layout.MEMSLOTS.label(index)).lower().replace("_", " ") if index < layout.MEMSLOTS.size else ""
 
-    return label
+    return Told(label, memslots_values(scene))
 
 
 class SmallVm:
@@ -92,6 +96,7 @@ class SmallVm:
         base = int(at.VCPUS) + int(at.VCPU) * vcpu
         cells[base + int(at.DONE)] = own[int(at.ACKED)] = cells[base + int(at.REQUESTED)]  # of the slots made above
         own[int(at.FLUSHED)], own[int(at.READER)] = cells[int(at.FLUSHES)], 1 + vcpu
+        self.scene.tell(own, vm_tlb_changes(at))
         return own
 
     def updater_own(self) -> tuple[Own, Own]:

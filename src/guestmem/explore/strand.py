@@ -26,13 +26,22 @@ __all__ = [
     "Where",
     "closed_over",
     "failure_of",
+    "is_seen",
     "where_is",
+    "where_of",
 ]
 
 _PACKAGE = Path(__file__).parents[1]
 _UNSEEN = {
     str(_PACKAGE / name)
-    for name in ("atomics.py", "compiled.py", "explore/scene.py", "explore/world.py", "explore/strand.py")
+    for name in (
+        "atomics.py",
+        "compiled.py",
+        "explore/scene.py",
+        "explore/world.py",
+        "explore/strand.py",
+        "explore/record.py",
+    )
 }
 
 
@@ -91,6 +100,7 @@ class Strand:
         "notes",
         "outcome",
         "overlay",
+        "own",
         "past",
         "pending",
         "thread",
@@ -109,6 +119,8 @@ class Strand:
     ) -> None:
         self.thread, self.compact, self.fences, self.past, self.due = thread, compact, fences, past, due
         self.greenlet: Any = None
+        self.own: list[Any] = []
+        """The arguments of the run; words of one thread among them are its copies."""
         self.fed = self.count = self.ticks = 0
         self.overlay: dict[int, int] = {}
         self.notes: dict[str, object] = {}
@@ -141,6 +153,16 @@ def where_is(frame: FrameType | None) -> Where:
         frame = frame.f_back
     if frame is None:
         return Where("?", 0, "?")
+    return _relative(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def is_seen(frame: FrameType) -> bool:
+    """Whether a frame is a model's or a room's, and none of those that carry a run out."""
+    return frame.f_code.co_filename not in _UNSEEN and "greenlet" not in frame.f_code.co_filename
+
+
+def where_of(frame: FrameType) -> Where:
+    """Where a frame is."""
     return _relative(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 

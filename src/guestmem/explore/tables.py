@@ -13,6 +13,7 @@ from ..stage2.geometry import Geometry
 from ..stage2.rwlock import LOCK
 from ..stage2.tlb_layout import HUB, LINE, LINES
 from .monitors.descriptors import Monitor
+from .telling import table_words, tlb_changes
 
 if TYPE_CHECKING:
     from ..compiled import Own
@@ -67,7 +68,7 @@ class SmallTable:
         )
         self.words = self.table.words
         self.attributes = self.format.attributes(Rights.RW)
-        scene.words("table", self.pool.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+        scene.words("table", self.pool.words, table_words(self.table, self.pool))
         scene.words("page", self.pool.pages, self._page_label)
         scene.words("mmu", self.table.mmu, self._mmu_label)
         self._names: list[str] = []
@@ -103,7 +104,9 @@ class SmallTable:
     def tlb(self, walker: int, **options: Any) -> Any:
         """A TLB for ``walker``, with a handful of entries; its words go to a thread as argument."""
         small = {"combined": 2, "leaves": 2, "walks": 2} | options
-        return self.scene.room("stage2.tlb").Tlb(self.table, walker, **small)
+        made = self.scene.room("stage2.tlb").Tlb(self.table, walker, **small)
+        self.scene.tell(made.words, tlb_changes(self.format.geometry.shift))
+        return made
 
     # Looking.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..errors import UsageError
 from .finding import Finding
 from .models import find
 from .mutants import Mutant
@@ -42,6 +41,8 @@ class Verdict:
     search: str
     runs: int
     seconds: float
+    why: str = ""
+    """Of one that was not caught: why, if it is known."""
 
     @property
     def caught(self) -> bool:
@@ -62,6 +63,7 @@ class Verdict:
             "property": found.name if found else "",
             "message": found.message if found else "",
             "where": str(found.where or "") if found else "",
+            "why": self.why,
             "search": self.search,
             "runs": self.runs,
             "seconds": round(self.seconds, 3),
@@ -73,8 +75,8 @@ def try_mutant(
 ) -> Verdict:
     """Search a model with a mutant in it, the mutant's memory model first, until something is found.
 
-    Raises UsageError if the mutant's text is not in the sources exactly once, or makes code that is none (a name that
-    is not there).
+    Code that is none (a name that is not there) is not caught, whatever raised. Raises UsageError if the mutant's text
+    is not in the sources exactly once.
     """
     model, mutations = with_mutant(find(named) if isinstance(named, str) else named, mutant)
     begun = time.monotonic()
@@ -90,16 +92,13 @@ def try_mutant(
             outcome = run(task, Budget(seconds=left, states=_STATES, stopped=stopped), world=world)
             searches += _count(outcome)
             if outcome.findings:
-                _refuse_no_code(mutant, outcome.findings[0])
                 found = replace(outcome.findings[0], found_by=outcome.search, after_runs=searches)
-                how = f"{outcome.search} {outcome.memory}"
-                return Verdict(mutant, model.name, found, how, searches, time.monotonic() - begun)
+                how, seconds = f"{outcome.search} {outcome.memory}", time.monotonic() - begun
+                if found.kind == "error" and found.name in _NO_CODE:
+                    why = f"is no code that could run: {found.name}: {found.message}"
+                    return Verdict(mutant, model.name, None, how, searches, seconds, why)
+                return Verdict(mutant, model.name, found, how, searches, seconds)
     return Verdict(mutant, model.name, None, "", searches, time.monotonic() - begun)
-
-
-def _refuse_no_code(mutant: Mutant, finding: Finding) -> None:
-    if finding.kind == "error" and finding.name in _NO_CODE:
-        raise UsageError(f"mutant {mutant.name}: is no code that could run: {finding.name}: {finding.message}")
 
 
 def _count(outcome: Outcome) -> int:

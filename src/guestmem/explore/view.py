@@ -37,6 +37,8 @@ class View:
         self._ended = False
         self.reads: list[int] | None = None
         """The points that were looked at, in order, if somebody wants to know."""
+        self.asked: set[int] = set()
+        """The threads that were."""
 
     def word(self, words: Words | str, index: int) -> int:
         """A shared word, by its words or their name. What an invariant reads becomes a point."""
@@ -66,6 +68,7 @@ class View:
 
     def _thread(self, name: str) -> int:
         try:
+            self.asked.add(self._threads[name])
             return self._threads[name]
         except KeyError:
             raise UsageError(f"thread: {name!r} is not one of {', '.join(self._threads)}") from None
@@ -87,10 +90,13 @@ class View:
             return name, Failure("property", message, Where("", 0, name))
         return None
 
-    def broken_in_the_end(self, memory: Memory, nodes: Sequence[Node]) -> tuple[str, Failure] | None:
-        """As ``broken``, of the final properties, with the final values in the words themselves."""
+    def broken_in_the_end(
+        self, memory: Memory, nodes: Sequence[Node], properties: Sequence[Property] | None = None
+    ) -> tuple[str, Failure] | None:
+        """As ``broken``, of the final properties (or some), with the final values in the words themselves."""
         world = self._world
-        if not world.scene.finals:
+        properties = world.scene.finals if properties is None else properties
+        if not properties:
             return None
         values = dict.fromkeys(world.dirty)
         values |= zip(self._tree.points, memory.values, strict=False)
@@ -103,7 +109,7 @@ class View:
         before = [(region.words.cells, bytes(region.words.cells)) for region in world.scene.regions]
         self._ended = True
         try:
-            return self.broken(world.scene.finals, memory, nodes)
+            return self.broken(properties, memory, nodes)
         finally:
             self._ended = False
             for cells, was in before:  # what a property wrote, such as what a TLB had logged, no thread must find

@@ -9,8 +9,8 @@ touches a word that has become shared, the word is added and the search begins a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -90,6 +90,8 @@ class World:
             each._replace(arguments=tuple(a.tobytes() if isinstance(a, memoryview) else a for a in each.arguments))
             for each in self.scene.threads
         ]
+        self.tellers = self._tellers()
+        """By thread and argument: what says in words how a thread's own words changed."""
         if not self.threads:
             self._stack.close()
             raise UsageError(f"model {model.name}: it has no threads")
@@ -108,6 +110,24 @@ class World:
         """What was there before threads ran: see ``continuation.Keys``."""
         self.dirty: set[int] = set()
         """Places that a view wrote final values to."""
+
+    def _tellers(self) -> dict[int, dict[int, Any]]:
+        found: dict[int, dict[int, Any]] = {}
+        for number, thread in enumerate(self.scene.threads):
+            for place, argument in enumerate(thread.arguments):
+                for own, tell in self.scene.tellers:
+                    if own is argument:
+                        found.setdefault(number, {})[place] = tell
+        return found
+
+    def point(self, strand: Strand, operation: str, words: Words | None, index: int) -> int:
+        """The point that an operation of a run is on; -1 for a fence that is one; -2 if it is on none."""
+        if operation == "fence":
+            return -1 if strand.fences else -2
+        try:
+            return strand.compact.get(self._place(words, index), -2)
+        except LookupError:  # which the step will tell
+            return -2
 
     def _probe(self, branches: Sequence[Branch]) -> Callable[[int], None]:
         taken: set[int] = set()
@@ -178,6 +198,16 @@ class World:
         self.points.add(place)
         self.stale = True
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For runs that are no part of a search: words that these find shared are no points afterwards."""
+        before = list(self._readers), list(self._writers), set(self.points)
+        try:
+            yield
+        finally:
+            self._readers, self._writers, self.points = before
+            self.stale = False
+
     # Running a thread.
 
     def start(
@@ -209,6 +239,7 @@ class World:
                 if isinstance(self.strand, GivenUp):
                     self.strand = self.strand.instead_of
 
+        strand.own = fresh
         strand.greenlet = greenlet.greenlet(run)
         self.strand = strand
         try:

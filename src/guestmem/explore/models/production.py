@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import Model, Scene
 from ..small_vm import SMALL, memslots_label, srcu_label, vm_label
+from ..telling import table_words, tlb_changes
 from ..twin import Mutation
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def build(scene: Scene, design: str, orders: Sequence[Sequence[int]], *, atomic:
     srcu = scene.words("srcu", memslots.srcu.words, srcu_label)
     slots = scene.words("memslots", memslots.words, memslots_label(scene, shape_of.first_record, shape_of.first_node))
     told = scene.words("told", 1, lambda _: "somebody saw the new memory") if len(orders) > 1 else None
-    scene.words("table", stage2.pool.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+    scene.words("table", stage2.pool.words, table_words(stage2.tables[0], stage2.pool))
     scene.words("page", stage2.pool.pages)
     scene.words("mmu", table.mmu)
     for desk in table.desks:
@@ -155,6 +156,7 @@ def build(scene: Scene, design: str, orders: Sequence[Sequence[int]], *, atomic:
         own, base = engine._own[me], int(at.VCPUS) + int(at.VCPU) * me  # noqa: SLF001 - as above
         vm.cells[base + int(at.DONE)] = own[int(at.ACKED)] = vm.cells[base + int(at.REQUESTED)]
         own[int(at.LOADED)] = vm.cells[int(at.LOAD)]
+        scene.tell(stage2.tlbs[0][me].words, tlb_changes(table.format.geometry.shift))
         scene.thread(f"vCPU {me}", vcpu, table.desks[1 + me], stage2.tlbs[0][me].words, own, me)
     scene.thread("updater", updater, memslots.desk, engine._ranges, engine._took, table.desks[0])  # noqa: SLF001
 

@@ -21,6 +21,7 @@ from ...errors import GuestMemfdError
 from ..scene import Model, Scene
 from ..small_file import PAGE, SECRET, SMALL_FILE, SmallFile
 from ..small_vm import memslots_label, srcu_label, vm_label
+from ..telling import table_words, tlb_changes
 from ..twin import Mutation
 from .production import GEOMETRY
 
@@ -79,7 +80,7 @@ class SmallGmem:
         self.slots = scene.words("memslots", memslots.words, label)
         self.words = engine.files.words(self.number)
         scene.words("file", self.words[0])
-        scene.words("table", stage2.pool.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+        scene.words("table", stage2.pool.words, table_words(stage2.tables[0], stage2.pool))
         scene.words("page", stage2.pool.pages)
         scene.words("mmu", self.table.mmu)
         for desk in self.table.desks:
@@ -125,7 +126,9 @@ class SmallGmem:
         vm.cells[base + int(at.DONE)] = own[int(at.ACKED)] = vm.cells[base + int(at.REQUESTED)]
         own[int(at.LOADED)] = vm.cells[int(at.LOAD)]
         own[int(at.FILE)] = self.number
-        scene.thread("vCPU", vcpu, table.desks[1], self.engine.stage2.tlbs[0][0].words, own, scene.own(3))
+        tlb = self.engine.stage2.tlbs[0][0].words
+        scene.tell(tlb, tlb_changes(table.format.geometry.shift))
+        scene.thread("vCPU", vcpu, table.desks[1], tlb, own, scene.own(3))
 
     def start_converter(self, *, page: int = 0, writes: int = 0, bound: bool = False) -> None:
         """A conversion of a page to private, after which the guest ``writes`` there, unless 0.

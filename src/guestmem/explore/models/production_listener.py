@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import Model, Scene
 from ..small_vm import memslots_label, srcu_label, vm_label
+from ..telling import table_words, tlb_changes
 from .production import GEOMETRY
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def build(scene: Scene, comes: bool, device_first: bool) -> None:
     load = scene.words("load", engine._load)  # noqa: SLF001 - as above
     srcu = scene.words("srcu", memslots.srcu.words, srcu_label)
     slots = scene.words("memslots", memslots.words, memslots_label(scene, shape_of.first_record, shape_of.first_node))
-    scene.words("table", stage2.pool.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+    scene.words("table", stage2.pool.words, table_words(stage2.tables[0], stage2.pool))
     scene.words("page", stage2.pool.pages)
     scene.words("mmu", table.mmu)
     device = scene.words("device", [0, before], lambda i: ("lock", "what its table shows")[i])
@@ -118,6 +119,7 @@ def build(scene: Scene, comes: bool, device_first: bool) -> None:
     own, base = engine._own[0], int(at.VCPUS)  # noqa: SLF001 - as above
     vm.cells[base + int(at.DONE)] = own[int(at.ACKED)] = vm.cells[base + int(at.REQUESTED)]
     own[int(at.LOADED)] = vm.cells[int(at.LOAD)]
+    scene.tell(stage2.tlbs[0][0].words, tlb_changes(table.format.geometry.shift))
     scene.thread("vCPU and device", observer, table.desks[1], stage2.tlbs[0][0].words, own)
     scene.thread("updater", updater, memslots.desk, engine._ranges, engine._took, table.desks[0])  # noqa: SLF001
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import Model, Scene
 from ..small_vm import memslots_label, srcu_label, vm_label
+from ..telling import table_words, tlb_changes
 from ..twin import Mutation
 from .production import GEOMETRY
 
@@ -64,7 +65,7 @@ def build(scene: Scene, kind: str) -> None:
     load = scene.words("load", engine._load)  # noqa: SLF001 - as above
     srcu = scene.words("srcu", memslots.srcu.words, srcu_label)
     slots = scene.words("memslots", memslots.words, memslots_label(scene, shape_of.first_record, shape_of.first_node))
-    scene.words("table", stage2.pool.words, lambda i: f"page {i >> 9}, entry {i & 511}")
+    scene.words("table", stage2.pool.words, table_words(stage2.tables[0], stage2.pool))
     scene.words("page", stage2.pool.pages)
     for as_id, table in enumerate(stage2.tables):
         scene.words(f"mmu {as_id}", table.mmu)
@@ -135,6 +136,8 @@ def build(scene: Scene, kind: str) -> None:
     vm.cells[base + int(at.DONE)] = own[int(at.ACKED)] = vm.cells[base + int(at.REQUESTED)]
     own[int(at.LOADED)] = vm.cells[int(at.LOAD)]
     walkers = [each for as_id in range(2) for each in (stage2.tables[as_id].desks[1], stage2.tlbs[as_id][0].words)]
+    for as_id in range(2):
+        scene.tell(stage2.tlbs[as_id][0].words, tlb_changes(stage2.tables[as_id].format.geometry.shift))
     scene.thread("vCPU", vcpu, *walkers, own)
     scene.thread(
         "updater",

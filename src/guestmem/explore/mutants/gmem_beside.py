@@ -53,7 +53,7 @@ MUTANTS = (
         *(
             _FAULT,
             _SERVED,
-            f"{_SERVED}        seq = invalidate_seq(mmu)\n",
+            f"{_SERVED}        seq = invalidate_seq(table.mmu)\n",
         ),
         models=_TWO,
     ),

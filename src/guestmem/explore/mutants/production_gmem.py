@@ -30,7 +30,7 @@ MUTANTS = (
     Mutant(
         "production-gmem-seq-late",
         "the invalidation sequence is read after the state of the page was looked at",
-        *(_FAULT, _SERVED, f"{_SERVED}        seq = invalidate_seq(mmu)\n"),
+        *(_FAULT, _SERVED, f"{_SERVED}        seq = invalidate_seq(table.mmu)\n"),
         models=_CONVERT,
         origin="own, after Linux 13ec9308a857: the sequence before the mmap lock is dropped",
     ),
