@@ -12,6 +12,7 @@ from guestmem.explore.models import find
 from guestmem.explore.monitors.descriptors import Ledger
 from guestmem.explore.outcome import Budget, Outcome
 from guestmem.explore.scene import Model, Scene
+from guestmem.explore.stops import stops
 from guestmem.explore.task import Task, run
 
 
@@ -90,3 +91,21 @@ def test_times_that_are_only_counted_tell_nothing_apart() -> None:
     first, again = (run(Task(find("pause-batch"), "states"), Budget()) for _ in range(2))
     assert first.complete
     assert first.distinct == again.distinct < 25_000
+
+
+def test_a_call_that_the_interpreter_has_specialized_is_the_same_place() -> None:
+    """A frame that calls a builtin is in CPython 3.11, once that is specialized, stopped before the call itself."""
+    main = greenlet.getcurrent()
+
+    def stopped() -> int:
+        return sum(main.switch() for _ in (1,))
+
+    places = set()
+    for _ in range(100):
+        run = greenlet.greenlet(stopped)
+        run.switch()
+        frame = run.gr_frame.f_back
+        places.add(stops(frame.f_code).get(frame.f_lasti))
+        run.throw(greenlet.GreenletExit)
+    assert None not in places
+    assert len(places) == 1

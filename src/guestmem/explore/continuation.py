@@ -139,7 +139,7 @@ class Keys:
         if stop is None:
             raise Unknown(f"{code.co_qualname} is stopped where it calls nothing")
         self._keep(code)
-        self._out += ("f", id(code), frame.f_lasti)
+        self._out += ("f", id(code), stop.at)
         if stop.stack:
             if not reads_stacks():
                 raise Unknown("evaluation stacks cannot be read")

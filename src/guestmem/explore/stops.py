@@ -28,10 +28,15 @@ _CALLS = {
 
 
 class Stop(NamedTuple):
-    """A place where a frame can be stopped: which locals are still used, and how many values are on its stack."""
+    """A place where a frame can be stopped: which locals are still used, how many values are on its stack, which call.
+
+    ``at`` is the offset of the call. ``f_lasti`` is there, at one of the call's caches, or at what prepares it, as the
+    interpreter has specialized it by then; the frame goes on from the same place.
+    """
 
     live: tuple[str, ...]
     stack: int
+    at: int
 
 
 @functools.lru_cache(maxsize=2048)  # each twin has code objects of its own
@@ -106,9 +111,11 @@ def _joined(
     for i, step in enumerate(steps):
         if step.opname in _CALLS and after[i] and depths[i] >= 0:
             stack = depths[i] + dis.stack_effect(step.opcode, step.arg, jump=False) - 1
-            stop = Stop(tuple(sorted(live[i] | cells)), stack)
+            stop = Stop(tuple(sorted(live[i] | cells)), stack, step.offset)
             end = steps[i + 1].offset if i + 1 < len(steps) else step.offset + 2
-            for offset in range(step.offset, end, 2):  # also those of the instruction's caches
+            # Of CPython 3.11: a specialized PRECALL does the call of a builtin itself.
+            begin = steps[i - 1].offset if i and steps[i - 1].opname == "PRECALL" else step.offset
+            for offset in range(begin, end, 2):  # also those of the instruction's caches
                 found[offset] = stop
     return found
 
