@@ -9,7 +9,8 @@ from guestmem.compare.dirty_log import DESIGNS, compare_dirty_log, find_ways
 from guestmem.compare.dirty_log_result import PHASES, DirtyLogComparison
 from guestmem.errors import UsageError
 
-pytestmark = pytest.mark.compiled_only
+# The limit: a try has two runs of all ways, and a busy machine may need several.
+pytestmark = [pytest.mark.compiled_only, pytest.mark.timeout(900)]
 
 MEMORY = 8 << 20
 PAGES, BLOCKS = MEMORY >> 12, MEMORY >> 21

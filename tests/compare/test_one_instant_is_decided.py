@@ -21,7 +21,8 @@ from guestmem.engines.load_words import TAG_BYTE
 from guestmem.history import Judgement, Verdict, judge
 from guestmem.memslots import Change
 
-pytestmark = pytest.mark.compiled_only
+# The limit: an update is tried until it was seen from both sides, and that until one is caught.
+pytestmark = [pytest.mark.compiled_only, pytest.mark.timeout(900)]
 KVM = pytest.mark.skipif(bool(unusable()), reason=unusable() or "-")
 ENGINES = ["soft", pytest.param("kvm", marks=KVM)]
 ENOUGH = 1_000_000
