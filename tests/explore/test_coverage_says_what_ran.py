@@ -140,7 +140,7 @@ def test_the_command_tells_what_is_not_taken(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert ["rcu/srcu.py", "7/8"] in [line.split()[:2] for line in out.splitlines()]
     assert "srcu_wait_for: if left == 0: holds" in out
-    assert "1 models followed" in out
+    assert "1 model followed" in out
     assert main(["explore", "--coverage", "srcu", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["models"] == [{"model": "srcu", "complete": True}]
@@ -160,3 +160,69 @@ def test_a_model_that_is_named_is_listed_with_what_it_runs(capsys: pytest.Captur
 def test_options_that_it_would_pass_over_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "--coverage", "srcu", "--pct", "2"]) == 2
     assert "--pct: not with --coverage" in capsys.readouterr().err
+
+
+def test_each_branch_that_is_missed_has_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of functions that are called, as the searches were; of others, that these models are not all there are."""
+    assert main(["explore", "--coverage", "srcu", "--json"]) == 0
+    (srcu,) = [each for each in json.loads(capsys.readouterr().out)["files"] if each["file"] == "rcu/srcu.py"]
+    why = {(each["function"], each["branch"]): each["reason"] for each in srcu["missed"]}
+    assert why["srcu_wait_for", "if left == 0: holds"].startswith(
+        "the models that call the function were searched whole"
+    )
+    assert why["srcu_oldest", "called"].startswith("none of these models calls it; whether another does")
+    coverage = Coverage(every=False)
+    with_a_limit = trace(find("srcu-2"), states=50)
+    assert not with_a_limit.complete
+    coverage.add(with_a_limit)
+    (covered,) = [each for each in coverage.files if each.file == "rcu/srcu.py"]
+    called = {branch.function for branch in covered.branches} - {
+        b.function for b in covered.missed if b.what == "called"
+    }
+    reasons = {coverage.why(branch) for branch in covered.missed if branch.function in called}
+    assert reasons == {"unknown: of the models that call the function, some were not searched whole"}
+
+
+def test_a_run_goes_on_from_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept"
+    command = ["explore", "--coverage", "--resume", str(kept), "--json"]
+    assert main([*command, "srcu"]) == 0
+    first = kept.read_text()
+    capsys.readouterr()
+    kept.write_text(first + '{"cut": sh')
+    assert main([*command, "srcu", "flush"]) == 0
+    together = json.loads(capsys.readouterr().out)
+    text = kept.read_text()
+    assert text.startswith(first)
+    assert len(text.splitlines()) == 3
+    assert main(["explore", "--coverage", "--json", "srcu", "flush"]) == 0
+    assert json.loads(capsys.readouterr().out) == together
+    assert main([*command, "srcu", "--states", "7"]) == 2
+    assert "was begun with other sources or options" in capsys.readouterr().err
+    kept.write_text("no file of coverage\n")
+    assert main([*command, "srcu"]) == 2
+    assert "is no file of --coverage" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_follow_what_one_follows(capsys: pytest.CaptureFixture[str]) -> None:
+    came = []
+    for jobs in ("1", "2"):
+        assert main(["explore", "--coverage", "srcu", "gmem-late", "--jobs", jobs, "--json"]) == 0
+        came.append(json.loads(capsys.readouterr().out))
+    assert came[0] == came[1]
+
+
+def test_lists_and_errors_fit_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "--list"]) == 0
+    assert main(["explore", "--mutants", "--list"]) == 0
+    assert main(["explore", "--coverage", "srcu"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+    for words in (["srcu-3"], ["--mutants", "srcu-no-wai"], ["--litmus", "SBB"], ["nothing like it"]):
+        assert main(["explore", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert len(error) < 160
+    assert main(["explore", "srcu-3"]) == 2
+    assert "model: 'srcu-3' is not one of " in (error := capsys.readouterr().err)
+    assert "of explore --list; near: srcu-2" in error

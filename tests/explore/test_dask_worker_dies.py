@@ -130,7 +130,7 @@ def test_a_killed_worker_costs_its_parts_only(
     assert main(["explore", "srcu", "--no-weak", "--dask", cluster.address]) == 0
     out = capsys.readouterr().out
     assert "states and dpor came to the same ends" in out
-    assert "parts, by 1 processes" in out
+    assert "parts, by 1 process" in out
 
 
 def exhaustive_searches_are_the_same_too(address: str) -> None:

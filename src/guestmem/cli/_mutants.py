@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..explore.scene import Model
     from ..explore.trial import Verdict
 
-__all__ = ["Told", "try_them"]
+__all__ = ["Told", "list_them", "try_them"]
 
 
 class Told:
@@ -41,6 +41,27 @@ class Told:
 
     def __exit__(self, *_exception: object) -> None:
         self.clear()
+
+
+def list_them(names: tuple[str, ...], *, as_json: bool) -> int:
+    """Say what mutants change, and which models must find each."""
+    from ..explore.mutants import mutants
+    from ..explore.own import mutants_of
+
+    pairs = mutants_of(names or [mutant.name for mutant in mutants()])
+    models: dict[Mutant, list[str]] = {}
+    for mutant, model in pairs:
+        models.setdefault(mutant, []).append(model.name)
+    if as_json:
+        rows = [
+            {"mutant": m.name, "what": m.what, "origin": m.origin, "file": m.file, "models": models[m]} for m in models
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    for mutant, its in models.items():
+        say(f"{mutant.name}: {mutant.what} ({mutant.origin})")
+        say(f"{mutant.file or 'the model'}, must be found by {', '.join(its)}", "    ")
+    return 0
 
 
 def try_them(names: tuple[str, ...], *, seconds: float | None, jobs: int, as_json: bool) -> int:

@@ -18,7 +18,7 @@ from ._columns import counted, say
 from ._coverage import coverage, list_models
 from ._interrupts import interruptible
 from ._litmus import litmus_table
-from ._mutants import try_them
+from ._mutants import list_them, try_them
 
 if TYPE_CHECKING:
     from ..explore.handout import Standing
@@ -33,7 +33,12 @@ __all__ = ["command"]
 @click.command("explore", short_help="Is this concurrent page-table algorithm correct?")
 @click.argument("names", metavar="[MODEL]…", nargs=-1, shell_complete=_completion.models)
 @click.option("--all", "every", is_flag=True, help="Every model that can be searched whole, and should be clean.")
-@click.option("--list", "listed", is_flag=True, help="Say what each model proves, and its size.")
+@click.option(
+    "--list",
+    "listed",
+    is_flag=True,
+    help="Say what each model proves, and its size; or each of --mutants.",
+)
 @click.option("--exhaustive", is_flag=True, help="Search all schedules (the default).")
 @click.option("--random", "random", metavar="N", type=click.IntRange(1), help="N random schedules instead.")
 @click.option("--pct", metavar="D", type=click.IntRange(1, 10), help="PCT schedules for bugs of depth D instead.")
@@ -98,6 +103,9 @@ def command(
 
     Exit status: 0; 1 if something was found, or a mutant was not; 2 for bad input; 130 after Ctrl-C.
     """
+    if mutated and listed:
+        _only({"names", "mutated", "listed", "as_json"}, "--mutants --list")
+        return list_them(names, as_json=as_json)
     if mutated:
         _only({"names", "mutated", "seconds", "jobs", "as_json"}, "--mutants")
         return try_them(names, seconds=seconds, jobs=jobs, as_json=as_json)
@@ -108,12 +116,13 @@ def command(
         return litmus_table(names, as_json=as_json)
     known = models()
     if covered:
-        _only({"names", "every", "covered", "states", "seconds", "as_json"}, "--coverage")
+        _only({"names", "every", "covered", "states", "seconds", "jobs", "resume", "as_json"}, "--coverage")
         if every and names:
             raise UsageError("MODEL: name some, or --all")
         limit = states if _given("states") else None
         chosen_models = _named(names) or known
-        return coverage(chosen_models, every=not names, states=limit, seconds=seconds, as_json=as_json)
+        how: dict[str, Any] = {"states": limit, "seconds": seconds, "jobs": jobs, "resume": resume}
+        return coverage(chosen_models, every=not names, as_json=as_json, **how)
     if listed:
         _only({"names", "listed", "as_json"}, "--list")
         return list_models(_named(names) or known, traced=bool(names), as_json=as_json)

@@ -8,25 +8,34 @@ cannot take it.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+from ..errors import UsageError
 from .outcome import Budget, Outcome
+from .parallel import pooled
 from .probes import UNPROBED, Branch, probed
 from .scene import Model
 from .task import Task, run
 from .unreached import reason
 from .world import World
 
-__all__ = ["STATES", "Coverage", "FileCoverage", "Trace", "trace", "traces"]
+__all__ = ["STATES", "Coverage", "FileCoverage", "Kept", "Trace", "trace", "traces"]
 
 STATES = 20_000
 """States that a model's search is followed for, unless told otherwise."""
 _RUNS = 100
 _OUTSIDE = "runs only when no thread does: in a model's build, or in a property"
+_NEVER = "the models that call the function were searched whole: at their sizes nothing that they ask for leads there"
+_UNKNOWN = "unknown: of the models that call the function, some were not searched whole"
+_OTHERS = "none of these models calls it; whether another does, and else why not, --coverage without names says"
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -44,6 +53,18 @@ class Trace:
     complete: bool
     states: int
     seconds: float
+
+    def as_dict(self) -> dict[str, object]:
+        """For a file: see ``Kept``."""
+        parts = {name: sorted(getattr(self, name)) for name in ("taken", "outside")}
+        return {**vars(self), **parts, "branches": list(self.branches)}
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Trace:
+        """The inverse of ``as_dict``."""
+        names = ("taken", "outside", "branches")
+        taken, outside, every = (tuple(Branch(*each) for each in row[name]) for name in names)
+        return cls(**{**row, "taken": frozenset(taken), "outside": frozenset(outside), "branches": every})
 
     @property
     def functions(self) -> dict[str, list[str]]:
@@ -84,15 +105,66 @@ def traces(
     *,
     seconds: float | None = None,
     states: int = STATES,
+    jobs: int = 1,
+    keep: Kept | None = None,
     stopped: Callable[[], bool] | None = None,
-    progress: Callable[[Outcome], object] | None = None,
 ) -> Iterator[Trace]:
-    """The traces of models, as they are done; ends early when ``stopped()``. ``seconds`` are for each."""
-    for model in models:
-        found = trace(model, seconds=seconds, states=states, stopped=stopped, progress=progress)
-        if stopped is not None and stopped():
+    """The traces of models, in ``jobs`` processes; ends early when ``stopped()``. ``seconds`` are for each.
+
+    With ``keep``, those that are in the file come from there, first, and the others are written to it.
+    """
+    chosen = tuple(models)
+    known = {} if keep is None else keep.read()
+    yield from (known[model.name] for model in chosen if model.name in known)
+    rest = [model for model in chosen if model.name not in known]
+    work = partial(_trace, seconds, states)
+    never = stopped or (lambda: False)
+    found = pooled(jobs, work, rest, stopped=stopped) if jobs > 1 else (work(model, never) for model in rest)
+    for each in found:
+        if never():
             return
-        yield found
+        if keep is not None:
+            keep.write(each)
+        yield each
+
+
+def _trace(seconds: float | None, states: int, model: Model, stopped: Callable[[], bool]) -> Trace:
+    return trace(model, seconds=seconds, states=states, stopped=stopped)
+
+
+class Kept:
+    """A file of traces, a line each, so that a long run can go on: for the very sources and options it was begun with.
+
+    Raises UsageError for a file that is none, or of other sources or options.
+    """
+
+    def __init__(self, path: str | Path, options: Iterable[object]) -> None:
+        self.path = Path(path)
+        digest = hashlib.sha256(repr((*options, sys.version_info[:2])).encode())
+        for source in sorted(_PACKAGE.rglob("*.py")):
+            digest.update(source.name.encode() + source.read_bytes())
+        self._stamp = digest.hexdigest()
+        if not self.path.exists():
+            self.path.write_text(json.dumps({"coverage": self._stamp}) + "\n")
+
+    def read(self) -> dict[str, Trace]:
+        """The traces that are there, by model. A last line that was cut short is left out."""
+        try:
+            first, *lines = self.path.read_text().splitlines(keepends=True)
+            stamp = json.loads(first)["coverage"]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{self.path}: is no file of --coverage") from None
+        if stamp != self._stamp:
+            raise UsageError(f"{self.path}: was begun with other sources or options; begin a new file")
+        whole = [line for line in lines if line.endswith("\n")]
+        if len(whole) < len(lines):
+            self.path.write_text(first + "".join(whole))
+        return {each.model: each for each in (Trace.from_dict(json.loads(line)) for line in whole)}
+
+    def write(self, found: Trace) -> None:
+        """Add a trace."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(found.as_dict()) + "\n")
 
 
 @dataclass
@@ -125,13 +197,15 @@ class FileCoverage:
 class Coverage:
     """What some models together run of the package's concurrent functions: compiled, on words that threads share.
 
-    With models of the user's own, of all functions of their files instead.
+    With models of the user's own, of all functions of their files instead. ``every``: all models are followed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, every: bool = True) -> None:
+        self._every = every
         self.models: dict[str, bool] = {}
         """By name: whether its search was complete."""
         self._by: dict[Branch, list[str]] = {}
+        self._callers: dict[tuple[str, str], list[str]] = {}
         self._outside: set[Branch] = set()
         self._own: dict[Branch, None] = {}
 
@@ -141,6 +215,8 @@ class Coverage:
         self._outside |= found.outside
         for branch in found.taken:
             self._by.setdefault(branch, []).append(found.model)
+            if branch.what == "called":
+                self._callers.setdefault((branch.file, branch.function), []).append(found.model)
         known = {branch.file for branch in _package()}
         self._own |= dict.fromkeys(branch for branch in found.branches if branch.file not in known)
 
@@ -161,8 +237,14 @@ class Coverage:
         return self._by.get(branch, ())
 
     def why(self, branch: Branch) -> str:
-        """Why no model takes a branch: by ``unreached.py``, or as seen; empty if nobody knows."""
-        return reason(branch) or (_OUTSIDE if branch in self._outside else "")
+        """Why no model takes a branch: of a function that none calls, by ``unreached.py``; else as seen.
+
+        Empty for a function that none calls if nobody knows.
+        """
+        callers = self._callers.get((branch.file, branch.function), ())
+        if not callers:
+            return reason(branch) or (_OUTSIDE if branch in self._outside else "" if self._every else _OTHERS)
+        return _NEVER if all(self.models[name] for name in callers) else _UNKNOWN
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""

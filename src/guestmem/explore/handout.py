@@ -194,7 +194,7 @@ class _Job:
         who = len({searched.who for searched in self.back.values()})
         again = sum(pool.again(key) for key in self.pieces)
         if len(self.pieces) > 1 or again:
-            note = f"{len(self.back)} of {len(self.pieces)} parts, by {who} processes"
+            note = f"{len(self.back)} of {len(self.pieces)} parts, by {who} process{'es' * (who != 1)}"
             note += f"; {again} handed out again, their worker died" if again else ""
             whole.note = f"{whole.note}; {note}" if whole.note else note
         return whole

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
+from .near import not_one_of
 from .outcome import Budget, Outcome
 from .scene import Model, Scene
 from .states import States
@@ -113,7 +114,7 @@ def find(name: str) -> Litmus:
     for test in TESTS:
         if test.name == name:
             return test
-    raise UsageError(f"litmus test: {name!r} is not one of {', '.join(test.name for test in TESTS)}")
+    raise not_one_of("litmus test", name, (test.name for test in TESTS), "explore --litmus")
 
 
 def operations(thread: str) -> list[Operation]:

@@ -75,7 +75,7 @@ class Model:
         if not self.dpor:
             bounds.append("over states only: too many orders for partial-order reduction")
         if self.spurious:
-            bounds.append(f"at most {self.spurious} wakeups without a cause a thread")
+            bounds.append(f"at most {self.spurious} wakeup{'s' * (self.spurious > 1)} without a cause a thread")
         return "; ".join(bounds)
 
 

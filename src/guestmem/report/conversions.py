@@ -34,10 +34,11 @@ def conversions_lines(result: Conversions) -> list[str]:
     widths = [max(len(line[column]) for line in table) for column in range(len(_HEAD))]
     threads = result.vcpus + result.hosts + 1
     counts = result.counts
+    vcpus, hosts = (f"{n} {one}{'s' * (n != 1)}" for n, one in ((result.vcpus, "vCPU"), (result.hosts, "host thread")))
     head = (
         f"conversions: {result.generation}, {result.structure}; file of {format_size(result.size)}, folios of up to "
-        f"{format_size(result.folio_size)}{'' if result.joins else ', never joined'}; {result.vcpus} vCPUs, "
-        f"{result.hosts} host threads, one that converts, on {result.cores} cores"
+        f"{format_size(result.folio_size)}{'' if result.joins else ', never joined'}; {vcpus}, "
+        f"{hosts}, one that converts, on {result.cores} cores"
         f"{' (oversubscribed: times include the scheduler)' if threads > result.cores else ''}; seed {result.seed}"
     )
     seen = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from ...errors import UsageError
+from ..near import not_one_of
 from ..scene import Model
 
 __all__ = ["find", "models"]
@@ -25,4 +25,4 @@ def find(name: str) -> Model:
     for model in known:
         if model.name == name:
             return model
-    raise UsageError(f"model: {name!r} is not one of {', '.join(model.name for model in known)}")
+    raise not_one_of("model", name, (model.name for model in known), "explore --list")

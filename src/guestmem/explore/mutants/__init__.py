@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
-from ...errors import UsageError
+from ..near import not_one_of
 from ..twin import Mutation
 
 __all__ = ["Mutant", "find", "mutants"]
@@ -65,4 +65,4 @@ def find(name: str) -> Mutant:
     for mutant in known:
         if mutant.name == name:
             return mutant
-    raise UsageError(f"mutant: {name!r} is not one of {', '.join(mutant.name for mutant in known)}")
+    raise not_one_of("mutant", name, (mutant.name for mutant in known), "explore --mutants --list")
