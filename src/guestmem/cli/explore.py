@@ -44,6 +44,12 @@ __all__ = ["command"]
 @click.option("--pct", metavar="D", type=click.IntRange(1, 10), help="PCT schedules for bugs of depth D instead.")
 @click.option("--runs", metavar="N", type=click.IntRange(1), default=10_000, show_default=True, help="Of --pct.")
 @click.option("--bound", metavar="B", type=click.IntRange(0), help="At most B preemptions.")
+@click.option(
+    "--compact",
+    metavar="MIB",
+    type=click.IntRange(1, 16_383),
+    help="Keep hashes of states, in a table of MIB MiB; says how probable it is that one is left out.",
+)
 @click.option("--time", "seconds", metavar="T", type=click.FloatRange(0, min_open=True), help="Seconds, at most.")
 @click.option("--states", metavar="N", type=click.IntRange(1), default=10_000_000, show_default=True, help="At most.")
 @click.option("--weak/--no-weak", default=True, show_default=True, help="Also under weaker memory than sequential.")
@@ -73,6 +79,7 @@ def command(
     pct: int | None,
     runs: int,
     bound: int | None,
+    compact: int | None,
     seconds: float | None,
     states: int,
     weak: bool,
@@ -132,6 +139,10 @@ def command(
         raise UsageError("--runs: only of --pct; --random N says how many")
     if bound is not None and (random is not None or pct is not None):
         raise UsageError("--bound: only an exhaustive search has bounds")
+    if compact is not None:
+        others = {"--random": random, "--pct": pct, "--bound": bound, "--resume": resume, "--go-on": go_on or None}
+        for option in (each for each, value in others.items() if value is not None):
+            raise UsageError(f"--compact: not with {option}: hashes tell of a state only whether it was there")
     chosen = _mutated(mutant, names) if mutant else None
     if chosen is None:
         sampled = random is not None or pct is not None
@@ -158,10 +169,11 @@ def command(
                 "pct": pct,
                 "runs": runs,
                 "bound": bound,
+                "compact": compact,
                 "seed": seed,
                 "seconds": None if seconds is None else seconds / len(chosen),
                 "go_on": go_on,
-                "states": states,
+                "states": states if compact is None or _given("states") else None,
             }
             with _progress() as progress:
                 common |= {"progress": progress, "stopped": stopped}

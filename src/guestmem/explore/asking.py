@@ -20,6 +20,7 @@ else:
 
 __all__ = [
     "ACTIONS",
+    "ALL",
     "ALONE",
     "ASKED",
     "ASLEEP",
@@ -39,6 +40,7 @@ __all__ = [
     "OFF",
     "OLDEST",
     "PAIRS",
+    "PASSED",
     "PENDING",
     "POINTS",
     "PUT",
@@ -84,10 +86,13 @@ SHARED, WAKE, OLDEST, FORGET, LOOK, VERDICT, SEEN, ALONE, RISE, ACTIONS = (_u(ki
 HOLDS, BROKEN, SAID = _u(1), _u(2), _u(3)
 """What a verdict says."""
 
-COUNTS = 12
+COUNTS = 14
 """Length of ``counts``, which has: how many states; questions, states put off; moves so far; found, ended; rows, pairs;
-where it stopped, changes of a sweep; moves and memories that are known."""
-STATES, ASKED, OFF, POINTS, FOUND, ENDED, ROWS, PAIRS, STOP, CHANGED, MOVES, MEMORIES = (_u(i) for i in range(COUNTS))
+where it stopped, changes of a sweep; moves and memories that are known; with hashes in place of states, how many there
+are of all levels, and how many others new ones passed by.
+"""
+STATES, ASKED, OFF, POINTS, FOUND, ENDED, ROWS = (_u(i) for i in range(7))
+PAIRS, STOP, CHANGED, MOVES, MEMORIES, ALL, PASSED = (_u(i) for i in range(7, COUNTS))
 
 
 @inside

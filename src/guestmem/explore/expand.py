@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compiled import U64, Own
 from .asking import (
+    ALL,
     ALONE,
     ASKED,
     ASLEEP,
@@ -45,6 +46,7 @@ from .asking import (
     ask,
     pair,
 )
+from .hashed import add_hash
 from .packed import add_state, find_state, inside, kernel, slot_of
 from .unfold import Unfolded, unfold
 
@@ -65,6 +67,8 @@ _31 = _u(31)
 _32 = _u(32)
 _60 = _u(60)
 _TEN = _u(10)
+_17 = _u(17)
+_20 = _u(20)
 _SIX = _u(6)
 _SEVEN = _u(7)
 
@@ -189,7 +193,10 @@ def _reach(
         return True
     if bad == _Z:
         counts[POINTS] += _1
-    counts[STATES] = add_state(states, parents, table, row, width, s, bounded, counts[STATES])
+    if options[10] != _Z:
+        add_hash(states, table, row, width, options[10], counts)
+    else:
+        counts[STATES] = add_state(states, parents, table, row, width, s, bounded, counts[STATES])
     return True
 
 
@@ -230,14 +237,15 @@ def expand(
 
     ``options``: threads, width of a state, 1 if bounded, 1 if stale, 1 if watched, the bound, 1 if buffers, how many
     states one may lead to, and 1 to sweep: once all states are known, find out (in ``can_end``) from which an end, or
-    something that is wrong, can be reached; last states first. Then how many values a memory has, 0 if stale.
+    something that is wrong, can be reached; last states first. Then how many values a memory has, 0 if stale; and
+    if a table of hashes stands for states, the bits of one that are compared.
     """
     threads, width, bounded, bound, buffers = options[0], options[1], options[2], options[5], options[6]
     from_work = len(work) > 0
     index = lo
     most = options[7]
     sweeps = options[8]
-    stale, size = options[3], options[9]
+    stale, size, hashes = options[3], options[9], options[10]
     while index < hi:
         s = _u(work[index]) if from_work else index
         if sweeps != _Z:
@@ -248,7 +256,8 @@ def expand(
         n = counts[STATES]
         if (
             (n + most) * width > _u(len(states))
-            or (n + most) * _TEN > _u(len(table)) * _SEVEN
+            or (hashes == _Z and (n + most) * _TEN > _u(len(table)) * _SEVEN)
+            or (hashes != _Z and (counts[ALL] + most) * _20 > _u(len(table)) * _17)
             or (counts[ASKED] + most * _8) * _2 > _u(len(asked))
             or counts[OFF] + _1 >= _u(len(again))
             or (counts[FOUND] + most) * (width + _1) > _u(len(found))

@@ -87,6 +87,10 @@ class Budget:
         self._end = None if seconds is None else self.begun + seconds
         self._saved = self._shown = self.begun
 
+    def without_limits(self) -> Budget:
+        """One that only Ctrl-C ends."""
+        return Budget(progress=self._progress, stopped=self._stopped)
+
     def over(self, outcome: Outcome, begun: float) -> bool:
         """Whether the search has to stop, which the outcome then says. To be asked every few milliseconds."""
         now = time.monotonic()

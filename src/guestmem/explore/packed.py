@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 else:
     from numpy import uint64 as _u
 
-__all__ = ["add_first", "add_state", "fill", "find_state", "inside", "kernel", "move_rows", "move_states", "slot_of"]
+__all__ = [
+    "add_first",
+    "add_state",
+    "fill",
+    "find_state",
+    "hash_of",
+    "inside",
+    "kernel",
+    "move_rows",
+    "move_states",
+    "slot_of",
+]
 
 _Z = _u(0)
 _1 = _u(1)
@@ -65,7 +76,8 @@ def slot_of(keys: Own, key: U64) -> U64:
 
 
 @inside
-def _hash(row: Halves, at: U64, width: U64) -> U64:
+def hash_of(row: Halves, at: U64, width: U64) -> U64:
+    """Of a row of ``width`` numbers from index ``at`` on."""
     h = _SEED
     for k in range(width):
         h = _mix(h ^ _u(row[at + k]))
@@ -101,7 +113,7 @@ def add_state(
     """Add a state unless it is there; how many there are. Of a bounded one its last number is the cost: least wins."""
     mask = _u(len(table)) - _1
     compared = width - bounded
-    h = _hash(row, _Z, compared)
+    h = hash_of(row, _Z, compared)
     i = _find(states, table, row, width, compared, h)
     here = _u(table[i]) & mask
     if here != _Z and (bounded == _Z or states[(here - _1) * width + compared] <= row[compared]):
@@ -118,7 +130,7 @@ def add_state(
 def find_state(states: Halves, table: Halves, row: Halves, width: U64, bounded: U64) -> U64:
     """The number of a state that is there."""
     compared = width - bounded
-    i = _find(states, table, row, width, compared, _hash(row, _Z, compared))
+    i = _find(states, table, row, width, compared, hash_of(row, _Z, compared))
     return (_u(table[i]) & (_u(len(table)) - _1)) - _1
 
 
@@ -135,7 +147,7 @@ def move_states(states: Halves, table: Halves, width: U64, bounded: U64, n: U64)
     compared = width - bounded
     for index in range(n):
         at = _u(index) * width
-        h = _hash(states, at, compared)
+        h = hash_of(states, at, compared)
         tag = (h >> _32) & _LOW & ~mask
         i = h & mask
         while table[i] != _Z:

@@ -101,12 +101,14 @@ def tasks(
     pct: int | None = None,
     runs: int = 10_000,
     bound: int | None = None,
+    compact: int | None = None,
     seed: int = 1,
 ) -> list[Task]:
     """The searches of a model: exhaustive (states, and DPOR), or ``random`` runs, or ``runs`` of ``pct`` depth.
 
     Each but DPOR is done again for each weak memory model, if ``weak``: ``relaxed`` only if stores can overtake in the
-    model's buffers, ``stale`` only if it asks. A ``bound`` on preemptions has no DPOR.
+    model's buffers, ``stale`` only if it asks. A ``bound`` on preemptions has no DPOR. ``compact``: searches over
+    states keep hashes, each in a table of so many MiB; without a bound, up to the first finding.
     """
     memories = ["sc"]
     if weak:
@@ -116,7 +118,7 @@ def tasks(
         return [replace(whole, search="random", memory=memory, last=random) for memory in memories]
     if pct is not None:
         return [replace(whole, search="pct", memory=memory, last=runs, depth=pct) for memory in memories]
-    found = [replace(whole, memory=memory, bound=bound) for memory in memories]
+    found = [replace(whole, memory=memory, bound=bound, compact=compact) for memory in memories]
     if bound is None and model.dpor and not model.spurious:
         found.insert(1, replace(whole, search="dpor"))
     return found
@@ -131,6 +133,7 @@ def explore(
     pct: int | None = None,
     runs: int = 10_000,
     bound: int | None = None,
+    compact: int | None = None,
     seed: int = 1,
     seconds: float | None = None,
     states: int | None = None,
@@ -147,7 +150,17 @@ def explore(
     that a search that was stopped or killed goes on from.
     """
     mutations = tuple(Mutation(*each) for each in mutations)
-    todo = tasks(model, mutations=mutations, weak=weak, random=random, pct=pct, runs=runs, bound=bound, seed=seed)
+    ways: dict[str, Any] = {
+        "weak": weak,
+        "random": random,
+        "pct": pct,
+        "runs": runs,
+        "bound": bound,
+        "compact": compact,
+    }
+    todo = tasks(model, mutations=mutations, seed=seed, **ways)
+    if compact is not None and (resume is not None or bound is not None):
+        raise UsageError("compact: not with resume or bound: hashes tell of a state only whether it was there")
     report = Report(model)
     end = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:

@@ -7,7 +7,6 @@ writes what was added to it. A state keeps its parent; which move led to it is f
 
 from __future__ import annotations
 
-import copy
 import time
 from itertools import pairwise
 from typing import Any
@@ -20,10 +19,10 @@ from .expand import expand
 from .finding import Finding
 from .growing import Growing
 from .judge import Judge
+from .livelock import in_turn
 from .machine import Machine, State
 from .outcome import Budget, Outcome
 from .rows import Rows
-from .tree import Tree
 from .unfolding import Unfolding
 
 __all__ = ["States"]
@@ -62,7 +61,8 @@ class States:
         self._most = moves if self.rows.buffers or self.rows.stale else n + 1
         rows, size = self.rows, self._unfolding.size
         self._options = np.array(
-            [n, self.width, bounded, rows.stale, rows.watched, bound or 0, rows.buffers, self._most, 0, size], np.uint64
+            [n, self.width, bounded, rows.stale, rows.watched, bound or 0, rows.buffers, self._most, 0, size, 0],
+            np.uint64,
         )
         self._states, self._parents = Growing(self.width << 12), Growing(1 << 12)
         self._table = Growing(1 << 13)
@@ -83,12 +83,13 @@ class States:
         self._counts[ask.MOVES] = 1  # 0: there is none
         first = [*self.rows.encode(machine.start()), *[0] * (2 * bounded)]
         self._learn()
-        self.count = int(
-            packed.add_first(
-                self._states.data, self._parents.data, self._table.data, np.array(first, np.uint32), self.width, bounded
-            )
-        )
-        self._counts[0] = self.count
+        self._begin(first)
+        self.count = int(self._counts[0])
+
+    def _begin(self, first: list[int]) -> None:
+        """Add the first state."""
+        arrays = self._states.data, self._parents.data, self._table.data, np.array(first, np.uint32)
+        self._counts[0] = packed.add_first(*arrays, self.width, int(self.bound is not None))
 
     # What others ask of a search.
 
@@ -126,18 +127,34 @@ class States:
                     return self._ended(begun)
                 looked = time.monotonic()
             if not self._again and self.done == self.level_end:
-                outcome.depth += 1
-                self._levels.append(self.count - self.level_end)
-                self.level_end = self.count
-            if self._expand(budget):
+                self._level()
+            if self._expand(budget) or self._is_full():
                 return self._ended(begun)
         if outcome.cut:
             outcome.stopped = f"a loop of more than {self.machine.tree.world.model.steps} points"
             return self._ended(begun)
-        outcome.complete = True
-        if self.machine.tree.keys is not None and not outcome.findings:
-            self._livelocks(budget)
+        self._is_over(budget)
         return self._ended(begun)
+
+    def _level(self) -> None:
+        """Begin the next level."""
+        self.outcome.depth += 1
+        self._levels.append(self.count - self.level_end)
+        self.level_end = self.count
+
+    def _is_full(self) -> bool:
+        """Whether there is no more room for states."""
+        return False
+
+    def _is_over(self, budget: Budget) -> None:
+        """All states are known."""
+        self.outcome.complete = True
+        if self.machine.tree.keys is not None and not self.outcome.findings:
+            self._livelocks(budget)
+
+    def _found_so_far(self) -> int:
+        """How many states there are."""
+        return self.count
 
     def _livelocks(self, budget: Budget) -> None:
         """Whether there is a state from which no end can be reached: only if threads can come back to where they were.
@@ -162,30 +179,10 @@ class States:
         self._options[8] = 0
         stuck = np.flatnonzero(self._can_end == 0)
         for index in stuck[:_TRIED].tolist():  # with a bound, an end may be beyond it
-            found = self._in_turn(self.path(index))
+            found = in_turn(self.machine, self.path(index))
             if found is not None:
                 self._keep(found, budget)
                 break
-
-    def _in_turn(self, moves: list[int]) -> Finding | None:
-        """The livelock that some moves lead into, in full; None if there is none once all go on in turn."""
-        tree = Tree(self.machine.tree.world, fences=self.machine.fences, points=self.machine.tree.points)
-        its = copy.copy(self.machine)
-        its.tree = tree
-        judge = Judge(its)
-        state = its.start()
-        for move in moves:
-            state = its.move(state, move)
-        last = 0
-        while (found := judge.arrived(state)) is None:
-            possible = its.moves(state)
-            if not possible:
-                return None
-            move = min(possible, key=lambda move: (move - last - 1) % its.threads)
-            last = move % its.threads
-            moves.append(move)
-            state = its.move(state, move)
-        return found.with_moves(moves, minimal=False)
 
     # For checkpoints. States that were put off are done again.
 
@@ -236,7 +233,7 @@ class States:
 
     def _count(self) -> None:
         outcome = self.outcome
-        outcome.distinct = self.count
+        outcome.distinct = self._found_so_far()
         outcome.points = int(self._counts[3])
         outcome.code_runs = self.machine.tree.runs
         outcome.bytes = self.size
@@ -299,12 +296,7 @@ class States:
 
     def _make_room(self) -> None:
         most = self._most
-        while (self.count + most) * self.width > len(self._states):
-            self._states.grow(2 * len(self._states))
-        while self.count + most > len(self._parents):
-            self._parents.grow(2 * len(self._parents))
-        if self.count + most > _TABLE_FULL * len(self._table):
-            self._rehash(2 * len(self._table))
+        self._room_for_states()
         if self._counts[ask.MOVES] + most > len(self._moves[0]):
             for column in self._moves:
                 column.grow(2 * len(column))
@@ -313,6 +305,15 @@ class States:
             self._keys, self._values = self._larger(self._keys, self._values)
         if self._counts[7] + 8 * most > _ROWS_FULL * len(self._pair_keys):
             self._pair_keys, self._pair_values = self._larger(self._pair_keys, self._pair_values)
+
+    def _room_for_states(self) -> None:
+        most = self._most
+        while (self.count + most) * self.width > len(self._states):
+            self._states.grow(2 * len(self._states))
+        while self.count + most > len(self._parents):
+            self._parents.grow(2 * len(self._parents))
+        if self.count + most > _TABLE_FULL * len(self._table):
+            self._rehash(2 * len(self._table))
 
     def _rehash(self, size: int) -> None:
         self._table = Growing(size)
@@ -380,7 +381,7 @@ class States:
             fair = list(moves)
             while fair and fair[-1] % n == last % n:
                 fair.pop()
-            if self._in_turn(fair) is None:  # only a schedule that keeps the others from going on
+            if in_turn(self.machine, fair) is None:  # only a schedule that keeps the others from going on
                 self.outcome.cut = True
                 return False
         return self._keep(finding.with_moves(moves, minimal=False), budget)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
+from .compact import CompactStates
 from .dpor import Dpor
 from .finding import Finding
 from .machine import Buffers, Machine
@@ -35,8 +36,9 @@ MEMORIES = ("sc", "tso", "relaxed", "stale")
 class Task:
     """Search ``search`` (states, dpor, random, pct) of a model under ``memory``, or a part of one.
 
-    ``seed``, ``first``, ``stride`` and ``last`` say which runs of a random search; ``depth`` is PCT's. ``part`` is a
-    part of a DPOR search between ``points`` (``parts.split``); such a task stops as "reshaped" if it needs more points.
+    ``compact``: keep hashes of states, in a table of so many MiB (``compact.py``). ``seed``, ``first``, ``stride`` and
+    ``last`` say which runs of a random search; ``depth`` is PCT's. ``part`` is a part of a DPOR search between
+    ``points`` (``parts.split``); such a task stops as "reshaped" if it needs more points.
     """
 
     model: Model
@@ -44,6 +46,7 @@ class Task:
     memory: str = "sc"
     mutations: tuple[Mutation, ...] = ()
     bound: int | None = None
+    compact: int | None = None
     seed: int = 1
     first: int = 0
     stride: int = 1
@@ -163,6 +166,8 @@ def _saver(store: Store, task: Task, search: States | Dpor | Sampling, world: Wo
 
 
 def _search(task: Task, world: World, outcome: Outcome) -> States | Dpor | Sampling:
+    if task.search == "states" and task.compact is not None:
+        return CompactStates(machine(world, task.memory, merged=True), outcome, mib=task.compact)
     if task.search == "states":
         return States(machine(world, task.memory, merged=True), outcome, bound=task.bound)
     if task.search == "dpor":
