@@ -1,4 +1,4 @@
-"""A search that keeps hashes of states comes to the same ends, says how probable it is that it does not, and tells all."""
+"""A search that keeps hashes of states comes to the same ends, and says how probable it is that it does not."""
 
 from __future__ import annotations
 
