@@ -18,10 +18,13 @@ from guestmem.explore.search import Counterexample, explore
 from guestmem.explore.strand import Where
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
+SHRINK_S = 250.0
+"""Far more than it takes: a schedule that a busy machine had no time to shorten has another story."""
 
 
 def found_by(model: str, mutant: str = "") -> Counterexample:
-    return explore(find(model), mutations=find_mutant(mutant).mutations if mutant else ()).counterexamples[0]
+    mutations = find_mutant(mutant).mutations if mutant else ()
+    return explore(find(model), mutations=mutations, shrink_s=SHRINK_S).counterexamples[0]
 
 
 def plain(text: str) -> str:
@@ -85,7 +88,7 @@ def test_aba_is_told_without_the_pops_between() -> None:
 
     ((mutant, model),) = mutants_of([f"{EXAMPLES / 'treiber.py'}:no-tag"])
     model, mutations = with_mutant(model, mutant)
-    story = explore(model, mutations=mutations, weak=False).counterexamples[0].story
+    story = explore(model, mutations=mutations, weak=False, shrink_s=SHRINK_S).counterexamples[0].story
     assert steps_of(story) == (5, 16)
     assert "second changes head[0] to 1 (4), which first reads (5)" in the_bug(story)
 
@@ -113,7 +116,7 @@ def test_what_others_store_and_nobody_needs_is_left_out() -> None:
         scene.thread("reader", reader)
         scene.thread("writer", writer)
 
-    story = explore(Model("torn", "", "", build), weak=False).counterexamples[0].story
+    story = explore(Model("torn", "", "", build), weak=False, shrink_s=SHRINK_S).counterexamples[0].story
     assert "w[2]" not in story
     assert steps_of(story)[0] == 4
     assert the_bug(story).endswith("missing: nothing keeps writer's 2 and 3 from coming between reader's 1 and 4")
