@@ -109,8 +109,9 @@ def traces(
     keep: Kept | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Iterator[Trace]:
-    """The traces of models, in ``jobs`` processes; ends early when ``stopped()``. ``seconds`` are for each.
+    """The traces of models, in ``jobs`` processes, as they are done; ends early when ``stopped()``.
 
+    ``seconds`` are for each model.
     With ``keep``, those that are in the file come from there, first, and the others are written to it.
     """
     chosen = tuple(models)
@@ -119,7 +120,9 @@ def traces(
     rest = [model for model in chosen if model.name not in known]
     work = partial(_trace, seconds, states)
     never = stopped or (lambda: False)
-    found = pooled(jobs, work, rest, stopped=stopped) if jobs > 1 else (work(model, never) for model in rest)
+    found = (
+        pooled(jobs, work, rest, ordered=False, stopped=stopped) if jobs > 1 else (work(model, never) for model in rest)
+    )
     for each in found:
         if never():
             return

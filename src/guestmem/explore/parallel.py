@@ -52,9 +52,10 @@ def pooled(
     work: Callable[[Piece, Callable[[], bool]], Made],
     pieces: Iterable[Piece],
     *,
+    ordered: bool = True,
     stopped: Callable[[], bool] | None = None,
 ) -> Iterator[Made]:
-    """What ``work(piece, stopped)`` makes of each piece, in their order, in ``jobs`` processes.
+    """What ``work(piece, stopped)`` makes of each piece, in ``jobs`` processes; ``ordered``: in the order of pieces.
 
     Ends early when ``stopped()``: pieces that are at work are told, and what they come to is dropped. Work and pieces
     must pickle.
@@ -64,16 +65,18 @@ def pooled(
     pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (stop,))
     try:
         futures = [pool.submit(_piece, work, piece) for piece in pieces]
-        for future in futures:
-            while not concurrent.futures.wait([future], 0.2).done:
-                if stopped is not None and stopped():
-                    return
+        left = set(futures)
+        while left:
+            due = [next(each for each in futures if each in left)] if ordered else left
+            done, _ = concurrent.futures.wait(due, 0.2, concurrent.futures.FIRST_COMPLETED)
             if stopped is not None and stopped():
                 return
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                raise _killed() from None
+            for future in done:
+                left.remove(future)
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    raise _killed() from None
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
