@@ -163,7 +163,7 @@ def test_several_frames_have_no_one_instant(memory: HostMemory, monkeypatch: pyt
         **({"userspace_addr": memory.address + (PAGES + 90) * PAGE} if design == "overlay" else {"flags": 2})
     )
     changes = [*first[:3], slot(memory, 2, 41, 49, 41), second, slot(memory, 4, 91, PAGES - 91, 91)]
-    name = "overlay" if design == "overlay" else "deny_writes"
+    name = "overlay" if design == "overlay" else "deny"
     real, calls = getattr(SoftUpdate, name), 0
     with SoftEngine(2) as engine:
         run(memory, engine, changes, READ if design == "overlay" else WRITE)

@@ -109,7 +109,7 @@ DESIGNS = (
     ),
     Design("resize_notify", "a slot is resized in place; else sequential", logs="partly"),
     Design("overlay", "single frames are shown other memory above the slots, 64 at most; else sequential"),
-    Design("attributes", "the right to write is taken and given above the slots; else sequential", logs="partly"),
+    Design("attributes", "rights (NR, NW, NX) are taken and given above the slots; else sequential", logs="partly"),
     Design("atomic", "one instant for all changes; only vCPUs that touch them wait", logs="kept"),
     Design("atomic_unacknowledged", "atomic without the wait for acknowledgements", broken=True, logs="kept"),
 )

@@ -36,6 +36,9 @@ class Target(NamedTuple):
     """Whether accesses are private ones, to a guest_memfd's private pages."""
     marked: bool = False
     """Whether private writes leave ``load_words.SECRET`` in the word, so that a shared access that reads it is told."""
+    old_denied: int = 0
+    new_denied: int = 0
+    """What has no right before and after: NR 1, NW 2, NX 4, as in ``Update.deny``."""
 
     @property
     def must(self) -> bool:
@@ -63,6 +66,8 @@ class Load:
                 + int(at.MARKED) * target.marked
                 + (target.old_tag << int(at.OLD_TAG))
                 + (target.new_tag << int(at.NEW_TAG))
+                + (target.old_denied << int(at.OLD_DENIED))
+                + (target.new_denied << int(at.NEW_DENIED))
             )
             flat += (target.gpa, flags, target.old, target.new)
         self.words = own(len(flat))

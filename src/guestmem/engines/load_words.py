@@ -36,6 +36,8 @@ MARKED = const(32)  # private writes leave SECRET set, and who reads it by a sha
 SECRET = const(1 << 63)
 OLD_TAG, NEW_TAG = const(8), const(16)
 """TARGET_FLAGS: bits, and where the two tags of eight bits begin: a byte of the memory itself, 0 without one."""
+OLD_DENIED, NEW_DENIED = const(24), const(27)
+"""TARGET_FLAGS: where the three bits begin that say that reads, writes, fetches have no right (NR, NW, NX)."""
 TAG_BYTE = const(6)
 """Of the eight bytes of a target: the count is before it, and after it a ``ret``."""
 DEVICE_TAG = const(0xFF)

@@ -39,7 +39,7 @@ class Capability(enum.Flag):
     RETRY_FETCHES = enum.auto()
     """The same for failed fetches alone."""
     ABOVE_SLOTS = enum.auto()
-    """Overlays and permissions above slots: ``Update.overlay``, ``Update.deny_writes``."""
+    """Overlays and permissions above slots: ``Update.overlay``, ``Update.deny``."""
     GUEST_MEMFD = enum.auto()
     """Slots may have a guest_memfd, and vCPUs access its pages by their kind (``MeasuredEngine.take_files``)."""
     DIRTY_LOGS = enum.auto()
@@ -121,8 +121,11 @@ class Update(Protocol):
         MemslotError (E2BIG) for more than 64 (Capability.ABOVE_SLOTS).
         """
 
-    def deny_writes(self, start_gfn: int, end_gfn: int) -> None:
-        """The same for a range where writes exit; without the update's slots it is undone."""
+    def deny(self, start_gfn: int, end_gfn: int, rights: int) -> None:
+        """The same for a range where accesses exit that need one of ``rights``: NR 1, NW 2, NX 4.
+
+        NR only with NW and NX (else MemslotError, EINVAL). Without the update's slots it is undone.
+        """
 
     def publish(self) -> None:
         """The instant: the staged set becomes the active one."""

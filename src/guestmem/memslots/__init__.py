@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .slot import KVM_MEM_LOG_DIRTY_PAGES as KVM_MEM_LOG_DIRTY_PAGES
     from .slot import KVM_MEM_READONLY as KVM_MEM_READONLY
     from .slot import KVM_MEM_SLOTS_NUM as KVM_MEM_SLOTS_NUM
+    from .slot import KVM_MEMSLOT_NR as KVM_MEMSLOT_NR
+    from .slot import KVM_MEMSLOT_NX as KVM_MEMSLOT_NX
     from .slot import KVM_USER_MEM_SLOTS as KVM_USER_MEM_SLOTS
     from .slot import Slot as Slot
     from .slot import SlotKey as SlotKey

@@ -31,6 +31,7 @@ from .layout import (
     USERSPACE_ADDR,
 )
 from .lookup import CURSOR_WORDS, gfn_next, gfn_seek
+from .slot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_NR, KVM_MEMSLOT_NX
 
 if TYPE_CHECKING:
     from .set import Memslots
@@ -42,7 +43,8 @@ EFFECT_WORDS = 5
 
 _KEEP, _WRITES, _LIFT, _STALL, _FILL = (const(action) for action in range(1, 6))
 _EFFECT_WORDS = const(EFFECT_WORDS)
-_RIGHTS = const(3)
+_HIDDEN = const(KVM_MEMSLOT_NR | KVM_MEMSLOT_NX)
+_RIGHTS = const(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY | KVM_MEMSLOT_NR | KVM_MEMSLOT_NX)
 
 
 @compiled
@@ -130,7 +132,10 @@ def _action(memslots: Words, old: U64, new: U64, gfn: U64) -> U64:
     after = _rights(memslots, new)
     if before == after:
         return _KEEP
-    return _WRITES if after & (before ^ _RIGHTS) != 0 else _LIFT
+    lost = after & (before ^ _RIGHTS)
+    if lost & _HIDDEN != 0:
+        return _STALL  # reads and fetches wait for nothing less
+    return _WRITES if lost != 0 else _LIFT
 
 
 @compiled

@@ -100,7 +100,7 @@ class Action(enum.Enum):
     LIFT = 3
     """Same host memory, more rights: nothing now, the next fault lifts."""
     STALL = 4
-    """Other host memory, or none any more: mark in flux, zap, flush, wait."""
+    """Other host memory, or none any more, or no right to read or to fetch: mark in flux, zap, flush, wait."""
     FILL = 5
     """Memory where there was none: nothing before the instant."""
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import MemslotError
 from ..units import PAGE_SIZE, format_frames
 from .changes import KINDS, Change, ChangeKind
-from .slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, Slot
+from .slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY, KVM_MEM_SLOTS_NUM, KVM_MEMSLOT_NR, KVM_MEMSLOT_NX, Slot
 
 __all__ = ["CHECKS", "FIRST_REASON", "Check", "Limits", "classify", "kind_of", "refusal_of", "refused"]
 
@@ -92,7 +92,7 @@ ALLOWED = 0
 _CREATE, _DELETE, _MOVE, _FLAGS_ONLY, _NOTHING = 1, 2, 3, 4, 5
 _IN_PAGE = PAGE_SIZE - 1
 _LARGEST = (1 << 64) - 1
-_STAY = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
+_STAY = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD | KVM_MEMSLOT_NR | KVM_MEMSLOT_NX
 
 
 class Limits(NamedTuple):

@@ -72,7 +72,14 @@ from .layout import (
     active_set,
 )
 from .lookup import last_before
-from .slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Slot
+from .slot import (
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_NR,
+    KVM_MEMSLOT_NX,
+    Slot,
+)
 
 IDLE, EDITING, MARKING, MARKS_SWAPPED, SWAPPED, SETTLED = (const(phase) for phase in range(6))
 _AFTER_MARKS = const(8)
@@ -99,7 +106,7 @@ NO_SLOT, ID_BAD, OVERLAPS, NO_FILE, EXISTS, OUT_OF_PHASE, GPA_WRAPS = (
 _FRAMES = const(1 << 52)
 _LARGEST = const((1 << 64) - 1)
 _GUEST_MEMFD = const(KVM_MEM_GUEST_MEMFD)
-_USER_FLAGS = const(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)
+_USER_FLAGS = const(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY | KVM_MEMSLOT_NR | KVM_MEMSLOT_NX)
 _refused = compiled_copy(checks.refused)
 _kind_of = compiled_copy(checks.kind_of)
 

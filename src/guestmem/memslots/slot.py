@@ -12,6 +12,8 @@ from ..slot_key import SlotKey
 from ..units import PAGE_SHIFT, format_frames
 
 __all__ = [
+    "KVM_MEMSLOT_NR",
+    "KVM_MEMSLOT_NX",
     "KVM_MEM_GUEST_MEMFD",
     "KVM_MEM_LOG_DIRTY_PAGES",
     "KVM_MEM_READONLY",
@@ -24,6 +26,9 @@ __all__ = [
 KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
 KVM_MEM_READONLY = 1 << 1
 KVM_MEM_GUEST_MEMFD = 1 << 2
+KVM_MEMSLOT_NR, KVM_MEMSLOT_NX = 1 << 17, 1 << 19
+"""No reads, no fetches: in no KVM flags of a slot, nor taken by the model of its ioctls. The software engine keeps in
+its slots what KVM would keep above them: attributes NR and NX (posted in June 2024); NW is KVM_MEM_READONLY."""
 
 KVM_MEM_SLOTS_NUM = 32767
 """Slots in one address space, internal ones included (SHRT_MAX)."""

@@ -1,10 +1,10 @@
-"""What stands above slots: overlays, each one frame that shows another page; and ranges where writes are denied.
+"""What stands above slots: overlays, each one frame that shows another page; and ranges where rights are denied.
 
 The words are few and one update's: it adds entries, each inside an invalidation of its frames, and takes them away when
 its slots say the same. A fault reads them after the invalidation sequence and before the slots, so what it maps from
 entries that have changed since is not mapped (``must_retry``); what it exits for is guarded by the number in ABOVE.
-Ideas: KVM_SET_PLANE_MEMORY_OVERLAY (David Woodhouse, linux-kernel, 2026); KVM_MEMORY_ATTRIBUTE_NW (Nicolas Saenz
-Julienne, kvm, June 2024).
+Ideas: KVM_SET_PLANE_MEMORY_OVERLAY (David Woodhouse, linux-kernel, 2026); KVM_MEMORY_ATTRIBUTE_NR, NW and NX (Nicolas
+Saenz Julienne, kvm, June 2024).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from ...atomics import load_acquire, load_relaxed, store_release
 from ...compiled import U64, Words, compiled, const, u64
 from .layout import ABOVE, ABOVE_ENTRIES
 
-__all__ = ["CHANGED", "DENIED", "above_add", "above_clear", "find_above"]
+__all__ = ["CHANGED", "NR", "NW", "NX", "above_add", "above_clear", "find_above"]
 
-DENIED, CHANGED = const(1), const(2)
-"""What ``find_above`` says beside a host address and 0: writes are denied; the entries have changed, look again."""
+NR, NW, NX = const(1), const(2), const(4)
+"""Reads, writes, fetches are denied: KVM_MEMORY_ATTRIBUTE_NR, NW and NX; NW is also the bit of KVM_MEM_READONLY."""
+CHANGED = const(8)
+"""What ``find_above`` says beside a page's address, rights that are denied, and 0: entries have changed, look again."""
 
 _ONE = const(1)
 _ENTRY = const(4)
@@ -26,7 +28,7 @@ _PAGE_SHIFT = const(12)
 
 @compiled
 def find_above(vm: Words, above: U64, as_id: U64, gfn: U64) -> U64:
-    """What stands above a frame, by ``above``, the value of ABOVE just acquired: the page's host address, DENIED, 0."""
+    """What stands above a frame, by ``above``, the value of ABOVE just acquired: a host address, NR | NW | NX, or 0."""
     found = u64(0)
     left = above & _COUNT
     where = ABOVE_ENTRIES
@@ -36,7 +38,7 @@ def find_above(vm: Words, above: U64, as_id: U64, gfn: U64) -> U64:
         end = load_acquire(vm, where + _ONE)
         what = load_acquire(vm, where + u64(2))
         if start <= gfn < end and load_acquire(vm, where + u64(3)) == as_id:
-            found = what if what == DENIED else what + ((gfn - start) << _PAGE_SHIFT)
+            found = what if what < CHANGED else what + ((gfn - start) << _PAGE_SHIFT)
         where += _ENTRY
         left -= _ONE
     return CHANGED if load_relaxed(vm, ABOVE) != above else found

@@ -14,7 +14,7 @@ FLUX_MAX = 64
 """Ranges that one update may have in flux; the limit is a capability."""
 
 ABOVE_MAX = 64
-"""Frames that overlays show other pages at, as of KVM_CAP_PLANE_MEMORY_OVERLAYS; and ranges where writes are denied."""
+"""Frames that overlays show other pages at, as of KVM_CAP_PLANE_MEMORY_OVERLAYS; and ranges where rights are denied."""
 
 VCPU_BLOCK = Structure("vCPU", "what a vCPU and those who ask it for something share", size=5 * 8)
 REQUESTED = VCPU_BLOCK.line("requests made to this vCPU so far")
@@ -41,7 +41,9 @@ ANSWERS = VM.line("whether the VMM answers MMIO that falls into a hole from the 
 UPDATES = VM.line("odd while an update holds exits; futex for vCPUs whose exit fell into it")
 FETCHES_ONLY = VM.line("whether it holds those of fetches alone")
 ABOVE = VM.line("number of changes << 8 | entries above slots")
-ABOVE_ENTRIES = VM.words(4 * ABOVE_MAX, "of each: start_gfn, end_gfn, host address or what is denied, address space")
+ABOVE_ENTRIES = VM.words(
+    4 * ABOVE_MAX, "of each: start_gfn, end_gfn, host address or rights that are denied, address space"
+)
 FLUX_RANGE = const(3)
 FLUX_RANGES = VM.words(3 * FLUX_MAX, "of each range in flux: start_gfn, end_gfn, what waits (below)")
 VCPUS = VM.array(VCPU_BLOCK, "a block a vCPU")
@@ -87,6 +89,9 @@ OTHERS_COUNT = OWN.word("its other targets")
 LOAD_HALF = OWN.word("words of one load")
 READ_ATTRIBUTES = OWN.word("of stage-2 leaves: readable and executable")
 WRITE_ATTRIBUTES = OWN.word("of stage-2 leaves: writable, too")
+READ_NX_ATTRIBUTES = OWN.word("as READ_ATTRIBUTES, not executable")
+WRITE_NX_ATTRIBUTES = OWN.word("as WRITE_ATTRIBUTES, not executable")
+FETCHES_NOW = OWN.word("1: the fault at hand is of a fetch")
 BLOCK_LEVEL = OWN.word("largest leaf that a fault maps, as a level number")
 LOOKS = OWN.word("1: look for requests after this access")
 LATE = OWN.word("not 0: its next look for requests comes late; a random number")
@@ -107,7 +112,7 @@ HOLES_WRITE = OWN.counter("data writes of memory that should be there that met a
 KILLED_FETCHES = OWN.counter("fetches, and private accesses, of memory that should be there that met a hole")
 ANSWERED_READS = OWN.counter("in a hole, answered by the VMM from the memory behind it")
 ANSWERED_WRITES = OWN.counter("the same for writes")
-REFUSED_WRITES = OWN.counter("writes refused as read-only although the memory is writable before and after")
+REFUSED_WRITES = OWN.counter("accesses refused for want of a right that is there before and after")
 MMIO_READS = OWN.counter("legitimate: there is no memory before or after")
 MMIO_WRITES = OWN.counter("the same for writes")
 INTERNAL_ERRORS = OWN.counter("legitimate: fetches from where there is no memory before or after")
@@ -117,6 +122,8 @@ STALE = OWN.counter("accesses begun after the update that saw the old memory")
 SAW_OLD = OWN.counter("accesses in a window that could tell old from new and saw old")
 SAW_NEW = OWN.counter("accesses in a window that could tell old from new and saw new")
 INVALID_RETRIES = OWN.counter("accesses that met an INVALID slot and waited for the next swap")
+DENIED_READS = OWN.counter("reads for want of a right: exits")
+DENIED_FETCHES = OWN.counter("the same for fetches")
 FLUX_STALLS = OWN.counter("accesses that waited for a range in flux")
 PAUSES = OWN.counter("pauses obeyed")
 FLUSHES_SEEN = OWN.counter("TLB flushes")

@@ -66,6 +66,10 @@ class Stage2:
         ]
         self.read_attributes = self.format.attributes(Rights.READ | Rights.X)
         self.write_attributes = self.format.attributes(Rights.RWX) | (_NPT_DIRTY if arch == "x86" else 0)
+        self.read_nx_attributes = self.format.attributes(Rights.READ)
+        self.write_nx_attributes = self.format.attributes(Rights.READ | Rights.WRITE) | (
+            _NPT_DIRTY if arch == "x86" else 0
+        )
         self.block_level = huge
         self.private_gfn = 0
         """Private accesses to frame f go by frame f + this, from the first guest_memfd on; 0: there are none yet."""

@@ -18,6 +18,7 @@ from ...stage2.words import Table
 from .. import load_words
 from . import layout as at
 from .accesses import (
+    FETCH,
     SAW_HOLE,
     SAW_READONLY,
     WRITE,
@@ -81,7 +82,7 @@ def stage2_exit(
 ) -> U64:
     """An exit for a fault, to its end: what it came to; back in the guest unless 0.
 
-    0 stop, 1 make the access again, 2 it met a hole, 3 it met read-only memory, 4 it met a hole and was answered from
+    0 stop, 1 make the access again, 2 it met a hole, 3 it had no right, 4 it met a hole and was answered from
     what was behind, 5 KVM_EXIT_MEMORY_FAULT, 6 make it again with another guest_memfd at hand.
     """
     vm, _memslots, _srcu, own = slots
@@ -92,6 +93,7 @@ def stage2_exit(
     tlb_leave(mmu, tlb)
     leave_guest(vm, vcpu, at.IN_HOST)
     writes = kind == WRITE
+    own[at.FETCHES_NOW] = _ONE if kind == FETCH else u64(0)
     outcome = IN_FILE
     if not private:
         outcome = stage2_fault(slots, table, tlb, gfn, writes, protected)
@@ -115,7 +117,12 @@ def stage2_exit(
     elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
         running = wait_out_invalid(vm, load, own, vcpu, swaps)
     elif outcome == READONLY or (kind == WRITE and must and readonly):
-        own[at.READONLY_WRITES] += _ONE
+        if writes:
+            own[at.READONLY_WRITES] += _ONE
+        elif kind == FETCH:
+            own[at.DENIED_FETCHES] += _ONE
+        else:
+            own[at.DENIED_READS] += _ONE
         came_to = u64(3)
         inside = True
     elif (updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates) and is_held(vm, kind):
@@ -179,6 +186,10 @@ def stage2_access(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem,
     kind = kind_of(own, random)
     old = seen(behind, kind, flags & load_words.OLD_READONLY != 0)
     new = seen(load_relaxed(load, target + load_words.TARGET_NEW), kind, flags & load_words.NEW_READONLY != 0)
+    if old != 0 and flags >> (load_words.OLD_DENIED + kind) & _ONE != 0:
+        old = SAW_READONLY
+    if new != 0 and flags >> (load_words.NEW_DENIED + kind) & _ONE != 0:
+        new = SAW_READONLY
     if left_out(own, random, old):
         return True
     begun = load_acquire(vm, at.WINDOW)

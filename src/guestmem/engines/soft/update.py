@@ -14,7 +14,7 @@ from ...memslots.phases import EDITING, EDITING_AFTER_MARKS, IDLE, MARKS_SWAPPED
 from ...memslots.slot import KVM_MEM_GUEST_MEMFD
 from ...memslots.update import Update as SlotUpdate
 from ..listeners import Attached
-from .above import DENIED, above_add, above_clear
+from .above import above_add, above_clear
 from .files import NO_CHANGE, Rebinding, refused_at
 from .layout import ABOVE_MAX, FLUX_MAX, STALLS_ALL, STALLS_WRITES
 
@@ -47,6 +47,10 @@ def covering(ranges: Sequence[tuple[int, int, int]], most: int) -> list[tuple[in
     cuts = [0, *sorted(by_gap[len(ordered) - most :]), len(ordered)]
     parts = [ordered[start:end] for start, end in pairwise(cuts)]
     return [(part[0][0], max(end for _, end, _ in part), max(kind for _, _, kind in part)) for part in parts]
+
+
+_DENIABLE = frozenset({2, 4, 6, 7})
+"""NR, NW and NX together: none is written or fetched that cannot be read, as posted."""
 
 
 def stalled(effects: Sequence[Effect]) -> list[tuple[int, int, int]]:
@@ -268,9 +272,11 @@ class SoftUpdate:
         """Show the page at ``userspace_addr`` at frame ``gfn``, whatever slots say; until ``settle``, or the end."""
         self._put_above(gfn, gfn + 1, userspace_addr)
 
-    def deny_writes(self, start_gfn: int, end_gfn: int) -> None:
-        """Writes to the frames exit, whatever the slots say; until ``settle``, or the end."""
-        self._put_above(start_gfn, end_gfn, int(DENIED))
+    def deny(self, start_gfn: int, end_gfn: int, rights: int) -> None:
+        """Accesses that need one of ``rights`` exit, whatever the slots say; until ``settle``, or the end."""
+        if rights not in _DENIABLE:
+            raise MemslotError(errno.EINVAL, f"rights: {rights:#x} is not NW 2, NX 4, both, or all with NR 1")
+        self._put_above(start_gfn, end_gfn, rights)
 
     def _put_above(self, start_gfn: int, end_gfn: int, what: int) -> None:
         if self._above == ABOVE_MAX:

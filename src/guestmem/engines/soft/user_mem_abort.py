@@ -48,7 +48,7 @@ from ...stage2.walk import lookup_shared
 from ...stage2.words import Table
 from ...stage2.zap import zap
 from . import layout as at
-from .above import CHANGED, DENIED, find_above
+from .above import CHANGED, NR, NW, NX, find_above
 from .flux import flux_touches, in_flux
 from .gmem_abort import map_page
 from .vcpu import FILLED, HOLE, IN_FILE, IN_FLUX, INVALID, READONLY
@@ -57,13 +57,15 @@ from .words import Slots
 __all__ = ["stage2_fault"]
 
 _ZERO, _ONE, _TWO = const(0), const(1), const(2)
-_LOGGED, _READONLY_SLOT, _FILE = const(1), const(2), const(4)
+_LOGGED, _FILE = const(1), const(4)
+_HIDDEN = const(17)
+"""By how much KVM_MEMSLOT_NR and NX are above NR and NX."""
 _COUNT = const(255)
 _PAGE_SHIFT = const(12)
 
 
 class Leaf(NamedTuple):
-    """What a leaf is made of: frame and slot, what was read before, and whether it is logged, writable, was there."""
+    """What a leaf is made of: frame and slot, what was read before, whether it is logged, writable, was there; NX."""
 
     gfn: U64
     record: U64
@@ -72,15 +74,17 @@ class Leaf(NamedTuple):
     logged: bool
     writable: bool
     protected: bool
+    executable: bool
 
 
 @compiled(nogil=True)
 def stage2_fault(slots: Slots, table: Table, tlb: Own, gfn: U64, writes: bool, protected: bool) -> U64:
     """Handle a fault at ``gfn``, outside the guest; returns what it came to. FILLED: enter again and try again.
 
-    IN_FILE: the slot has a guest_memfd, and the fault is ``gmem_slot_fault``'s. ``protected``: a leaf was there and did
-    not let the access write. tlb[FOUND_LEVEL] is the level of the fault. FLUX is looked at after the sequence and
-    before the slots: what was marked after that is zapped after that, which ends this attempt when it is about to map.
+    IN_FILE: the slot has a guest_memfd, and the fault is ``gmem_slot_fault``'s. READONLY: the access, of whatever kind
+    (own[FETCHES_NOW] tells a fetch), has no right. ``protected``: a leaf was there and did not let it through.
+    tlb[FOUND_LEVEL] is the level of the fault. FLUX is looked at after the sequence and before the slots: what was
+    marked after that is zapped after that, which ends this attempt when it is about to map.
     """
     vm, memslots, srcu, own = slots
     shape, pool, pages, mmu, desk = table
@@ -100,7 +104,7 @@ def stage2_fault(slots: Slots, table: Table, tlb: Own, gfn: U64, writes: bool, p
             return IN_FLUX
         stalls_writes = not writes and in_flux(vm, flux, gfn, True)
     above = load_acquire(vm, at.ABOVE)
-    denied = False
+    denied = _ZERO
     if above & _COUNT != 0:
         what = find_above(vm, above, own[at.AS_ID], gfn)
         if what == CHANGED:
@@ -110,23 +114,30 @@ def stage2_fault(slots: Slots, table: Table, tlb: Own, gfn: U64, writes: bool, p
             if not map_page(table, gfn << 12, _ONE << 12, what, attributes, shape[LAST_LEVEL], seq):
                 own[at.FAULT_RETRIES] += _ONE
             return FILLED
-        denied = what == DENIED
+        denied = what
     reader = own[at.READER]
     srcu_enter(srcu, _ZERO, reader)
     record = find(memslots, own[at.AS_ID], gfn)
     outcome = HOLE
     if record != 0:
         flags = slot_flags(memslots, record)
+        denied |= flags & NW | flags >> _HIDDEN & (NR | NX)  # KVM_MEM_READONLY has the value of NW
+        asked = NR
+        if writes:
+            asked = NW
+        elif own[at.FETCHES_NOW] != 0:
+            asked = NX
         if flags & KVM_MEMSLOT_INVALID != 0:
             outcome = INVALID
         elif flags & _FILE != 0:
-            outcome = IN_FILE
-        elif writes and (denied or flags & _READONLY_SLOT != 0):
+            # A page of a file is mapped with all rights or not at all.
+            outcome = IN_FILE if denied == 0 else READONLY
+        elif denied & asked != 0:
             outcome = READONLY
         else:
             logged = flags & _LOGGED != 0
-            writable = flags & _READONLY_SLOT == 0 and not denied and not stalls_writes and (writes or not logged)
-            leaf = Leaf(gfn, record, seq, flux, logged, writable, protected)
+            writable = denied & NW == 0 and not stalls_writes and (writes or not logged)
+            leaf = Leaf(gfn, record, seq, flux, logged, writable, protected, denied & NX == 0)
             outcome = _make(slots, table, tlb, leaf)
     exits = outcome == HOLE
     if outcome == READONLY:
@@ -144,7 +155,7 @@ def _make(slots: Slots, table: Table, tlb: Own, leaf: Leaf) -> U64:
     """Choose the leaf's size and put it into the table, unless an invalidation ran since ``seq``; always FILLED."""
     vm, memslots, _srcu, own = slots
     shape, pool, pages, mmu, desk = table
-    gfn, record, seq, flux, logged, writable, protected = leaf
+    gfn, record, seq, flux, logged, writable, protected, executable = leaf
     base = slot_base_gfn(memslots, record)
     end = base + slot_npages(memslots, record)
     host = slot_userspace_addr(memslots, record) + ((gfn - base) << 12)
@@ -169,6 +180,8 @@ def _make(slots: Slots, table: Table, tlb: Own, leaf: Leaf) -> U64:
         first = gfn
     output = host - ((gfn - first) << 12)
     attributes = own[at.WRITE_ATTRIBUTES] if writable else own[at.READ_ATTRIBUTES]
+    if not executable:
+        attributes = own[at.WRITE_NX_ATTRIBUTES] if writable else own[at.READ_NX_ATTRIBUTES]
     ipa = first << 12
     size = frames << 12
     lock = load_relaxed(mmu, LOCK_BASE)
@@ -181,13 +194,18 @@ def _make(slots: Slots, table: Table, tlb: Own, leaf: Leaf) -> U64:
     if logged and writable:
         # mark_page_dirty_in_slot(): under the lock, before the entry; see _mark. No slot that logs gets to EBUSY below.
         _mark(memslots, own, record, gfn - base)
+    lifted = _TWO
+    lifts = writable
+    if own[at.FETCHES_NOW] != 0:
+        lifted = NX  # the bit of the right itself, in ``relax_permissions``
+        lifts = executable
     if (
         protected
-        and writable
+        and lifts
         and tlb[FOUND_LEVEL] == level
         and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn))
     ):
-        status = relax_permissions(shape, pool, pages, mmu, desk, gfn << 12, _TWO, SHARED)
+        status = relax_permissions(shape, pool, pages, mmu, desk, gfn << 12, lifted, SHARED)
         own[at.RELAXED] += _ONE
     else:
         status = map_range(shape, pool, pages, mmu, desk, ipa, size, output, attributes, level, SHARED)

@@ -75,6 +75,8 @@ class VcpuThreads:
             if stage2 is not None:
                 mine[int(at.READ_ATTRIBUTES)] = stage2.read_attributes
                 mine[int(at.WRITE_ATTRIBUTES)] = stage2.write_attributes
+                mine[int(at.READ_NX_ATTRIBUTES)] = stage2.read_nx_attributes
+                mine[int(at.WRITE_NX_ATTRIBUTES)] = stage2.write_nx_attributes
                 mine[int(at.BLOCK_LEVEL)] = stage2.block_level
         if slow_vcpu_ns:
             self._own[0][int(at.SLOW_NS)] = slow_vcpu_ns
