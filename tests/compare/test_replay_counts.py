@@ -17,6 +17,7 @@ from guestmem.engines import Access, VcpuCounts
 from guestmem.engines.soft import SoftEngine
 from guestmem.report.design_tables import verdict
 from guestmem.traces import read
+from guestmem.traces.scenes import scene_lines
 
 TRACE = Path(__file__).parents[2] / "examples" / "traces" / "pc-seabios-smp2.log"
 REPEAT = 1 if INTERPRETED else 3
@@ -80,6 +81,31 @@ def test_a_write_to_memory_that_was_taken_away_is_counted(steps: Plan, monkeypat
     assert planted
     assert row.wrong == 3
     assert row.caught
+
+
+def test_memory_that_came_back_is_not_wrong_memory(tmp_path: Path) -> None:
+    """A BAR that is moved over where it was: what comes back is touched at other pages than what went."""
+    trace = tmp_path / "bar.log"
+    with trace.open("w") as stream:
+        stream.writelines(f"{line}\n" for line in scene_lines("bar", steps=100, seed=1))
+    made = plan(read(trace))
+    try:
+        ended: set[int] = set()
+        come_back = 0
+        for step in made.steps:
+            may = {
+                word
+                for target in step.load.targets
+                for word, readonly in ((target.old, target.old_readonly), (target.new, target.new_readonly))
+                if word and not readonly
+            }
+            come_back += len(ended & may - {target.new for target in step.load.targets})
+            ended -= set(step.words_that_begin)
+            assert not ended & may, "a word that vCPUs may write counts as memory that was taken away"
+            ended |= set(step.words_that_end)
+        assert come_back, "nothing came back, so nothing was shown"
+    finally:
+        made.close()
 
 
 def test_what_a_design_refuses_is_said_and_applied_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ class Counters:
         return self._word(word) & _COUNTER
 
     def step_begins(self, step: Step) -> None:
-        """What the step gives back may be written again. O(words of the step)."""
+        """What the step finds or gives back may be written again. O(words of the step)."""
         for word in step.words_that_begin:
             self._settle(word)
 

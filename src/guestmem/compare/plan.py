@@ -66,8 +66,12 @@ class Step:
 
     @property
     def words_that_begin(self) -> tuple[int, ...]:
-        """Host words that vCPUs may write after the step."""
-        return tuple({target.new for target in self.load.targets if target.new and not target.new_readonly})
+        """Host words that vCPUs may write from the load of the step on, before or after its changes.
+
+        Those of before, too: an earlier step may have given them back in a range of which it touched other pages.
+        """
+        before = {target.old for target in self.load.targets if target.old and not target.old_readonly}
+        return tuple(before | {target.new for target in self.load.targets if target.new and not target.new_readonly})
 
 
 @dataclass(slots=True)
