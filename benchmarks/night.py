@@ -45,7 +45,7 @@ def campaigns(seed: int) -> list[Campaign]:
     seeded = (("GUESTMEM_SEED", number), ("GUESTMEM_WHOLE", "1"))
     return [
         Campaign("models", (*GUESTMEM, "explore", "--all", "--jobs", "2"), "every model, searched whole", 0.15),
-        Campaign("mutants", (*GUESTMEM, "explore", "--mutants"), "every mutant", 0.2),
+        Campaign("mutants", (*GUESTMEM, "explore", "--mutants", "--jobs", "2"), "every mutant", 0.2),
         Campaign(
             "random schedules",
             (*GUESTMEM, "explore", "srcu-many", "--random", "200000", "--seed", number),

@@ -24,7 +24,7 @@ def lines_of(text: str, first: str = "", rest: str = "    ") -> list[str]:
     """A text in lines: ``first`` before the first, ``rest`` before the others; names and numbers are never broken.
 
     >>> lines_of("one vCPU " * 10, "  ", "      ")[1]
-    '      one vCPU one vCPU'
+    '      vCPU one vCPU'
     """
     return textwrap.wrap(
         text, COLUMNS, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False

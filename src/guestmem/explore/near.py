@@ -9,6 +9,9 @@ from ..errors import UsageError
 
 __all__ = ["not_one_of"]
 
+_FITS = 70
+"""Columns of an error behind the command's name."""
+
 
 def not_one_of(what: str, name: str, known: Iterable[str], listed_by: str) -> UsageError:
     """The error for a name that is not among ``known``, which the command ``listed_by`` lists.
@@ -18,6 +21,9 @@ def not_one_of(what: str, name: str, known: Iterable[str], listed_by: str) -> Us
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, 2, 0.5)
-    return UsageError(
-        f"{what}: {name!r} is not one of {len(names)} of {listed_by}" + (f"; near: {', '.join(near)}" if near else "")
-    )
+    text = f"{what}: {name!r} is not one of {len(names)} of {listed_by}"
+    for count in (2, 1):
+        some = f"{text}; near: {', '.join(near[:count])}"
+        if near and (len(some) <= _FITS or count == 1):
+            return UsageError(some)
+    return UsageError(text)
