@@ -46,7 +46,6 @@ REASONS: dict[str, dict[str, str]] = {
     "gmem/pin.py": {"_forget_reference": _GAP},
     "memslots/layout.py": {"generation": _READS, "slot_as_id": _READS, "slot_id": _READS, "format_memslots": _ALONE},
     "memslots/lookup.py": dict.fromkeys(("hva_seek", "hva_next", "copy_find", "copy_slots"), _READS),
-    "memslots/phases.py": {"publish_both": _GAP},
     "memslots/tree.py": dict.fromkeys(("_largest_end", "_refresh", "_take_node", "_give_node", "_mend"), _SETS),
     "memslots/whole.py": dict.fromkeys(
         ("swap_at_once", "change_at_once"), "calls the phases, which models run one after the other, in one go"

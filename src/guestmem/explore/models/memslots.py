@@ -79,6 +79,66 @@ def split_2(scene: Scene) -> None:
     build(scene, 2, 1, split=True)
 
 
+def both(scene: Scene) -> None:
+    """A slot in each of two address spaces gets other memory in one call; the reader is between the two stores, too."""
+    layout, phases = scene.room("memslots.layout"), scene.room("memslots.phases")
+    lookup, srcu = scene.room("memslots.lookup"), scene.room("rcu.srcu")
+    shape = layout.geometry(2, _IDS, node_words=_NODE_WORDS)
+    words, first = layout.new_memslots(shape)
+    last = scene.own(int(shape.desk_words))
+    domain = srcu.Srcu(1)
+
+    def stage(words: Words, desk: Own, as_id: int, npages: int, hva: int) -> None:
+        assert phases.stage(words, desk, as_id, 0, 16, npages, hva, 0, _IDS) < phases.FIRST_REASON
+
+    for as_id in range(2):
+        stage(words, first, as_id, 2, _OLD_HVA)
+        assert phases.publish(words, first)
+        assert phases.settle(words, first)
+        assert phases.bring(words, first, False)
+    invariants, geometry = scene.room("memslots.invariants"), shape
+    scene.words("memslots", words, memslots_label(scene, shape.first_record, shape.first_node))
+    scene.words("srcu", domain.words, srcu_label)
+
+    def found(words: Words, as_id: int) -> int:
+        record = lookup.find(words, as_id, 17)
+        assert record, f"frame 0x11 of space {as_id} has no slot"
+        hva = int(layout.slot_userspace_addr(words, record))
+        assert hva in {_OLD_HVA, _NEW_HVA}, f"frame 0x11 of space {as_id} is at {hva:#x}"
+        return hva
+
+    def reader(words: Words, state: Words) -> None:
+        srcu.srcu_enter(state, 0, 0)
+        second = found(words, 1)
+        assert second == _OLD_HVA or found(words, 0) == _NEW_HVA, "who sees the set published last misses the first"
+        srcu.srcu_exit(state, 0, 0)
+
+    def update(words: Words, first: Own, last: Own, state: Words) -> tuple[Own, Own]:
+        def turn(desk: Own, other: Own) -> None:
+            phases.hand_over(desk, other)
+
+        for as_id, desk in enumerate((first, last)):
+            stage(words, desk, as_id, 0, 0)
+            stage(words, desk, as_id, 2, _NEW_HVA)
+            turn(desk, last if desk is first else first)
+        phases.publish_both(words, first, last)
+        srcu.srcu_synchronize(state, 0, 1)
+        for desk in (first, last):
+            assert phases.settle(words, desk)
+        for desk in (first, last):
+            assert phases.bring(words, desk, False)
+            turn(desk, last if desk is first else first)
+        return first, last
+
+    scene.thread("reader", reader, words, domain.words)
+    scene.thread("updater", update, words, first, last, domain.words)
+    scene.final(
+        "both sets of both spaces are sound, and the same",
+        lambda view: invariants.check_memslots(geometry, words.cells, view.result("updater")[0]),
+    )
+    scene.final("nobody is left inside", lambda _view: domain.check() or not domain.inside())
+
+
 _PROVES = "a lookup always finds one whole slot, of the old set or of the new, and never a record that was reused"
 MODELS = (
     Model("memslots", _PROVES, "1 reader, 2 lookups, 1 batch that re-hosts a slot", replace_1),
@@ -87,6 +147,13 @@ MODELS = (
         _PROVES,
         "2 readers, 1 lookup each, 1 batch that splits and re-hosts a slot",
         split_2,
+        buffer=2,
+    ),
+    Model(
+        "memslots-both",
+        "of two address spaces published in one call, who sees the set published last sees the first one's, too",
+        "1 reader, 2 lookups, 1 batch that re-hosts a slot of each space",
+        both,
         buffer=2,
     ),
 )

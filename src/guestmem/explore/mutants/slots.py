@@ -177,6 +177,22 @@ MUTANTS = (
         origin="Linux e0c378684b65: KVM: x86/mmu: Retry page faults that hit an invalid memslot",
     ),
     Mutant(
+        "publish-both-order",
+        "the set that is to be published last is published first",
+        *(
+            _PHASES,
+            "    publish(memslots, desk)\n    publish(memslots, last)\n",
+            "    publish(memslots, last)\n    publish(memslots, desk)\n",
+        ),
+        models=("memslots-both",),
+    ),
+    Mutant(
+        "publish-both-free",
+        "of two sets published in one call, free records and nodes are not handed over between their desks",
+        *(_PHASES, "        other[word] = desk[word]\n", "        other[word] = other[word]\n"),
+        models=("memslots-both",),
+    ),
+    Mutant(
         "publish-relaxed",
         "a reader may see the new set before what is in it",
         *weaken(_PHASES, "publish", "store_release"),
