@@ -89,8 +89,7 @@ class Bench:
     """One engine, and two vCPUs that threads of this program play."""
 
     def __init__(self, arch: str) -> None:
-        self.engine = SoftEngine(2, arch=arch, stage2=True)
-        assert self.engine.stage2 is not None
+        self.engine = SoftEngine(2, arch=arch)
         self.arch, self.stage2 = arch, self.engine.stage2
         self.table = self.stage2.tables[0]
         engine = self.engine

@@ -54,9 +54,8 @@ def shown(engine: SoftEngine) -> dict[tuple[int, int], Slot]:
     return {(slot.as_id, slot.id): slot for slot in engine.memslots}
 
 
-@pytest.mark.parametrize("stage2", [True, False])
-def test_random_batches_end_as_a_dict(stage2: bool, rng: random.Random, sized: Callable[[int, int], int]) -> None:
-    with SoftEngine(2, address_spaces=2, stage2=stage2) as engine:
+def test_random_batches_end_as_a_dict(rng: random.Random, sized: Callable[[int, int], int]) -> None:
+    with SoftEngine(2, address_spaces=2) as engine:
         apply = find("atomic").prepare(engine)
         slots: dict[tuple[int, int], Slot] = {}
         went_through = 0

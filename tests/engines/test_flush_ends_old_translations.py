@@ -93,7 +93,7 @@ def old_page_stands_still(room: Callable[[str], ModuleType]) -> bool:
     soft = room("engines.soft")
     memory = HostMemory([(HVA, HVA + 2 * PAGE)])
     pages = [memory.translate(HVA + page * PAGE) for page in range(2)]
-    engine: SoftEngine = soft.SoftEngine(1, stage2=False)
+    engine: SoftEngine = soft.SoftEngine(1)
     engine.set_access(room("engines").Access(writes=1, fetches=0))
     engine.set_memory_region(Change(0, 0, 1, pages[0]))
     try:
@@ -116,7 +116,8 @@ def old_page_stands_still(room: Callable[[str], ModuleType]) -> bool:
 def test_a_vcpu_that_does_not_flush_is_seen() -> None:
     with load() as twin:
         assert old_page_stands_still(twin.room)
-    with load([("engines/soft/vcpu.py", "        tlb_flush(own)\n    epoch =", "    epoch =")]) as twin:
+    forgets = "            forget(shape, tlb, what, start, end)\n            seen"
+    with load([("stage2/tlb_walk.py", forgets, "            seen")]) as twin:
         assert not old_page_stands_still(twin.room)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guestmem.explore import load
+from guestmem.explore.small_vm import SMALL
 from guestmem.memslots import Change
-from soft_guest import Inline
+from soft_guest import Inline, fault_of, host_of
 
 OLD, NEW = 0x10000, 0x90000
 FILLED, IN_FLUX = 0, 4
@@ -14,42 +15,40 @@ NOTHING = 0
 
 LOOKS_LATE = (
     (
-        "engines/soft/vcpu.py",
-        "    flux = load_acquire(vm, at.FLUX)\n    protected = False\n",
+        "engines/soft/user_mem_abort.py",
+        "    flux = load_acquire(vm, at.FLUX)\n    stalls_writes = False\n",
         (
-            "    reader = own[at.READER]\n    srcu_enter(srcu, u64(0), reader)\n"
-            "    record = find(memslots, own[at.AS_ID], gfn)\n    srcu_exit(srcu, u64(0), reader)\n"
-            "    flux = load_acquire(vm, at.FLUX)\n    protected = False\n"
+            "    reader = own[at.READER]\n    srcu_enter(srcu, _ZERO, reader)\n"
+            "    record = find(memslots, own[at.AS_ID], gfn)\n    srcu_exit(srcu, _ZERO, reader)\n"
+            "    flux = load_acquire(vm, at.FLUX)\n    stalls_writes = False\n"
         ),
     ),
     (
-        "engines/soft/vcpu.py",
+        "engines/soft/user_mem_abort.py",
         (
-            "    reader = own[at.READER]\n    srcu_enter(srcu, u64(0), reader)\n"
+            "    reader = own[at.READER]\n    srcu_enter(srcu, _ZERO, reader)\n"
             "    record = find(memslots, own[at.AS_ID], gfn)\n    outcome = HOLE\n"
         ),
-        "    srcu_enter(srcu, u64(0), reader)\n    outcome = HOLE\n",
+        "    srcu_enter(srcu, _ZERO, reader)\n    outcome = HOLE\n",
     ),
 )
 """A fault that looks the slot up first and at FLUX afterwards."""
 
 
 def faults(mutations: Sequence[tuple[str, str, str]] = (), *, backwards: bool = False) -> set[tuple[int, int]]:
-    """(outcome, what the TLB holds) of a fault, over all moments of it at which the update can go on.
+    """(outcome, where a read then goes) of a fault, over all moments of it at which the update can go on.
 
-    The vCPU has acknowledged the flush: its range is in flux, its TLB empty. Then the set is published at one moment
-    and the range released at the same or a later one (``backwards``: the other way round).
+    The range is in flux and zapped. Then the set is published at one moment and the range released at the same or a
+    later one (``backwards``: the other way round).
     """
     found = set()
-    with load(mutations) as twin:
-        soft, vcpu, atomics = twin.room("engines.soft"), twin.room("engines.soft.vcpu"), twin.room("atomics")
-        tlb = twin.room("engines.soft.tlb")
+    with load([*SMALL, *mutations]) as twin:
+        soft, atomics = twin.room("engines.soft"), twin.room("atomics")
 
         def fault(first: int, second: int) -> int:
             """One fault; returns how many operations it took."""
             engine = soft.SoftEngine(1)
             engine.set_memory_region(Change(0, 0, 1, OLD))
-            mine = engine._own[0]
             with engine.update() as update:
                 update.stage_all([Change(0), Change(0, 0, 1, NEW)])
                 update.stall(update.net_effect())
@@ -60,10 +59,10 @@ def faults(mutations: Sequence[tuple[str, str, str]] = (), *, backwards: bool = 
                         if operation == moment:
                             step()
 
-                scheduler = Inline(between)
+                scheduler = Inline(between, of=(engine.words, engine.memslots.words))  # all that the update writes
                 with atomics.schedule(scheduler):
-                    outcome = vcpu.fault(engine._vm, engine.memslots.words, engine.srcu.words, mine, 0, True)
-                found.add((outcome, tlb.tlb_lookup(mine, 0, False)))
+                    outcome = fault_of(twin.room, engine, 0, writes=True)
+                found.add((outcome, host_of(twin.room, engine, 0)))
             return scheduler.operations
 
         most = 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from guestmem import CapabilityError, GuestmemError, MemslotError, UsageError
+from guestmem import GuestmemError, MemslotError, UsageError
 from guestmem.abi.versions import LINUX_6_12, LINUX_6_18, LINUX_7_3, LINUX_7_4
 from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft.pre_fault import PreFault, pre_fault_memory
@@ -37,7 +37,7 @@ def errno_of(call: Callable[[], object]) -> int | None:
 
 
 def test_a_range(engine: SoftEngine) -> None:
-    engine.stage2.zap_all()  # type: ignore[union-attr]
+    engine.stage2.zap_all()
     assert pre_fault_memory(engine, 0, 4 * PAGE, 3 * PAGE) == PreFault(7 * PAGE, 0)
     assert mapped(engine) == [4, 5, 6]
     assert pre_fault_memory(engine, 1, 4 * PAGE, 3 * PAGE) == PreFault(7 * PAGE, 0), "again is fine"
@@ -45,7 +45,7 @@ def test_a_range(engine: SoftEngine) -> None:
 
 def test_partial_progress(engine: SoftEngine) -> None:
     """The end of a slot, and a signal: what was done is done; called again, nothing can be."""
-    engine.stage2.zap_all()  # type: ignore[union-attr]
+    engine.stage2.zap_all()
     assert pre_fault_memory(engine, 0, 14 * PAGE, 4 * PAGE) == PreFault(16 * PAGE, 2 * PAGE)
     assert errno_of(lambda: pre_fault_memory(engine, 0, 16 * PAGE, 2 * PAGE)) == errno.ENOENT
     signals = iter([False, False, True])
@@ -65,7 +65,7 @@ def test_what_is_refused(engine: SoftEngine, gpa: int, size: int, flags: int) ->
 
 
 def test_a_slot_that_is_invalid_just_now(engine: SoftEngine) -> None:
-    engine.stage2.zap_all()  # type: ignore[union-attr]
+    engine.stage2.zap_all()
     with engine.update() as update:
         update.invalidate(0)
         update.swap()
@@ -84,7 +84,7 @@ def test_arm64_has_it_from_7_4_on() -> None:
     assert mapped(engine) == []
     assert pre_fault_memory(engine, 0, 14 * PAGE, 4 * PAGE, version=LINUX_7_4) == PreFault(16 * PAGE, 2 * PAGE)
     assert mapped(engine) == [14, 15]
-    engine.stage2.zap_all()  # type: ignore[union-attr]
+    engine.stage2.zap_all()
     with engine.update() as update:
         update.invalidate(0)
         update.swap()
@@ -93,7 +93,5 @@ def test_arm64_has_it_from_7_4_on() -> None:
 
 
 def test_where_it_is_not() -> None:
-    with pytest.raises(CapabilityError, match="EOPNOTSUPP"):
-        pre_fault_memory(SoftEngine(stage2=False), 0, 0, PAGE)
     with pytest.raises(UsageError, match="vcpu: 1 is not one of 1"):
         pre_fault_memory(SoftEngine(), 1, 0, PAGE)

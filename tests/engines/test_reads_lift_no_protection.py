@@ -9,11 +9,9 @@ import pytest
 from guestmem.designs import find
 from guestmem.engines import Access, Load
 from guestmem.engines.soft import SoftEngine
-from guestmem.engines.soft.tlb import tlb_lookup
-from guestmem.engines.soft.vcpu import fault
 from guestmem.explore import load
 from guestmem.memslots import KVM_MEM_READONLY, Change
-from soft_guest import Guest
+from soft_guest import Guest, fault_of, host_of, of_package
 
 HOST = 0x10000
 FILLED, IN_FLUX = 0, 4
@@ -22,19 +20,18 @@ FILLED, IN_FLUX = 0, 4
 def test_a_read_fault_meanwhile_fills_no_writable_entry() -> None:
     engine = SoftEngine(1)
     engine.set_memory_region(Change(0, 0, 2, HOST))
-    mine, words = engine._own[0], (engine._vm, engine.memslots.words, engine.srcu.words)
     with engine.update() as update:
         update.stage_all([Change(0), Change(0, 0, 1, HOST, KVM_MEM_READONLY), Change(1, 1, 1, HOST + 4096)])
         update.stall(update.net_effect())
-        assert fault(*words, mine, 0, False) == FILLED
-        assert (tlb_lookup(mine, 0, False), tlb_lookup(mine, 0, True)) == (HOST, 0)
-        assert fault(*words, mine, 0, True) == IN_FLUX
+        assert fault_of(of_package, engine, 0) == FILLED
+        assert [host_of(of_package, engine, 0, writes=writes) for writes in (False, True)] == [HOST, 0]
+        assert fault_of(of_package, engine, 0, writes=True) == IN_FLUX
         # Its neighbour keeps its rights, and may be written meanwhile.
-        assert fault(*words, mine, 1, False) == FILLED
-        assert tlb_lookup(mine, 1, True) == HOST + 4096
+        assert fault_of(of_package, engine, 1) == FILLED
+        assert host_of(of_package, engine, 1, writes=True) == HOST + 4096
         update.publish()
         update.release()
-        assert tlb_lookup(mine, 0, True) == 0
+        assert host_of(of_package, engine, 0, writes=True) == 0
         update.settle()
 
 
@@ -72,17 +69,15 @@ def test_no_write_lands_after_memory_became_readonly(sized: Callable[[int, int],
 @pytest.mark.parametrize("reads", [False, True])
 def test_filling_with_the_old_rights_is_caught(reads: bool) -> None:
     """The mutant: what was in this engine's first form."""
-    with load([("engines/soft/vcpu.py", "not writes and in_flux(vm, flux, gfn, True)", "False")]) as twin:
-        vcpu, tlb = twin.room("engines.soft.vcpu"), twin.room("engines.soft.tlb")
+    with load([("engines/soft/user_mem_abort.py", "not writes and in_flux(vm, flux, gfn, True)", "False")]) as twin:
         engine = twin.room("engines.soft").SoftEngine(1)
         engine.set_memory_region(Change(0, 0, 1, HOST))
-        mine = engine._own[0]
         with engine.update() as update:
             update.stage_all([Change(0), Change(0, 0, 1, HOST, KVM_MEM_READONLY)])
             update.stall(update.net_effect())
             if reads:
-                vcpu.fault(engine._vm, engine.memslots.words, engine.srcu.words, mine, 0, False)
+                fault_of(twin.room, engine, 0)
             update.publish()
             update.release()
             update.settle()
-        assert (tlb.tlb_lookup(mine, 0, True) != 0) == reads
+        assert (host_of(twin.room, engine, 0, writes=True) != 0) == reads

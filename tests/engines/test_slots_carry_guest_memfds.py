@@ -12,7 +12,7 @@ import pytest
 from guestmem.designs.registry import DESIGNS, find
 from guestmem.engines.load import Access, Load, Target
 from guestmem.engines.soft import SoftEngine
-from guestmem.errors import BatchError, MemslotError, UsageError
+from guestmem.errors import BatchError, MemslotError
 from guestmem.gmem import GuestMemfd
 from guestmem.memslots import Change
 from guestmem.memslots.slot import KVM_MEM_GUEST_MEMFD
@@ -130,11 +130,6 @@ def test_kept_memory_is_not_zapped_and_other_memory_is(guest: Guest) -> None:
     assert engine.counts.ranges_in_flux == in_flux, "a split keeps each frame's page"
     guest.apply("atomic", Change(2), guest.create(2, 0x106, 10, page=26))
     assert engine.counts.ranges_in_flux == in_flux + 1, "ten frames have other pages"
-
-
-def test_an_engine_without_stage_2_takes_no_file() -> None:
-    with GuestMemfd(SIZE, 1) as file, pytest.raises(UsageError, match="has no stage 2"):
-        SoftEngine(1, stage2=False).files.add(file)
 
 
 def test_random_transactions_leave_what_a_dict_says(rng: random.Random) -> None:

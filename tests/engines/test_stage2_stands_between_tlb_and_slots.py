@@ -25,7 +25,7 @@ READS, WRITES = Access("sequential", 0, 0), Access("sequential", 1, 0)
 
 
 def guest(vcpus: int = 2, pages: int = 64, access: Access = WRITES, **options: Any) -> Guest:
-    return Guest(vcpus, pages, access, stage2=True, strict=True, **options)
+    return Guest(vcpus, pages, access, strict=True, **options)
 
 
 def tables_of(engine: SoftEngine) -> Stage2:
@@ -56,7 +56,7 @@ def sound(g: Guest) -> None:
 def large(arch: str = "x86", access: Access = WRITES) -> tuple[SoftEngine, HostMemory, list[Target]]:
     """An engine with a slot of 4 MiB on memory that large pages fit, and its targets, one in 64 frames."""
     memory = HostMemory([(HVA, HVA + 2 * BLOCK_PAGES * PAGE)], low=True)
-    engine = SoftEngine(1, arch=arch, stage2=True, strict=True)
+    engine = SoftEngine(1, arch=arch, strict=True)
     engine.set_access(access)
     base = memory.translate(HVA)
     assert base % (1 << 21) == 0
@@ -202,7 +202,7 @@ def rehost(room: Any) -> tuple[int, int]:
     soft = room("engines.soft")
     memory = HostMemory([(HVA, HVA + 2 * PAGE)])
     pages = [memory.translate(HVA + page * PAGE) for page in range(2)]
-    engine = soft.SoftEngine(1, stage2=True, strict=True)
+    engine = soft.SoftEngine(1, strict=True)
     engine.set_access(room("engines").Access(writes=1, fetches=0))
     engine.set_memory_region(Change(0, 0, 1, pages[0]))
     apply = room("designs").find("atomic").prepare(engine)
@@ -249,9 +249,7 @@ def test_a_flush_that_is_left_out_is_caught(name: str | None) -> None:
 def test_bad_options_are_refused() -> None:
     for option in ({"zaps": "some"}, {"discipline": "hope"}):
         with pytest.raises(UsageError, match=next(iter(option))):
-            SoftEngine(1, stage2=True, **option)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no stage 2"), SoftEngine(1, stage2=False).host_invalidation(0, 1):
-        pass
+            SoftEngine(1, **option)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="counts accesses by the thousand")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft.write_pass import counter_offset, write_pass
 from guestmem.errors import GuestmemError, UsageError
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES
@@ -69,5 +68,3 @@ def test_what_cannot_be_written_is_an_error() -> None:
         guest.run(guest.same({0: 0}))
         with pytest.raises(GuestmemError, match="vCPUs are running"):
             write_pass(guest.engine, [(0, 1)])
-    with pytest.raises(UsageError, match="stage 2"):
-        write_pass(SoftEngine(1, stage2=False), [(0, 1)])

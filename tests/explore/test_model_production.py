@@ -1,4 +1,4 @@
-"""Designs on the path that production takes, searched whole: SoftEngine(stage2=True), a vCPU that exits, ``apply``."""
+"""Designs on the path that production takes, searched whole: SoftEngine, a vCPU that exits, ``apply``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from guestmem.explore.task import Task, run
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("design", ["pause", "batch", "atomic", "gmem-convert", "spaces-comes", "spaces-writable"])
+@pytest.mark.parametrize(
+    "design", ["pause", "batch", "atomic", "readonly", "gmem-convert", "spaces-comes", "spaces-writable"]
+)
 def test_searched_whole(design: str) -> None:
     outcome = run(Task(find(f"production-{design}"), "states"), Budget())
     assert outcome.complete, outcome.stopped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,32 @@ def until(true: Callable[[], bool], what: str) -> None:
     while not true():
         assert time.monotonic() < end, f"never came: {what}"
         time.sleep(0.0005)
+
+
+def fault_of(room: Callable[[str], Any], engine: Any, gfn: int, *, writes: bool = False) -> int:
+    """Have vCPU 0, which does not run, handle a stage-2 fault; what it came to. ``room``: of the package, or a twin."""
+    vm, memslots, srcu, _load, own = engine.vcpu_words(0)
+    table = engine.stage2.tables[0]
+    slots = room("engines.soft.words").Slots(vm, memslots, srcu, own)
+    words = room("stage2.words").Table(*table.words, table.desks[1])
+    fault = room("engines.soft.user_mem_abort").stage2_fault
+    return int(fault(slots, words, engine.stage2.tlbs[0][0].words, gfn, writes, False))
+
+
+def host_of(room: Callable[[str], Any], engine: Any, gfn: int, *, writes: bool = False) -> int:
+    """Where an access of vCPU 0 goes by its TLB and the table; 0 if it exits."""
+    walk, at = room("stage2.tlb_walk"), room("stage2.tlb_layout")
+    shape, pool, _pages, mmu = engine.stage2.tables[0].words
+    tlb = engine.stage2.tlbs[0][0].words
+    walk.tlb_enter(shape, pool, mmu, tlb)
+    found = walk.tlb_translate(shape, pool, mmu, tlb, gfn << 12, gfn << 12, at.WRITE if writes else at.READ) == at.OK
+    walk.tlb_leave(mmu, tlb)
+    return int(tlb[int(at.HOST_ADDRESS)]) if found else 0
+
+
+def of_package(name: str) -> Any:
+    """A room as it is, where a twin's could stand."""
+    return importlib.import_module(f"guestmem.{name}")
 
 
 class Guest:
@@ -128,14 +155,15 @@ class WouldSleepError(Exception):
 class Inline:
     """A scheduler for interpreted code: carries operations out on this thread, and calls ``between`` before each.
 
-    ``between`` gets the number of the operation; it may call interpreted code itself, which is not interrupted.
+    ``between`` gets the number of the operation; it may call interpreted code itself, which is not interrupted. ``of``:
+    only operations on these words count.
     """
 
-    def __init__(self, between: Callable[[int], None] = lambda _operation: None) -> None:
-        self.between, self.operations, self._busy = between, 0, False
+    def __init__(self, between: Callable[[int], None] = lambda _operation: None, of: Sequence[Any] = ()) -> None:
+        self.between, self.operations, self._of, self._busy = between, 0, of, False
 
     def step(self, operation: str, words: Any, index: int, first: int, second: int) -> int:
-        if not self._busy:
+        if not self._busy and (not self._of or any(words is each for each in self._of)):
             self._busy = True
             try:
                 self.between(self.operations)

@@ -186,7 +186,6 @@ class _Run:
     def _phase(self, name: str, *, timed: bool = True) -> Iterator[None]:
         """Count, and time, what goes on inside."""
         stage2 = self.engine.stage2
-        assert stage2 is not None
         invalidations, faults = stage2.invalidations, self._total("stage2_faults")
         begun = _clock()
         yield

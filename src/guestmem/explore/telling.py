@@ -164,9 +164,8 @@ def tlb_changes(shift: Callable[[int], int]) -> Callable[[Sequence[int], Sequenc
     return told
 
 
-def vm_tlb_changes(at: Any) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
-    """How the TLB of a vCPU without stage 2 changed (``engines/soft/tlb.py``)."""
-    first, entries, size = int(at.TLB), int(at.TLB_ENTRIES), int(at.TLB_ENTRY)
+def vm_tlb_changes(first: int, entries: int, size: int) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
+    """How the TLB of a vCPU without tables changed (``SmallGuest``): where it begins, entries, words of one."""
 
     def told(before: Sequence[int], after: Sequence[int]) -> list[str]:
         lines, gone = [], []

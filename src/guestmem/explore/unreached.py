@@ -28,7 +28,6 @@ REASONS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("verdict_of_store", "verdict", "count_mmio", "handle_mmio", "run_once"), _KERNEL),
         **dict.fromkeys(("is_due_to_update", "vcpu_run", "claim", "vcpu_run_for"), _KERNEL),
     },
-    "engines/load.py": {"write_load": "where no vCPU reads; `load-change` has the release that publishes it"},
     "engines/soft/accesses.py": {"is_held": _LOOP, "note": _LOOP},
     "engines/soft/gmem_vcpu.py": {"vcpu_run": _LOOP, "host_run": _LOOP, "clear_words": _GAP},
     "engines/soft/post_copy_vcpu.py": {"stream_run": _LOOP, "post_copy_run": _LOOP, "_fetch": _GAP},
@@ -36,9 +35,7 @@ REASONS: dict[str, dict[str, str]] = {
     "engines/soft/region.py": {"attach": _SETS, "attach_now": _ALONE},
     "engines/soft/stage2_vcpu.py": {"reach": _LOOP, "stage2_access": _LOOP, "stage2_vcpu_run": _LOOP},
     "engines/soft/userfault.py": {"userfault_set": _GAP},
-    "engines/soft/vcpu.py": dict.fromkeys(
-        ("stay_in_reader", "end_slice", "wait_out_update", "access", "vcpu_run"), _LOOP
-    ),
+    "engines/soft/vcpu.py": dict.fromkeys(("stay_in_reader", "end_slice", "wait_out_update"), _LOOP),
     "gmem/folio.py": dict.fromkeys(("folios_fill", "folios_split"), _LOCKED)
     | dict.fromkeys(("folio_poison", "folios_join"), _GAP)
     | dict.fromkeys(("folios_present", "folios_poisoned"), _READS),

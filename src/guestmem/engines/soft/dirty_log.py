@@ -186,13 +186,13 @@ class DirtyLogging:
 class DirtyLogs:
     """The dirty logs of an engine's slots, for one thread at a time: all methods hold, or are called under, slots_lock.
 
-    Without stage 2 there are none: ``bitmap`` is None for every slot.
+    ``bitmap`` is None for a slot that has none.
     """
 
-    def __init__(self, memslots: Memslots, stage2: Stage2 | None, how: DirtyLogging) -> None:
+    def __init__(self, memslots: Memslots, stage2: Stage2, how: DirtyLogging) -> None:
         self._memslots, self._stage2, self.how = memslots, stage2, how
         self.initially_set = how.initially_set
-        self.enabled = stage2 is not None
+        self.enabled = True
         """False: slots that log get no bitmap (a VM with dirty rings)."""
         self._bitmaps: dict[SlotKey, DirtyBitmap] = {}
         self._retired: list[DirtyBitmap] = []
@@ -275,12 +275,11 @@ class DirtyLogs:
 
     def enable(self, as_id: int, start_gfn: int, end_gfn: int) -> int:
         """Logging is on, and the range write-protected: split its blocks if that is how; returns how many."""
-        if self._stage2 is None or self.how.enable != "split" or self.initially_set:
+        if self.how.enable != "split" or self.initially_set:
             return 0
         return self._split(as_id, start_gfn, end_gfn)
 
     def _split(self, as_id: int, start_gfn: int, end_gfn: int) -> int:
-        assert self._stage2 is not None
         table = self._stage2.tables[as_id]
         size = (end_gfn - start_gfn) << 12
         return int(split_in_chunks(*table.words, table.desks[0], start_gfn << 12, size, self.how.chunk))
@@ -291,7 +290,7 @@ class DirtyLogs:
         For ``unmap``, leaves removed.
         """
         stage2, how = self._stage2, self.how.disable
-        if stage2 is None or how == "lazy":
+        if how == "lazy":
             return 0
         if how == "unmap":
             return stage2.zap(slot.as_id, [(slot.base_gfn, slot.end_gfn)])
@@ -313,7 +312,7 @@ class DirtyLogs:
 
     def _logged(self, slot: int, as_id: int) -> tuple[Slot, DirtyBitmap, Stage2]:
         found, bitmap = self._memslots.by_id(slot, as_id), self.bitmap(slot, as_id)
-        if found is None or bitmap is None or self._stage2 is None:
+        if found is None or bitmap is None:
             raise MemslotError(errno.ENOENT, f"slot {slot}: it does not exist, or has no dirty bitmap")
         return found, bitmap, self._stage2
 
@@ -362,8 +361,6 @@ class DirtyLogs:
 
         Marks come before entries, and bits go with rights, so this holds at every moment at which the lock is free.
         """
-        if self._stage2 is None:
-            return
         shift = self._stage2.format.geometry
         for key, bitmap in self._bitmaps.items():
             slot = self._memslots.by_id(key.slot, key.as_id)

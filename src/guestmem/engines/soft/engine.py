@@ -1,6 +1,6 @@
 """The software engine: vCPU threads that really touch real memory, and updates that they feel.
 
-Each vCPU is a thread in a compiled loop (``vcpu.py``) without the GIL; memslots, SRCU, kicks, flushes, pauses and
+Each vCPU is a thread in a compiled loop (``stage2_vcpu.py``) without the GIL; memslots, SRCU, kicks, zaps, pauses and
 stalls are the rooms' own; between a vCPU's TLB and the slots stands a stage-2 table in memory. What it cannot show:
 guest code, devices.
 """
@@ -28,7 +28,6 @@ from .dirty_log import DirtyLogging, DirtyLogs
 from .flux import flux_mark, flux_release
 from .region import TOOK_WORDS, set_memory_region
 from .requests import (
-    ask_for_flush,
     pause_all,
     resume_all,
     wait_for_acknowledgements,
@@ -51,9 +50,9 @@ class SoftEngine(VcpuThreads):
 
     ``cores`` limits how many are in the guest at once (all of the machine's unless given). ``arch`` decides what an
     access to an INVALID slot does: x86 retries, arm64 exits. ``slow_vcpu_ns``: vCPU 0 spends that long inside a
-    read-side section, again and again. ``stage2``: between TLBs and slots stands a stage-2 table that vCPUs' faults
-    build, of pages that are freed by ``discipline``; what goes with a slot is its range or everything (``zaps``: slot,
-    as on arm64, or all, as on x86); ``strict`` TLBs tell the use of an entry that should be gone.
+    read-side section, again and again. Between TLBs and slots stands a stage-2 table that vCPUs' faults build, of pages
+    that are freed by ``discipline``; what goes with a slot is its range or everything (``zaps``: slot, as on arm64, or
+    all, as on x86); ``strict`` TLBs tell the use of an entry that should be gone.
     ``logging``: what switching dirty logging on and off does to large leaves; ``dirty`` are the logs.
 
     >>> engine = SoftEngine(vcpus=2)
@@ -88,7 +87,6 @@ class SoftEngine(VcpuThreads):
         arch: str = "x86",
         slow_vcpu_ns: int = 0,
         seed: int = 1,
-        stage2: bool = True,
         discipline: str = "rcu",
         zaps: str | None = None,
         strict: bool = False,
@@ -106,11 +104,7 @@ class SoftEngine(VcpuThreads):
             zaps = "all" if arch == "x86" else "slot"
         logging = logging or DirtyLogging()
         bbm = 2 if logging.disable == "bbm2" else 0
-        tables = (
-            Stage2(arch, vcpus, address_spaces, discipline=discipline, zaps=zaps, strict=strict, bbm=bbm)
-            if stage2
-            else None
-        )
+        tables = Stage2(arch, vcpus, address_spaces, discipline=discipline, zaps=zaps, strict=strict, bbm=bbm)
         memslots = Memslots(address_spaces=address_spaces, srcu=Srcu(readers=1 + vcpus))
         super().__init__(vcpus, memslots, tables, cores=cores, arch=arch, slow_vcpu_ns=slow_vcpu_ns, seed=seed)
         self.counts = Counts()
@@ -268,15 +262,9 @@ class SoftEngine(VcpuThreads):
         self._spare.append(targets)
 
     def flush(self, *, wait: bool) -> None:
-        """Have every vCPU forget its translations; with stage 2, zap them all, which comes to the same."""
-        if self.stage2 is not None:
-            with self.zapping():
-                self.counts.zaps += self.stage2.zap_all(wait=wait)
-            return
-        ask_for_flush(self._vm)
-        self.counts.flushes += 1
-        self.counts.kicks += self.vcpus
-        self.request(wait=wait)
+        """Zap all translations, so that every vCPU forgets what it had."""
+        with self.zapping():
+            self.counts.zaps += self.stage2.zap_all(wait=wait)
 
     @contextmanager
     def zapping(self) -> Iterator[None]:
@@ -287,18 +275,17 @@ class SoftEngine(VcpuThreads):
 
     def _flushed(self, begun: int) -> None:
         self.counts.acks_ns += _clock() - begun
-        if self.stage2 is not None:
-            self.counts.private_zaps += self.stage2.private_zaps
-            self.stage2.private_zaps = 0
+        self.counts.private_zaps += self.stage2.private_zaps
+        self.stage2.private_zaps = 0
         self.counts.flushes += 1
         self.counts.kicks += self.vcpus
 
     def flush_shadow(self, as_id: int, gone: Sequence[tuple[int, int]], protected: Sequence[tuple[int, int]]) -> None:
         """Zap the ranges of slots that go, in KVM's way, and write-protect those of slots that lose the right.
 
-        With neither, and without stage 2, everything is flushed.
+        With neither, everything is.
         """
-        if self.stage2 is None or not (gone or protected):
+        if not (gone or protected):
             self.flush(wait=True)
             return
         begun, zapped = _clock(), 0
@@ -313,10 +300,8 @@ class SoftEngine(VcpuThreads):
     def host_invalidation(self, start_gfn: int, end_gfn: int, as_id: int = 0) -> Iterator[None]:
         """Host memory of a range changes meanwhile (an MMU notifier): zapped, and mapped again only afterwards.
 
-        Needs ``stage2``; vCPUs that fault in the range retry until the end.
+        vCPUs that fault in the range retry until the end.
         """
-        if self.stage2 is None:
-            raise UsageError("host_invalidation: this engine has no stage 2")
         self.stage2.begin(as_id, start_gfn, end_gfn)
         try:
             with self.zapping():
@@ -327,8 +312,8 @@ class SoftEngine(VcpuThreads):
 
     @property
     def table_pages(self) -> int:
-        """Stage-2 table pages in use; 0 without stage 2."""
-        return 0 if self.stage2 is None else self.stage2.table_pages
+        """Stage-2 table pages in use."""
+        return self.stage2.table_pages
 
     def swapped(self) -> None:
         """A swap is over: kick all vCPUs, as x86 does to have them re-validate their caches, and wake who retries."""

@@ -187,7 +187,7 @@ class Rebinding:
 class Files:
     """The files by number; ``len`` 0 until the first: then nothing here costs anything."""
 
-    def __init__(self, memslots: Memslots, stage2: Stage2 | None) -> None:
+    def __init__(self, memslots: Memslots, stage2: Stage2) -> None:
         self.memslots, self._stage2 = memslots, stage2
         self.by_number: dict[int, GuestMemfd] = {}
         self._words: dict[int, tuple[Words, Words, Words, Words]] = {}
@@ -203,13 +203,11 @@ class Files:
         return self.by_number.get(number)
 
     def add(self, file: GuestMemfd, number: int = 0) -> int:
-        """Let slots name ``file``; returns its number, what ``Change.guest_memfd`` says. UsageError without stage 2.
+        """Let slots name ``file``; returns its number, what ``Change.guest_memfd`` says.
 
         From now on the file's invalidations reach this VM's vCPUs. Before vCPUs work on slots that have it.
         """
         stage2 = self._stage2
-        if stage2 is None:
-            raise UsageError("guest_memfd: this engine has no stage 2 that conversions could be kept out of")
         number = number or next(each for each in self._numbers if each not in self.by_number)
         if number in self.by_number:
             raise UsageError(f"guest_memfd: number {number} is another file's")
@@ -238,7 +236,7 @@ class Files:
 
     def check_targets(self, targets: Iterable[Target]) -> None:
         """UsageError for an address that is no guest address where accesses have a kind."""
-        limit = 0 if self._stage2 is None else self._stage2.private_gfn << PAGE_SHIFT
+        limit = self._stage2.private_gfn << PAGE_SHIFT
         if limit:
             for target in targets:
                 if target.gpa >= limit:
@@ -247,7 +245,6 @@ class Files:
     @contextmanager
     def _invalidation(self, slot: Slot, start: int, end: int, kinds: str) -> Iterator[None]:
         """Zap leaves of ``kinds``; one that a vCPU is about to make is not made: see ``gmem_slot``."""
-        assert self._stage2 is not None
         ranges = [(start, end)] if kinds != "private" else []
         if kinds != "shared":
             ranges += self._stage2.private([(start, end)])

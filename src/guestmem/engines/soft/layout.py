@@ -33,7 +33,6 @@ WAITING = VM.line("updaters that wait for acknowledgements")
 FLUX = VM.line("number of the update << 8 | ranges in flux; futex")
 SWAPS = VM.line("swaps so far; futex for vCPUs that met an INVALID slot")
 WINDOW = VM.line("odd: between the start and the end of an update")
-FLUSHES = VM.line("TLB flushes asked for so far")
 LOAD = VM.line("which half of the load's words is in force")
 CORES = VM.line("core tokens; read-only once vCPUs run")
 RETRIES_INVALID = VM.line("whether an access to an INVALID slot retries (x86) or exits (arm64)")
@@ -62,13 +61,9 @@ def vm_words(vcpus: int) -> int:
     return int(VCPUS) + int(VCPU) * vcpus
 
 
-TLB_ENTRIES = const(256)
-TLB_ENTRY = const(2)  # (gfn << 2 | writable << 1 | valid), host address of the page
-
 OWN = Structure("own", "the words of one vCPU; only its thread touches them while it runs")
 SEED = OWN.word("state of the random numbers")
 ACKED = OWN.word("copy of DONE")
-FLUSHED = OWN.word("copy of FLUSHES at the last flush")
 READER = OWN.word("its SRCU reader")
 LOADED = OWN.word("the load epoch it works on")
 POSITION = OWN.word("next target of the sequential pattern")
@@ -104,7 +99,6 @@ ACCESSES = OWN.counter("accesses")
 READS = OWN.counter("that read")
 WRITES = OWN.counter("locked increments that went to memory")
 FETCHES = OWN.counter("that fetched")
-TLB_MISSES = OWN.counter("accesses that the TLB did not know")
 INSIDE = OWN.counter("accesses to memory that should be there, in or across a window")
 INSIDE_CHANGED = OWN.counter("of INSIDE, to ranges that the update changes")
 HOLES_READ = OWN.counter("data reads of memory that should be there that met a hole: MMIO")
@@ -126,7 +120,6 @@ DENIED_READS = OWN.counter("reads for want of a right: exits")
 DENIED_FETCHES = OWN.counter("the same for fetches")
 FLUX_STALLS = OWN.counter("accesses that waited for a range in flux")
 PAUSES = OWN.counter("pauses obeyed")
-FLUSHES_SEEN = OWN.counter("TLB flushes")
 REQUESTS = OWN.counter("requests carried out")
 SLOW_SECTIONS = OWN.counter("times that it stayed in a read-side section for SLOW_NS")
 ABANDONED = OWN.counter("accesses that a new load cut short")
@@ -145,7 +138,6 @@ OUT_OF_TABLES = OWN.counter("faults that found no table page, and zapped everyth
 
 OWN.new_line()
 HISTOGRAM = OWN.words(int(HISTOGRAM_SIZE), "waits by duration: see ``stall_bucket``")
-TLB = OWN.words(int(TLB_ENTRIES) * int(TLB_ENTRY), "its TLB, if there is no stage 2")
 OWN_WORDS = OWN.words_taken
 
 name_fields(globals())

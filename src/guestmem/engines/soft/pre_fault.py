@@ -64,8 +64,7 @@ def pre_fault_memory(
     only if nothing was done: EINVAL (flags, alignment, size 0, wrap), ENOENT (no slot), EINTR, EAGAIN (the slot is
     INVALID; GuestmemError for a version that would not return), EFAULT (a guest_memfd that is closed, or a page that
     nobody may have), EHWPOISON (a poisoned page of one, 7.4; what earlier kernels answer was not read:
-    CapabilityError). CapabilityError without stage 2 (EOPNOTSUPP). On arm64 the call is from 7.4 on; EINVAL before.
-    O(pages).
+    CapabilityError). On arm64 the call is from 7.4 on; EINVAL before. O(pages).
 
     >>> from guestmem.engines.soft import SoftEngine
     >>> from guestmem.memslots import Change
@@ -77,8 +76,6 @@ def pre_fault_memory(
     Traceback (most recent call last):
     guestmem.errors.MemslotError: ENOENT: pre-fault: gpa 0x10000 is in no slot
     """
-    if engine.stage2 is None:
-        raise CapabilityError("pre-fault: EOPNOTSUPP: this engine has no stage 2, as a kernel with shadow paging")
     if not 0 <= vcpu < engine.vcpus or engine.running:
         raise UsageError(f"vcpu: {vcpu} is not one of {engine.vcpus}, or runs")
     check_pre_fault_version(engine.arch, version)
@@ -96,7 +93,6 @@ def pre_fault_memory(
 
 def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tuple[int, str]:
     """Fault one page in: 0, or why not."""
-    assert engine.stage2 is not None
     vm, memslots, srcu, _load, mine = engine.vcpu_words(vcpu)
     table, tlb = engine.stage2.tables[0], engine.stage2.tlbs[0][vcpu].words
     slots, words = Slots(vm, memslots, srcu, mine), Table(*table.words, table.desks[1 + vcpu])
@@ -123,7 +119,6 @@ def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tu
 
 def _is_mapped(engine: SoftEngine, gpa: int) -> bool:
     """Whether there is a leaf for the page, of either kind of access: it has one kind, and a conversion zaps it."""
-    assert engine.stage2 is not None
     table, private = engine.stage2.tables[0], engine.stage2.private_gfn << PAGE_SHIFT
     return table.lookup(gpa) is not None or (private > gpa and table.lookup(gpa | private) is not None)
 

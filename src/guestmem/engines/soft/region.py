@@ -216,7 +216,7 @@ def _carry_out(engine: SoftEngine, change: Change) -> ChangeKind:
 def _protect(engine: SoftEngine, change: Change) -> None:
     """Logging was switched on: write-protect, and split what is large; or off, and nobody loses a right."""
     dirty, start, end = engine.dirty, change.base_gfn, change.base_gfn + change.npages
-    if not change.flags & KVM_MEM_LOG_DIRTY_PAGES and engine.stage2 is not None:
+    if not change.flags & KVM_MEM_LOG_DIRTY_PAGES:
         dirty.disable(change.as_slot())
         return
     if not dirty.initially_set:

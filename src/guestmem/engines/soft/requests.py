@@ -1,4 +1,4 @@
-"""Kicks, TLB flushes and pauses: how an updater gets vCPUs to do something, and knows that they did.
+"""Kicks and pauses: how an updater gets vCPUs to do something, and knows that they did.
 
 Each vCPU has a count of the requests made to it and one of those it has carried out, and a mode. An updater makes its
 requests, then waits for each vCPU that was in the guest when it looked. One that is outside carries its requests out
@@ -17,11 +17,10 @@ from __future__ import annotations
 from ...atomics import fence, fetch_add, load_acquire, load_relaxed, store_release, wait_for, wake
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...patience import GAVE_UP, LOOKS, deadline, time_left
-from .layout import ACKS, DONE, FLUSHES, IN_GUEST, MODE, OUTSIDE, PAUSED, REQUESTED, SWAPS, VCPU, VCPUS, WAITING
+from .layout import ACKS, DONE, IN_GUEST, MODE, OUTSIDE, PAUSED, REQUESTED, SWAPS, VCPU, VCPUS, WAITING
 
 __all__ = [
     "acknowledge",
-    "ask_for_flush",
     "leave_guest",
     "pause_all",
     "request_all",
@@ -135,12 +134,6 @@ def wait_until_outside(vm: Words, vcpus: U64) -> U64:
         vcpu += _ONE
     fetch_add(vm, WAITING, _MINUS_ONE)
     return slept
-
-
-@compiled
-def ask_for_flush(vm: Words) -> None:
-    """What the next request asks for: a TLB flush. Updaters of several threads may ask at once."""
-    fetch_add(vm, FLUSHES, _ONE)
 
 
 @compiled

@@ -113,9 +113,6 @@ class SpacesUpdate(SoftUpdate):
         self._in_flux += every
         self._engine.mark(marked)
         self._engine.counts.ranges_in_flux += len(every)
-        if self._engine.stage2 is None:
-            self._engine.flush(wait=wait)
-            return
         with self._engine.zapping():
             for part, slots in zip(self._parts, self._all, strict=True):
                 part.zap(ranges[slots.as_id], wait=wait)

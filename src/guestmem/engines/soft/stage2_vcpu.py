@@ -1,9 +1,8 @@
 """A vCPU whose accesses go through a TLB and a stage-2 table that the vCPUs' own faults build.
 
-As ``vcpu.py``, with two looks where that has one. In the guest, an access is translated by the TLB and, on a miss, by a
-walk of the table in memory, without locks. A walk that ends without a translation is an exit: the vCPU leaves the guest
-for the host (nobody who invalidates waits for it there), handles the fault, enters again, looks for requests, and makes
-the access again.
+In the guest, an access is translated by the TLB and, on a miss, by a walk of the table in memory, without locks. A walk
+that ends without a translation is an exit: the vCPU leaves the guest for the host (nobody who invalidates waits for it
+there), handles the fault, enters again, looks for requests, and makes the access again.
 """
 
 from __future__ import annotations
@@ -174,7 +173,7 @@ def reach(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U
 
 @compiled(inline=True)
 def stage2_access(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U64) -> bool:
-    """One access, to its end; False if the VM stops. As ``vcpu.access``."""
+    """One access, to its end; False if the VM stops."""
     vm, _memslots, _srcu, own = slots
     target = pick(own)
     if target == 0:

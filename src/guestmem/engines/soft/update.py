@@ -173,8 +173,6 @@ class SoftUpdate:
 
     def _note_flags(self, changes: Sequence[Change]) -> None:
         """Remember the slots that these change the flags of: who ends logging loses no right, the others may."""
-        if self._engine.stage2 is None:
-            return
         for change in changes:
             if change.deletes:
                 continue
@@ -215,19 +213,16 @@ class SoftUpdate:
         self._in_flux += ranges  # before they are: an exception in between must not leave them so
         self._engine.mark(marked)
         self._engine.counts.ranges_in_flux += len(ranges)
-        if self._engine.stage2 is None:
-            self._engine.flush(wait=wait)
-            return
         with self._engine.zapping():
             self.zap(ranges, wait=wait)
 
     def zap(self, ranges: Sequence[tuple[int, int, int]], *, wait: bool) -> None:
         """Zap, or protect, ranges that are in flux in the stage-2 table of this address space."""
         stage2 = self._engine.stage2
-        assert stage2 is not None
-        for start, end, kind in ranges:
-            change = stage2.zap if kind == STALLS_ALL else stage2.protect
-            self._engine.counts.zaps += change(self._as_id, [(start, end)], wait=wait)
+        for kind, change in ((STALLS_ALL, stage2.zap), (STALLS_WRITES, stage2.protect)):
+            mine = [(start, end) for start, end, what in ranges if what == kind]
+            if mine:
+                self._engine.counts.zaps += change(self._as_id, mine, wait=wait)
 
     def ready(self) -> None:
         """All that publishing takes and that can fail: logs of slots, bindings of files. Before the first stall."""

@@ -1,10 +1,9 @@
-"""A vCPU of the software engine: a loop that touches memory and counts what it saw, compiled, without the GIL.
+"""What a vCPU of the software engine does beside its accesses: requests, pauses, core tokens, waits.
 
-Each access takes an address of the load, looks in the vCPU's TLB, else faults: it looks the slot up inside an SRCU
-section, fills the TLB, and starts again at the look for requests. So whatever it found while it faulted is used only
-after a look for requests, as a real vCPU enters the guest only after one (``vcpu_enter_guest()``, Linux 6.18,
-``arch/x86/kvm/x86.c``). While in the guest it looks for requests every ``POLL`` accesses: an interrupt, too, takes
-about a microsecond to arrive.
+A vCPU is a loop that touches memory and counts what it saw, compiled, without the GIL (``stage2_vcpu``). Whatever it
+found while it handled a fault is used only after a look for requests, as a real vCPU enters the guest only after one
+(``vcpu_enter_guest()``, Linux 6.18, ``arch/x86/kvm/x86.c``). While in the guest it looks for requests every ``POLL``
+accesses: an interrupt, too, takes about a microsecond to arrive.
 """
 
 from __future__ import annotations
@@ -12,32 +11,24 @@ from __future__ import annotations
 from ...atomics import fence, load_acquire, load_relaxed, store_relaxed, store_release, wait, wait_for
 from ...clock import now
 from ...compiled import INTERPRETED, U64, Own, Words, compiled, const, u64
-from ...memslots.layout import KVM_MEMSLOT_INVALID, slot_base_gfn, slot_flags, slot_userspace_addr
-from ...memslots.lookup import find
 from ...rcu.srcu import srcu_enter, srcu_exit
 from .. import load_words
 from . import layout as at
-from .accesses import (
-    SAW_HOLE,
-    SAW_READONLY,
-    WRITE,
-    is_held,
-    kind_of,
-    left_out,
-    meet_hole,
-    next_random,
-    note,
-    perform,
-    pick,
-    seen,
-)
+from .accesses import next_random
 from .cores import cores_wanted, give_core, take_core
-from .flux import in_flux
 from .requests import acknowledge, leave_guest
 from .stalls import record_stall
-from .tlb import tlb_fill, tlb_flush, tlb_lookup
 
-__all__ = ["vcpu_run"]
+__all__ = [
+    "end_slice",
+    "enter_guest",
+    "leave_core",
+    "look",
+    "next_look",
+    "wait_out_flux",
+    "wait_out_invalid",
+    "wait_out_update",
+]
 
 POLL = const(128)
 """Accesses between two looks for requests: some 2 µs, as long as an interrupt takes to arrive."""
@@ -49,48 +40,12 @@ while this one still uses its old translations.
 """
 
 _ONE = const(1)
-_PAGE = const(0xFFF)
 _NEVER = const(0xFFFFFFFFFFFFFFFF)
 _RETRY_NS = const(1_000_000)
-_READONLY_SLOT = const(2)
 
 # What a fault came to.
 FILLED, HOLE, READONLY, INVALID, IN_FLUX = const(0), const(1), const(2), const(3), const(4)
-IN_FILE = const(5)  # of a fault that builds stage 2: the slot has a guest_memfd
-
-
-@compiled
-def fault(vm: Words, memslots: Words, srcu: Words, own: Own, gfn: U64, writes: bool) -> U64:
-    """Look the frame up in the slots and fill the TLB; returns what it came to.
-
-    FLUX is acquired before the active set: a vCPU that no longer finds its range in flux finds the new set, because
-    that was published before the release. One that looked at FLUX before the range was marked may fill from the old
-    set; but then its TLB flush is still to come, before the entry is used. A read in a range that stalls writes goes
-    on, but must not fill a writable entry from the old set: no flush comes after the instant.
-    """
-    flux = load_acquire(vm, at.FLUX)
-    protected = False
-    if flux & u64(255) != 0:
-        if in_flux(vm, flux, gfn, writes):
-            own[at.STALL_FLUX] = flux
-            return IN_FLUX
-        protected = not writes and in_flux(vm, flux, gfn, True)
-    reader = own[at.READER]
-    srcu_enter(srcu, u64(0), reader)
-    record = find(memslots, own[at.AS_ID], gfn)
-    outcome = HOLE
-    if record != 0:
-        flags = slot_flags(memslots, record)
-        if flags & KVM_MEMSLOT_INVALID != 0:
-            outcome = INVALID
-        elif writes and flags & _READONLY_SLOT != 0:
-            outcome = READONLY
-        else:
-            host = slot_userspace_addr(memslots, record) + ((gfn - slot_base_gfn(memslots, record)) << 12)
-            tlb_fill(own, gfn, host, flags & _READONLY_SLOT == 0 and not protected)
-            outcome = FILLED
-    srcu_exit(srcu, u64(0), reader)
-    return outcome
+IN_FILE = const(5)  # the slot has a guest_memfd
 
 
 @compiled
@@ -98,10 +53,7 @@ def take_load(vm: Words, load: Words, own: Own, vcpu: U64, epoch: U64) -> None:
     """Start to work on another load; the report of the last one is complete from here on."""
     half = epoch & _ONE
     base = half * own[at.LOAD_HALF]
-    as_id = load_relaxed(load, base + load_words.LOAD_AS_ID)
-    if as_id != own[at.AS_ID]:
-        own[at.AS_ID] = as_id
-        tlb_flush(own)
+    own[at.AS_ID] = load_relaxed(load, base + load_words.LOAD_AS_ID)
     own[at.LOADED] = epoch
     own[at.LOAD_BASE] = base
     own[at.CHANGED_COUNT] = load_relaxed(load, base + load_words.LOAD_CHANGED)
@@ -117,16 +69,11 @@ def take_load(vm: Words, load: Words, own: Own, vcpu: U64, epoch: U64) -> None:
 def service(vm: Words, load: Words, own: Own, vcpu: U64) -> None:
     """Carry out what was asked for and say so.
 
-    REQUESTED is acquired first: all that its requesters asked for before (FLUSHES, LOAD) is then seen. DONE is
-    released last: the flush is over before the updater sees it acknowledged.
+    REQUESTED is acquired first: what its requesters asked for before (LOAD) is then seen. DONE is released last: what
+    was asked for is done before the requester sees it acknowledged.
     """
     base = at.VCPUS + at.VCPU * vcpu
     requested = load_acquire(vm, base + at.REQUESTED)
-    flushes = load_acquire(vm, at.FLUSHES)
-    if flushes != own[at.FLUSHED]:
-        own[at.FLUSHED] = flushes
-        own[at.FLUSHES_SEEN] += _ONE
-        tlb_flush(own)
     epoch = load_acquire(vm, at.LOAD)
     if epoch != own[at.LOADED]:
         take_load(vm, load, own, vcpu, epoch)
@@ -261,85 +208,3 @@ def next_look(own: Own) -> U64:
         return POLL
     own[at.LATE] = random | _ONE
     return LATE_POLL
-
-
-@compiled
-def access(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu: U64) -> bool:
-    """One access, to its end; False if the VM stops."""
-    epoch = own[at.LOADED]
-    target = pick(own)
-    if target == 0:
-        return True
-    gpa = load_relaxed(load, target + load_words.TARGET_GPA)
-    flags = load_relaxed(load, target + load_words.TARGET_FLAGS)
-    behind = load_relaxed(load, target + load_words.TARGET_OLD)
-    random = next_random(own)
-    kind = kind_of(own, random)
-    old = seen(behind, kind, flags & load_words.OLD_READONLY != 0)
-    new = seen(load_relaxed(load, target + load_words.TARGET_NEW), kind, flags & load_words.NEW_READONLY != 0)
-    if left_out(own, random, old):
-        return True
-    gfn = gpa >> 12
-    begun = load_acquire(vm, at.WINDOW)
-    start = u64(0)
-    if old != new and begun & _ONE != 0:
-        start = now()
-    saw = SAW_HOLE
-    while True:
-        host = tlb_lookup(own, gfn, kind == WRITE)
-        if host != 0:
-            saw = host + (gpa & _PAGE)
-            perform(own, saw, kind)
-            break
-        own[at.TLB_MISSES] += _ONE
-        swaps = load_acquire(vm, at.SWAPS)
-        updates = load_acquire(vm, at.UPDATES)
-        outcome = fault(vm, memslots, srcu, own, gfn, kind == WRITE)
-        running = True
-        if outcome == FILLED:
-            running = look(vm, load, own, vcpu)
-        elif outcome == IN_FLUX:
-            running = wait_out_flux(vm, load, own, vcpu)
-        elif outcome == INVALID and load_relaxed(vm, at.RETRIES_INVALID) != 0:
-            running = wait_out_invalid(vm, load, own, vcpu, swaps)
-        elif outcome == READONLY or (
-            kind == WRITE and flags & load_words.MUST != 0 and (old == SAW_READONLY or new == SAW_READONLY)
-        ):  # a write to a hole where memory is read-only exits just as it does without the hole
-            own[at.READONLY_WRITES] += _ONE
-            saw = SAW_READONLY
-            break
-        elif (updates & _ONE != 0 or load_acquire(vm, at.UPDATES) != updates) and is_held(vm, kind):
-            running = wait_out_update(vm, load, own, vcpu)
-        else:
-            saw = meet_hole(vm, own, kind, flags & load_words.MUST != 0, behind)
-            break
-        if not running:
-            return False
-        if own[at.LOADED] != epoch:
-            own[at.ABANDONED] += _ONE
-            return True
-    own[at.ACCESSES] += _ONE
-    window = load_acquire(vm, at.WINDOW)
-    if window != own[at.WINDOW_LOADED]:
-        note(vm, own, vcpu, gpa, flags, old, new, saw, begun, window, start)
-    return True
-
-
-@compiled(nogil=True)
-def vcpu_run(vm: Words, memslots: Words, srcu: Words, load: Words, own: Own, vcpu: U64) -> U64:
-    """Run a vCPU until the VM stops; returns the accesses made. Everything else it has counted is in ``own``."""
-    running = enter_guest(vm, load, own, vcpu)
-    left = own[at.SLICE]
-    until_look = POLL
-    while running:
-        running = access(vm, memslots, srcu, load, own, vcpu)
-        until_look -= _ONE
-        if until_look == 0 and running:
-            until_look = next_look(own)
-            running = look(vm, load, own, vcpu)
-            if left > until_look:
-                left -= until_look
-            elif running:
-                left = own[at.SLICE]
-                running = end_slice(vm, load, srcu, own, vcpu)
-    return own[at.ACCESSES]

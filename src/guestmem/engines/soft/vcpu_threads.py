@@ -1,6 +1,6 @@
 """The vCPU threads of a software engine: started, stopped, given loads, and asked what they counted.
 
-Each is a compiled loop (``vcpu.py``, ``stage2_vcpu.py``) without the GIL. Requests to them (``requests.py``) go through
+Each is a compiled loop (``stage2_vcpu.py``) without the GIL. Requests to them (``requests.py``) go through
 ``request_all`` here, which keeps the words that a wait for acknowledgements needs.
 """
 
@@ -26,7 +26,6 @@ from .files import Files
 from .requests import request_all, wait_for_acknowledgements
 from .stage2 import Stage2
 from .stage2_vcpu import stage2_vcpu_run
-from .vcpu import vcpu_run
 
 __all__ = ["VcpuThreads"]
 
@@ -42,7 +41,7 @@ class VcpuThreads:
         self,
         vcpus: int,
         memslots: Memslots,
-        stage2: Stage2 | None,
+        stage2: Stage2,
         *,
         cores: int | None,
         arch: str,
@@ -72,12 +71,11 @@ class VcpuThreads:
             mine[int(at.SLICE)] = 512 if INTERPRETED else 16384
             mine[int(at.LOAD_HALF)] = _LOAD_WORDS
             mine[int(at.LOADED)] = (1 << 64) - 1
-            if stage2 is not None:
-                mine[int(at.READ_ATTRIBUTES)] = stage2.read_attributes
-                mine[int(at.WRITE_ATTRIBUTES)] = stage2.write_attributes
-                mine[int(at.READ_NX_ATTRIBUTES)] = stage2.read_nx_attributes
-                mine[int(at.WRITE_NX_ATTRIBUTES)] = stage2.write_nx_attributes
-                mine[int(at.BLOCK_LEVEL)] = stage2.block_level
+            mine[int(at.READ_ATTRIBUTES)] = stage2.read_attributes
+            mine[int(at.WRITE_ATTRIBUTES)] = stage2.write_attributes
+            mine[int(at.READ_NX_ATTRIBUTES)] = stage2.read_nx_attributes
+            mine[int(at.WRITE_NX_ATTRIBUTES)] = stage2.write_nx_attributes
+            mine[int(at.BLOCK_LEVEL)] = stage2.block_level
         if slow_vcpu_ns:
             self._own[0][int(at.SLOW_NS)] = slow_vcpu_ns
             self._own[0][int(at.SLICE)] = 64 if INTERPRETED else 2048
@@ -122,9 +120,6 @@ class VcpuThreads:
 
     def _run(self, vcpu: int) -> None:
         shared = self.vcpu_words(vcpu)
-        if self.stage2 is None:
-            vcpu_run(*shared, vcpu)
-            return
         running = True
         while running:  # one turn an address space, and a guest_memfd: another root, other words
             as_id = int(self._own[vcpu][int(at.AS_ID)])
@@ -207,8 +202,7 @@ class VcpuThreads:
             counts = VcpuCounts(
                 zip(at.COUNTER_NAMES, (int(mine[first + i]) for i in range(len(at.COUNTER_NAMES))), strict=True)
             )
-            if self.stage2 is not None:
-                counts["tlb_misses"] = self.stage2.tlb_misses(vcpu)
+            counts["tlb_misses"] = self.stage2.tlb_misses(vcpu)
             counts.histogram = [int(mine[histogram + i]) for i in range(int(HISTOGRAM_SIZE))]
             result.append(counts)
         return result

@@ -98,15 +98,14 @@ def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]], step: int =
 
     No vCPU thread may run (``start``). GuestmemError if a frame cannot be written. O(frames).
     """
-    stage2 = engine.stage2
-    if stage2 is None or len(parts) != engine.vcpus:
-        raise UsageError(f"parts: {len(parts)} for {engine.vcpus} vCPUs, and the engine needs stage 2")
+    if len(parts) != engine.vcpus:
+        raise UsageError(f"parts: {len(parts)} for {engine.vcpus} vCPUs")
     if engine.running:
         raise GuestmemError("write_pass: vCPUs are running")
     poke(engine._vm, int(at.STOP), 0)  # noqa: SLF001 - this plays the vCPU threads of the engine
     meet = threading.Barrier(engine.vcpus)
     begun, ended, done = ([0] * engine.vcpus for _ in range(3))
-    table, tlbs = stage2.tables[0], stage2.tlbs[0]
+    table, tlbs = engine.stage2.tables[0], engine.stage2.tlbs[0]
 
     def run(vcpu: int) -> None:
         words = (

@@ -4,6 +4,8 @@ Slots of one frame each get other host memory in one batch. The old pages hold 1
 what it saw: nothing of a batch must be seen in parts, nothing must be missing, and what one access has seen of the new
 memory no later access may have lost again; and once the batch is over, nothing touches the old pages. "Later" is what
 the program's order or an acquired flag makes so, which is what a guest can tell.
+
+Between an access and the slots stand no tables, but a TLB and a fault of ``SmallVm``; ``production`` has the tables.
 """
 
 from __future__ import annotations

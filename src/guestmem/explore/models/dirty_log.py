@@ -1,7 +1,8 @@
 """A dirty log against writes: bits are taken, pages write-protected and flushed, then copied, while a vCPU writes.
 
-Bitmap, TLB and flush are those of production. The right to write is one word of the model, changed under its lock as
-KVM does under ``mmu_lock``: a fault lifts the protection and sets the bit; who takes the bits protects.
+Bitmap and requests are those of production; the TLB is the model's, and so is the right to write: one word, changed
+under its lock as KVM does under ``mmu_lock``. A fault lifts the protection and sets the bit; who takes the bits
+protects.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ def build(scene: Scene, writes: int, takes: int, *, clear: bool) -> None:
     bitmap = scene.words("bitmap", log.words, lambda i: ("dirty", "taken")[i])
     mmu = scene.words("mmu", 2, lambda i: ("mmu_lock", "writable")[i])
     page = scene.host("page", [0])
-    atomics, requests = vm.atomics, vm.requests
+    atomics = vm.atomics
 
     def run(own: Own, mmu: Words) -> None:
         vm.enter(own, 0)
         for turn in range(writes):
             if turn:
                 vm.look(own, 0)
-            while not vm.tlb.tlb_lookup(own, _GFN, True):
+            while not vm.lookup(own, _GFN, writes=True):
                 scene.lock(mmu, _LOCK)
                 atomics.store_relaxed(mmu, _WRITABLE, 1)
                 bitmaps.bitmap_set(bitmap, 0)
                 scene.unlock(mmu, _LOCK)
-                vm.tlb.tlb_fill(own, _GFN, page, True)
+                vm.fill(own, _GFN, page)
                 vm.look(own, 0)
             atomics.host_fetch_add(page, 1)
         vm.leave(0)
@@ -63,9 +64,7 @@ def build(scene: Scene, writes: int, takes: int, *, clear: bool) -> None:
                 atomics.store_relaxed(mmu, _WRITABLE, 0)
             scene.unlock(mmu, _LOCK)
             if bits & 1:
-                requests.ask_for_flush(vm.vm)
-                requests.request_all(vm.vm, 1, targets)
-                requests.wait_for_acknowledgements(vm.vm, 1, targets)
+                vm.flush(1, targets)
                 copied = atomics.host_load(page)
             found |= bits
         return int(copied), int(found)

@@ -30,7 +30,7 @@ def build(scene: Scene, writes: int, looks: int) -> None:
     ring = scene.words("ring", made.words, lambda index: names.get(index, f"word {index}"))
     mmu = scene.words("mmu", 2, lambda i: ("mmu_lock", "writable")[i])
     page = scene.host("page", [0])
-    atomics, requests = vm.atomics, vm.requests
+    atomics = vm.atomics
 
     def run(own: Own, mmu: Words, ring: Words) -> int:
         pushed = 0
@@ -38,14 +38,14 @@ def build(scene: Scene, writes: int, looks: int) -> None:
         for turn in range(writes):
             if turn:
                 vm.look(own, 0)
-            while not vm.tlb.tlb_lookup(own, _GFN, True):
+            while not vm.lookup(own, _GFN, writes=True):
                 scene.lock(mmu, _LOCK)
                 if not atomics.load_relaxed(mmu, _WRITABLE):
                     atomics.store_relaxed(mmu, _WRITABLE, 1)
                     rings.ring_push(ring, _SIZE, _SIZE, _SLOT, _GFN)
                     pushed += 1
                 scene.unlock(mmu, _LOCK)
-                vm.tlb.tlb_fill(own, _GFN, page, True)
+                vm.fill(own, _GFN, page)
                 vm.look(own, 0)
             atomics.host_fetch_add(page, 1)
         vm.leave(0)
@@ -61,9 +61,7 @@ def build(scene: Scene, writes: int, looks: int) -> None:
             scene.lock(mmu, _LOCK)
             atomics.store_relaxed(mmu, _WRITABLE, 0)
             scene.unlock(mmu, _LOCK)
-        requests.ask_for_flush(vm.vm)
-        requests.request_all(vm.vm, 1, targets)
-        requests.wait_for_acknowledgements(vm.vm, 1, targets)
+        vm.flush(1, targets)
         return given, int(atomics.host_load(page))
 
     scene.thread("vCPU 0", run, vm.vcpu_own(0), mmu, ring)

@@ -220,7 +220,7 @@ def attributes(scene: Scene) -> None:
     scene.final("the frame is private", lambda _view: of_vm.ranges.get(GFN) == 8)
 
 
-_SIZE = "SoftEngine(stage2=True), 8 table pages of 8 entries, a file of 2 pages"
+_SIZE = "SoftEngine, 8 table pages of 8 entries, a file of 2 pages"
 MODELS = (
     Model(
         "gmem-two-vcpus",

@@ -1,6 +1,6 @@
 """Slots with a guest_memfd on the path that production takes: a vCPU's exit and fault against conversion and rebinding.
 
-``SoftEngine(stage2=True)`` with a file of two pages: ``stage2_exit``, ``gmem_slot_fault``, TLB, walks, zaps, flux,
+``SoftEngine`` with a file of two pages: ``stage2_exit``, ``gmem_slot_fault``, TLB, walks, zaps, flux,
 slots, SRCU, the file's lock and states, and the engine's own invalidation are those that run. Sizes are cut as in
 ``production``. In the first model the page is converted to private while a shared access reaches for it, and the guest
 then writes what only it may see. In the second, ``atomic`` binds the frame to the file's other page while a private
@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 from ...errors import GuestMemfdError
 from ..scene import Model, Scene
 from ..small_file import PAGE, SECRET, SMALL_FILE, SmallFile
-from ..small_vm import memslots_label, srcu_label, vm_label
+from ..small_vm import SMALL, memslots_label, srcu_label, vm_label
 from ..telling import table_words, tlb_changes
 from ..twin import Mutation
-from .production import GEOMETRY
 
 if TYPE_CHECKING:
     from ...compiled import Own
@@ -35,7 +34,7 @@ GFN, _FREED = 16, 99
 _READ, _AGAIN, _MEMORY_FAULT = 0, 1, 5
 _FILE_FLAG = 4
 CUT = (
-    *GEOMETRY,
+    *SMALL,
     *SMALL_FILE,
     Mutation("gmem/bindings.py", "RangeMap(capacity=1 << 16)", "RangeMap(capacity=4)"),
 )
@@ -237,7 +236,7 @@ def rebind(scene: Scene, design: str) -> None:
     scene.final("slots are sound", slots_are_sound)
 
 
-_SIZE = "SoftEngine(stage2=True), 8 table pages of 8 entries, 1 vCPU, 1 core, a file of 2 pages; 1 access"
+_SIZE = "SoftEngine, 8 table pages of 8 entries, 1 vCPU, 1 core, a file of 2 pages; 1 access"
 MODELS = (
     Model(
         "production-gmem-convert",

@@ -12,9 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..scene import Model, Scene
-from ..small_vm import memslots_label, srcu_label, vm_label
+from ..small_vm import SMALL, memslots_label, srcu_label, vm_label
 from ..telling import table_words, tlb_changes
-from .production import GEOMETRY
 
 if TYPE_CHECKING:
     from ...compiled import Own
@@ -136,10 +135,10 @@ def _model(name: str, comes: bool, device_first: bool) -> Model:
     return Model(
         f"production-listener-{name}",
         "on the path that production takes, a vCPU and a device with a map of its own see an update at one instant",
-        f"SoftEngine(stage2=True), 8 table pages of 8 entries, 1 vCPU and a device, 1 core; memory "
+        f"SoftEngine, 8 table pages of 8 entries, 1 vCPU and a device, 1 core; memory "
         f"{'comes' if comes else 'is exchanged'}, an access each, {'device' if device_first else 'vCPU'} first",
         partial(build, comes=comes, device_first=device_first),
-        geometry=GEOMETRY,
+        geometry=SMALL,
         buffer=2,
         steps=4000,
         dpor=False,

@@ -13,10 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..scene import Model, Scene
-from ..small_vm import memslots_label, srcu_label, vm_label
+from ..small_vm import SMALL, memslots_label, srcu_label, vm_label
 from ..telling import table_words, tlb_changes
 from ..twin import Mutation
-from .production import GEOMETRY
 
 if TYPE_CHECKING:
     from ...compiled import Own
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["MODELS"]
 
 _TABLES = "engines/soft/stage2.py"
-_GEOMETRY = (
+_SIZES = (
     Mutation(_TABLES, "TABLE_PAGES = 1 << 14", "TABLE_PAGES = 16"),
-    *(each for each in GEOMETRY if each.new != "TABLE_PAGES = 8"),
+    *(each for each in SMALL if each.new != "TABLE_PAGES = 8"),
 )
 _GFN, _OLD, _NEW, _FREED = 16, 1, 2, 99
 _HOLE, _READONLY = 0, 3
@@ -170,10 +169,10 @@ def _model(kind: str, **options: Any) -> Model:
     return Model(
         f"production-spaces-{kind}",
         "on the path that production takes, changes of two address spaces have one instant",
-        f"SoftEngine(stage2=True), 16 table pages of 8 entries, 1 vCPU that changes its space, 1 core; {WHAT[kind]} in "
+        f"SoftEngine, 16 table pages of 8 entries, 1 vCPU that changes its space, 1 core; {WHAT[kind]} in "
         "the first space, memory comes in the second; an access each",
         partial(build, kind=kind),
-        geometry=_GEOMETRY,
+        geometry=_SIZES,
         buffer=2,
         steps=4000,
         dpor=False,

@@ -1,7 +1,7 @@
 """Requests to vCPUs: a TLB flush against a fill, and a pause against vCPUs that run, with core tokens.
 
 The vCPUs enter the guest, look for requests, wait and leave by the software engine's own functions; their access is
-a look in the TLB, a fill if it misses, a look for requests, and the load itself.
+a look in a TLB of the model's own (``SmallGuest``), a fill if it misses, a look for requests, and the load itself.
 """
 
 from __future__ import annotations
@@ -11,42 +11,21 @@ from typing import Any
 
 from ...compiled import Own, Words
 from ..scene import Model, Scene
-from ..small_vm import vm_label
-from ..twin import Mutation
+from ..small_vm import SmallGuest, vm_label
 
 __all__ = ["MODELS"]
 
 _GFN, _FREED = 5, 0xDEAD
-_SMALL = (Mutation("engines/soft/layout.py", "TLB_ENTRIES = const(256)", "TLB_ENTRIES = const(2)"),)
 
 
-class Guest:
-    """The words of a VM of ``vcpus`` vCPUs, and what its threads call."""
-
-    def __init__(self, scene: Scene, vcpus: int, cores: int) -> None:
-        self.at = scene.room("engines.soft.layout")
-        self.atomics = scene.room("atomics")
-        self.requests, self.vcpu = scene.room("engines.soft.requests"), scene.room("engines.soft.vcpu")
-        self.tlb, self.cores = scene.room("engines.soft.tlb"), scene.room("engines.soft.cores")
-        self.vm = scene.words("vm", self.at.vm_words(vcpus), vm_label(scene))
-        self.load = scene.words("load", 8)
-        self.vm.cells[int(self.at.CORES)] = cores
-
-    def enter(self, own: Own, vcpu: int) -> None:
-        """Enter the guest; these models do not stop VMs."""
-        assert self.vcpu.enter_guest(self.vm, self.load, own, vcpu), "the VM does not stop"
-
-    def look(self, own: Own, vcpu: int) -> None:
-        """Look for requests."""
-        assert self.vcpu.look(self.vm, self.load, own, vcpu), "the VM does not stop"
-
-    def leave(self, vcpu: int) -> None:
-        """Leave the guest for good."""
-        self.requests.leave_guest(self.vm, vcpu, self.at.OUTSIDE)
-        self.cores.give_core(self.vm)
+def _guest(scene: Scene, vcpus: int, cores: int) -> SmallGuest:
+    at = scene.room("engines.soft.layout")
+    guest = SmallGuest(scene, scene.words("vm", at.vm_words(vcpus), vm_label(scene)), scene.words("load", 8))
+    guest.vm.cells[int(at.CORES)] = cores
+    return guest
 
 
-def _tokens_are_back(guest: Guest) -> Callable[[Any], bool]:
+def _tokens_are_back(guest: SmallGuest) -> Callable[[Any], bool]:
     at = guest.at
     return lambda view: view.word("vm", int(at.NEXT_TICKET)) == view.word("vm", int(at.SERVING))
 
@@ -56,11 +35,11 @@ def flush(scene: Scene, vcpus: int, accesses: int, cores: int, *, turns: int = 1
 
     A vCPU is in the guest ``turns`` times.
     """
-    guest = Guest(scene, vcpus, cores)
+    guest = _guest(scene, vcpus, cores)
     before = [scene.host("old page", [1]), *(scene.host(f"page {k}", [1 + k]) for k in range(1, flushes))]
     after = [*before[1:], scene.host("new page", [1 + flushes])]
     mapping = scene.words("mapping", before[:1])
-    atomics, requests, tlb = guest.atomics, guest.requests, guest.tlb
+    atomics = guest.atomics
 
     def run(own: Own, me: int) -> None:
         for _ in range(turns):
@@ -70,33 +49,31 @@ def flush(scene: Scene, vcpus: int, accesses: int, cores: int, *, turns: int = 1
         guest.enter(own, me)
         for _ in range(accesses):
             while True:
-                host = tlb.tlb_lookup(own, _GFN, False)
+                host = guest.lookup(own, _GFN)
                 if host:
                     break
-                tlb.tlb_fill(own, _GFN, atomics.load_acquire(mapping, 0), True)
+                guest.fill(own, _GFN, atomics.load_acquire(mapping, 0))
                 guest.look(own, me)
             assert atomics.host_load(host) != _FREED, "a translation was used after its flush was acknowledged"
             guest.look(own, me)
         guest.leave(me)
 
-    def update(vm: Words, targets: Own) -> None:
+    def update(targets: Own) -> None:
         for old, new in zip(before, after, strict=True):
             atomics.store_release(mapping, 0, new)
-            requests.ask_for_flush(vm)
-            requests.request_all(vm, vcpus, targets)
-            requests.wait_for_acknowledgements(vm, vcpus, targets)
+            guest.flush(vcpus, targets)
             atomics.host_store(old, _FREED)
 
     for me in range(vcpus):
-        scene.thread(f"vCPU {me}", run, scene.own(int(guest.at.OWN_WORDS)), me)
-    scene.thread("updater", update, guest.vm, scene.own(vcpus))
+        scene.thread(f"vCPU {me}", run, guest.guest_own(), me)
+    scene.thread("updater", update, scene.own(vcpus))
     scene.final("every core token was given back", _tokens_are_back(guest))
     scene.final("no updater is left over", lambda view: view.word("vm", int(guest.at.WAITING)) == 0)
 
 
 def pause(scene: Scene, vcpus: int, accesses: int, cores: int) -> None:
     """An updater pauses all vCPUs and changes two words that vCPUs only ever see change together."""
-    guest = Guest(scene, vcpus, cores)
+    guest = _guest(scene, vcpus, cores)
     pair = scene.host("pair", [0, 0])
     atomics, requests = guest.atomics, guest.requests
 
@@ -118,7 +95,7 @@ def pause(scene: Scene, vcpus: int, accesses: int, cores: int) -> None:
         requests.resume_all(vm)
 
     for me in range(vcpus):
-        scene.thread(f"vCPU {me}", run, scene.own(int(guest.at.OWN_WORDS)), me)
+        scene.thread(f"vCPU {me}", run, guest.guest_own(), me)
     scene.thread("updater", update, guest.vm, scene.own(vcpus))
     scene.final("every core token was given back", _tokens_are_back(guest))
     scene.final("no updater is left over", lambda view: view.word("vm", int(guest.at.WAITING)) == 0)
@@ -162,19 +139,16 @@ def pause_4(scene: Scene) -> None:
 _FLUSH = "no vCPU uses a translation once its flush is acknowledged, and every acknowledgement arrives"
 _PAUSE = "no vCPU is in the guest while a pause is in force, and every pause begins and ends"
 MODELS = (
-    Model("flush", _FLUSH, "1 vCPU, 2 accesses, 1 flush", flush_1, geometry=_SMALL, stale=True),
-    Model("flush-2", _FLUSH, "2 vCPUs, 1 core, 1 access each, 1 flush", flush_2, geometry=_SMALL),
+    Model("flush", _FLUSH, "1 vCPU, 2 accesses, 1 flush", flush_1, stale=True),
+    Model("flush-2", _FLUSH, "2 vCPUs, 1 core, 1 access each, 1 flush", flush_2),
     Model(
         "flush-again",
         _FLUSH,
         "1 vCPU, 1 core, in the guest twice, 1 access each, 2 flushes",
         flush_again,
-        geometry=_SMALL,
     ),
-    Model(
-        "flush-4", _FLUSH, "4 vCPUs, 2 cores, 2 accesses each, 1 flush", flush_many, geometry=_SMALL, exhaustive=False
-    ),
-    Model("pause", _PAUSE, "1 vCPU, 2 accesses, 1 pause", pause_1, geometry=_SMALL, stale=True),
-    Model("pause-2", _PAUSE, "2 vCPUs, 1 core, 1 access each, 1 pause", pause_2, geometry=_SMALL),
-    Model("pause-4", _PAUSE, "4 vCPUs, 2 cores, 2 accesses each, 1 pause", pause_4, geometry=_SMALL, exhaustive=False),
+    Model("flush-4", _FLUSH, "4 vCPUs, 2 cores, 2 accesses each, 1 flush", flush_many, exhaustive=False),
+    Model("pause", _PAUSE, "1 vCPU, 2 accesses, 1 pause", pause_1, stale=True),
+    Model("pause-2", _PAUSE, "2 vCPUs, 1 core, 1 access each, 1 pause", pause_2),
+    Model("pause-4", _PAUSE, "4 vCPUs, 2 cores, 2 accesses each, 1 pause", pause_4, exhaustive=False),
 )

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..scene import Model, Scene
-from ..small_vm import SMALL, SmallVm, memslots_label, srcu_label
+from ..small_engine import SmallEngine
+from ..small_vm import SMALL, memslots_label, srcu_label
 from ..twin import Mutation
 
 if TYPE_CHECKING:
@@ -80,67 +81,70 @@ _SLOT, _OTHER = 16, 48
 
 
 def reuse(scene: Scene, *, region: bool) -> None:
-    """A slot gets other memory, and then a slot elsewhere is made, of records that were freed.
+    """A slot goes, and then a slot elsewhere is made, of the record that was freed.
 
-    ``region``: as KVM_SET_USER_MEMORY_REGION has it: the slot is deleted, another is made.
+    With ``atomic``, another slot has the same memory from then on, so that nothing is zapped: only the section keeps
+    the record. ``region``: as KVM_SET_USER_MEMORY_REGION has it: the slot is deleted.
     """
-    old = scene.host("memory 0", [1])
-    new = scene.host("memory 1", [1])
-    elsewhere = scene.host("memory of the other slot", [2])
-    vm = SmallVm(scene, 1, 1, [(0, _SLOT, 1, old, 0)])
-    atomic = scene.room("designs.atomic")
-    code, tlb, atomics = vm.vcpu, vm.tlb, vm.atomics
+    memory, elsewhere = scene.host("memory", [1]), scene.host("memory of the other slot", [2])
+    small = SmallEngine(scene, [(0, _SLOT, 1, memory)])
+    code, change, atomic = small.vcpu, small.change, scene.room("designs.atomic")
 
-    def run(own: Own) -> None:
-        filled = code.fault(vm.vm, vm.memslots, vm.srcu, own, _SLOT, False)
-        if filled == code.FILLED:
-            host = tlb.tlb_lookup(own, _SLOT, False)
-            assert atomics.host_load(host) == 1, "a fault mapped the memory of a slot elsewhere"
-        else:
-            others = {code.HOLE, code.INVALID} if region else {code.IN_FLUX}
-            assert filled in others, f"the fault came to {filled}"
-
-    def update(desk: Own, ranges: Own) -> Own:
-        engine = vm.engine(desk, ranges)
-        if region:
-            engine.set_memory_region(vm.change(0))
-            engine.set_memory_region(vm.change(1, _OTHER, 1, elsewhere))
-            return desk
-        atomic.apply(engine, [vm.change(0), vm.change(0, _SLOT, 1, new)])
-        atomic.apply(engine, [vm.change(1, _OTHER, 1, elsewhere)])
+    def run(desk: Own, tlb: Own, own: Own) -> Own:
+        came = small.fault(desk, tlb, own, _SLOT)
+        assert came in ({code.FILLED, code.HOLE, code.INVALID} if region else {code.FILLED}), f"it came to {came}"
+        small.enter(tlb, own)
+        if small.reaches(tlb, _SLOT << 12, 0):
+            assert small.atomics.host_load(small.host(tlb)) == 1, "a fault mapped the memory of a slot elsewhere"
+        small.leave(tlb, own)
         return desk
 
-    scene.thread("vCPU 0", run, vm.vcpu_own(0))
-    scene.thread("updater", update, *vm.updater_own())
-    vm.finals("updater")
+    def update(slots_desk: Own, ranges: Own, took: Own, desk: Own) -> tuple[Own, Own]:
+        engine = small.of(slots_desk, ranges, took, desk)
+        if region:
+            engine.set_memory_region(change(0))
+            engine.set_memory_region(change(1, _OTHER, 1, elsewhere))
+        else:
+            atomic.apply(engine, [change(0), change(1, _SLOT, 1, memory)])
+            atomic.apply(engine, [change(0, _OTHER, 1, elsewhere)])
+        return slots_desk, desk
+
+    scene.thread("vCPU", run, *small.vcpu_words())
+    scene.thread("updater", update, *small.updater_words())
+    small.finals()
+    scene.final(
+        "slots and tables are sound", lambda view: small.are_sound(*view.result("updater"), view.result("vCPU"))
+    )
 
 
 def invalid(scene: Scene) -> None:
     """A vCPU meets a slot that is marked INVALID until it is gone, and waits for the swap that says so."""
-    memory = scene.host("memory", [1])
-    vm = SmallVm(scene, 1, 1, [(0, _SLOT, 1, memory, 0)])
-    code, atomics, at = vm.vcpu, vm.atomics, vm.at
-    assert vm.vm.cells[int(at.RETRIES_INVALID)], "x86 retries"
+    small = SmallEngine(scene, [(0, _SLOT, 1, scene.host("memory", [1]))])
+    code, at = small.vcpu, small.at
+    assert small.vm.cells[int(at.RETRIES_INVALID)], "x86 retries"
 
-    def run(own: Own) -> int:
-        assert code.enter_guest(vm.vm, vm.load, own, 0), "the VM does not stop"
+    def run(desk: Own, tlb: Own, own: Own) -> Own:
+        assert code.enter_guest(small.vm, small.load, own, 0), "the VM does not stop"
         while True:
-            swaps = atomics.load_acquire(vm.vm, at.SWAPS)
-            came: int = code.fault(vm.vm, vm.memslots, vm.srcu, own, _SLOT, False)
+            swaps = small.atomics.load_acquire(small.vm, at.SWAPS)
+            came = small.fault(desk, tlb, own, _SLOT)
             if came != code.INVALID:
                 break
-            assert code.wait_out_invalid(vm.vm, vm.load, own, 0, swaps), "the VM does not stop"
+            assert code.wait_out_invalid(small.vm, small.load, own, 0, swaps), "the VM does not stop"
         assert came in {code.FILLED, code.HOLE}, f"the fault came to {came}"
-        code.leave_core(vm.vm, own, 0, False)
-        return came
-
-    def update(desk: Own, ranges: Own) -> Own:
-        vm.engine(desk, ranges).set_memory_region(vm.change(0))
+        code.leave_core(small.vm, own, 0, False)
         return desk
 
-    scene.thread("vCPU 0", run, vm.vcpu_own(0))
-    scene.thread("updater", update, *vm.updater_own())
-    vm.finals("updater")
+    def update(slots_desk: Own, ranges: Own, took: Own, desk: Own) -> tuple[Own, Own]:
+        small.of(slots_desk, ranges, took, desk).set_memory_region(small.change(0))
+        return slots_desk, desk
+
+    scene.thread("vCPU", run, *small.vcpu_words())
+    scene.thread("updater", update, *small.updater_words())
+    small.finals()
+    scene.final(
+        "slots and tables are sound", lambda view: small.are_sound(*view.result("updater"), view.result("vCPU"))
+    )
 
 
 _PATIENT = Mutation(
@@ -160,7 +164,7 @@ MODELS = (
     Model(
         "slots-reused",
         "a fault reads its slot only as long as the record is that slot's",
-        "1 vCPU, 1 fault, 2 batches: the slot gets other memory; another slot is made",
+        "1 vCPU, 1 fault, 2 batches: another slot has the memory; a slot elsewhere is made",
         partial(reuse, region=False),
         geometry=SMALL,
         buffer=2,

@@ -24,7 +24,7 @@ _CLEANED = """    while line < end:
 _FREED = """    run = ((ONE << count) - ONE) << (page & u64(63))
     was = fetch_or(pages, first_word(pages) + (page >> 6), run)
 """
-_AWAY = "            srcu_exit(srcu, u64(0), reader)\n            srcu_enter(srcu, u64(0), reader)\n"
+_AWAY = "            srcu_exit(srcu, _ZERO, reader)\n            srcu_enter(srcu, _ZERO, reader)\n"
 
 MUTANTS = (
     # A neighbour, and a hole.
@@ -48,9 +48,9 @@ MUTANTS = (
         "fault-reads-freed-record",
         "a fault reads host address and first frame of its slot after its section",
         *(
-            "engines/soft/vcpu.py",
-            "            host = slot_userspace_addr(memslots, record) + (",
-            f"{_AWAY}            host = slot_userspace_addr(memslots, record) + (",
+            _FAULT,
+            "            logged = flags & _LOGGED != 0\n",
+            f"{_AWAY}            logged = flags & _LOGGED != 0\n",
         ),
         models=("slots-reused",),
     ),

@@ -18,7 +18,7 @@ MUTANTS = (
     Mutant(
         "production-zap-not-waited",
         "an update goes on while vCPUs may still use what it zapped",
-        *(_UPDATE, "change(self._as_id, [(start, end)], wait=wait)", "change(self._as_id, [(start, end)], wait=False)"),
+        *(_UPDATE, "change(self._as_id, mine, wait=wait)", "change(self._as_id, mine, wait=False)"),
         models=_ATOMIC,
         origin="own: atomic_unacknowledged, by mistake",
     ),
@@ -27,8 +27,8 @@ MUTANTS = (
         "the first range that an update stalls is put in flux, but stays in the table",
         *(
             _UPDATE,
-            "        for start, end, kind in ranges:\n            change = stage2.zap",
-            "        for start, end, kind in ranges[1:]:\n            change = stage2.zap",
+            "for start, end, what in ranges if what == kind]",
+            "for start, end, what in ranges[1:] if what == kind]",
         ),
         models=_ATOMIC,
     ),

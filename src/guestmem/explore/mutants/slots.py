@@ -14,6 +14,7 @@ __all__ = ["MUTANTS"]
 _SRCU, _DEFERRED = "rcu/srcu.py", "rcu/deferred.py"
 _REQUESTS, _VCPU, _CORES = "engines/soft/requests.py", "engines/soft/vcpu.py", "engines/soft/cores.py"
 _FLUX, _ENGINE = "engines/soft/flux.py", "engines/soft/engine.py"
+_FAULT = "engines/soft/user_mem_abort.py"
 _PHASES, _LOOKUP, _UPDATE = "memslots/phases.py", "memslots/lookup.py", "memslots/update.py"
 _ATOMIC, _PAUSE = "designs/atomic.py", "designs/pause.py"
 _BITMAP, _RING = "dirty/bitmap.py", "dirty/ring.py"
@@ -22,7 +23,7 @@ _LEFT = (
     "    from ...atomics import store_relaxed\n"
     "    store_relaxed(vm, VCPUS + VCPU * vcpu + MODE, mode)\n    acknowledge(vm)\n"
 )
-_ASKED = "    requested = load_acquire(vm, base + at.REQUESTED)\n    flushes = load_acquire(vm, at.FLUSHES)\n"
+_ASKED = "    requested = load_acquire(vm, base + at.REQUESTED)\n    epoch = load_acquire(vm, at.LOAD)\n"
 _RELEASE = "the order that Linux's rcu_assign_pointer() keeps"
 _RST = "vcpu-requests.rst: why vcpu->mode and requests need barriers"
 
@@ -115,15 +116,15 @@ MUTANTS = (
     ),
     Mutant(
         "flush-not-done",
-        "a request is acknowledged, the TLB keeps its entries",
-        *drop_call(_VCPU, "service", "tlb_flush"),
+        "a request is acknowledged, what it asked for is not done",
+        *drop_call(_VCPU, "service", "take_load"),
         models=("flush", "atomic-1", "dirty-log", "dirty-ring-log"),
     ),
     Mutant(
         "flush-not-asked",
-        "vCPUs are kicked, nobody asked for a flush",
-        *(_REQUESTS, "fetch_add(vm, FLUSHES, _ONE)", "fetch_add(vm, FLUSHES, u64(0))"),
-        models=("flush", "atomic-1", "dirty-log", "dirty-ring-log"),
+        "vCPUs are kicked, what they are to do is not told",
+        *("engines/soft/vcpu_threads.py", "        poke(self._vm, int(at.LOAD), self._epoch)\n", ""),
+        models=("load-change",),
     ),
     Mutant(
         "acknowledgement-not-awaited",
@@ -172,8 +173,8 @@ MUTANTS = (
     Mutant(
         "invalid-is-a-hole",
         "an access that finds a slot on its way out exits instead of trying again",
-        *(_VCPU, "outcome = INVALID", "outcome = HOLE"),
-        models=("batch",),
+        *(_FAULT, "outcome = INVALID", "outcome = HOLE"),
+        models=("production-batch",),
         origin="Linux e0c378684b65: KVM: x86/mmu: Retry page faults that hit an invalid memslot",
     ),
     Mutant(
@@ -257,15 +258,15 @@ MUTANTS = (
     Mutant(
         "flux-after-the-set",
         "the set is looked at before the ranges in flux: an update in between is missed",
-        _VCPU,
-        "    flux = load_acquire(vm, at.FLUX)\n    protected = False\n",
-        "    srcu_enter(srcu, u64(0), own[at.READER])\n    early = active_set(memslots, own[at.AS_ID])\n"
-        "    srcu_exit(srcu, u64(0), own[at.READER])\n    flux = load_acquire(vm, at.FLUX)\n    protected = False\n",
-        models=("atomic-1",),
+        _FAULT,
+        "    flux = load_acquire(vm, at.FLUX)\n    stalls_writes = False\n",
+        "    srcu_enter(srcu, _ZERO, own[at.READER])\n    early = active_set(memslots, own[at.AS_ID])\n"
+        "    srcu_exit(srcu, _ZERO, own[at.READER])\n    flux = load_acquire(vm, at.FLUX)\n    stalls_writes = False\n",
+        models=("production-atomic",),
         also=(
-            Mutation(_VCPU, "record = find(memslots, own[at.AS_ID], gfn)", "record = find_in(memslots, early, gfn)"),
+            Mutation(_FAULT, "record = find(memslots, own[at.AS_ID], gfn)", "record = find_in(memslots, early, gfn)"),
             Mutation(
-                _VCPU,
+                _FAULT,
                 "from ...memslots.lookup import find\n",
                 "from ...memslots.layout import active_set\nfrom ...memslots.lookup import find_in\n",
             ),
@@ -274,8 +275,8 @@ MUTANTS = (
     Mutant(
         "reads-lift-protection",
         "a read in a range that stalls writes fills a writable entry from the old set",
-        *(_VCPU, "flags & _READONLY_SLOT == 0 and not protected", "flags & _READONLY_SLOT == 0"),
-        models=("atomic-readonly",),
+        *(_FAULT, "denied & NW == 0 and not stalls_writes and", "denied & NW == 0 and"),
+        models=("production-readonly",),
     ),
     Mutant(
         "pause-left-out",
@@ -370,7 +371,7 @@ MUTANTS = (
     ),
     Mutant(
         "flushes-before-requested",
-        "a vCPU reads which flush is due before it reads what it is asked for",
+        "a vCPU reads which load is in force before it reads what it is asked for",
         *(_VCPU, _ASKED, "".join(reversed(_ASKED.splitlines(keepends=True)))),
         models=("flush-again",),
     ),
