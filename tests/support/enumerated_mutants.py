@@ -29,8 +29,13 @@ from guestmem.explore import operators
 from guestmem.explore.coverage import Trace
 from guestmem.explore.models import find
 from guestmem.explore.mutants import Mutant
+from guestmem.explore.outcome import Budget
 from guestmem.explore.parallel import pooled
-from guestmem.explore.trial import try_mutant
+from guestmem.explore.scene import Model
+from guestmem.explore.search import tasks
+from guestmem.explore.task import run
+from guestmem.explore.trial import NO_CODE, STATES
+from guestmem.explore.world import World
 
 Make = Callable[[str, str, int], tuple[str, str, str]]
 KINDS: dict[str, tuple[tuple[str, Make, str], ...]] = {
@@ -91,6 +96,30 @@ def enumerated(functions: dict[tuple[str, str], list[str]], kinds: list[str]) ->
                     yield kind, Mutant(name, what, *texts, models=tuple(models), memory=memory)
 
 
+def hunt(mutant: Mutant, model: Model, seconds: float, stopped: Callable[[], bool]) -> tuple[str, str]:
+    """What finds a mutant over states, under the memory model that shows it first; else why nothing did, if known."""
+    why = ""
+    begun = time.monotonic()
+    todo = [task for task in tasks(model, mutations=mutant.mutations) if task.search == "states"]
+    try:
+        with World(model, mutant.mutations) as world:
+            for task in sorted(todo, key=lambda task: task.memory != mutant.memory):
+                left = begun + seconds - time.monotonic()
+                if left <= 0:
+                    return "", "no time for all of its models"
+                outcome = run(task, Budget(seconds=left, states=STATES, stopped=stopped), world=world)
+                for finding in outcome.findings:
+                    if finding.kind == "error" and finding.name in NO_CODE:
+                        return "", f"no mutant: {finding.name}: {finding.message}"
+                    return f"{task.memory}: {finding}", ""
+                why = why or ("" if outcome.complete else "no time for all of its models")
+    except UsageError as error:
+        return "", f"no mutant: {error}"
+    except (AssertionError, IndexError, OverflowError, RuntimeError) as error:
+        return f"not set up: {type(error).__name__} {error}", ""
+    return "", why
+
+
 def trial(seconds: float, pair: tuple[str, Mutant], stopped: Callable[[], bool]) -> Verdict:
     """One mutant against its models, until one notices."""
     kind, mutant = pair
@@ -107,23 +136,14 @@ def trial(seconds: float, pair: tuple[str, Mutant], stopped: Callable[[], bool])
             why = "no time for all of its models"
             break
         tried += 1
-        try:
-            verdict = try_mutant(mutant, name, seconds=left, stopped=stopped)
-        except UsageError as error:
-            why = f"no mutant: {error}"
-            break
-        except (AssertionError, IndexError, OverflowError, RuntimeError) as error:
-            by = f"{name}: not set up: {type(error).__name__}"
+        found, said = hunt(mutant, find(name), left, stopped)
+        if found:
+            by = f"{name}, {found}"[:200]
             return Verdict(mutant.name, mutant.room, kind, True, by, "", tried, len(models), time.monotonic() - begun)
-        if verdict.caught:
-            by = f"{name}, {verdict.search}: {verdict.finding}"[:200]
-            return Verdict(mutant.name, mutant.room, kind, True, by, "", tried, len(models), time.monotonic() - begun)
-        if verdict.why:
-            why = f"no mutant: it {verdict.why}"
+        if said.startswith("no mutant"):
+            why = said
             break
-    else:
-        if not why and time.monotonic() - begun > seconds:
-            why = "no time for all of its models"
+        why = why or said
     why = why or "makes no difference to what its models ask for"
     return Verdict(mutant.name, mutant.room, kind, False, "", why, tried, len(models), time.monotonic() - begun)
 

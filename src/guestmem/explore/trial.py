@@ -19,11 +19,11 @@ from .search import tasks
 from .task import run
 from .world import World
 
-__all__ = ["Verdict", "try_mutant", "try_mutants"]
+__all__ = ["NO_CODE", "STATES", "Verdict", "try_mutant", "try_mutants"]
 
-_STATES, _RUNS = 400_000, 3_000
+STATES, _RUNS = 400_000, 3_000
 """How far each search goes: a mutant that is not found by then counts as one that survives."""
-_NO_CODE = {"NameError", "UnboundLocalError", "AttributeError", "TypeError", "SyntaxError", "ImportError"}
+NO_CODE = {"NameError", "UnboundLocalError", "AttributeError", "TypeError", "SyntaxError", "ImportError"}
 """What only code that is none raises: that it was found says nothing of the model."""
 
 
@@ -89,12 +89,12 @@ def try_mutant(
             left = begun + seconds - time.monotonic()
             if left <= 0 or (stopped is not None and stopped()):
                 break
-            outcome = run(task, Budget(seconds=left, states=_STATES, stopped=stopped), world=world)
+            outcome = run(task, Budget(seconds=left, states=STATES, stopped=stopped), world=world)
             searches += _count(outcome)
             if outcome.findings:
                 found = replace(outcome.findings[0], found_by=outcome.search, after_runs=searches)
                 how, seconds = f"{outcome.search} {outcome.memory}", time.monotonic() - begun
-                if found.kind == "error" and found.name in _NO_CODE:
+                if found.kind == "error" and found.name in NO_CODE:
                     why = f"is no code that could run: {found.name}: {found.message}"
                     return Verdict(mutant, model.name, None, how, searches, seconds, why)
                 return Verdict(mutant, model.name, found, how, searches, seconds)
