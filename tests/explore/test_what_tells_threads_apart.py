@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import greenlet
 import pytest
@@ -11,9 +11,12 @@ from guestmem.explore.continuation import reachable
 from guestmem.explore.models import find
 from guestmem.explore.monitors.descriptors import Ledger
 from guestmem.explore.outcome import Budget, Outcome
+from guestmem.explore.plain_states import PlainStates
 from guestmem.explore.scene import Model, Scene
+from guestmem.explore.states import States
 from guestmem.explore.stops import stops
-from guestmem.explore.task import Task, run
+from guestmem.explore.task import Task, machine, run
+from guestmem.explore.world import World
 
 
 def remembering(keep: Callable[[int], None], kept: Callable[[], int]) -> Model:
@@ -109,3 +112,33 @@ def test_a_call_that_the_interpreter_has_specialized_is_the_same_place() -> None
         run.throw(greenlet.GreenletExit)
     assert None not in places
     assert len(places) == 1
+
+
+@pytest.mark.parametrize(
+    "gather", [tuple, list, sum, max, sorted, frozenset, ",".join, any, lambda each: next(each, 0)]
+)
+def test_what_a_builtin_has_gathered_of_a_generator_is_not_forgotten(
+    gather: Callable[[Iterable[object]], object],
+) -> None:
+    """It lies in no frame: so nothing is merged there, but with builtins that keep nothing."""
+
+    def build(scene: Scene) -> None:
+        load = scene.room("atomics").load_relaxed
+        words = scene.words("word", [0])
+
+        def reader() -> object:
+            seen = (int(load(words, 0)) for _ in range(3))
+            return gather(map(str, seen) if gather == ",".join else seen)
+
+        scene.thread("reader", reader)
+        scene.thread("writer", lambda: scene.room("atomics").store_relaxed(words, 0, 1))
+
+    model = Model("gathers", "", "", build)
+    with World(model) as world:
+        world.points.update(range(len(world.places)))
+        its = machine(world, "sc")
+        plain = PlainStates(its, Outcome("", "states", "sc")).run(Budget())
+        merged = States(machine(world, "sc", merged=True), Outcome("", "states", "sc")).run(Budget())
+    assert plain.complete
+    assert merged.finals == plain.finals
+    assert len(plain.finals) > 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import inspect
 import marshal
 import types
 from collections import deque
@@ -29,6 +30,8 @@ _TEXTS = frozenset({str, bytes})
 _PLAIN = _NUMBERS | _TEXTS
 _WHOLE = (types.ModuleType, type, types.CodeType, types.FrameType, types.TracebackType)
 """What stands for itself wherever it is met, whatever it holds."""
+_PASS_ON = (next, any, all, types.GeneratorType.send, types.GeneratorType.throw, types.GeneratorType.close)
+"""Builtins that run a generator and keep nothing of what it has yielded."""
 _UNSET = object()
 """In the place of a local that is not set."""
 
@@ -98,8 +101,12 @@ class Keys:
         """The key of a run that is stopped in ``frames``, and of ``more``; None if something in it has none."""
         try:
             self._all((more,))
+            generator = False
             for frame in frames:
+                if generator:
+                    self._runs_generator(frame)
                 self._frame(frame)
+                generator = bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
             return self._made()
         except Unknown as what:
             self.unknown[str(what)] = self.unknown.get(str(what), 0) + 1
@@ -132,6 +139,15 @@ class Keys:
         if id(value) not in self._known:
             self._known.add(id(value))
             self._held.append(value)
+
+    @staticmethod
+    def _runs_generator(frame: types.FrameType) -> None:
+        """A frame in which a generator runs: not in a builtin, such as ``tuple``, that keeps what came so far."""
+        stop = stops(frame.f_code).get(frame.f_lasti)
+        if stop is not None and stop.calls:
+            called = stack_of(frame, stop.stack + 2)[stop.stack :] if reads_stacks() else []
+            if not any(each is known for each in called for known in _PASS_ON):
+                raise Unknown(f"{frame.f_code.co_qualname} has a builtin gather what a generator yields")
 
     def _frame(self, frame: types.FrameType) -> None:
         code = frame.f_code

@@ -25,18 +25,22 @@ _CALLS = {
     *("FOR_ITER", "YIELD_VALUE", "RETURN_GENERATOR", "BEFORE_WITH"),
 }
 """Instructions at which a frame can be stopped; each leaves one value on the stack."""
+_STORES = {"STORE_ATTR", "STORE_SUBSCR"}
+"""As these, of properties; they leave none."""
 
 
 class Stop(NamedTuple):
     """A place where a frame can be stopped: which locals are still used, how many values are on its stack, which call.
 
     ``at`` is the offset of the call. ``f_lasti`` is there, at one of the call's caches, or at what prepares it, as the
-    interpreter has specialized it by then; the frame goes on from the same place.
+    interpreter has specialized it by then; the frame goes on from the same place. ``calls``: whether it calls one of
+    the two values above those of the stack.
     """
 
     live: tuple[str, ...]
     stack: int
     at: int
+    calls: bool
 
 
 @functools.lru_cache(maxsize=2048)  # each twin has code objects of its own
@@ -109,9 +113,9 @@ def _joined(
     cells = {*code.co_cellvars, *code.co_freevars}
     found: dict[int, Stop] = {}
     for i, step in enumerate(steps):
-        if step.opname in _CALLS and after[i] and depths[i] >= 0:
-            stack = depths[i] + dis.stack_effect(step.opcode, step.arg, jump=False) - 1
-            stop = Stop(tuple(sorted(live[i] | cells)), stack, step.offset)
+        if step.opname in _CALLS | _STORES and after[i] and depths[i] >= 0:
+            stack = depths[i] + dis.stack_effect(step.opcode, step.arg, jump=False) - (step.opname in _CALLS)
+            stop = Stop(tuple(sorted(live[i] | cells)), stack, step.offset, "CALL" in step.opname)
             end = steps[i + 1].offset if i + 1 < len(steps) else step.offset + 2
             # Of CPython 3.11: a specialized PRECALL does the call of a builtin itself.
             begin = steps[i - 1].offset if i and steps[i - 1].opname == "PRECALL" else step.offset

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import UsageError
 from .probes import PROBE, UNPROBED, Branch, Probe, probed
@@ -68,6 +68,13 @@ def _probed(path: Path, text: str | None, _changed: int) -> tuple[CodeType, tupl
     return compile(tree, str(path), "exec", dont_inherit=True), branches
 
 
+def _sum(values: Iterable[Any], /, start: Any = 0) -> Any:
+    """``sum``, in Python: how far it is can be seen from its frame (``continuation.py``)."""
+    for value in values:
+        start = start + value
+    return start
+
+
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds ``NAME.room.module`` in the package's own folder; ``texts`` holds the sources of mutated files.
 
@@ -102,6 +109,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path = Path(spec.origin)
         file = path.relative_to(_PACKAGE).as_posix()
         text = self.texts.get(file)
+        vars(module)["sum"] = _sum
         if self.probe is not None and file not in UNPROBED:
             code, branches = _probed(path, text, path.stat().st_mtime_ns)
             vars(module)[PROBE] = self.probe(branches)
