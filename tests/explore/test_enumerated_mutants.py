@@ -11,6 +11,13 @@ from guestmem.explore.models import find
 FUNCTIONS = {("rcu/srcu.py", name): ["srcu"] for name in ("srcu_enter", "srcu_start", "srcu_exit")}
 
 
+def test_an_order_that_is_weakened_has_the_name_of_what_it_becomes() -> None:
+    functions = {("engines/soft/cores.py", "take_core"): ["cores-2"]}
+    ((kind, mutant),) = enumerated(functions, ["orders"])
+    verdict = trial(600.0, (kind, mutant), lambda: False)
+    assert not verdict.why.startswith("no mutant"), verdict.why
+
+
 def test_functions_are_those_that_models_call() -> None:
     called = callers([trace(find("srcu"), states=200)])
     assert set(FUNCTIONS) <= set(called)

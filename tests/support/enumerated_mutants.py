@@ -2,7 +2,7 @@
 
     guestmem explore --coverage --jobs 2 --resume ran.txt > coverage.txt    # which models call which function
     python tests/support/enumerated_mutants.py ran.txt [--kinds fences wakes orders] [--count 100 --seed 1]
-        [--seconds 20] [--jobs 2] [--json FILE]
+        [--seconds 20] [--only WORD ...] [--jobs 2] [--json FILE]
 
 Mutants are those that ``explore/operators.py`` makes of each concurrent function that some model calls, nobody having
 looked at them. Each is tried on the models that call its function, those first that are soonest through, for
@@ -35,6 +35,7 @@ from guestmem.explore.scene import Model
 from guestmem.explore.search import tasks
 from guestmem.explore.task import run
 from guestmem.explore.trial import NO_CODE, STATES
+from guestmem.explore.twin import Mutation
 from guestmem.explore.world import World
 
 Make = Callable[[str, str, int], tuple[str, str, str]]
@@ -93,7 +94,19 @@ def enumerated(functions: dict[tuple[str, str], list[str]], kinds: list[str]) ->
                     except (UsageError, StopIteration, KeyError):
                         break
                     name = f"{file}:{function}: {what} {n}"
-                    yield kind, Mutant(name, what, *texts, models=tuple(models), memory=memory)
+                    also = imported(file) if kind == "orders" else ()
+                    yield kind, Mutant(name, what, *texts, models=tuple(models), memory=memory, also=also)
+
+
+def imported(file: str) -> tuple[Mutation, ...]:
+    """A change by which a file has the relaxed operations, which those without order become."""
+    text = (Path(operators.__file__).parents[1] / file).read_text()
+    for line in text.splitlines():
+        if line.startswith("from ") and ".atomics import" in line:
+            begin = "\n" + line.partition(" import")[0] + " import"
+            relaxed = f"{begin} host_load, host_store, load_relaxed, store_relaxed"
+            return (Mutation(file, begin, relaxed + begin),) if text.count(begin) == 1 else ()
+    return ()
 
 
 def hunt(mutant: Mutant, model: Model, seconds: float, stopped: Callable[[], bool]) -> tuple[str, str]:
@@ -154,12 +167,15 @@ def main() -> int:
     parser.add_argument("ran", type=Path, help="file of explore --coverage --resume")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--count", type=int, default=0, help="so many of them by chance; 0: all")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="those whose names have one of these")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each mutant")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path, dest="file", help="write all verdicts there")
     args = parser.parse_args()
     every = list(enumerated(callers(traces(args.ran)), args.kinds))
+    if args.only:
+        every = [pair for pair in every if any(word in pair[1].name for word in args.only)]
     chosen = random.Random(args.seed).sample(every, min(args.count, len(every))) if args.count else every
     sys.stdout.write(f"{len(chosen)} of {len(every)} mutants\n")
     verdicts: list[Verdict] = []
