@@ -56,19 +56,22 @@ class SmallEngine:
 
     # Words of threads.
 
-    def vcpu_words(self, vcpu: int = 0) -> tuple[Own, Own, Own]:
-        """Of a vCPU on the first address space: desk, TLB, own."""
+    def vcpu_words(self, vcpu: int = 0) -> tuple[Own, ...]:
+        """Of a vCPU: desk and TLB of each address space, own."""
         at, own = self.at, self.engine._own[vcpu]  # noqa: SLF001 - as above
         base, cells = int(at.VCPUS) + int(at.VCPU) * vcpu, self.vm.cells
         cells[base + int(at.DONE)] = own[int(at.ACKED)] = cells[base + int(at.REQUESTED)]  # of the slots made above
         own[int(at.LOADED)] = cells[int(at.LOAD)]
-        table, tlb = self.tables[0], self.engine.stage2.tlbs[0][vcpu].words
-        self.scene.tell(tlb, tlb_changes(table.format.geometry.shift))
-        return table.desks[1 + vcpu], tlb, own
+        words: list[Own] = []
+        for table, tlbs in zip(self.tables, self.engine.stage2.tlbs, strict=True):
+            self.scene.tell(tlbs[vcpu].words, tlb_changes(table.format.geometry.shift))
+            words += (table.desks[1 + vcpu], tlbs[vcpu].words)
+        return *words, own
 
-    def updater_words(self) -> tuple[Own, Own, Own, Own]:
-        """Of an updater: desk of the slots, ranges, what ``region`` counts, desk of the first table."""
-        return self.memslots.desk, self.engine._ranges, self.engine._took, self.tables[0].desks[0]  # noqa: SLF001
+    def updater_words(self) -> tuple[Own, ...]:
+        """Of an updater: desk of the slots, ranges, what ``region`` counts, desk of each table."""
+        desks = (table.desks[0] for table in self.tables)
+        return self.memslots.desk, self.engine._ranges, self.engine._took, *desks  # noqa: SLF001 - as above
 
     def of(self, slots_desk: Own, ranges: Own, took: Own, *desks: Own) -> Any:
         """From an updater's thread: the engine as this run of the thread finds it; ``desks`` are one a table."""

@@ -7,14 +7,12 @@ rests on what space 0 shows before the second store.
 
 from __future__ import annotations
 
-import copy
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..scene import Model, Scene
-from ..small_vm import SMALL, memslots_label, srcu_label, vm_label
-from ..telling import table_words, tlb_changes
+from ..small_engine import AGAIN, SmallEngine
+from ..small_vm import SMALL
 from ..twin import Mutation
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ _SIZES = (
 )
 _GFN, _OLD, _NEW, _FREED = 16, 1, 2, 99
 _HOLE, _READONLY = 0, 3
-_AGAIN, _MET_HOLE, _MET_READONLY = 1, 2, 3
+_MET_HOLE, _MET_READONLY = 2, 3
 _READ, _WRITE = 0, 1
 KINDS = {
     "comes": (_HOLE, _NEW, _READ),
@@ -52,28 +50,13 @@ def build(scene: Scene, kind: str) -> None:
     """The frame of space 0 ``kind``; that of space 1 comes."""
     before, after, access_kind = KINDS[kind]
     old, new = scene.host("old page", [_OLD]), scene.host("new page", [_NEW])
-    at, atomics = scene.room("engines.soft.layout"), scene.room("atomics")
-    engine = scene.room("engines.soft.engine").SoftEngine(1, cores=1, address_spaces=2)
-    change = scene.room("memslots.changes").Change
-    if kind != "comes":
-        engine.set_memory_region(change(0, _GFN, 1, old, 2 * (kind == "writable")))
-    memslots, stage2 = engine.memslots, engine.stage2
-    memslots.desks.append(scene.room("compiled").own(memslots.geometry.desk_words))
-    shape_of = memslots.geometry
-    vm = scene.words("vm", engine._vm, vm_label(scene))  # noqa: SLF001 - the model is of its words
-    load = scene.words("load", engine._load)  # noqa: SLF001 - as above
-    srcu = scene.words("srcu", memslots.srcu.words, srcu_label)
-    slots = scene.words("memslots", memslots.words, memslots_label(scene, shape_of.first_record, shape_of.first_node))
-    scene.words("table", stage2.pool.words, table_words(stage2.tables[0], stage2.pool))
-    scene.words("page", stage2.pool.pages)
-    for as_id, table in enumerate(stage2.tables):
-        scene.words(f"mmu {as_id}", table.mmu)
-        for desk in table.desks:
-            scene.room("stage2.free_list").cache_topup(*table.words[:3], desk, 2)
-    stage2_vcpu, vcpu_code = scene.room("engines.soft.stage2_vcpu"), scene.room("engines.soft.vcpu")
-    no_file = scene.room("engines.soft.gmem_slot").Gmem(*engine.file_words(0))
-    walk, address = scene.room("stage2.tlb_walk"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
-    lookup, apply = scene.room("memslots.lookup"), scene.room("designs.atomic").apply
+    small = SmallEngine(
+        scene, [] if kind == "comes" else [(0, _GFN, 1, old, 2 * (kind == "writable"))], address_spaces=2
+    )
+    at, atomics, change, memslots = small.at, small.atomics, small.change, small.memslots
+    second_desk = scene.room("compiled").own(memslots.geometry.desk_words)
+    memslots.desks.append(second_desk)
+    apply = scene.room("designs.atomic").apply
     changes = {
         "comes": [change(0, _GFN, 1, new)],
         "goes": [change(0)],
@@ -84,24 +67,18 @@ def build(scene: Scene, kind: str) -> None:
 
     def access(as_id: int, desk: Own, tlb: Own, own: Own) -> int:
         """What an access to the frame of a space finds; as ``stage2_access``, after ``VcpuThreads._run``."""
-        kind, gfn, table = (_READ if as_id else access_kind), _GFN + as_id, stage2.tables[as_id]
-        gpa = gfn << 12
+        kind, gfn = (_READ if as_id else access_kind), _GFN + as_id
         own[int(at.AS_ID)] = as_id
-        assert vcpu_code.enter_guest(vm, load, own, 0), "the VM does not stop"
-        walk.tlb_enter(*table.words[:2], table.mmu, tlb)
-        saw = came = 0
-        while walk.tlb_translate(*table.words[:2], table.mmu, tlb, gpa, gpa, 1 << kind) != 0:
-            came = stage2_vcpu.stage2_exit(
-                *(stage2_vcpu.Slots(vm, slots, srcu, own), load, stage2_vcpu.Table(*table.words, desk), tlb, no_file),
-                *(0, stage2_vcpu.Access(gfn, kind, False, False, False, 0), False),
-            )
-            if came != _AGAIN:
+        small.enter(tlb, own, as_id=as_id)
+        saw = 0
+        while not small.reaches(tlb, gfn << 12, kind, as_id):
+            came = small.exit(desk, tlb, own, (gfn, kind, False), as_id=as_id)
+            if came != AGAIN:
                 saw = {_MET_HOLE: _HOLE, _MET_READONLY: _READONLY}[came]
                 break
         else:
-            saw = int(atomics.host_load(tlb[address]))
-        walk.tlb_leave(table.mmu, tlb)
-        vcpu_code.leave_core(vm, own, 0, False)
+            saw = int(atomics.host_load(small.host(tlb)))
+        small.leave(tlb, own, as_id=as_id)
         return saw
 
     def vcpu(desk0: Own, tlb0: Own, desk1: Own, tlb1: Own, own: Own) -> tuple[Own, Own]:
@@ -112,56 +89,31 @@ def build(scene: Scene, kind: str) -> None:
         assert first == before or second == _NEW, "an access of space 1 saw the old after one of space 0 saw the new"
         return desk0, desk1
 
-    def updater(first: Own, second: Own, ranges: Own, took: Own, desk0: Own, desk1: Own) -> tuple[Own, ...]:
-        engine_, memslots_, stage2_ = (copy.copy(each) for each in (engine, memslots, stage2))
-        memslots_.desk, memslots_.desks, memslots_._spare = first, [first, second], []  # noqa: SLF001 - fresh state
-        memslots_.slots_lock = threading.Lock()
-        for name in ("copy_find", "copy_by_id", "copy_slots"):
-            setattr(memslots_, f"_{name}", getattr(lookup, name))
-        stage2_.tables = [copy.copy(table) for table in stage2.tables]
-        for table, desk in zip(stage2_.tables, (desk0, desk1), strict=True):
-            table.desks = [desk, *table.desks[1:]]
-        engine_.memslots, engine_.stage2, engine_.counts = memslots_, stage2_, copy.copy(engine.counts)
-        engine_._ranges, engine_._took = ranges, took  # noqa: SLF001 - fresh state
-        engine_._spare, engine_._holding = [], threading.Lock()  # noqa: SLF001 - as above
-        engine_.dirty = copy.copy(engine.dirty)
-        engine_.dirty._memslots, engine_.dirty._stage2 = memslots_, stage2_  # noqa: SLF001 - as above
-        apply(engine_, changes)
+    def updater(second: Own, first: Own, ranges: Own, took: Own, *desks: Own) -> tuple[Own, ...]:
+        engine = small.of(first, ranges, took, *desks)
+        engine.memslots.desks = [first, second]
+        apply(engine, changes)
         if kind == "goes":
             atomics.host_store(old, _FREED)
-        return memslots_.desk, desk0, desk1
+        return engine.memslots.desk, *desks
 
-    own, base = engine._own[0], int(at.VCPUS)  # noqa: SLF001 - as above
-    vm.cells[base + int(at.DONE)] = own[int(at.ACKED)] = vm.cells[base + int(at.REQUESTED)]
-    own[int(at.LOADED)] = vm.cells[int(at.LOAD)]
-    walkers = [each for as_id in range(2) for each in (stage2.tables[as_id].desks[1], stage2.tlbs[as_id][0].words)]
-    for as_id in range(2):
-        scene.tell(stage2.tlbs[as_id][0].words, tlb_changes(stage2.tables[as_id].format.geometry.shift))
-    scene.thread("vCPU", vcpu, *walkers, own)
-    scene.thread(
-        "updater",
-        updater,
-        *memslots.desks,
-        engine._ranges,  # noqa: SLF001 - as above
-        engine._took,  # noqa: SLF001 - as above
-        *(table.desks[0] for table in stage2.tables),
-    )
+    scene.thread("vCPU", vcpu, *small.vcpu_words())
+    scene.thread("updater", updater, second_desk, *small.updater_words())
 
     def sound(view: View) -> None:
         memslots.desk, *desks = view.result("updater")
         memslots.check()
-        before = [table.desks for table in stage2.tables]
-        for table, *walkers in zip(stage2.tables, desks, view.result("vCPU"), strict=True):
+        before = [table.desks for table in small.tables]
+        for table, *walkers in zip(small.tables, desks, view.result("vCPU"), strict=True):
             table.desks = walkers
         try:
-            for table in stage2.tables:
+            for table in small.tables:
                 table.check()
         finally:
-            for table, walkers in zip(stage2.tables, before, strict=True):
+            for table, walkers in zip(small.tables, before, strict=True):
                 table.desks = walkers
 
-    scene.final("nothing is left in flux", lambda view: view.word("vm", int(at.FLUX)) & 255 == 0)
-    scene.final("nobody is left in a section", lambda _view: engine.srcu.check() or not engine.srcu.inside())
+    small.finals()
     scene.final("slots and tables are sound", sound)
 
 
