@@ -1,6 +1,7 @@
 """Numbers and layouts of ``/dev/kvm`` and its vCPUs on every architecture: ioctls, exit reasons, ``struct kvm_run``.
 
-Those of memory are in ``abi.structures``, x86's in ``x86.registers``. Source: ``include/uapi/linux/kvm.h``, Linux 6.18.
+Those of memory are in ``abi.structures``, x86's, but SEGMENT, in ``x86.registers``. Source:
+``include/uapi/linux/kvm.h``, Linux 6.18.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "RUN_PHYS_ADDR",
     "RUN_SYNC",
     "RUN_UNION",
+    "SEGMENT",
     "ExitReason",
     "Ioctl",
     "ior",
@@ -54,6 +56,8 @@ def iowr(number: int, size: int) -> int:
     return 3 << 30 | size << 16 | _io(number)
 
 
+SEGMENT = struct.Struct("<QIHBBBBBBBBBB")
+"""x86's kvm_segment: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding."""
 DIRTY_GFN = struct.Struct("<IIQ")
 """kvm_dirty_gfn, an entry of a ring: flags, slot, offset."""
 DIRTY_LOG_PAGE_OFFSET = 64
@@ -102,12 +106,3 @@ RUN_PHYS_ADDR = const(32)
 RUN_DATA = const(40)
 RUN_SYNC = const(0x140)  # in kvm_sync_regs (2 KiB from 0x130), of no meaning while kvm_valid_regs is 0: room for us
 RUN_LENGTH = const(48)  # u32; the byte after it: is_write
-
-
-def __getattr__(name: str) -> struct.Struct:
-    """SEGMENT is x86's, and lives in ``x86.registers``, which needs this module; programs look for it here."""
-    if name == "SEGMENT":
-        from .x86.registers import SEGMENT
-
-        return SEGMENT
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import struct
 
-from ..abi import ior, iow, iowr
+from ..abi import SEGMENT, ior, iow, iowr
 
 __all__ = [
     "CR0",
@@ -25,8 +25,6 @@ __all__ = [
     "X86Ioctl",
 ]
 
-SEGMENT = struct.Struct("<QIHBBBBBBBBBB")
-"""kvm_segment: base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable, padding."""
 SEGMENT_NAMES = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 REG_NAMES = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
