@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from abi_words import Ask
+from abi_words import ARENA, OK, Ask
 from guestmem.abi.checks import Host
 from guestmem.conform.calls import Answer, Call
 from guestmem.conform.kernel import Kernel, host_of
@@ -15,6 +15,7 @@ from guestmem.engines.kvm.device import unusable
 
 WHY_NOT = unusable()
 MANY = 64
+RING = 192
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,12 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
         return
     with request.getfixturevalue("kernel").vm() as vm:
         yield lambda kind, *numbers: vm.answer(Call(kind, numbers))
+
+
+@pytest.fixture
+def ringed(ask: Ask) -> Ask:
+    """A vCPU with a ring of 256 entries, and a logged slot of 256 pages at 0."""
+    assert ask("cap", RING, 0, 4096).result == OK
+    assert ask("home").result == OK
+    assert ask("region", 0, 1, 0, 0x100000, ARENA).result == OK
+    return ask

@@ -14,15 +14,6 @@ RING, RING_ACQ_REL, WITH_BITMAP = 192, 223, 225
 E2BIG = -7
 
 
-@pytest.fixture
-def ringed(ask: Ask) -> Ask:
-    """A vCPU with a ring of 256 entries, and a logged slot of 256 pages at 0."""
-    assert ask("cap", RING, 0, 4096).result == OK
-    assert ask("home").result == OK
-    assert ask("region", 0, 1, 0, 0x100000, ARENA).result == OK
-    return ask
-
-
 def entries(ask: Ask) -> list[str]:
     return list(ask("harvest").exits)
 

@@ -18,15 +18,6 @@ from guestmem.vm import KvmModel
 RING = 192
 
 
-@pytest.fixture
-def ringed(ask: Ask) -> Ask:
-    """A vCPU with a ring of 256 entries, and a logged slot of 256 pages at 0."""
-    assert ask("cap", RING, 0, 4096).result == OK
-    assert ask("home").result == OK
-    assert ask("region", 0, 1, 0, 0x100000, ARENA).result == OK
-    return ask
-
-
 def entered(ask: Ask, *pages: int) -> bool:
     """Whether writes to these pages are entered: whether they were protected."""
     for page in pages:

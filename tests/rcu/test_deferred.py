@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from chance import until_met
-from guestmem.atomics import fetch_add, load_acquire, load_relaxed, peek, poke, store_release
+from guestmem.atomics import load_relaxed, peek, poke, store_release
 from guestmem.clock import now
-from guestmem.compiled import INTERPRETED, U64, Own, Words, compiled, own, u64, words
+from guestmem.compiled import U64, Own, Words, compiled, own, u64, words
 from guestmem.errors import InvariantError, UsageError
 from guestmem.rcu import (
     Deferred,
@@ -22,10 +22,9 @@ from guestmem.rcu import (
     deferred_words,
     reclaim,
     reclaim_wait,
-    srcu_enter,
-    srcu_exit,
     srcu_start,
 )
+from reused_objects import LOOKS, read_objects
 
 
 def test_random_calls_agree_with_the_oracle(rng: random.Random) -> None:
@@ -149,27 +148,6 @@ def test_check_finds(place: int, value: int, message: str) -> None:
 
 # Real threads: an updater replaces objects from a pool and scribbles over each one that it is handed back.
 STOP, CAUGHT, SECTIONS, STARTED, FIRST_OBJECT = 8, 16, 24, 248, 32
-LOOKS = 16 if INTERPRETED else 256  # a section is long, so that it is cut into: by another core, or by the scheduler
-
-
-@compiled(nogil=True)
-def read_objects(shared: Words, srcu: Words, reader: U64, looks: U64) -> None:
-    caught = u64(0)
-    sections = u64(0)
-    while load_acquire(shared, u64(8)) == 0:
-        srcu_enter(srcu, u64(0), reader)
-        where = load_acquire(shared, u64(0))
-        look = u64(0)
-        while look < looks:
-            if load_acquire(shared, where) != 0x600D:
-                caught += u64(1)
-            look += u64(1)
-        srcu_exit(srcu, u64(0), reader)
-        if sections == 0:
-            fetch_add(shared, u64(248), u64(1))
-        sections += u64(1)
-    fetch_add(shared, u64(16), caught)
-    fetch_add(shared, u64(24), sections)
 
 
 @compiled(nogil=True)

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import pytest
 
 from chance import until_met
-from guestmem.atomics import fetch_add, load_acquire, peek, poke, store_release
+from guestmem.atomics import load_acquire, peek, poke, store_release
 from guestmem.clock import now
-from guestmem.compiled import INTERPRETED, U64, Words, compiled, u64, words
+from guestmem.compiled import U64, Words, compiled, u64, words
 from guestmem.errors import InvariantError, UsageError
-from guestmem.rcu import Srcu, srcu_enter, srcu_exit, srcu_expired, srcu_oldest, srcu_start, srcu_wait
+from guestmem.rcu import Srcu, srcu_expired, srcu_oldest, srcu_start, srcu_wait
+from reused_objects import LOOKS, read_objects
 
 LIMIT = 60
 
@@ -155,27 +156,6 @@ def test_check_finds_a_reader_ahead_of_the_epoch() -> None:
 CURRENT, STOP, CAUGHT, SECTIONS, STARTED = 0, 8, 16, 24, 248
 OBJECTS = 64  # eight of them, a cache line apart
 ALIVE = 0x600D
-LOOKS = 16 if INTERPRETED else 256  # a section is long, so that it is cut into: by another core, or by the scheduler
-
-
-@compiled(nogil=True)
-def read_objects(shared: Words, srcu: Words, reader: U64, looks: U64) -> None:
-    caught = u64(0)
-    sections = u64(0)
-    while load_acquire(shared, u64(8)) == 0:
-        srcu_enter(srcu, u64(0), reader)
-        where = load_acquire(shared, u64(0))
-        look = u64(0)
-        while look < looks:
-            if load_acquire(shared, where) != 0x600D:
-                caught += u64(1)
-            look += u64(1)
-        srcu_exit(srcu, u64(0), reader)
-        if sections == 0:
-            fetch_add(shared, u64(248), u64(1))
-        sections += u64(1)
-    fetch_add(shared, u64(16), caught)
-    fetch_add(shared, u64(24), sections)
 
 
 @compiled(nogil=True)
