@@ -49,7 +49,7 @@ FENCES = {
 @pytest.mark.parametrize("name", FENCES)
 def test_a_fence_left_out_is_found_by_weak_memory_only(name: str) -> None:
     model, mutation, kind = FENCES[name]
-    report = explore(find(model), mutations=[mutation], shrink_s=5)
+    report = explore(find(model), mutations=[mutation], shrink_s=250)
     assert [found.finding.kind for found in report.counterexamples] == [kind]
     for outcome in report.outcomes:
         assert bool(outcome.findings) == (outcome.memory != "sc"), outcome

@@ -18,7 +18,7 @@ def test_a_design_that_is_known_to_be_wrong_is_found_to_be(model: Model) -> None
 
 
 def test_the_hole_of_today_is_told_with_its_two_swaps() -> None:
-    report = explore(find("sequential"), weak=False, shrink_s=5)
+    report = explore(find("sequential"), weak=False, shrink_s=250)
     (found,) = report.counterexamples
     assert "met a hole" in found.finding.message
     assert "store release the active set of space 0: set 0 → set 1" in " ".join(found.story.split())

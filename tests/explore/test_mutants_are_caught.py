@@ -37,6 +37,7 @@ def test_names_are_there_once_and_origins_are_told() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("mutant", "model"), SLOTS)
 def test_it_is_caught(mutant: Mutant, model: str) -> None:
     verdict = try_mutant(mutant, model, seconds=3600.0)  # a loaded machine must not make one survive
