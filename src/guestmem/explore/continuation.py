@@ -6,9 +6,6 @@ evaluation stack (``stops.py``). Where that cannot be read, or a value is of a k
 key, and the run is like no other: a search becomes larger, never wrong.
 
 Objects that were there when the scene was set up stand for themselves: a thread must not change them.
-
-Not seen is what a builtin has so far that runs a generator with schedule points in it, as ``sum()`` its total: runs
-that differ in that alone are taken for one. A model whose outcome hangs on it has to add up in a loop.
 """
 
 from __future__ import annotations
