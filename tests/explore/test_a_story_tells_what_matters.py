@@ -16,6 +16,10 @@ from guestmem.explore.mutants import find as find_mutant
 from guestmem.explore.scene import Model, Scene
 from guestmem.explore.search import Counterexample, explore
 from guestmem.explore.strand import Where
+from guestmem.explore.telling import entry_words
+from guestmem.stage2.arm import ArmLeaf
+from guestmem.stage2.descriptor import Empty, Leaf, Rights
+from guestmem.stage2.npt import NptLeaf, NptTable
 
 PATIENCE_S = 600.0
 """For shrinking, which is done in a second: a story is that of the fewest switches, however loaded the machine is."""
@@ -100,6 +104,13 @@ def test_entries_are_told_by_level_and_state() -> None:
     story = plain(found_by("stage2-unmap", "stage2-level-zero").story)
     assert "No order between threads is needed; what unmapper changed" in story
     assert "entry [0x0] of the level-2 table: table at 0x10002000 → invalid" in story
+
+
+@pytest.mark.parametrize("leaf", [ArmLeaf(3, 0x4000, Rights.RW), NptLeaf(3, 0x4000, Rights.RW)], ids=type)
+def test_leaves_of_both_formats_are_valid(leaf: Leaf) -> None:
+    assert entry_words(leaf) == "valid rw- to 0x4000"
+    assert entry_words(NptTable(2, 0x8000)) == "table at 0x8000"
+    assert entry_words(Empty()) == "invalid"
 
 
 def test_what_others_store_and_nobody_needs_is_left_out() -> None:

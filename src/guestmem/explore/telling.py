@@ -20,7 +20,16 @@ from ..stage2.tlb_layout import (
 if TYPE_CHECKING:
     from .scene import Scene
 
-__all__ = ["Told", "memslots_values", "srcu_values", "table_words", "tlb_changes", "vm_tlb_changes", "vm_values"]
+__all__ = [
+    "Told",
+    "entry_words",
+    "memslots_values",
+    "srcu_values",
+    "table_words",
+    "tlb_changes",
+    "vm_tlb_changes",
+    "vm_values",
+]
 
 _MODES = {0: "OUTSIDE", 1: "IN_GUEST", 2: "IN_HOST"}
 _MOST_FORGOTTEN = 2
@@ -111,27 +120,23 @@ def table_words(table: Any, pool: Any) -> Told:
         page, place = index >> shift, index & ((1 << shift) - 1)
         level = levels(word).get(page)
         if level is None:
-            return f"entry [{place:#x}] of table page {page}, not linked", _entry(format_.decode(value, 3))
-        return f"entry [{place:#x}] of the level-{level} table", _entry(format_.decode(value, level))
+            return f"entry [{place:#x}] of table page {page}, not linked", entry_words(format_.decode(value, 3))
+        return f"entry [{place:#x}] of the level-{level} table", entry_words(format_.decode(value, level))
 
     return Told(lambda index: f"page {index >> shift}, entry {index & 511}", told)
 
 
-def _entry(entry: Any) -> str:
+def entry_words(entry: Any) -> str:
     """What an entry is, in a few words."""
-    match type(entry).__name__:
-        case "Empty":
-            return "invalid"
-        case "Locked":
-            return "locked"
-        case "Table":
-            return f"table at {entry.address:#x}"
-        case "Leaf":
-            flags = ", old" * (not entry.accessed) + ", dirty" * entry.dirty
-            return f"valid {entry.rights} to {entry.address:#x}{flags}"
-        case "Owned":
-            return f"owned, kind {entry.kind}"
-    return "malformed"
+    kinds = {kind.__name__ for kind in type(entry).__mro__}  # a twin's, of whichever format
+    if "Leaf" in kinds:
+        flags = ", old" * (not entry.accessed) + ", dirty" * entry.dirty
+        return f"valid {entry.rights} to {entry.address:#x}{flags}"
+    if "Table" in kinds:
+        return f"table at {entry.address:#x}"
+    if "Owned" in kinds:
+        return f"owned, kind {entry.kind}"
+    return "invalid" if "Empty" in kinds else "locked" if "Locked" in kinds else "malformed"
 
 
 def tlb_changes(shift: Callable[[int], int]) -> Callable[[Sequence[int], Sequence[int]], list[str]]:
