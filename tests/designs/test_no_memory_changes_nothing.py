@@ -7,63 +7,19 @@ instant on the call has no error: what is left is done.
 
 from __future__ import annotations
 
-import dis
-import linecache
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import guestmem
 from guestmem.atomics import peek
 from guestmem.designs import find
 from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
-from guestmem.errors import BatchError
 from guestmem.memslots import Change, Slot
+from no_memory import thrown
 
 pytestmark = [pytest.mark.compiled_only, pytest.mark.slow]  # interpreted, each word allocates
 HVA = 0x7F0000000000
-PACKAGE = str(Path(guestmem.__file__).parent)
-HARMLESS = {"LOAD_FAST", "STORE_FAST", "LOAD_CONST", "POP_TOP", "RETURN_VALUE", "RESUME", "NOP", "JUMP_FORWARD"}
-HARMLESS |= {"LOAD_GLOBAL", "LOAD_CLOSURE", "LOAD_DEREF", "COPY", "SWAP", "PUSH_NULL", "PRECALL", "KW_NAMES", "CACHE"}
-HARMLESS |= {"RERAISE", "PUSH_EXC_INFO", "POP_EXCEPT", "RETURN_GENERATOR", "SEND", "YIELD_VALUE", "COPY_FREE_VARS"}
-HARMLESS |= {name for name in dis.opmap if "JUMP" in name}
-"""Instructions that allocate nothing."""
-LEFT_OUT = ("release()", "with engine.update(")
-"""Lines that give a lock back, which allocates nothing, and where ``with`` itself would fail to call what ends it."""
-
-
-def thrown(action: Callable[[], object], number: int) -> tuple[BaseException | None, str]:
-    """Run it with MemoryError at the ``number``-th instruction that may allocate; what came of it, and where it was."""
-    left, where = number, ""
-
-    def trace(frame: FrameType, event: str, _argument: object) -> Any:
-        nonlocal left, where
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0).strip()
-        if event == "opcode" and name not in HARMLESS and not line.startswith(LEFT_OUT):
-            if not left:
-                where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_qualname}"
-                left = -1
-                raise MemoryError
-            left -= 1
-        return trace
-
-    sys.settrace(trace)
-    try:
-        action()
-    except (MemoryError, BatchError) as error:
-        return error, where
-    finally:
-        sys.settrace(None)
-    return None, where
 
 
 def state(engine: SoftEngine) -> tuple[list[Slot], list[int], dict[Any, int]]:

@@ -366,18 +366,21 @@ class KvmModel:
         if change.npages and change.base_gfn + change.npages - 1 > self.host.max_gfn:
             raise MemslotError(errno.EINVAL, f"slot {change.slot}: it ends past frame {self.host.max_gfn:#x}")
 
-    def changed_by_a_design(self, keys: Iterable[SlotKey]) -> list[DirtyPage]:
+    def changed_by_a_design(self, keys: Iterable[SlotKey], ended: list[DirtyPage] | None = None) -> list[DirtyPage]:
         """A design has changed slots ``keys`` by ways of its own: take over what is there now.
 
         A page keeps its bit as long as frame and host page stay a pair and it is logged; dirty pages for which that
-        ended are returned. O(pages of these slots).
+        ended are returned, and added to ``ended`` if that is given, before anything can fail: it can be called again.
+        O(pages of these slots).
         """
+        found = [] if ended is None else ended
         with self.lock:
             changed = sorted(set(keys))
             for key in changed:
                 self.userfaults.drop(key)
             self.userfaults.zapped()
-            return take_over(self, changed)
+            take_over(self, changed, found)
+        return found
 
     def check(self) -> None:
         """Raise InvariantError unless slots, sets, accounting and bitmaps agree. O(n)."""

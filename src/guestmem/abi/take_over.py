@@ -29,8 +29,52 @@ class DirtyPage(NamedTuple):
     as_id: int = 0
 
 
-def take_over(vm: KvmModel, keys: list[SlotKey]) -> list[DirtyPage]:
-    """Bring accounting and bitmaps of slots ``keys`` to what the sets have; returns dirty pairs that ended."""
+def take_over(vm: KvmModel, keys: list[SlotKey], ended: list[DirtyPage]) -> None:
+    """Bring accounting and bitmaps of slots ``keys`` to what the sets have; ``ended`` gets dirty pairs that ended.
+
+    Where memory fails in the middle, all is as it was before, and tried once more: the slots have changed, and cannot
+    be changed back. A second MemoryError is the caller's, and may be tried again.
+    """
+    for last in (False, True):
+        before = None
+        try:
+            before = _Before(vm, keys)
+            _take_over(vm, keys, ended)
+            return  # noqa: TRY300 - nothing of it can fail any more
+        except MemoryError:
+            if before is not None:
+                before.restore()
+            if last:
+                raise
+
+
+class _Before:
+    """What ``take_over`` changes, as it was: bitmaps are only added to, which may be done again."""
+
+    def __init__(self, vm: KvmModel, keys: list[SlotKey]) -> None:
+        self._vm = vm
+        self._slots = [(key, vm.slots.get(key)) for key in keys]
+        files = {id(file): file for file in vm.files.values() if isinstance(file, GuestMemfd)}
+        for _, held in self._slots:
+            if held is not None and held.guest_memfd is not None:
+                files[id(held.guest_memfd)] = held.guest_memfd
+        self._bound = [(file, dict(file.bound)) for file in files.values()]
+        self._pages = vm.accounting.pages, vm.accounting.mmu_pages
+
+    def restore(self) -> None:
+        """As it was."""
+        vm = self._vm
+        for key, held in self._slots:
+            if held is None:
+                vm.slots.pop(key, None)
+            else:
+                vm.slots[key] = held
+        for file, bound in self._bound:
+            file.bound = bound
+        vm.accounting.pages, vm.accounting.mmu_pages = self._pages
+
+
+def _take_over(vm: KvmModel, keys: list[SlotKey], into: list[DirtyPage]) -> None:
     import numpy as np
 
     from .model import ModelSlot
@@ -82,7 +126,7 @@ def take_over(vm: KvmModel, keys: list[SlotKey]) -> list[DirtyPage]:
             DirtyPage(key.slot, int(gfn), int(host), key.as_id)
             for gfn, host in zip(frames[gone], hosts[gone], strict=True)
         ]
-    return ended
+    into += ended
 
 
 def _unbound(vm: KvmModel, keys: list[SlotKey]) -> dict[int, GuestMemfd]:

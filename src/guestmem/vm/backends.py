@@ -266,15 +266,28 @@ class SoftBackend:
             self.model.accounting.foresee(changes, self.npages)
             carry_out = find(design or self.design).prepare(self.engine)
             keys = {change.key for change in changes}
-            expect(self.owned, changes, brought)
+            before = [(key, self.slot(key.slot, key.as_id)) for key in keys]
+            done = design or self.design, "asked for" if design else self.why
             try:
+                expect(self.owned, changes, brought)
                 with telling(self.listeners, self.memslots):
                     carry_out(self.engine, changes)
+            except MemoryError:
+                # What is published cannot be taken back, and the engine has brought it to its end.
+                if self.listeners or all(self.slot(key.slot, key.as_id) == was for key, was in before):
+                    raise
             finally:
-                dirty += self.model.changed_by_a_design(keys)
-                for key in keys:
-                    self.settle(key)
-        return design or self.design, "asked for" if design else self.why
+                try:
+                    self._follow(keys, dirty)
+                except MemoryError:  # what it did can be done again
+                    self._follow(keys, dirty)
+        return done
+
+    def _follow(self, keys: set[SlotKey], dirty: list[DirtyPage]) -> None:
+        """Logs, accounting and host memory are those of the slots that there are now; again is nothing."""
+        self.model.changed_by_a_design(keys, dirty)
+        for key in keys:
+            self.settle(key)
 
     def settle(self, key: SlotKey) -> None:
         """Slots are where vCPUs find them: nothing else can have one."""

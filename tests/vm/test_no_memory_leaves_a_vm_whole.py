@@ -1,0 +1,98 @@
+"""Memory that cannot be had, wherever a transaction of a ``Vm`` asks for it: all of it is done, or nothing.
+
+MemoryError is thrown at every instruction that may allocate, one after another (of every so many in ``make test``).
+Before the instant nothing has changed. After it there is no error: accounting, logs and the memory that is kept follow,
+and no dirty page is lost on the way. What guest_memfds have bound is not covered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from guestmem.abi.accounting import PageAccounting
+from guestmem.abi.model import KvmModel
+from guestmem.vm import Transaction, Vm, Write
+from no_memory import thrown
+from slices import sliced
+
+pytestmark = [pytest.mark.compiled_only, pytest.mark.slow]  # interpreted, each word allocates
+PAGE, PAGES = 0x1000, 16
+STEP = sliced(41, 1)
+
+
+def forth(vm: Vm[Any, KvmModel]) -> Transaction:
+    """Slot 0 is split, loses two pages in the middle, and half moves."""
+    with vm.memory.transaction() as change:
+        host = change.delete(0)
+        change.create(0, gpa=0, size=8 * PAGE, host=host, flags=1)
+        change.create(1, gpa=0x100000, size=6 * PAGE, host=host + 10 * PAGE, flags=1)
+    return change
+
+
+def back(vm: Vm[Any, KvmModel]) -> None:
+    with vm.memory.transaction() as change:
+        host = change.delete(0)
+        change.delete(1)
+        change.create(0, gpa=0, size=PAGES * PAGE, host=host, flags=1)
+
+
+def known_dirty(vm: Vm[Any, KvmModel], change: Transaction | None) -> set[int]:
+    """Host pages that are in a log, or were handed back."""
+    pages = {page.userspace_addr for page in change.dirty} if change is not None else set()
+    for slot in vm.memory:
+        if slot.logs_dirty_pages:
+            pages |= {slot.userspace_addr + PAGE * int(page) for page in vm.dirty_log(slot.id).nonzero()[0]}
+    return pages
+
+
+def test_at_each_place() -> None:
+    with Vm() as vm:
+        vm.memory.create(0, gpa=0, size=PAGES * PAGE, flags=1)
+        forth(vm)  # room that is kept is there from now on
+        back(vm)
+        number = failed = followed = 0
+        where = "-"
+        while where:
+            vm.vcpus[0].load([Write(gfn * PAGE, b"dirty") for gfn in range(PAGES)])
+            vm.vcpus[0].run()
+            start = vm.memory[0].userspace_addr
+            wrote = {start + PAGE * page for page in range(PAGES)}
+            before, pages = list(vm.memory), vm.model.accounting.pages
+            done: list[Transaction] = []
+            error, where = thrown(lambda done=done: done.append(forth(vm)), number)  # type: ignore[misc]
+            vm.model.check()
+            if error is None:
+                assert list(vm.memory) != before, f"{where}: no error, and nothing is changed"
+                followed += 1
+                assert known_dirty(vm, done[0]) == wrote, f"{where}: dirty pages are lost"
+                back(vm)
+            else:
+                assert list(vm.memory) == before, f"{where}: {error!r}, and something is changed"
+                assert vm.model.accounting.pages == pages
+                assert known_dirty(vm, None) == wrote, f"{where}: dirty pages are lost"
+                failed += 1
+            number += STEP
+        assert number > 1000
+        assert failed > 300 // STEP
+        assert followed > 300 // STEP
+
+
+def test_where_memory_fails_twice_the_model_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And can be brought to what there is, later."""
+    with Vm() as vm:
+        vm.memory.create(0, gpa=0, size=PAGES * PAGE, flags=1)
+        held = dict(vm.model.slots)
+
+        def fails(*_arguments: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(PageAccounting, "change", fails)
+            with pytest.raises(MemoryError), vm.memory.transaction() as change:
+                change.delete(0)
+        assert vm.model.slots == held
+        vm.model.changed_by_a_design(held)
+        assert not vm.model.slots
+        vm.model.check()
