@@ -30,7 +30,7 @@ demo: .venv/stamp ## replay a real QEMU boot under each design and print the tab
 	@$(BIN)/guestmem compare $(DEMO)
 
 # First what needs the cores, then the rest, two runs of pytest at a time.
-test: lint ## all checks, doctests, the whole suite compiled, and the compiled rooms' quick tests interpreted (CI)
+test: lint ## lint, doctests, tests compiled, the quick ones interpreted too (CI)
 	$(PYTEST) $(ALONE)
 	@$(MAKE) --no-print-directory -j2 test-compiled test-beside test-interpreted
 
@@ -64,7 +64,7 @@ check-beside: .venv/stamp
 	$(call quietly,$(quick) $(HALF))
 
 # NIGHT: options, such as NIGHT="--hours 1 --seed 7 results.json".
-night: .venv/stamp ## the full campaigns of which `make test` runs slices, at most two hours; results go to night.json
+night: .venv/stamp ## campaigns that `make test` runs slices of: <= 2 hours, to night.json
 	$(BIN)/python benchmarks/night.py $(NIGHT)
 
 lint: .venv/stamp ## ruff, its formatter, mypy --strict
@@ -84,20 +84,20 @@ newer: ## the quick tests of some rooms on Python 3.13, where there is one
 		-m "not slow and not compiled_only" $(NEWER_TESTS)
 
 # Lines and branches of the sources, interpreted: machine code is not seen. coverage comes by itself, beside .venv.
-coverage: .venv/stamp ## how many lines and branches the quick tests of the rooms reach, in per cent
+coverage: .venv/stamp ## lines and branches that the rooms' quick tests reach, in per cent
 	@test -d .coverage-tool || $(INSTALL) --target .coverage-tool coverage
 	PYTHONPATH=.coverage-tool GUESTMEM_INTERPRET=1 GUESTMEM_KVM=0 $(BIN)/python -m coverage run --branch \
 		--source=src/guestmem -m pytest -q -p no:cacheprovider -m "not slow and not compiled_only" $(COVERED)
 	@PYTHONPATH=.coverage-tool $(BIN)/python -m coverage report --skip-covered --sort=cover | tail -1
 COVERED ?= tests
 
-installs: .venv/stamp ## wheel and sdist into clean environments of each Python that is here (needs an index)
+installs: .venv/stamp ## wheel and sdist in clean environments of each Python (needs an index)
 	GUESTMEM_INSTALL=1 $(PYTEST) tests/test_installs_clean.py
 
-bench: .venv/stamp ## run every benchmark; each prints its figures beside those of its peers in the same run
+bench: .venv/stamp ## run every benchmark, each beside its peers in the same run
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-lock: .venv/stamp ## pin the versions again, from pyproject.toml (UPGRADE=--upgrade: the newest)
+lock: .venv/stamp ## pin versions again, from pyproject.toml (UPGRADE=--upgrade: newest)
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet $(UPGRADE) --extra=dev --strip-extras \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
 		--output-file requirements/lock.txt pyproject.toml

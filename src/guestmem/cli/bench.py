@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import click
@@ -39,7 +40,7 @@ def command(*, name: str | None, arguments: tuple[str, ...]) -> int:
     if name is None:
         for each in names:
             title = (folder / f"bench_{each}.py").read_text().split('"""')[1].strip().splitlines()[0]
-            click.echo(f"{each:10} {title}")
+            click.echo(textwrap.fill(title, 80, initial_indent=f"{each:10} ", subsequent_indent=" " * 11))
         return 0
     if name not in names:
         raise UsageError(f"bench: {name!r} is not one of {', '.join(names)}")

@@ -17,7 +17,7 @@ def command() -> None:
     """Scenes on the software engine, or on the real kernel."""
 
 
-@command.command("bios-relocation")
+@command.command("bios-relocation", short_help="A slot is re-created beneath two vCPUs, by design.")
 @click.option(
     "--engine",
     metavar="NAME",
