@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import decimal
+import functools
+import random
+import re
 from collections.abc import Callable, Iterable
 
 import greenlet
 import pytest
 
-from guestmem.explore.continuation import reachable
+from guestmem.explore.continuation import Keys, reachable
 from guestmem.explore.models import find
 from guestmem.explore.monitors.descriptors import Ledger
 from guestmem.explore.outcome import Budget, Outcome
@@ -142,3 +147,32 @@ def test_what_a_builtin_has_gathered_of_a_generator_is_not_forgotten(
     assert plain.complete
     assert merged.finals == plain.finals
     assert len(plain.finals) > 1
+
+
+class Texts(str):
+    """What it holds is a text's."""
+
+    __slots__ = ()
+
+
+class Numbers(array.array):  # type: ignore[type-arg]
+    """What it holds is in C."""
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        lambda number: array.array("Q", [number]),
+        lambda number: Numbers("Q", [number]),
+        lambda number: functools.partial(print, number),
+        lambda number: re.compile(f"a{number}"),
+        random.Random,
+        lambda number: Texts(str(number)),
+        decimal.Decimal,
+    ],
+)
+def test_what_an_object_holds_in_c_tells_it_apart(one: Callable[[int], object]) -> None:
+    keys = Keys((), type(None), lambda _: None)
+    first, again, second = keys.value(one(1)), keys.value(one(1)), keys.value(one(2))
+    assert first is None or first != second
+    assert first == again

@@ -32,6 +32,9 @@ _WHOLE = (types.ModuleType, type, types.CodeType, types.FrameType, types.Traceba
 """What stands for itself wherever it is met, whatever it holds."""
 _PASS_ON = (next, any, all, types.GeneratorType.send, types.GeneratorType.throw, types.GeneratorType.close)
 """Builtins that run a generator and keep nothing of what it has yielded."""
+_CONTENT = frozenset({tuple, list, int, str, bytes, dict, set, frozenset})
+"""Classes whose content is looked at in objects of their subclasses, or for which there is no key then."""
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
 _UNSET = object()
 """In the place of a local that is not set."""
 
@@ -61,10 +64,24 @@ def reachable(roots: Iterable[object], beside: Iterable[object]) -> list[object]
     return found
 
 
+def _holds_more(kind: Any) -> bool:
+    """Whether objects of a class hold more than attributes and what ``_CONTENT`` has, such as an ``array.array``."""
+    while kind is not object and kind not in _CONTENT:
+        base, slots = kind.__base__, kind.__dict__.get("__slots__", ())
+        names = {slots} if isinstance(slots, str) else {*slots}
+        words = len(names - {"__dict__", "__weakref__"})
+        words += bool(kind.__weakrefoffset__) > bool(base.__weakrefoffset__)
+        words += bool(kind.__dictoffset__) > bool(base.__dictoffset__)
+        if kind.__basicsize__ > base.__basicsize__ + words * _POINTER:
+            return True
+        kind = base
+    return False
+
+
 @functools.lru_cache(maxsize=1024)
 def _attributes(kind: Any) -> tuple[str, tuple[str, ...]] | None:
     """Of a class made by Python code its name and its slots; None of another."""
-    if not kind.__flags__ & 1 << 9 or issubclass(kind, BaseException):
+    if not kind.__flags__ & 1 << 9 or issubclass(kind, BaseException) or _holds_more(kind):
         return None
     slots = [name for each in kind.__mro__ for name in getattr(each, "__slots__", ()) if not name.startswith("__")]
     return f"{kind.__module__}.{kind.__qualname__}", tuple(slots)
@@ -298,7 +315,7 @@ class Keys:
             self._all(value)
         elif isinstance(value, int | str | bytes):
             self._out.append(repr(value))
-        elif isinstance(value, dict | set):
+        elif isinstance(value, dict | set | frozenset):
             raise Unknown(what)
 
     def _reduced(self, value: Any, what: str) -> None:
