@@ -59,7 +59,7 @@ class VcpuThreads:
         self.owner: object = None
         """Keeps the host memory that slots name: vCPU threads keep this engine, and so that."""
         self.has_run = False
-        """Whether vCPU threads ever ran: they leave translations."""
+        """Whether vCPU threads ever ran, or memory was faulted in for them: these leave translations."""
         poke(self._vm, int(at.CORES), self.cores)
         poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
         self.files = Files(memslots, stage2)
