@@ -6,7 +6,7 @@ Source: ``kvm_gmem_bind()``, ``kvm_gmem_unbind()``, Linux 6.18, ``virt/kvm/guest
 from __future__ import annotations
 
 import errno
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple, Protocol
 
 from ..errors import GuestMemfdError, InvariantError
@@ -84,8 +84,7 @@ class Bindings:
         """Let a slot that has bound nothing have pages from ``first`` on, which nobody has; RangeNodesError."""
         bound, number = Bound(slot, first), self._number(slot)
         self._pages.store(first, bound.end, number, reserved=promised)
-        self._keys[number] = slot.as_id, slot.id
-        self._slots[slot.as_id, slot.id] = bound
+        self._slots[slot.as_id, slot.id], self._keys[number] = bound, (slot.as_id, slot.id)
 
     def remove(self, slot: int, as_id: int) -> None:
         """A slot goes; EINVAL if it has bound nothing."""
@@ -93,21 +92,7 @@ class Bindings:
         if bound is None:
             raise GuestMemfdError(errno.EINVAL, f"guest_memfd: slot {slot} has bound no range")
         self._pages.store(bound.first, bound.end, 0, reserved=True)
-        number = self._number(bound.slot)
-        del self._slots[as_id, slot]
-        self._keys.pop(number, None)
-
-    def follow(self, gone: Iterable[tuple[int, int]], incoming: Iterable[Bound]) -> None:
-        """Slots ``gone`` (as_id, id) go, those ``incoming``, which were promised, come.
-
-        Where memory fails on the way, the same call does the rest: who has gone is not asked to go again, and who has
-        come comes once more to the same place. No slot that stays is touched.
-        """
-        for as_id, slot in gone:
-            if (as_id, slot) in self._slots:
-                self.remove(slot, as_id)
-        for bound in incoming:
-            self.put(*bound, promised=True)
+        del self._slots[as_id, slot], self._keys[self._number(bound.slot)]
 
     def clear(self) -> None:
         """All slots go."""

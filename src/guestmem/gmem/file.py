@@ -192,14 +192,15 @@ class GuestMemfd(NumaPolicy):
         return found if self.incoming is None else [*found, *self.incoming.overlapping(first, end)]
 
     def rebind(self, gone: Iterable[tuple[int, int]]) -> None:
-        """An update is over: slots ``gone`` (as_id, id) have nothing any more, and ``incoming`` is theirs who came.
-
-        Where memory fails, it can be called again.
-        """
+        """An update is over: slots ``gone`` (as_id, id) have nothing any more, and ``incoming`` is theirs who came."""
         with self.inode.changing():
-            if not self.closed:
-                self.bindings.follow(gone, () if self.incoming is None else self.incoming)
-            self.incoming = None
+            incoming, self.incoming = self.incoming, None
+            if self.closed:
+                return
+            for as_id, slot in gone:
+                self.bindings.remove(slot, as_id)
+            for bound in () if incoming is None else incoming:
+                self.bindings.put(*bound, promised=True)
 
     def close(self) -> None:
         """The last descriptor of this file goes: bound slots have no memory any more, and the guest's mappings go.

@@ -175,22 +175,13 @@ class Rebinding:
         self.incoming, self.gone = {}, {}
 
     def end(self) -> None:
-        """Nobody reads the old slots any more, or nothing was published. Once; there is no way back any more.
-
-        So where memory fails, it is done once more.
-        """
+        """Nobody reads the old slots any more, or nothing was published. Once."""
         if not self.published:
             return
-        for last in (False, True):
-            try:
-                for number in {*self.incoming, *self.gone}:
-                    self._files.by_number[number].rebind(self.gone.get(number, ()))
-                self.incoming, self.gone = {}, {}
-                break
-            except MemoryError:
-                if last:
-                    raise
         self.published = False
+        for number in {*self.incoming, *self.gone}:
+            self._files.by_number[number].rebind(self.gone.get(number, ()))
+        self.incoming, self.gone = {}, {}
 
 
 class Files:
