@@ -6,10 +6,10 @@ Source: ``kvm_gmem_bind()``, ``kvm_gmem_unbind()``, Linux 6.18, ``virt/kvm/guest
 from __future__ import annotations
 
 import errno
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-from ..errors import GuestMemfdError, InvariantError
+from ..errors import GuestMemfdError, InvariantError, RangeNodesError
 from ..memslots.slot import Slot
 from ..ranges import RangeMap
 
@@ -64,6 +64,9 @@ class Bindings:
     def __iter__(self) -> Iterator[Bound]:
         return iter(list(self._slots.values()))
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._slots
+
     def get(self, slot: Slot) -> Bound | None:
         """What a slot has bound."""
         return self._slots.get((slot.as_id, slot.id))
@@ -82,9 +85,13 @@ class Bindings:
 
     def put(self, slot: Slot, first: int, *, promised: bool = False) -> None:
         """Let a slot that has bound nothing have pages from ``first`` on, which nobody has; RangeNodesError."""
-        bound, number = Bound(slot, first), self._number(slot)
-        self._pages.store(first, bound.end, number, reserved=promised)
-        self._slots[slot.as_id, slot.id], self._keys[number] = bound, (slot.as_id, slot.id)
+        bound, number, key = Bound(slot, first), self._number(slot), (slot.as_id, slot.id)
+        self._keys[number], self._slots[key] = key, bound  # first: who finds a page asks whose it is
+        try:
+            self._pages.store(first, bound.end, number, reserved=promised)
+        except RangeNodesError:
+            del self._slots[key], self._keys[number]
+            raise
 
     def remove(self, slot: int, as_id: int) -> None:
         """A slot goes; EINVAL if it has bound nothing."""
@@ -92,7 +99,21 @@ class Bindings:
         if bound is None:
             raise GuestMemfdError(errno.EINVAL, f"guest_memfd: slot {slot} has bound no range")
         self._pages.store(bound.first, bound.end, 0, reserved=True)
-        del self._slots[as_id, slot], self._keys[self._number(bound.slot)]
+        number = self._number(bound.slot)
+        del self._slots[as_id, slot]
+        self._keys.pop(number, None)
+
+    def follow(self, gone: Iterable[tuple[int, int]], incoming: Iterable[Bound]) -> None:
+        """Slots ``gone`` (as_id, id) go, those ``incoming``, which were promised, come. O(those x log n).
+
+        Where memory fails on the way, the same call does the rest, and called once more it changes nothing: who has
+        gone is not asked to go again, and who has come goes and comes to the same place. No slot that stays is touched.
+        """
+        for as_id, slot in gone:
+            if (as_id, slot) in self:
+                self.remove(slot, as_id)
+        for bound in incoming:
+            self.put(*bound, promised=True)
 
     def clear(self) -> None:
         """All slots go."""

@@ -15,7 +15,7 @@ from ..errors import CapabilityError, GuestMemfdError, MemoryFaultError, RangeNo
 from ..memslots.slot import Slot
 from ..units import PAGE_SIZE
 from . import layout as at
-from .bindings import Bindings, Incoming
+from .bindings import Bindings, Bound, Incoming
 from .checks import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -191,16 +191,15 @@ class GuestMemfd(NumaPolicy):
         found = list(self.bindings.overlapping(first, end))
         return found if self.incoming is None else [*found, *self.incoming.overlapping(first, end)]
 
-    def rebind(self, gone: Iterable[tuple[int, int]]) -> None:
-        """An update is over: slots ``gone`` (as_id, id) have nothing any more, and ``incoming`` is theirs who came."""
+    def rebind(self, gone: Iterable[tuple[int, int]], came: Iterable[Bound]) -> None:
+        """An update is over: slots ``gone`` (as_id, id) have nothing any more, those that ``came`` have theirs.
+
+        Where memory fails, the same call can be made again: what is not bound yet is ``incoming`` until then.
+        """
         with self.inode.changing():
-            incoming, self.incoming = self.incoming, None
-            if self.closed:
-                return
-            for as_id, slot in gone:
-                self.bindings.remove(slot, as_id)
-            for bound in () if incoming is None else incoming:
-                self.bindings.put(*bound, promised=True)
+            if not self.closed:
+                self.bindings.follow(gone, came)
+            self.incoming = None
 
     def close(self) -> None:
         """The last descriptor of this file goes: bound slots have no memory any more, and the guest's mappings go.

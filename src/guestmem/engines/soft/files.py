@@ -175,13 +175,22 @@ class Rebinding:
         self.incoming, self.gone = {}, {}
 
     def end(self) -> None:
-        """Nobody reads the old slots any more, or nothing was published. Once."""
+        """Nobody reads the old slots any more, or nothing was published.
+
+        There is no way back from here: where memory fails, all of it is done once more, which harms nothing.
+        """
         if not self.published:
             return
+        try:
+            self._follow()
+        except MemoryError:
+            self._follow()
         self.published = False
-        for number in {*self.incoming, *self.gone}:
-            self._files.by_number[number].rebind(self.gone.get(number, ()))
         self.incoming, self.gone = {}, {}
+
+    def _follow(self) -> None:
+        for number in {*self.incoming, *self.gone}:
+            self._files.by_number[number].rebind(self.gone.get(number, ()), self.incoming.get(number, ()))
 
 
 class Files:

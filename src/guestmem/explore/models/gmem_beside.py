@@ -117,36 +117,42 @@ def two_vcpus(scene: Scene) -> None:
     made.finals_of("converter", 2)
 
 
-class _Bindings:
+def _bindings(scene: Scene, words: Words, slots: list[Any]) -> Any:
     """``Bindings`` of slot 0, which has page 0, and of slot 1, which may come: words say which have it."""
+    atomics, kind = scene.room("atomics"), scene.room("gmem.bindings").Bindings
 
-    def __init__(self, words: Words, slots: list[Any], atomics: Any) -> None:
-        self._words, self._slots, self._atomics = words, slots, atomics
+    class Bindings(kind):  # type: ignore[valid-type, misc] # of the scene's own room
+        """What it keeps in a map, a word for each slot; what it does with that is its own."""
 
-    def __len__(self) -> int:
-        return len(list(self.overlapping(0, 2)))
+        def __len__(self) -> int:
+            return len(list(self.overlapping(0, 2)))
 
-    def other(self, first: int, end: int, _but: object = ()) -> Any:
-        """Slots 0 and 1 have different pages."""
-        del first, end
+        def __contains__(self, key: object) -> bool:
+            return any(key == (0, slot.id) and atomics.load_relaxed(words, slot.id) for slot in slots)
 
-    def promise(self) -> None:
-        """There is room."""
+        def other(self, first: int, end: int, _but: object = ()) -> Any:
+            """Slots 0 and 1 have different pages."""
+            del first, end
 
-    def overlapping(self, first: int, end: int) -> Iterator[tuple[Any, int, int]]:
-        """As in ``Bindings``: under the file's lock."""
-        for number, slot in enumerate(self._slots):
-            if first <= number < end and self._atomics.load_relaxed(self._words, number):
-                yield slot, slot.base_gfn, slot.base_gfn + 1
+        def promise(self) -> None:
+            """There is room."""
 
-    def put(self, slot: Any, _first: int, *, promised: bool = False) -> None:
-        """A slot has its page."""
-        assert promised
-        self._atomics.store_relaxed(self._words, slot.id, 1)
+        def overlapping(self, first: int, end: int) -> Iterator[tuple[Any, int, int]]:
+            """As in ``Bindings``: under the file's lock."""
+            for number, slot in enumerate(slots):
+                if first <= number < end and atomics.load_relaxed(words, number):
+                    yield slot, slot.base_gfn, slot.base_gfn + 1
 
-    def remove(self, slot: int, _as_id: int) -> None:
-        """A slot has nothing any more."""
-        self._atomics.store_relaxed(self._words, slot, 0)
+        def put(self, slot: Any, _first: int, *, promised: bool = False) -> None:
+            """A slot has its page."""
+            assert promised
+            atomics.store_relaxed(words, slot.id, 1)
+
+        def remove(self, slot: int, _as_id: int) -> None:
+            """A slot has nothing any more."""
+            atomics.store_relaxed(words, slot, 0)
+
+    return object.__new__(Bindings)
 
 
 def transaction(scene: Scene) -> None:
@@ -158,7 +164,7 @@ def transaction(scene: Scene) -> None:
     slots = [engine.slot(0), change.as_slot()]
     words = scene.words("bound", [1, 0, 0], lambda index: ("slot 0", "slot 1", "incoming")[index])
     atomics = made.atomics
-    bindings = _Bindings(words, slots, atomics)
+    bindings = _bindings(scene, words, slots)
     coming = scene.room("engines.soft.files")._Coming([scene.room("gmem.bindings").Bound(slots[1], 1)])  # noqa: SLF001
     kind = type(made.file)
 

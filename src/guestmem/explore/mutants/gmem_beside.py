@@ -20,6 +20,12 @@ MUTANTS = (
         models=_TRANSACTION,
     ),
     Mutant(
+        "gmem-incoming-unbound",
+        "slots that came have bound nothing when the update is over",
+        *("gmem/bindings.py", "        for bound in incoming:\n", "        for bound in ():\n"),
+        models=_TRANSACTION,
+    ),
+    Mutant(
         "gmem-closed-file-unlocked",
         "attributes of the VM change without the lock of files that are closed, whose slots are faulted in still",
         *(
