@@ -22,6 +22,8 @@ from soft_guest import HVA, PAGE, Guest, until
 
 BLOCK_PAGES = 512
 READS, WRITES = Access("sequential", 0, 0), Access("sequential", 1, 0)
+MOST_ROUNDS = 2000
+"""Of updates, each of which has an access of each vCPU at least."""
 
 
 def guest(vcpus: int = 2, pages: int = 64, access: Access = WRITES, **options: Any) -> Guest:
@@ -162,8 +164,9 @@ def test_random_updates_under_load(discipline: str, rng: random.Random, sized: C
         apply = find("atomic").prepare(g.engine)
         g.create(0, 0, 16, 0)
         g.run(g.same({gfn: gfn for gfn in range(16)}))
-        page, flags = 0, 0
-        for _ in range(sized(150, 12)):
+        page = flags = rounds = 0
+        while rounds < sized(150, 12) or (g.total("stage2_faults") <= 16 and rounds < MOST_ROUNDS):
+            rounds += 1
             to, becomes = rng.choice([0, 16, 32, page]), rng.choice([0, 0, KVM_MEM_READONLY])
             targets = [
                 g.target(gfn, page + gfn, to + gfn, changed=True, readonly=(bool(flags), bool(becomes)))

@@ -82,6 +82,8 @@ def test_stop_ends_though_its_first_wake_comes_too_early(monkeypatch: pytest.Mon
             guest.create(0, 0, 8, 0)
             guest.run(guest.same({gfn: gfn for gfn in range(8)}))
             state(guest)
+            until(lambda guest=guest: all(int(mine[int(at.STALL_BEGUN)]) for mine in guest.engine._own), "all sleep")  # type: ignore[misc]
+            guest.rest()  # it is written down just before
             early.clear()
             with monkeypatch.context() as patch:
                 patch.setattr(module, "wake_all", wake_all)

@@ -16,7 +16,7 @@ from guestmem.memslots import Change
 
 HVA = 0x7F0000000000
 PAGE = 4096
-LIMIT_S = 30.0
+LIMIT_S = 100.0
 """After so long what was waited for will not come."""
 
 
