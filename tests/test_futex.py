@@ -14,7 +14,7 @@ from guestmem.compiled import U64, Words, compiled, u64, words
 from guestmem.futex import SYS_FUTEX
 
 WORD, RETURNED = 0, 8
-LIMIT = 60  # seconds until a test gives up; nothing here takes that long
+LIMIT = 200  # seconds until a test gives up; nothing here takes that long
 
 
 @compiled(nogil=True)

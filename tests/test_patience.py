@@ -17,7 +17,7 @@ from guestmem.patience import GAVE_UP, PATIENCE_NS, deadline, patiently, time_le
 from guestmem.rcu import Srcu, srcu_start, srcu_wait_for
 
 NEVER = (1 << 64) - 1
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 
 
 def interrupted(wait: Callable[[], object], release: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from guestmem.cli import main
 from guestmem.designs import DESIGNS
 from guestmem.engines.kvm import KvmEngine, unusable
 
-pytestmark = pytest.mark.compiled_only
+pytestmark = [pytest.mark.compiled_only, pytest.mark.timeout(900)]  # both engines and all designs may be to compile
 BOOT = str(Path(__file__).parents[2] / "examples" / "traces" / "pc-seabios-smp2.log")
 QUICK = ("--vcpus", "1", "--repeat", "1", "--interval", "0.2")
 TABLES = ("What vCPUs saw", "What it cost", "What the updates did, a replay")

@@ -16,7 +16,7 @@ from chance import until_met
 from guestmem.cli import main
 from guestmem.compare import dirty_log
 
-pytestmark = [pytest.mark.slow, pytest.mark.compiled_only]
+pytestmark = [pytest.mark.slow, pytest.mark.compiled_only, pytest.mark.timeout(900)]  # all may be to compile
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--memory", "8M", "--repeat", "1", "--iterations", "1")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,13 +35,33 @@ def test_lines_come_while_the_working_thread_says_nothing(
     assert all(line.startswith("guestmem: ") for line in err.splitlines())
 
 
-def test_what_is_done_tells_what_is_left() -> None:
+def test_nothing_is_told_once_it_has_ended(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that was about to be written when the work ended comes before whatever is printed next."""
+    monkeypatch.setattr(_progress, "EVERY_S", 0.001)
+    progress, about_to = Progress(), threading.Event()
+    say = progress.say
+
+    def late(text: str) -> None:
+        about_to.set()
+        time.sleep(0.2)
+        say(text)
+
+    monkeypatch.setattr(progress, "say", late)
+    with progress:
+        about_to.wait()
+    assert capsys.readouterr().err.startswith("guestmem: starting; ")
+    assert "progress" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_is_done_tells_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     progress = Progress()
     assert progress.left() is None
     progress.expected = 50.0
     assert progress.left() is None, "what is compiled first takes its time, which nobody knows"
     progress.at("a row", 0.01)
     assert progress.left() == pytest.approx(49.5)
-    progress._counted -= 30
+    clock[0] += 30
     progress.at("a row", 0.75)
-    assert progress.left() == pytest.approx(10, rel=0.1)
+    assert progress.left() == pytest.approx(10)

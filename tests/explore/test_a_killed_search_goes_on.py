@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sqlite3
 import subprocess
@@ -92,7 +93,7 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
 def _outcome_states(file: Path) -> int:
     import json
 
-    with sqlite3.connect(file) as db:
+    with contextlib.closing(sqlite3.connect(file)) as db:
         (text,) = db.execute("SELECT outcome FROM searches").fetchone()
     return int(json.loads(text)["distinct"])
 

@@ -48,7 +48,7 @@ _PATTERN = bytearray(place * 37 % 251 for place in range(SIZE))
 _PATTERN[ZEROES : ZEROES + 0x1000] = bytes(0x1000)
 END = bytes.fromhex("41ffe5")
 """jmp r13: into nothing."""
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 REGISTERS = {"rax": 0x1122334455667788, "rbx": RESTLESS, "rcx": 3, "rdx": 0x99, "rsi": RESTLESS + 0x4000}
 REGISTERS |= {"rdi": ZEROES, "rsp": RESTLESS + 0xA000, "rbp": AFTER - 3, "r8": RESTLESS - 3, "r9": RESTLESS + 0x3000}
 REGISTERS |= {"r10": RESTLESS + 0x2FFE, "r11": 0xF069, "r12": PRIVATE, "r13": NOWHERE, "r14": PRIVATE + 0x200}

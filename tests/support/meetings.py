@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["Meeting", "meanwhile"]
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 200.0
 _TURN_S = 0.3
 
 

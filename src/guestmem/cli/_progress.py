@@ -44,6 +44,7 @@ class Progress:
         self._begun = time.monotonic()
         self._counted = 0.0
         self._ended = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True, name="progress")
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
@@ -77,13 +78,14 @@ class Progress:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("starting", total=1.0, left="")
             self._bar.start()
-        threading.Thread(target=self._tell, daemon=True, name="progress").start()
+        self._teller.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         if self._bar is not None:
             self._bar.stop()
+        self._teller.join()  # else a line that it is about to write comes after what is printed next
 
     def _tell(self) -> None:
         while not self._ended.wait(EVERY_S if self._bar is None else 0.2):
