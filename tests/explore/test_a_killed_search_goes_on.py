@@ -20,7 +20,7 @@ from guestmem.explore.store import Store
 from guestmem.explore.task import run
 from guestmem.explore.world import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROGRAM = """
 import json, os, signal, sqlite3

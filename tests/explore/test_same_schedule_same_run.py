@@ -16,7 +16,7 @@ from guestmem.explore.story import whole_story
 from guestmem.explore.task import Task, machine, run
 from guestmem.explore.world import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROGRAM = """
 import sys
