@@ -16,7 +16,7 @@ from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
 from guestmem.vm import Vm
 
-LIMIT_S = 30.0
+LIMIT_S = 100.0
 LOOP = bytes.fromhex("48ffc1ebfb")  # l: inc rcx; jmp l
 
 

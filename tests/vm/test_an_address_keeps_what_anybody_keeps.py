@@ -20,6 +20,7 @@ ENGINES = ["soft", pytest.param("kvm", marks=pytest.mark.skipif(bool(unusable())
 PAGE = 0x1000
 SIZE = 16 * PAGE
 GPA = 0x100000
+MARK = b"GUESTMEM"
 
 
 @pytest.fixture(params=ENGINES)
@@ -29,11 +30,16 @@ def vm(request: pytest.FixtureRequest) -> Iterator[Vm]:
 
 
 def is_there(address: int) -> bool:
+    """By its content: whatever this process maps next may lie at the same place."""
     gc.collect()
     try:
-        return len(read_memory(address, 8)) == 8
+        return read_memory(address, len(MARK)) == MARK
     except MemslotError:
         return False
+
+
+def mark(address: int) -> None:
+    ctypes.memmove(address, MARK, len(MARK))
 
 
 def own_until_the_slot_goes(vm: Vm, address: int) -> None:
@@ -45,13 +51,17 @@ def own_until_the_slot_goes(vm: Vm, address: int) -> None:
 
 def buffer() -> tuple[Any, int]:
     held = mmap.mmap(-1, SIZE)
-    return held, int(np.frombuffer(held, np.uint8).ctypes.data)
+    address = int(np.frombuffer(held, np.uint8).ctypes.data)
+    for page in range(0, SIZE, PAGE):
+        mark(address + page)
+    return held, address
 
 
 def test_a_view(vm: Vm) -> None:
     vm.memory.create(1, gpa=GPA, size=SIZE)
     view = vm.memory.view(GPA, SIZE)
     address = int(view.ctypes.data)
+    mark(address + PAGE)
     vm.memory.delete(1)
     vm.memory.create(2, gpa=GPA, size=PAGE, host=address + PAGE)
     del view
@@ -63,6 +73,7 @@ def test_a_transaction_that_deletes(vm: Vm) -> None:
     vm.memory.create(1, gpa=GPA, size=SIZE)
     change = vm.memory.transaction()
     address = change.delete(1)
+    mark(address)
     vm.memory.delete(1)
     assert is_there(address)
     with vm.memory.transaction() as other:
@@ -99,6 +110,7 @@ def test_an_address_that_is_nobodys_owns_nothing(vm: Vm) -> None:
     held = mmap.mmap(-1, SIZE)
     given = (ctypes.c_char * SIZE).from_buffer(held)
     address = ctypes.addressof(given)
+    mark(address)
     vm.memory.create(1, gpa=GPA, size=SIZE, host=held)
     vm.memory.delete(1)
     vm.memory.create(2, gpa=GPA, size=SIZE, host=address)

@@ -53,7 +53,7 @@ def test_slots_agree(engine: str, seed: int) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join()
         assert not failures
         assert len(done) > 20
         vm.check()

@@ -66,13 +66,14 @@ def make(stop: int) -> tuple[bool, bool]:
 def test_wherever_it_comes() -> None:
     make(1 << 30)  # compiled
     gc.collect()
-    before, stop, count = files(), 1, 0
+    stop, count = 1, 0
     while True:
+        before = files()
         came, raised = make(stop)
         if not came:
             break
         assert raised, f"instruction {stop}"
         gc.collect()
-        assert files() == before, f"instruction {stop}"
+        assert files() <= before, f"instruction {stop}"  # fewer, if what another test left is closed by now
         stop, count = stop + STRIDE, count + 1
     assert count > 20

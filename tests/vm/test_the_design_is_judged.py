@@ -22,6 +22,7 @@ from guestmem.vm import Shutdown, Transaction, Vm
 
 pytestmark = [pytest.mark.skipif(bool(unusable()), reason=unusable()), pytest.mark.compiled_only]
 PAGE = 0x1000
+LIMIT_S = 60.0
 CODE, TABLES, DATA = 1 << 20, (1 << 20) + PAGE, 8 << 20
 READ_FOR_EVER = bytes.fromhex("b80020 8ed8 a10000 ebfb")  # mov ax, 0x2000; mov ds, ax; l: mov ax, [0]; jmp l
 STORE = bytes.fromhex("48c7042500008000 2a000000 f4")  # mov qword ptr [DATA], 42; hlt, which user mode may not
@@ -201,6 +202,7 @@ def test_a_log_that_ends_is_no_reason_to_stop_the_vcpus_any_longer() -> None:
         vm.memory.set_flags(1, 1)
         kvm, held = vm.engine.vm, int(at.HELD)
         plain, met = kvm.set_user_memory_region, list[bool]()
+        kvm.vcpus[0].compile()  # else its thread does, and takes its time
         vcpu = threading.Thread(target=vm.vcpus[0].run)
 
         def when_it_waits(slot: int, gpa: int, size: int, *rest: int) -> None:
@@ -208,7 +210,7 @@ def test_a_log_that_ends_is_no_reason_to_stop_the_vcpus_any_longer() -> None:
                 plain(slot, gpa, size, *rest)
                 vcpu.start()  # it waits for the end of the pause first
                 return
-            end = time.monotonic() + 20
+            end = time.monotonic() + LIMIT_S
             while not kvm.vcpus[0].words[held] and time.monotonic() < end:
                 time.sleep(0.001)
             met.append(bool(kvm.vcpus[0].words[held]))
@@ -218,7 +220,7 @@ def test_a_log_that_ends_is_no_reason_to_stop_the_vcpus_any_longer() -> None:
         with vm.memory.transaction(design="exit_retry") as change:
             host = change.delete(1)
             change.create(1, gpa=DATA, size=4 * PAGE, host=host, flags=1)
-        vcpu.join(20)
+        vcpu.join(LIMIT_S)
         assert (change.design, met, change.dirty) == ("exit_retry", [True], [])
         assert vm.memory.read(DATA, 1) == b"*"
         assert vm.dirty_log(1).tolist() == [True, False, False, False]
@@ -232,14 +234,15 @@ def test_what_was_written_for_the_guest_is_in_the_vms_dirty_log() -> None:
         engine, words = vm.engine, vm.engine.vm.vcpus[0].words
         engine.retry_exits(True)
         exits: list[object] = []
+        vm.engine.vm.vcpus[0].compile()
         thread = threading.Thread(target=lambda: exits.append(vm.vcpus[0].run()))
         with engine.exits_held():
             thread.start()
-            end = time.monotonic() + 20
+            end = time.monotonic() + LIMIT_S
             while not words[int(at.STALL_BEGUN)] and time.monotonic() < end:
                 time.sleep(0.001)
             vm.memory.create(1, gpa=DATA, size=4 * PAGE, host=memory, flags=1)
-        thread.join(20)
+        thread.join(LIMIT_S)
         assert exits == [Shutdown()]
         assert ctypes.c_uint64.from_buffer_copy(memory).value == 42
         assert vm.dirty_log(1).tolist() == [True, False, False, False]
