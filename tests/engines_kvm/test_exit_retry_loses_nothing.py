@@ -33,7 +33,9 @@ def play(guest: Guest, design: str, seconds: float) -> int:
     updates = 0
     begun = time.monotonic()
     enough = False
-    while time.monotonic() < begun + (seconds if enough else MOST_S) and not guest.engine.vm.ended:
+    while not guest.engine.vm.ended and (
+        updates <= OFTEN or time.monotonic() < begun + (seconds if enough else MOST_S)
+    ):
         apply(guest.engine, [Change(1), guest.slot1])
         updates += 1
         time.sleep(0.0003)

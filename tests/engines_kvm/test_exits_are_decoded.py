@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -100,17 +99,22 @@ def test_ctrl_c_ends_a_run() -> None:
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a script starts with &
         "from guestmem.engines.kvm import KvmEngine, real_mode\n"
         "from guestmem.memslots import Change\n"
-        "engine = KvmEngine(1); memory = mmap.mmap(-1, 0x10000); memory[0x1000:0x1002] = bytes.fromhex('ebfe')\n"
+        "CODE = bytes.fromhex('ff060030 ebfa')  # l: inc word [0x3000]; jmp l\n"
+        "engine = KvmEngine(1); memory = mmap.mmap(-1, 0x10000); memory[0x1000:0x1006] = CODE\n"
         "engine.set_memory_region(Change(0, 0, 16, ctypes.addressof(ctypes.c_char.from_buffer(memory))))\n"
         "vcpu = engine.vm.vcpus[0]; vcpu.set_sregs(real_mode(vcpu.sregs())); vcpu.set_registers(rip=0x1000, rflags=2)\n"
         "vcpu.compile()\n"  # an exception in a callback of what compiles would be lost
-        "print('runs', flush=True)\n"
+        "import threading, time\n"
+        "def tell():\n"  # a signal before KVM_RUN would interrupt nothing: wait for what the guest writes
+        "    while not any(memory[0x3000:0x3002]):\n"
+        "        time.sleep(0.001)\n"
+        "    print('runs', flush=True)\n"
+        "threading.Thread(target=tell, daemon=True).start()\n"
         "vcpu.run()\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"runs\n"
-        time.sleep(1.5)
         os.kill(process.pid, signal.SIGINT)
         try:
             _, err = process.communicate(timeout=120)

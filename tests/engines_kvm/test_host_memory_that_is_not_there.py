@@ -14,7 +14,7 @@ import pytest
 from guestmem.engines.kvm import Exit
 from guestmem.errors import GuestmemError
 from guestmem.memslots import Change
-from kvm_window import AFTER, REGISTERS, RESTLESS, Window, died
+from kvm_window import AFTER, LIMIT_S, REGISTERS, RESTLESS, Window, died
 
 STORE, LOAD = bytes.fromhex("488903"), bytes.fromhex("488b03")
 """mov [rbx], rax; mov rax, [rbx]."""
@@ -86,7 +86,7 @@ def failure(guest: Window, *, in_a_hole: bool) -> None:
             guest.until_it_waits()
         finally:
             guest.engine.set_memory_region(guest.slot1)
-    guest.thread.join(20)
+    guest.thread.join(LIMIT_S)
     (ended,) = guest.ended
     assert isinstance(ended, GuestmemError), ended
     raise ended

@@ -15,7 +15,7 @@ from guestmem.engines.kvm import Mmio
 from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, Change
-from kvm_window import AFTER, CODE, REGISTERS, RESTLESS, Window, died
+from kvm_window import AFTER, CODE, LIMIT_S, REGISTERS, RESTLESS, Window, died
 
 pytestmark = pytest.mark.compiled_only
 STORE = bytes.fromhex("488903")  # mov [rbx], rax
@@ -81,7 +81,7 @@ def test_a_pause_of_another_thread_waits_for_the_updates_end(guest: Window, code
         thread.start()
         assert not returned.wait(0.05)
         guest.engine.set_memory_region(guest.slot1)
-    assert returned.wait(20)
+    assert returned.wait(LIMIT_S)
     assert guest.word(RESTLESS) == after
     assert guest.vcpu.registers()["rip"] == CODE + len(code)
     thread.join()
@@ -96,7 +96,7 @@ def test_a_stop_within_the_update(guest: Window) -> None:
         guest.start()
         guest.until_it_waits()
         guest.vm.stop()
-        guest.thread.join(20)
+        guest.thread.join(LIMIT_S)
         with pytest.raises(GuestmemError, match="exit is not answered yet"):
             guest.vcpu.registers()
         guest.engine.set_memory_region(guest.slot1)
@@ -110,7 +110,7 @@ def test_a_devices_exit_is_handed_out_with_the_registers(guest: Window) -> None:
         guest.start()
         guest.until_it_waits()
         guest.vm.stop()
-        guest.thread.join(20)
+        guest.thread.join(LIMIT_S)
     held = guest.vcpu.held_exit
     assert isinstance(held, Mmio)
     assert held.data == REGISTERS["rax"].to_bytes(8, "little")

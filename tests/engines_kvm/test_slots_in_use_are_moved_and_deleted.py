@@ -27,7 +27,7 @@ READS = bytes.fromhex("488b03 488901 48ff4108 ebf4")
 MMIO = 0xBEEF
 HERE, MEMORY = 0x20000, 0x30000
 PAGE = 0x1000
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 DISABLE_QUIRKS2, SLOT_ZAP_ALL = 213, 1 << 7
 by_either_zap = pytest.mark.parametrize("zap", ["all", "slot"])
 """A delete or move throws all translations away, unless KVM_X86_QUIRK_SLOT_ZAP_ALL is switched off."""

@@ -68,7 +68,7 @@ class Watched:
             until_met(met, f"accesses inside an update ({wanted})")
         finally:
             self.guest.engine.vm.stop()
-            self.thread.join(20)
+            self.thread.join(60)
             assert self.other == []
 
 

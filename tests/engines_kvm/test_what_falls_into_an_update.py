@@ -13,7 +13,7 @@ from guestmem.engines.kvm import Hlt, InternalError, Io, Mmio, real_mode
 from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
 from guestmem.memslots import KVM_MEM_READONLY, Change
-from kvm_window import AFTER, DEVICE, END, NOWHERE, PRIVATE, REGISTERS, RESTLESS, Window, died
+from kvm_window import AFTER, DEVICE, END, LIMIT_S, NOWHERE, PRIVATE, REGISTERS, RESTLESS, Window, died
 
 pytestmark = pytest.mark.compiled_only
 
@@ -144,7 +144,7 @@ def test_a_change_by_itself_waits_for_answers_too(guest: Window) -> None:
     assert change.is_alive()
     poke(guest.vm.words, int(at.ANSWERING), 0)
     wake_all(guest.vm.words, int(at.ANSWERING))
-    change.join(20)
+    change.join(LIMIT_S)
     assert not change.is_alive()
     assert guest.engine.slot(1) is None
 
@@ -327,7 +327,7 @@ def test_a_stop_keeps_the_exit_until_the_update_is_over(guest: Window, code: byt
         guest.start()
         guest.until_it_waits()
         guest.vm.stop()
-        guest.thread.join(20)
+        guest.thread.join(LIMIT_S)
         assert isinstance(guest.ended[0], GuestmemError)
         assert "stopped" in str(guest.ended[0])
         assert isinstance(guest.vcpu.held_exit, Mmio)

@@ -16,7 +16,7 @@ from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
 from guestmem.memslots import Change
 from kvm_instructions import TAKEN_FOR_OTHERS
-from kvm_window import AFTER, CODE, PRIVATE, RESTLESS, State, Window, died
+from kvm_window import AFTER, CODE, LIMIT_S, PRIVATE, RESTLESS, State, Window, died
 
 pytestmark = pytest.mark.compiled_only
 FAR_CALL = bytes.fromhex("41ff1c24")  # call far [r12]: m16:32
@@ -32,7 +32,7 @@ def stopped_by(guest: Window) -> str:
         guest.start()
         guest.until_it_waits()
         guest.engine.set_memory_region(guest.slot1)
-    guest.thread.join(20)
+    guest.thread.join(LIMIT_S)
     (ended,) = guest.ended
     assert isinstance(ended, GuestmemError), ended
     assert guest.counts()["refused"] >= 1  # a pause tries what is kept again
@@ -110,7 +110,7 @@ def test_code_that_cannot_be_fetched_stops_the_vcpu() -> None:
             guest.until_it_waits()
             guest.engine.set_memory_region(Change(1))
             guest.engine.set_memory_region(guest.change(2, AFTER, 0x38000))
-        guest.thread.join(20)
+        guest.thread.join(LIMIT_S)
         (ended,) = guest.ended
         assert isinstance(ended, GuestmemError), ended
         assert "a load by the one at rip" in str(ended)
@@ -127,7 +127,7 @@ def test_a_first_exit_that_is_the_write_of_an_increment_is_refused_and_counted()
             guest.until_it_waits()
             guest.memory[CODE : CODE + 3] = bytes.fromhex("48ff03")
             guest.engine.set_memory_region(guest.slot1)
-        guest.thread.join(20)
+        guest.thread.join(LIMIT_S)
         assert isinstance(guest.ended[0], GuestmemError)
         assert guest.counts()["writes_first"] >= 1
         assert int(guest.own[int(at.KNOWN)]) == 0
@@ -144,7 +144,7 @@ def test_a_store_of_a_segment_register_with_rex_r_ends_in_ud(code: str) -> None:
         with guest.engine.exits_held():
             guest.engine.set_memory_region(Change(1))
             guest.start()
-            guest.thread.join(20)  # it is not held up
+            guest.thread.join(LIMIT_S)  # it is not held up
             guest.engine.set_memory_region(guest.slot1)
         assert guest.ended == [Shutdown()], "without an IDT"
         assert not guest.counts()["refused"]

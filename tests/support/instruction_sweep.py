@@ -50,7 +50,7 @@ OUTCOMES = {
     "different": "WRONG",
 }
 _GET_XSAVE, _SET_XSAVE = 0x9000AEA4, 0x5000AEA5
-_SPIN_S, _LIMIT_S = 0.05, 20.0
+_SPIN_S, _LIMIT_S = 0.05, 60.0
 _TRIES = 20
 """More emulations than one instruction takes."""
 NAMES = {getattr(iced_x86.Mnemonic, name): name for name in dir(iced_x86.Mnemonic) if name.isupper()}
