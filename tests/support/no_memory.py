@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import linecache
 import sys
 from collections.abc import Callable
@@ -48,6 +49,8 @@ def thrown(action: Callable[[], object], number: int) -> tuple[BaseException | N
             left -= 1
         return trace
 
+    collects = gc.isenabled()
+    gc.disable()  # what is thrown in an object's __del__ goes nowhere
     sys.settrace(trace)
     try:
         action()
@@ -55,4 +58,6 @@ def thrown(action: Callable[[], object], number: int) -> tuple[BaseException | N
         return error, where
     finally:
         sys.settrace(None)
+        if collects:
+            gc.enable()
     return None, where
