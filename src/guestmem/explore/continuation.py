@@ -2,8 +2,9 @@
 
 Two runs of a thread that stopped with the same key go on alike, whatever they did before, so a search need not tell
 them apart. What a frame is in the middle of, an expression's values so far or the iterator of a loop, lies on its
-evaluation stack (``stops.py``). Where that cannot be read, or a value is of a kind that is not known here, there is no
-key, and the run is like no other: a search becomes larger, never wrong.
+evaluation stack (``stops.py``). Where that cannot be read, where C code between two frames may keep something
+(``between.py``), or a value is of a kind that is not known here, there is no key, and the run is like no other: a
+search becomes larger, never wrong.
 
 Objects that were there when the scene was set up stand for themselves: a thread must not change them.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
-import inspect
 import marshal
 import types
 from collections import deque
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any
 
-from .stops import reads_stacks, stack_of, stops
+from .between import nothing_between
+from .stops import Stop, reads_stacks, stack_of, stops
 
 __all__ = ["Keys", "Unknown", "reachable"]
 
@@ -30,8 +31,6 @@ _TEXTS = frozenset({str, bytes})
 _PLAIN = _NUMBERS | _TEXTS
 _WHOLE = (types.ModuleType, type, types.CodeType, types.FrameType, types.TracebackType)
 """What stands for itself wherever it is met, whatever it holds."""
-_PASS_ON = (next, any, all, types.GeneratorType.send, types.GeneratorType.throw, types.GeneratorType.close)
-"""Builtins that run a generator and keep nothing of what it has yielded."""
 _CONTENT = frozenset({tuple, list, int, str, bytes, dict, set, frozenset})
 """Classes whose content is looked at in objects of their subclasses, or for which there is no key then."""
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
@@ -118,12 +117,12 @@ class Keys:
         """The key of a run that is stopped in ``frames``, and of ``more``; None if something in it has none."""
         try:
             self._all((more,))
-            generator = False
+            inner = None
             for frame in frames:
-                if generator:
-                    self._runs_generator(frame)
-                self._frame(frame)
-                generator = bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
+                stop = self._frame(frame)
+                if inner is not None:
+                    self._called(frame, stop, inner)
+                inner = frame
             return self._made()
         except Unknown as what:
             self.unknown[str(what)] = self.unknown.get(str(what), 0) + 1
@@ -158,15 +157,11 @@ class Keys:
             self._held.append(value)
 
     @staticmethod
-    def _runs_generator(frame: types.FrameType) -> None:
-        """A frame in which a generator runs: not in a builtin, such as ``tuple``, that keeps what came so far."""
-        stop = stops(frame.f_code).get(frame.f_lasti)
-        if stop is not None and stop.calls:
-            called = stack_of(frame, stop.stack + 2)[stop.stack :] if reads_stacks() else []
-            if not any(each is known for each in called for known in _PASS_ON):
-                raise Unknown(f"{frame.f_code.co_qualname} has a builtin gather what a generator yields")
+    def _called(frame: types.FrameType, stop: Stop, inner: types.FrameType) -> None:
+        if not nothing_between(frame, stop, inner):
+            raise Unknown(f"{frame.f_code.co_qualname} calls {inner.f_code.co_qualname} by way of what keeps something")
 
-    def _frame(self, frame: types.FrameType) -> None:
+    def _frame(self, frame: types.FrameType) -> Stop:
         code = frame.f_code
         stop = stops(code).get(frame.f_lasti)
         if stop is None:
@@ -179,6 +174,7 @@ class Keys:
             self._all(stack_of(frame, stop.stack))
         held = frame.f_locals
         self._all([held.get(name, _UNSET) for name in stop.live])
+        return stop
 
     def _all(self, values: Iterable[Any]) -> None:
         """Write values down, one after the other."""

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import greenlet
 
-__all__ = ["Stop", "reads_stacks", "stack_of", "stops"]
+__all__ = ["Stop", "reads_stacks", "runs_within", "stack_of", "stops"]
 
 _F_FRAME, _LOCALS_PLUS = 24, 72
 """Where a frame object has its interpreter frame, and that its locals and stack; CPython 3.11 to 3.13, 64 bits."""
+_IS_ENTRY, _PREVIOUS = 68, 8
+"""Where an interpreter frame says that C code entered it (CPython 3.11), or which one it came from (from 3.12 on)."""
 
 _CALLS = {
     *("CALL", "CALL_FUNCTION_EX", "CALL_KW", "BINARY_SUBSCR", "BINARY_OP", "COMPARE_OP", "CONTAINS_OP", "LOAD_ATTR"),
@@ -33,14 +35,17 @@ class Stop(NamedTuple):
     """A place where a frame can be stopped: which locals are still used, how many values are on its stack, which call.
 
     ``at`` is the offset of the call. ``f_lasti`` is there, at one of the call's caches, or at what prepares it, as the
-    interpreter has specialized it by then; the frame goes on from the same place. ``calls``: whether it calls one of
-    the two values above those of the stack.
+    interpreter has specialized it by then; the frame goes on from the same place. ``by``: the instruction; ``name``:
+    of the attribute that it takes. ``star``: the local that a call takes its arguments from if that is a tuple, "" if
+    they are one, None if that is not known.
     """
 
     live: tuple[str, ...]
     stack: int
     at: int
-    calls: bool
+    by: str
+    name: str = ""
+    star: str | None = None
 
 
 @functools.lru_cache(maxsize=2048)  # each twin has code objects of its own
@@ -103,8 +108,24 @@ def _depths(steps: list[Any], after: list[list[int]], handlers: list[Any]) -> li
                 todo.append((target, entry.depth + 1 + entry.lasti))
         for k in after[i]:
             jumps = k != i + 1 or (len(after[i]) == 1 and step.opname.startswith("JUMP"))
-            todo.append((k, depth + dis.stack_effect(step.opcode, step.arg, jump=jumps)))
+            effect = dis.stack_effect(step.opcode, step.arg, jump=jumps)
+            if step.opname == "RETURN_GENERATOR":
+                effect = 1  # what the first send brings; CPython 3.11 says 0
+            todo.append((k, depth + effect))
     return depths
+
+
+def _star(steps: list[Any], depths: list[int], i: int) -> str | None:
+    """See ``Stop.star``, of the call with arguments in one sequence at ``i``."""
+    k = i
+    while steps[i].arg & 1 and k and (k == i or depths[k] != depths[i] - 1):  # go back over keyword arguments
+        k -= 1
+    made = steps[k - 1]
+    if steps[k].is_jump_target:
+        return None
+    if made.opname in {"LIST_TO_TUPLE", "BUILD_TUPLE"} or made.argrepr == "INTRINSIC_LIST_TO_TUPLE":
+        return ""
+    return made.argval if made.opname in {"LOAD_FAST", "LOAD_FAST_CHECK"} else None
 
 
 def _joined(
@@ -115,7 +136,9 @@ def _joined(
     for i, step in enumerate(steps):
         if step.opname in _CALLS | _STORES and after[i] and depths[i] >= 0:
             stack = depths[i] + dis.stack_effect(step.opcode, step.arg, jump=False) - (step.opname in _CALLS)
-            stop = Stop(tuple(sorted(live[i] | cells)), stack, step.offset, "CALL" in step.opname)
+            name = step.argval if step.opname.endswith("_ATTR") else ""
+            star = _star(steps, depths, i) if step.opname == "CALL_FUNCTION_EX" else None
+            stop = Stop(tuple(sorted(live[i] | cells)), stack, step.offset, step.opname, name, star)
             end = steps[i + 1].offset if i + 1 < len(steps) else step.offset + 2
             # Of CPython 3.11: a specialized PRECALL does the call of a builtin itself.
             begin = steps[i - 1].offset if i and steps[i - 1].opname == "PRECALL" else step.offset
@@ -141,19 +164,35 @@ def stack_of(frame: types.FrameType, count: int) -> list[Any]:
     return values
 
 
+def runs_within(outer: types.FrameType, inner: types.FrameType) -> bool:
+    """Whether the byte code of one frame entered the other itself, with no C code between them."""
+    mine = ctypes.c_void_p.from_address(id(inner) + _F_FRAME).value
+    assert mine is not None
+    if sys.version_info < (3, 12):
+        return not ctypes.c_uint8.from_address(mine + _IS_ENTRY).value
+    whole = ctypes.c_void_p.from_address(id(outer) + _F_FRAME).value
+    return ctypes.c_void_p.from_address(mine + _PREVIOUS).value == whole
+
+
 def _tried() -> bool:
-    """Whether stacks are where they are looked for: of a function that is stopped in the middle of a loop and a sum."""
+    """Whether stacks are where they are looked for: of a function that is stopped in the middle of a loop and a sum.
+
+    And whether it can be told who called it: Python code, and that by way of ``map``.
+    """
     if not (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.implementation.name != "cpython":
         return False
     main = greenlet.getcurrent()
     left, right = object(), [7]
 
-    def stopped() -> object:
+    def stopped(_: object) -> object:
         for _ in right:
             return (left, 5, main.switch())
         return None
 
-    run = greenlet.greenlet(stopped)
+    def calls(given: object) -> object:
+        return stopped(given)
+
+    run = greenlet.greenlet(lambda: next(map(calls, right)))
     run.switch()
     try:
         frame = run.gr_frame
@@ -161,6 +200,8 @@ def _tried() -> bool:
         if stop is None or stop.stack != 3:
             return False
         values = stack_of(frame, 3)
+        if not runs_within(frame.f_back, frame) or runs_within(frame.f_back.f_back, frame.f_back):
+            return False
         return isinstance(values[0], type(iter([]))) and values[1] is left and values[2] == 5
     finally:
         run.throw(greenlet.GreenletExit)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import operations as op
+from .between import code_of
 from .world import Failure, Reshaped, Strand, Where, World
 
 __all__ = ["Memory", "Node", "Tree"]
@@ -103,6 +104,7 @@ class Tree:
     ) -> None:
         self.world, self.fences = world, fences
         self.keys = world.keys if merged else None
+        self._plain = [code_of(thread.body) is not None for thread in world.threads]
         self._same: dict[bytes, Node] = {}
         self.points = sorted(world.points if points is None else points)
         self.compact = {place: at for at, place in enumerate(self.points)}
@@ -176,6 +178,8 @@ class Tree:
     def _key(self, strand: Strand, node: Node) -> bytes | None:
         """What a thread can still do, and what it will be seen to have done."""
         assert self.keys is not None
+        if not self._plain[node.thread]:
+            return None  # a builtin calls what can be seen of it
         initial = self.world.initial
         wrote = sorted((place, value) for place, value in strand.overlay.items() if value != initial[place])
         kept = [each.key() if hasattr(each, "key") else each for each in vars(strand.greenlet).values()]
