@@ -36,6 +36,26 @@ RUNS = 1000
 BROKEN = [("rcu/srcu.py", "    return srcu_wait(srcu, base, readers, srcu_start(srcu, base))", "    return u64(0)")]
 
 
+HELD = """
+import time
+from pathlib import Path
+
+from guestmem.explore import cluster
+
+search = cluster.search_piece
+
+
+def held(*arguments, **named):
+    while not Path({killed!r}).exists():
+        time.sleep(0.01)
+    return search(*arguments, **named)
+
+
+cluster.search_piece = held
+"""
+"""In each worker: a part that was begun is not searched before one of the workers was killed."""
+
+
 def dask(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
     """As docs/explore.md starts them."""
     with log.open("wb") as out:
@@ -46,7 +66,8 @@ class Cluster:
     """A scheduler and two worker processes."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / "scheduler.json"
+        file, self.killed = folder / "scheduler.json", folder / "killed"
+        (folder / "held.py").write_text(HELD.format(killed=str(self.killed)))
         at = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
         self.scheduler = dask("scheduler", *at, "--scheduler-file", str(file), log=folder / "scheduler")
         self.workers = [self.add(folder, number) for number in range(2)]
@@ -65,6 +86,8 @@ class Cluster:
             "1",
             "--no-nanny",
             "--no-dashboard",
+            "--preload",
+            str(folder / "held.py"),
         )
         return dask("worker", *options, log=folder / f"worker{number}")
 
@@ -103,12 +126,14 @@ def test_a_killed_worker_costs_its_parts_only(
     listen = _Cluster._event
 
     def kill_one(pool: _Cluster, event: tuple[float, dict[str, Any]]) -> None:
-        """As the third part begins: whoever has it."""
+        """As the second part begins: whoever has it, which is in it until this is done."""
         listen(pool, event)
         if "counts" not in event[1]:
             begun.append(event[1]["worker"])  # the scheduler adds it
-            if len(begun) == 3:
-                os.kill(cluster.by_address[begun[-1]].pid, signal.SIGKILL)
+            if len(begun) == 2:
+                cluster.by_address[begun[-1]].kill()
+                cluster.by_address[begun[-1]].wait()
+                cluster.killed.touch()
 
     monkeypatch.setattr(_Cluster, "_event", kill_one)
     model = find(MODEL)
