@@ -52,7 +52,7 @@ sys.exit(main(["conform", "--steps", "4000000"]))
 def test_a_signal_in_a_callback_of_the_collector() -> None:
     """With a handler that raises there, a traceback is printed, and the run goes on for 4,000,000 calls."""
     program = [sys.executable, "-c", IN_A_CALLBACK]
-    ended = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=280, check=False)
     assert ended.returncode == 130, ended.stdout + ended.stderr
     assert ended.stdout.startswith("interrupted; until then:\n")
     assert ended.stderr == ""
@@ -79,6 +79,7 @@ def test_a_second_one_among_the_files(
 def test_what_was_cut_off_is_closed_all_the_same() -> None:
     """Where Ctrl-C comes while an exit is decoded, its frame looks at the vCPU's page."""
     with Kernel() as kernel:
+        gc.collect()  # what other tests left closes now
         before = len([*Path("/proc/self/fd").iterdir()])
         vm = KernelVm(kernel)
         vm.answer(Call("home"))
@@ -87,7 +88,7 @@ def test_what_was_cut_off_is_closed_all_the_same() -> None:
         look.release()
         del vm  # and with it what could not be unmapped
         gc.collect()
-        assert len([*Path("/proc/self/fd").iterdir()]) == before
+        assert len([*Path("/proc/self/fd").iterdir()]) <= before
 
 
 class Wrong:

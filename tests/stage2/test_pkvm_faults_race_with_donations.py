@@ -196,7 +196,7 @@ def test_two_cpus(discipline: str, faults: list[int], rng: random.Random, sized:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("discipline", ["rwlock", "walk_refs"])
 def test_four_cpus_for_three_seconds(discipline: str, rng: random.Random, sized: Callable[[int, int], int]) -> None:
     machine = Machine(discipline=discipline, cpus=4, pool_pages=300)

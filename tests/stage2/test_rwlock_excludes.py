@@ -66,7 +66,6 @@ def race(times: int, readers: int) -> tuple[list[int], int]:
     return torn, int(peek(lock, VALUE))
 
 
-@pytest.mark.timeout(120)
 def test_writers_are_alone(sized: Callable[[int, int], int]) -> None:
     times = sized(100_000, 500)
     assert race(times, READERS) == ([0] * READERS, 2 * times)
