@@ -45,6 +45,22 @@ def changed(texts: tuple[str, str, str]) -> list[str]:
             op.drop_operand(PHASES, "open_change", 0, 0),
             ["-if create and CREATE < kind <= NOTHING:", "+if ((CREATE < kind <= NOTHING)):"],
         ),
+        (op.skip(PHASES, "publish", 1), ["-desk[PHASE] = SWAPPED", "+pass"]),
+        (
+            op.other_bound(SRCU, "srcu_wait_for", 1),
+            ["-while newest < cookie:", "+while newest <= cookie:"],
+        ),
+        (
+            op.other_bound("memslots/lookup.py", "find_in"),
+            [
+                "-if load_relaxed(memslots, entry) <= gfn < load_relaxed(memslots, entry + fanout + fanout):",
+                "+if load_relaxed(memslots, entry) <= gfn <= load_relaxed(memslots, entry + fanout + fanout):",
+            ],
+        ),
+        (
+            op.swap_at(SRCU, "srcu_enter"),
+            ["-fence()", "+fence()"],
+        ),
     ],
 )
 def test_an_operator_changes_what_it_says(texts: tuple[str, str, str], lines: list[str]) -> None:
@@ -74,6 +90,9 @@ def test_a_step_of_one_is_left_out() -> None:
         (op.swap, (PHASES, "publish", "return")),
         (op.drop_operand, (PHASES, "open_change", 0, 9)),
         (op.never, (PHASES, "no_such_function")),
+        (op.skip, (SRCU, "srcu_enter", 9)),
+        (op.swap_at, (SRCU, "srcu_enter", 9)),
+        (op.other_bound, (SRCU, "srcu_enter", 9)),
     ],
 )
 def test_a_place_that_is_not_there_is_said(operator: object, arguments: tuple[object, ...]) -> None:

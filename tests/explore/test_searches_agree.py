@@ -219,9 +219,10 @@ def test_on_the_models_too(each: Model) -> None:
             assert report.agree is (None if each.spurious else True)
         for task in tasks(each):
             if task.memory != "sc":
-                outcome = run(task, Budget(states=1_500), world=world)
+                states = 400 if task.memory == "stale" else 1_500  # half the models ask for stale, some slow
+                outcome = run(task, Budget(states=states), world=world)
                 assert not outcome.findings, outcome
-                assert outcome.complete or outcome.distinct > 1000
+                assert outcome.complete or outcome.distinct > 2 * states // 3
 
 
 @pytest.mark.parametrize("each", [m for m in models() if not m.exhaustive and not m.finds], ids=lambda m: m.name)

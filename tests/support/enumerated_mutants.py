@@ -48,6 +48,9 @@ KINDS: dict[str, tuple[tuple[str, Make, str], ...]] = {
     ),
     "conditions": (("never", operators.never, "sc"), ("always", operators.always, "sc")),
     "steps": (("no step of one", operators.off_by_one, "sc"),),
+    "bounds": (("other bound", operators.other_bound, "sc"),),
+    "statements": (("skips", operators.skip, "sc"),),
+    "swaps": (("swaps", operators.swap_at, "sc"),),
 }
 """By kind, what is done to the ``n``th place of a function, and the memory model that is tried first."""
 

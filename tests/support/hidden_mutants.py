@@ -6,7 +6,8 @@ FILE is Python with ``TRIED``: (name, file, old text, new text, what is known of
 equivalent or invalid says so. Each change is made to the twin's source in memory, and hunted over states on the models
 whose threads run its function (as a profile of random runs and of a first search says), the smallest first, under
 every memory model that each asks for, until something is found; a change of a module's constants on all of them.
-Only models that are searched whole count. ``--cache`` keeps what models reach, for the next time.
+Only models that are searched whole count. A change that names what is not there is none, whatever it raises, and
+counts as moved. ``--cache`` keeps what models reach, for the next time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import ast
 import importlib.util
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -29,6 +31,7 @@ from guestmem.explore.outcome import Budget
 from guestmem.explore.scene import Model
 from guestmem.explore.search import tasks
 from guestmem.explore.task import run
+from guestmem.explore.trial import NO_CODE
 from guestmem.explore.world import World
 
 _PACKAGE = Path(guestmem.__file__).parent
@@ -85,15 +88,21 @@ def function_of(file: str, old: str) -> str | None:
 
 
 def shifted(change: tuple[str, str, str]) -> tuple[str, str, str]:
-    """The change as it is, or moved in or out by some levels if that is where its text now is."""
+    """The change as it is, or moved in or out by some levels if that is where its text now is.
+
+    What names in it were called before they moved to a module that many import is made what they are called there.
+    """
     file, old, new = change
     text = (_PACKAGE / file).read_text()
+    for name in ("ONE",):
+        if re.search(rf"\b_{name}\b", text) is None:
+            old, new = (re.sub(rf"\b_{name}\b", name, part) for part in (old, new))
     for columns in (0, 4, 8):
         for inward in (True, False):
             both = [_indented(part, columns if inward else -columns) for part in (old, new)]
             if text.count(both[0]) == 1:
                 return file, both[0], both[1]
-    return change
+    return file, old, new
 
 
 def _indented(text: str, columns: int) -> str:
@@ -113,6 +122,8 @@ def hunt(change: tuple[str, str, str], model: Model, seconds: float, states: int
                 if task.search == "dpor" or left <= 0:
                     continue
                 found = run(task, Budget(seconds=left, states=states), world=world).findings
+                if found and found[0].kind == "error" and found[0].name in NO_CODE:
+                    raise UsageError(f"is no code that could run: {found[0].name}: {found[0].message}")
                 if found:
                     return f"{model.name}, {task.memory}: {found[0].kind}: {found[0].name} {found[0].message}"[:200]
     except (AssertionError, IndexError, OverflowError, RuntimeError) as error:
@@ -179,7 +190,11 @@ def _verdict(
         return "not run", f"no model runs {where}"
     begun = time.monotonic()
     for model in able:
-        if found := hunt(change, model, args.seconds, args.states):
+        try:
+            found = hunt(change, model, args.seconds, args.states)
+        except UsageError as error:
+            return "moved", str(error)
+        if found:
             return "caught", f"{found} ({time.monotonic() - begun:.1f} s)"
     return "survived", f"{where}, {len(able)} models: {' '.join(m.name for m in able)}"
 

@@ -29,7 +29,10 @@ __all__ = [
     "drop_statement",
     "never",
     "off_by_one",
+    "other_bound",
+    "skip",
     "swap",
+    "swap_at",
     "weaken",
 ]
 
@@ -219,3 +222,72 @@ def swap(file: str, name: str, first: str) -> Texts:
             if function.of(one).startswith(first.encode()):
                 return function.replaced((function.span(one), function.of(two)), (function.span(two), function.of(one)))
     raise UsageError(f"mutation: {file}: {name} has no statement {first!r} with one behind it")
+
+
+def other_bound(file: str, name: str, n: int = 0) -> Texts:
+    """The ``n``th comparison by order has its bound inside if it was outside, and the other way round."""
+    function = _Function(file, name)
+    other = {"<": b"<=", "<=": b"<", ">": b">=", ">=": b">"}
+    found = (
+        node
+        for node in function.nodes()
+        if isinstance(node, ast.Compare) and isinstance(node.ops[-1], ast.Lt | ast.LtE | ast.Gt | ast.GtE)
+    )
+    place = function.place(found, n, "comparison by order")
+    assert isinstance(place, ast.Compare)
+    before = place.comparators[-2] if len(place.comparators) > 1 else place.left
+    last = place.comparators[-1]
+    between = (function.span(before)[1], function.span(last)[0])
+    sign = function.text[between[0] : between[1]].decode()
+    bare = sign.strip(" ()")
+    return function.replaced((between, sign.replace(bare, other[bare].decode()).encode()))
+
+
+def _works(statement: ast.stmt) -> bool:
+    """Whether a statement is a call, or stores to a word, and nothing else."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Call)
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    if isinstance(statement, ast.AugAssign):
+        targets = [statement.target]
+    return bool(targets) and all(isinstance(target, ast.Subscript) for target in targets)
+
+
+def skip(file: str, name: str, n: int = 0) -> Texts:
+    """The ``n``th statement that is a call, or stores to a word, is not carried out."""
+    function = _Function(file, name)
+    found = (node for node in function.nodes() if isinstance(node, ast.stmt) and _works(node))
+    statement = function.place(found, n, "call or store")
+    assert isinstance(statement, ast.stmt)
+    return function.without(statement)
+
+
+def _bound_by(statement: ast.stmt) -> set[str]:
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _named_in(statement: ast.stmt) -> set[str]:
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+
+
+def _calls_something(statement: ast.stmt) -> bool:
+    plain = isinstance(statement, ast.Expr | ast.Assign | ast.AugAssign)
+    names = (ast.unparse(node.func) for node in ast.walk(statement) if isinstance(node, ast.Call))
+    return plain and any(name not in {"u64", "wrapping", "bool"} for name in names)
+
+
+def swap_at(file: str, name: str, n: int = 0) -> Texts:
+    """The ``n``th pair of statements, both of which call something and neither of which names what the other binds."""
+    function = _Function(file, name)
+    pairs = [
+        (one, two)
+        for block in function.blocks()
+        for one, two in pairwise(block)
+        if _calls_something(one) and _calls_something(two)
+        if not _bound_by(one) & _named_in(two) and not _bound_by(two) & _named_in(one)
+    ]
+    pairs.sort(key=lambda pair: function.span(pair[0]))
+    if n >= len(pairs):
+        raise UsageError(f"mutation: {file}: {name} has no such pair")
+    one, two = pairs[n]
+    return function.replaced((function.span(one), function.of(two)), (function.span(two), function.of(one)))

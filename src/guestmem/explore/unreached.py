@@ -22,11 +22,8 @@ _GAP = "a gap: no model runs it, tests do, without all orders"
 REASONS: dict[str, dict[str, str]] = {
     "dirty/bitmap.py": {"bitmap_fill": _ALONE, "_address": "of a host address, which models have none of"},
     "engines/kvm": {
-        **dict.fromkeys(("map_begin", "map_log", "was_readonly", "readonly_gone", "forget_readonly"), _GAP),
-        **dict.fromkeys(("mark_answered", "retry_mmio", "finish_pending", "is_writable", "complete_device"), _KERNEL),
-        **dict.fromkeys(("land", "store_fragment", "load_fragment", "host_of", "fetch", "fetch_before"), _KERNEL),
-        **dict.fromkeys(("verdict_of_store", "verdict", "count_mmio", "handle_mmio", "run_once"), _KERNEL),
-        **dict.fromkeys(("is_due_to_update", "vcpu_run", "claim", "vcpu_run_for"), _KERNEL),
+        "map_begin": _ALONE,
+        **dict.fromkeys(("host_of", "fetch", "fetch_before", "verdict_of_store", "verdict", "count_mmio"), _KERNEL),
     },
     "engines/soft/accesses.py": {"is_held": _LOOP, "note": _LOOP},
     "engines/soft/gmem_vcpu.py": {"vcpu_run": _LOOP, "host_run": _LOOP, "clear_words": _GAP},

@@ -144,7 +144,15 @@ MODELS = (
     Model("pause-batch", _INSTANT, "1 vCPU, 2 accesses, delete and create in a pause", paused, geometry=SMALL),
     Model("batch", _INSTANT, "1 vCPU, 1 access, a batch of delete and create (x86)", batch, geometry=SMALL, buffer=2),
     Model("atomic", _INSTANT, "1 vCPU, 2 accesses, a batch that re-hosts 2 slots", atomic, geometry=SMALL, buffer=2),
-    Model("atomic-1", _INSTANT, "1 vCPU, 1 access, a batch that re-hosts a slot", atomic_1, geometry=SMALL, buffer=2),
+    Model(
+        "atomic-1",
+        _INSTANT,
+        "1 vCPU, 1 access, a batch that re-hosts a slot",
+        atomic_1,
+        geometry=SMALL,
+        buffer=2,
+        stale=True,
+    ),
     Model(
         *("atomic-2", _INSTANT, "2 vCPUs, 2 cores, 2 accesses each, a batch that re-hosts 2 slots", atomic_2),
         geometry=SMALL,
@@ -161,5 +169,6 @@ MODELS = (
         "1 vCPU, a read and a write, a batch that makes a slot read-only",
         read_only,
         geometry=SMALL,
+        stale=True,
     ),
 )

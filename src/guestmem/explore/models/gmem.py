@@ -201,7 +201,13 @@ _PRIVATE = "the host never sees what the guest wrote after a page was converted 
 _SIZE = "1 page"
 MODELS = (
     Model(
-        "gmem-host", _PRIVATE, f"{_SIZE}, 1 host access that faults, 1 conversion", host, geometry=SMALL_FILE, buffer=2
+        "gmem-host",
+        _PRIVATE,
+        f"{_SIZE}, 1 host access that faults, 1 conversion",
+        host,
+        geometry=SMALL_FILE,
+        buffer=2,
+        stale=True,
     ),
     Model(
         "gmem-host-mapped",
@@ -210,6 +216,7 @@ MODELS = (
         host_mapped,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=True,
     ),
     Model(
         "gmem-pin",
@@ -218,6 +225,7 @@ MODELS = (
         pin,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=True,
     ),
     Model(
         "gmem-guest",
@@ -226,6 +234,7 @@ MODELS = (
         guest,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=True,
     ),
     Model(
         "gmem-guest-reads",
@@ -234,6 +243,7 @@ MODELS = (
         guest_reads,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=True,
     ),
     Model(
         "gmem-last-put-share",
@@ -242,6 +252,7 @@ MODELS = (
         share,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=True,
     ),
     Model(
         "gmem-last-put-take",
@@ -250,5 +261,6 @@ MODELS = (
         unshare,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=True,
     ),
 )

@@ -143,6 +143,7 @@ def _model(name: str, step: Any, proves: str, size: str, generation: str) -> Mod
         build,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=not wrong,
         finds="assertion" if wrong else "",
         dpor=name != "hole",
     )

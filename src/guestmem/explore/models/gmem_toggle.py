@@ -66,5 +66,6 @@ MODELS = (
         toggle,
         geometry=SMALL_FILE,
         buffer=2,
+        stale=True,
     ),
 )

@@ -253,6 +253,7 @@ MODELS = (
         partial(build, page=1, clears=False, dirty=False),
         buffer=2,
         dpor=False,
+        stale=True,
     ),
     Model(
         "fault-log-clear",
@@ -261,6 +262,7 @@ MODELS = (
         partial(build, page=64, clears=True, dirty=True),
         buffer=2,
         dpor=False,
+        stale=True,
     ),
     Model(
         "stage2-protect",
@@ -285,6 +287,7 @@ MODELS = (
         joined,
         buffer=2,
         dpor=False,
+        stale=True,
     ),
     Model(
         "stage2-split-chunks",
@@ -293,5 +296,6 @@ MODELS = (
         chunks,
         buffer=2,
         dpor=False,
+        stale=True,
     ),
 )

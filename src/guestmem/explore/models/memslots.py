@@ -141,7 +141,7 @@ def both(scene: Scene) -> None:
 
 _PROVES = "a lookup always finds one whole slot, of the old set or of the new, and never a record that was reused"
 MODELS = (
-    Model("memslots", _PROVES, "1 reader, 2 lookups, 1 batch that re-hosts a slot", replace_1),
+    Model("memslots", _PROVES, "1 reader, 2 lookups, 1 batch that re-hosts a slot", replace_1, stale=True),
     Model(
         "memslots-split",
         _PROVES,
@@ -155,5 +155,6 @@ MODELS = (
         "1 reader, 2 lookups, 1 batch that re-hosts a slot of each space",
         both,
         buffer=2,
+        stale=True,
     ),
 )

@@ -65,5 +65,6 @@ MODELS = (
         "1 vCPU, 1 fault, 2 levels, 1 delete",
         delete,
         buffer=2,
+        stale=True,
     ),
 )

@@ -98,6 +98,7 @@ def _model(name: str, comes: bool, device_first: bool) -> Model:
         partial(build, comes=comes, device_first=device_first),
         geometry=SMALL,
         buffer=2,
+        stale=comes,
         steps=4000,
         dpor=False,
     )

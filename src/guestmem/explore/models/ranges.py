@@ -75,6 +75,16 @@ _SMALL = (
     Mutation("ranges/layout.py", "CHAIN_LENGTH = const(64)", "CHAIN_LENGTH = const(1)"),
 )
 MODELS = (
-    Model("ranges", _PROVES, "1 store into 3 ranges in 1 node, 1 reader", one_store, geometry=_SMALL, buffer=2),
-    Model("ranges-reuse", _PROVES, "2 stores into 3 ranges in 1 node, 1 reader", two_stores, geometry=_SMALL, buffer=2),
+    Model(
+        "ranges", _PROVES, "1 store into 3 ranges in 1 node, 1 reader", one_store, geometry=_SMALL, buffer=2, stale=True
+    ),
+    Model(
+        "ranges-reuse",
+        _PROVES,
+        "2 stores into 3 ranges in 1 node, 1 reader",
+        two_stores,
+        geometry=_SMALL,
+        buffer=2,
+        stale=True,
+    ),
 )

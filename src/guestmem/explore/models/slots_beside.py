@@ -160,6 +160,7 @@ MODELS = (
         build,
         buffer=2,
         dpor=False,
+        stale=True,
     ),
     Model(
         "slots-reused",
@@ -169,6 +170,7 @@ MODELS = (
         geometry=SMALL,
         buffer=2,
         dpor=False,
+        stale=True,
     ),
     Model(
         "slots-region",

@@ -65,7 +65,13 @@ _LOOK = "2 walkers, 2 levels, 8 entries: a page is looked up, its table becomes 
 _DISCIPLINES = {"rcu": "rcu", "lock": "lock_subtree", "rwlock": "rwlock", "refs": "walk_refs"}
 MODELS = (
     *(
-        Model(f"stage2-collapse-{name}", _PROVES, f"{_SIZE}; {discipline}", partial(build, discipline=discipline))
+        Model(
+            f"stage2-collapse-{name}",
+            _PROVES,
+            f"{_SIZE}; {discipline}",
+            partial(build, discipline=discipline),
+            stale=discipline in {"rcu", "rwlock"},
+        )
         for name, discipline in _DISCIPLINES.items()
     ),
     *(
@@ -86,6 +92,7 @@ MODELS = (
             partial(build, discipline=discipline, levels=3),
             buffer=2,
             exhaustive=discipline == "rwlock",
+            stale=discipline == "rwlock",
         )
         for name, discipline in _DISCIPLINES.items()
     ),
@@ -96,6 +103,7 @@ MODELS = (
             f"2 walkers, 3 levels, 8 entries: a page is looked up, 2 tables become a block; {discipline}",
             partial(build, discipline=discipline, levels=3, look=True),
             buffer=2,
+            stale=True,
             dpor=False,
         )
         for name, discipline in _DISCIPLINES.items()

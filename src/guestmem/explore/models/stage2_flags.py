@@ -126,6 +126,7 @@ MODELS = (
         _FLAGS,
         "1 vCPU that reads twice, 1 page without access flag write-protected, 2 levels",
         partial(build, change="protect"),
+        stale=True,
     ),
     Model(
         "stage2-flags-split",
@@ -138,6 +139,7 @@ MODELS = (
         _FLAGS,
         "1 vCPU that reads twice, 8 pages become a block, 2 levels",
         partial(build, change="collapse"),
+        stale=True,
     ),
     *(
         Model(
@@ -145,6 +147,7 @@ MODELS = (
             _DIRTY,
             f"1 vCPU that writes twice, {what}, the dirty-bit-modifier set, 2 levels",
             partial(build, change=change, dbm=True),
+            stale=True,
         )
         for change, what in (
             ("protect", "1 page write-protected"),
@@ -158,6 +161,7 @@ MODELS = (
             _DIRTY,
             f"1 vCPU that writes twice, {what}, the dirty-bit-modifier and the access flag set, 2 levels",
             partial(build, change=change, dbm=True, young=True),
+            stale=True,
         )
         for change, what in (("protect", "1 page write-protected"), ("split", "1 block of 8 pages split"))
     ),

@@ -141,6 +141,7 @@ MODELS = (
             f"1 vCPU that reads once, 1 page mapped in a block of 8 pages, {how}, 2 levels",
             partial(flags, shared=shared),
             buffer=2,
+            stale=shared,
             dpor=False,
         )
         for name, how, shared in (("flags", "exclusively", False), ("late", "by a fault", True))

@@ -143,5 +143,5 @@ MODELS = (
         dpor=False,
     ),
     Model("update-lock-2", _ANSWER, "2 vCPUs, 1 answer each, 1 update", answer_2),
-    Model("update-lock-fetch", _FETCH, "2 vCPUs, a fetch each, 1 update", fetch),
+    Model("update-lock-fetch", _FETCH, "2 vCPUs, a fetch each, 1 update", fetch, stale=True),
 )
