@@ -7,6 +7,7 @@ instant on the call has no error: what is left is done.
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from guestmem.atomics import peek
 from guestmem.designs import find
 from guestmem.engines.soft import SoftEngine
 from guestmem.engines.soft import layout as at
+from guestmem.errors import BatchError, MemslotError
 from guestmem.memslots import Change, Slot
 from no_memory import thrown
 
 pytestmark = [pytest.mark.compiled_only, pytest.mark.slow]  # interpreted, each word allocates
 HVA = 0x7F0000000000
+OUTSIDE = ("atomic.py", "engine.py")
+"""Where the error is a plain MemoryError: before the update has begun, and where the other error is made."""
 
 
 def state(engine: SoftEngine) -> tuple[list[Slot], list[int], dict[Any, int]]:
@@ -36,19 +40,19 @@ CALLS = {"one space": (FORTH, BACK), "both": (FORTH + SMM, BACK + SMM_BACK)}
 
 
 @pytest.mark.parametrize("which", CALLS)
-@pytest.mark.parametrize("refused", [False, True], ids=["", "of a batch that is refused"])
-def test_at_each_place(which: str, refused: bool) -> None:
+@pytest.mark.parametrize("is_refused", [False, True], ids=["", "of a batch that is refused"])
+def test_at_each_place(which: str, is_refused: bool) -> None:
     forth, back = CALLS[which]
-    if refused:
+    if is_refused:
         forth = [*forth, Change(77)]
     with SoftEngine(1, address_spaces=2) as engine:
         for as_id in range(2):
             engine.set_memory_region(Change(0, 0, 16, HVA, 1, as_id))
         apply = find("atomic").prepare(engine)
-        if not refused:
+        if not is_refused:
             apply(engine, forth)  # room that is kept is there from now on
             apply(engine, back)
-        number = failed = went_through = 0
+        number = failed = went_through = named = 0
         while True:
             before = state(engine)
             error, where = thrown(lambda: apply(engine, forth), number)
@@ -63,6 +67,10 @@ def test_at_each_place(which: str, refused: bool) -> None:
                 went_through += 1
                 apply(engine, back)
             else:
+                number_of = error.errno if isinstance(error, MemslotError) else 0
+                told = number_of == errno.ENOMEM or (is_refused and number_of == errno.EINVAL)
+                assert told or where.startswith(OUTSIDE), f"{where}: {error!r}"
+                named += isinstance(error, BatchError) and number_of == errno.ENOMEM
                 assert after == before, f"{where}: {error!r}, and something is changed"
                 failed += 1
             if not where:
@@ -70,5 +78,6 @@ def test_at_each_place(which: str, refused: bool) -> None:
             number += 1
         assert number > 300
         assert failed > 200
-        assert refused or went_through > 50  # behind the instant
+        assert went_through > 50 or is_refused  # behind the instant
+        assert named > 20 or is_refused, "errors that name an entry"
         engine.memslots.check()

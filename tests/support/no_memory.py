@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import guestmem
-from guestmem.errors import BatchError
+from guestmem.errors import MemslotError
 
 __all__ = ["thrown"]
 
@@ -54,7 +54,7 @@ def thrown(action: Callable[[], object], number: int) -> tuple[BaseException | N
     sys.settrace(trace)
     try:
         action()
-    except (MemoryError, BatchError) as error:
+    except (MemoryError, MemslotError) as error:
         return error, where
     finally:
         sys.settrace(None)

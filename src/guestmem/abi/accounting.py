@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from ..errors import BatchError, InvariantError, MemslotError, UsageError
 from ..memslots.changes import Change
+from ..memslots.no_memory import no_memory_for
 from ..memslots.slot import SlotKey
 
 __all__ = ["MIN_ALLOC_MMU_PAGES", "MmuPagesForm", "PageAccounting", "default_mmu_pages"]
@@ -121,7 +122,7 @@ class PageAccounting:
     def _underflows(self, npages: int) -> MemslotError:
         return MemslotError(errno.EIO, f"npages: {npages:#x} are more than the {self.pages:#x} there are")
 
-    def foresee(self, changes: Iterable[Change], there: Callable[[SlotKey], int]) -> None:
+    def foresee(self, changes: Sequence[Change], there: Callable[[SlotKey], int]) -> None:
         """Raise BatchError for the first of ``changes``, carried out in order, that would wrap the word, or underflow.
 
         ``there``: pages of the slot that has a key now, 0 without one. Nothing changes here, and
@@ -130,9 +131,12 @@ class PageAccounting:
         pages = self.pages
         now: dict[SlotKey, int] = {}
         for entry, change in enumerate(changes):
-            key = change.key
-            pages += change.npages - (now[key] if key in now else there(key))
-            now[key] = change.npages
+            try:
+                key = change.key
+                pages += change.npages - (now[key] if key in now else there(key))
+                now[key] = change.npages
+            except MemoryError:
+                raise no_memory_for(changes, entry, "its pages to be counted") from None
             if not 0 <= pages <= self.largest:
                 number, what = (errno.EIO, "underflow") if pages < 0 else (errno.EINVAL, "wrap")
                 raise BatchError(

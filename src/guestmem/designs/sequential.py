@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from ..engines import Capability, Engine
 from ..errors import BatchError, GuestmemError, MemslotError
 from ..memslots import Change, Slot
+from ..memslots.no_memory import no_memory_for
 
 __all__ = ["NEEDS", "apply", "apply_with", "prepare"]
 
@@ -26,8 +27,8 @@ def prepare(engine: Engine) -> None:
 def apply(engine: Engine, changes: Sequence[Change]) -> None:
     """Apply the changes one after another, all or none: if one is refused, those before it are taken back.
 
-    BatchError names the entry. vCPUs that run see what was done, and then that it is not. If taking back is refused as
-    well, the changes up to there stay, and the error (MemslotError) says so.
+    BatchError names the entry, also where memory cannot be had. vCPUs that run see what was done, and then that it is
+    not. If taking back is refused as well, the changes up to there stay, and the error (MemslotError) says so.
     """
     apply_with(engine, changes)
 
@@ -43,6 +44,8 @@ def apply_with(engine: Engine, changes: Sequence[Change], done: Callable[[int], 
                 done(place)
     except BaseException as error:
         _take_back(engine, changes, before, error)
+        if isinstance(error, MemoryError):
+            raise no_memory_for(changes, len(before) - 1) from None
         if not isinstance(error, GuestmemError) or isinstance(error, BatchError):
             raise
         why = str(error)

@@ -19,6 +19,7 @@ from ..engines import Engine
 from ..errors import GuestMemfdError, MemslotError
 from ..interrupts import Section
 from ..memslots import KVM_MEM_GUEST_MEMFD, Change, ChangeKind, Memslots, Slot, SlotKey
+from ..memslots.no_memory import no_memory_for, no_memory_for_all
 from ..process_memory import read_memory
 from ..units import PAGE_SIZE
 from .entries import check_entries, check_meant, check_spaces
@@ -260,21 +261,26 @@ class SoftBackend:
         """On running vCPUs, then in the dirty logs."""
         del unsafe
         with self.section, self.alone, self.model.lock:
-            check_meant(self, changes, meant)
-            check_entries(self.model.check_change, changes)
-            check_spaces(changes, design or self.design)
-            self.model.accounting.foresee(changes, self.npages)
-            carry_out = find(design or self.design).prepare(self.engine)
-            keys = {change.key for change in changes}
-            before = [(key, self.slot(key.slot, key.as_id)) for key in keys]
-            done = design or self.design, "asked for" if design else self.why
+            try:
+                check_meant(self, changes, meant)
+                check_entries(self.model.check_change, changes)
+                check_spaces(changes, design or self.design)
+                self.model.accounting.foresee(changes, self.npages)
+                carry_out = find(design or self.design).prepare(self.engine)
+                keys = {change.key for change in changes}
+                before = [(key, self.slot(key.slot, key.as_id)) for key in keys]
+                done = design or self.design, "asked for" if design else self.why
+            except MemoryError:
+                raise no_memory_for_all() from None
             try:
                 expect(self.owned, changes, brought)
                 with telling(self.listeners, self.memslots):
                     carry_out(self.engine, changes)
             except MemoryError:
                 # What is published cannot be taken back, and the engine has brought it to its end.
-                if self.listeners or all(self.slot(key.slot, key.as_id) == was for key, was in before):
+                if all(self.slot(key.slot, key.as_id) == was for key, was in before):
+                    raise no_memory_for_all() from None
+                if self.listeners:
                     raise
             finally:
                 try:
@@ -365,11 +371,17 @@ def owning(backend: Backend, region: MemoryRegion, piece: HostPiece | None = Non
 
 def expect(owned: SlotMemory, changes: Sequence[Change], brought: Brought) -> None:
     """The same before several: what the slots reach that are created, whoever makes it."""
+    given: dict[SlotKey, list[HostPiece]] = {}
     for key, pieces in brought:
-        owned.expect(key, pieces)
-    for change in changes:
-        if not change.deletes:  # also what lies in a buffer that was given: it may own nothing itself
-            owned.expect(change.key, owned.reaching(change.userspace_addr, change.memory_size))
+        given.setdefault(key, []).extend(pieces)
+    for entry, change in enumerate(changes):
+        if change.deletes:
+            continue
+        try:  # also what lies in a buffer that was given: it may own nothing itself
+            reached = owned.reaching(change.userspace_addr, change.memory_size)
+            owned.expect(change.key, (*given.get(change.key, ()), *reached))
+        except MemoryError:
+            raise no_memory_for(changes, entry, "what it keeps of its host memory") from None
 
 
 class ClosedBackend:

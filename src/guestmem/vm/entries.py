@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BatchError, CapabilityError, MemslotError
 from ..memslots import Change, Slot, SlotKey
+from ..memslots.no_memory import no_memory_for
 
 if TYPE_CHECKING:
     from .backends import Backend
@@ -20,6 +21,8 @@ def check_entries(check: Callable[[Change], object], changes: Sequence[Change]) 
     for entry, change in enumerate(changes):
         try:
             check(change)
+        except MemoryError:
+            raise no_memory_for(changes, entry, "its checks") from None
         except MemslotError as error:
             raise BatchError(error.errno or errno.EINVAL, str(error).partition(": ")[2], entry=entry) from None
 
@@ -42,14 +45,22 @@ def check_meant(backend: Backend, changes: Sequence[Change], meant: Sequence[Slo
     another thread has set meanwhile.
     """
     now: dict[SlotKey, Slot | None] = {}
-    for entry, (change, old) in enumerate(zip(changes, meant, strict=False)):
-        there = now[change.key] if change.key in now else backend.slot(change.slot, change.as_id)
-        if there is not None and old is None:
-            raise BatchError(errno.EEXIST, f"slot {change.slot}: it exists by now", entry=entry)
-        if old is not None and there is None:
-            raise BatchError(errno.ENOENT, f"slot {change.slot}: it does not exist any more", entry=entry)
-        if old != there:
-            raise BatchError(
-                errno.EAGAIN, f"slot {change.slot}: it was changed meanwhile: {old!r}, {there!r}", entry=entry
-            )
-        now[change.key] = None if change.deletes else change.as_slot()
+    entry = -1
+    try:
+        for entry, (change, old) in enumerate(zip(changes, meant, strict=False)):
+            _check_meant(backend, entry, change, old, now)
+    except MemoryError:
+        raise no_memory_for(changes, entry, "its checks") from None
+
+
+def _check_meant(
+    backend: Backend, entry: int, change: Change, old: Slot | None, now: dict[SlotKey, Slot | None]
+) -> None:
+    there = now[change.key] if change.key in now else backend.slot(change.slot, change.as_id)
+    if there is not None and old is None:
+        raise BatchError(errno.EEXIST, f"slot {change.slot}: it exists by now", entry=entry)
+    if old is not None and there is None:
+        raise BatchError(errno.ENOENT, f"slot {change.slot}: it does not exist any more", entry=entry)
+    if old != there:
+        raise BatchError(errno.EAGAIN, f"slot {change.slot}: it was changed meanwhile: {old!r}, {there!r}", entry=entry)
+    now[change.key] = None if change.deletes else change.as_slot()

@@ -17,6 +17,7 @@ from ...compiled import U64, Own, Words, compiled, const, u64
 from ...dirty.bitmap import DirtyBitmap, bitmap_clear, bitmap_take
 from ...errors import InvariantError, MemslotError, UsageError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind, Slot, SlotKey
+from ...memslots.no_memory import no_memory_for
 from ...memslots.set import Memslots
 from ...stage2 import layout
 from ...stage2.free_list import cache_topup
@@ -209,31 +210,36 @@ class DirtyLogs:
     def attach(self, staged: list[tuple[Change, ChangeKind]]) -> None:
         """Before a set is published: every slot that was staged and logs gets its bitmap, new or the one it had.
 
-        ``detach`` takes it back if the set is not published; all that can fail is here.
+        ``detach`` takes it back if the set is not published; all that can fail is here: BatchError (ENOMEM) names the
+        slot of ``staged`` for whose bitmap there is no memory.
 
         The one it had, if it was moved or changed flags, alone: bits are relative to the slot. In a batch, where slots
         are made of others, each gets a new one; ``abi.take_over`` brings the bits, once nobody can mark in the old.
         """
         if not self._bitmaps and not any(change.flags & KVM_MEM_LOG_DIRTY_PAGES for change, _ in staged):
             return
-        desk, words = self._memslots.desk, self._memslots.words
         alone = len(staged) == 1
-        for change, kind in staged:
+        for entry, (change, kind) in enumerate(staged):
             if kind is ChangeKind.NOTHING:
                 continue
-            key = change.key
-            logs = self.enabled and not change.deletes and change.flags & KVM_MEM_LOG_DIRTY_PAGES
-            old = self._bitmaps.get(key)
-            self._before.append((key, old))
-            self._bitmaps.pop(key, None)
-            bitmap = old if alone and kind in {ChangeKind.MOVE, ChangeKind.FLAGS_ONLY} else None
-            if logs:
-                if bitmap is None:
-                    bitmap = DirtyBitmap(change.npages, ones=self.initially_set)
-                self._bitmaps[key] = bitmap
-                attach(words, desk, change.slot, bitmap.address)
-            if old is not None and old is not self._bitmaps.get(key):
-                self._retired.append(old)
+            try:
+                self._attach_one(change, keeps=alone and kind in {ChangeKind.MOVE, ChangeKind.FLAGS_ONLY})
+            except MemoryError:
+                raise no_memory_for([each for each, _ in staged], entry, "its dirty bitmap") from None
+
+    def _attach_one(self, change: Change, *, keeps: bool) -> None:
+        key = change.key
+        old = self._bitmaps.get(key)
+        self._before.append((key, old))
+        self._bitmaps.pop(key, None)
+        if self.enabled and not change.deletes and change.flags & KVM_MEM_LOG_DIRTY_PAGES:
+            bitmap = old if keeps else None
+            if bitmap is None:
+                bitmap = DirtyBitmap(change.npages, ones=self.initially_set)
+            self._bitmaps[key] = bitmap
+            attach(self._memslots.words, self._memslots.desk, change.slot, bitmap.address)
+        if old is not None and old is not self._bitmaps.get(key):
+            self._retired.append(old)
 
     def attached(self) -> None:
         """The set that ``attach`` was for is published."""

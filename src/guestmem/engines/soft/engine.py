@@ -17,6 +17,7 @@ from ...compiled import Own, Words, own
 from ...errors import GuestmemError, UsageError
 from ...gmem.file import GuestMemfd
 from ...memslots import Change, ChangeKind, Slot
+from ...memslots.no_memory import no_memory_for_all
 from ...memslots.set import Memslots
 from ...memslots.update import Update as SlotUpdate
 from ...patience import patiently
@@ -207,12 +208,15 @@ class SoftEngine(VcpuThreads):
         """An update in phases, under the lock that serialises updaters; undone unless published.
 
         ``others``: address spaces that are published in the same instant. What there is none of is left to the checks
-        of the entries.
+        of the entries. MemslotError (ENOMEM) for memory that cannot be had before the instant; after it there is none.
         """
         begun = _clock()
         there = self.memslots.address_spaces
-        both = [each for each in {as_id, *others} if each < there] if others else ()
-        slots = self.memslots.update_both(*both) if len(both) == 2 else self.memslots.update(as_id)
+        try:
+            both = [each for each in {as_id, *others} if each < there] if others else ()
+            slots = self.memslots.update_both(*both) if len(both) == 2 else self.memslots.update(as_id)
+        except MemoryError:
+            raise no_memory_for_all() from None
         update: SoftUpdate | None = None
         patient = True
         try:
@@ -222,7 +226,7 @@ class SoftEngine(VcpuThreads):
         except MemoryError:
             # From the instant on there is no way back, and none is needed: what is left is done below.
             if update is None or not update.happened:
-                raise
+                raise no_memory_for_all() from None
         except BaseException as error:
             patient = isinstance(error, Exception)
             raise

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ...clock import stopwatch as _clock
 from ...errors import BatchError, MemslotError
 from ...memslots import Action, Change, ChangeKind, Effect
+from ...memslots.no_memory import no_memory_for
 from ...memslots.phases import IDLE
 from ...memslots.slot import KVM_MEM_GUEST_MEMFD
 from ...memslots.update import Update as SlotUpdate
@@ -49,6 +50,8 @@ class SpacesUpdate(SoftUpdate):
         self._all = list(slots)
         self._parts = [SoftUpdate(engine, each, each.as_id) for each in slots]
         """In the order in which they are published."""
+        self._entries: dict[int, list[int]] = {}
+        """By space, where its entries stand among all."""
 
     def stage(self, change: Change) -> ChangeKind:
         """Not one by one."""
@@ -67,15 +70,21 @@ class SpacesUpdate(SoftUpdate):
                 why = f"slot {change.slot}: as_id {change.as_id} is not below {there}"
                 refused.append(BatchError(errno.EINVAL, why, entry=entry))
         for part, slots in zip(self._parts, self._all, strict=True):
-            mine = [entry for entry, change in enumerate(changes) if change.as_id == slots.as_id]
+            mine = self._entries[slots.as_id] = [
+                entry for entry, change in enumerate(changes) if change.as_id == slots.as_id
+            ]
             try:
                 part.stage_slots([changes[entry] for entry in mine])
             except BatchError as error:
-                why = str(error).partition(": ")[2].partition(": ")[2]
-                refused.append(BatchError(error.errno or errno.EINVAL, why, entry=mine[error.entry]))
+                refused.append(self._of_all(error, slots.as_id))
         if refused:  # of one entry, its slot's checks come before its file's
             raise min(reversed(refused), key=lambda error: error.entry) from None
         self._engine.counts.edit_ns += _clock() - begun
+
+    def _of_all(self, error: BatchError, as_id: int) -> BatchError:
+        """An error of one space's entries, by the place that the entry has among all."""
+        why = str(error).partition(": ")[2].partition(": ")[2]
+        return BatchError(error.errno or errno.EINVAL, why, entry=self._entries[as_id][error.entry])
 
     def _bind_all(self, changes: Sequence[Change]) -> list[BatchError]:
         """What the changes do to guest_memfds, in order over both spaces; the error of one that cannot be bound."""
@@ -85,6 +94,8 @@ class SpacesUpdate(SoftUpdate):
         for entry, change in enumerate(changes):
             try:
                 rebinding.add(change)
+            except MemoryError:
+                raise no_memory_for(changes, entry, "what it binds") from None
             except MemslotError as error:
                 return [refused_at(entry, error)]
         self._rebinding = rebinding
@@ -129,7 +140,10 @@ class SpacesUpdate(SoftUpdate):
             return
         for part, slots in zip(self._parts, self._all, strict=True):
             slots.at_desk()
-            part.ready()
+            try:
+                part.ready()
+            except BatchError as error:
+                raise self._of_all(error, slots.as_id) from None
         if self._rebinding:
             self._rebinding.publish()
         self._is_ready = True

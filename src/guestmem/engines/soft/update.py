@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ...clock import stopwatch as _clock
 from ...errors import BatchError, MemslotError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Action, Change, ChangeKind, Effect, Slot
+from ...memslots.no_memory import no_memory_for
 from ...memslots.phases import EDITING, EDITING_AFTER_MARKS, IDLE, MARKS_SWAPPED, SETTLED, SWAPPED
 from ...memslots.slot import KVM_MEM_GUEST_MEMFD
 from ...memslots.update import Update as SlotUpdate
@@ -133,6 +134,8 @@ class SoftUpdate:
         for entry, change in enumerate(changes):
             try:
                 rebinding.add(change)
+            except MemoryError:
+                raise no_memory_for(changes, entry, "what it binds") from None
             except MemslotError as error:
                 try:
                     self._slots.stage_all([*changes[: entry + 1], NO_CHANGE._replace(as_id=self._as_id)])
