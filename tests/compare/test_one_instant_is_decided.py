@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from chance import until_met
+from chance import MINUTES, until_met
 from guestmem.compare.replay import accesses_of_reports
 from guestmem.designs import find
 from guestmem.engines import Access, HostMemory, Load, MeasuredEngine, Target, measured_engine
@@ -153,12 +153,18 @@ def test_where_nothing_overlaps_nobody_is_paused_and_there_is_no_one_instant(eng
     assert judgement.verdict is Verdict.FAIL
 
 
-def seen_from_both_sides(name: str, design: str, memory: HostMemory, *, updates: int = 10) -> Judgement:
-    """Re-host two slots there and back by ``design``; what the last of so many says that were seen old and new."""
+def seen_from_both_sides(
+    name: str, design: str, memory: HostMemory, *, updates: int = 10, minutes: float = MINUTES
+) -> Judgement:
+    """Re-host two slots there and back by ``design``; what the last of so many says that were seen old and new.
+
+    ``minutes``: for all of them together, then the test is skipped.
+    """
     before, changes, load = rehost(memory)
     back = [Change(1), before[0], Change(2), before[1]]
     load_back = Load(targets(memory, GFN_A, NEW_A, OLD_A) + targets(memory, GFN_B, NEW_B, OLD_B))
     last: Judgement | None = None
+    begun = time.monotonic()
     with measured_engine(name, 2) as engine:
         for change in before:
             engine.set_memory_region(change)
@@ -181,7 +187,8 @@ def seen_from_both_sides(name: str, design: str, memory: HostMemory, *, updates:
             return found
 
         for _ in range(updates):
-            last = until_met(one_more, f"an update by {design} that was seen from both sides")
+            left = minutes - (time.monotonic() - begun) / 60
+            last = until_met(one_more, f"an update by {design} that was seen from both sides", minutes=left)
             if last.verdict is Verdict.FAIL:
                 break
         engine.stop()
@@ -203,7 +210,8 @@ def test_without_acknowledgements_there_is_none(memory: HostMemory) -> None:
     """``atomic_unacknowledged``: a vCPU goes on using its old translation after another has seen the new memory."""
 
     def caught(_: int) -> bool:
-        return seen_from_both_sides("soft", "atomic_unacknowledged", memory, updates=200).verdict is Verdict.FAIL
+        judgement = seen_from_both_sides("soft", "atomic_unacknowledged", memory, updates=200, minutes=1)
+        return judgement.verdict is Verdict.FAIL
 
     assert until_met(caught, "an old translation used after the instant")
 

@@ -6,11 +6,13 @@ KVM puts rip past a store before it hands the store out, so a snapshot in betwee
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from chance import until_met
+from guestmem.atomics import peek
 from guestmem.engines.kvm import Mmio
 from guestmem.engines.kvm import layout as at
 from guestmem.errors import GuestmemError
@@ -79,6 +81,10 @@ def test_a_pause_of_another_thread_waits_for_the_updates_end(guest: Window, code
         guest.start()
         guest.until_it_waits()
         thread.start()
+        end = time.monotonic() + LIMIT_S
+        while peek(guest.vm.words, int(at.PAUSED)) == 0:  # else the vCPU may have ended before
+            assert time.monotonic() < end
+            time.sleep(0.0005)
         assert not returned.wait(0.05)
         guest.engine.set_memory_region(guest.slot1)
     assert returned.wait(LIMIT_S)
