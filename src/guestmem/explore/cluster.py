@@ -7,6 +7,7 @@ Source of that rule: Dask.distributed's documentation, "Resilience".
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import queue
 import threading
@@ -31,6 +32,8 @@ EMPTY_S = 60.0
 """How long a cluster may be without any worker."""
 TRIES = 3
 """How often a piece is handed out whose worker raised an error, such as MemoryError."""
+_RESULT_S = 30.0
+"""How long a result may take to come from the worker that has it."""
 _SHOW_S = 1.0
 _LOOK_S = 2.0
 
@@ -151,10 +154,18 @@ class _Cluster:
     def _result(self, key: int, future: Any) -> Searched | None:
         """What a piece came to; None if it was handed out again."""
         if future.status == "finished":
-            result: Searched = future.result()
-            return result
-        if future.status != "error":
-            raise GuestmemError(f"--dask {self.address}: the connection to the scheduler is lost")
+            try:
+                result: Searched = future.result(timeout=_RESULT_S)
+            except (TimeoutError, concurrent.futures.CancelledError):
+                pass
+            else:
+                return result
+        if future.status != "error":  # the worker died that still had what it came to; or else all are lost
+            if self._client.status != "running":
+                raise GuestmemError(f"--dask {self.address}: the connection to the scheduler is lost")
+            self._look()
+            self.start(key, *self._pieces[key])
+            return None
         error = future.exception()
         if isinstance(error, GuestmemError):
             raise error
