@@ -11,7 +11,8 @@ import pytest
 
 from guestmem.engines.kvm import unusable
 from guestmem.errors import GuestmemError, MemslotError
-from guestmem.vm import Vm, Write
+from guestmem.memslots import KVM_MEMSLOT_NX
+from guestmem.vm import Read, Vm, Write
 
 ENGINES = ["soft", pytest.param("kvm", marks=pytest.mark.skipif(bool(unusable()), reason=unusable() or "-"))]
 PAGES = 16
@@ -131,3 +132,18 @@ def test_wrong_kinds_are_one_line(engine: str) -> None:
             with pytest.raises(GuestmemError):
                 wrong()
         assert len(vm.memory) == 1
+
+
+def test_rights_are_taken_above_the_slots_where_that_is_asked_for() -> None:
+    """By ``attributes``: one swap behind them, no slot is away; by ``sequential`` three. What is no flag is refused."""
+    for design, swaps in (("attributes", 1), ("sequential", 3)):
+        with Vm() as vm:
+            vm.memory.create(0, gpa=0, size=0x4000)
+            vm.vcpus[0].load([Read(0, 1)])
+            vm.vcpus[0].run()
+            before = vm.engine.counts.swaps
+            assert vm.memory.set_readonly(0, True, design=design).readonly
+            assert vm.engine.counts.swaps - before == swaps
+            with pytest.raises(MemslotError, match="flags 0x80000 are not of"):
+                vm.memory.create(1, gpa=0x4000, size=0x1000, flags=KVM_MEMSLOT_NX)
+            vm.check()
