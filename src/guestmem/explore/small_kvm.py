@@ -15,7 +15,7 @@ from ..compiled import Own, Words
 if TYPE_CHECKING:
     from .scene import Scene
 
-__all__ = ["AT", "DEVICE", "FREED", "HANDED", "NEW", "OLD", "PHASE", "STORED", "SmallKvm"]
+__all__ = ["AT", "DEVICE", "GPA", "HANDED", "NEW", "OLD", "PAGE", "PHASE", "STORED", "SmallKvm"]
 
 GPA, PAGE = 0x1000, 0x1000
 FREED, OLD, NEW, DEVICE = 0, 1, 5, 9
@@ -68,6 +68,7 @@ class SmallKvm:
         vars(self.fragments).update(host_copy16=self._copy16)
         scene.final("nobody answers any more", lambda view: view.word(self.vm, int(at.ANSWERING)) == 0)
         scene.final("no update is left over", lambda view: view.word(self.vm, int(at.UPDATES)) & 1 == 0)
+        scene.final("nobody waits any more", lambda view: view.word(self.vm, int(at.WAITING)) == 0)
         scene.final("no pause is left over", lambda view: view.word(self.vm, int(at.PAUSED)) == 0)
         scene.final("the vCPU is outside", lambda view: view.word(self.vm, int(at.VCPUS) + int(at.STATE)) == 0)
 
@@ -182,6 +183,7 @@ class SmallKvm:
         old, new = self.pages
         self.lock.take_exclusive(self.vm)
         self._ioctl(0)
+        assert not self.map.map_remove(entries, GPA + 8), "a slot is taken out by its first byte"
         assert self.map.map_remove(entries, GPA), "the slot was there"
         if not same:
             atomics.host_store(old, FREED)

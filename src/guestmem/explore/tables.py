@@ -11,7 +11,7 @@ from ..rcu.srcu import SRCU
 from ..stage2.descriptor import Rights
 from ..stage2.geometry import Geometry
 from ..stage2.rwlock import LOCK
-from ..stage2.tlb_layout import HUB, LINE, LINES
+from ..stage2.tlb_layout import HUB, LINE, LINES, WAITING
 from .monitors.descriptors import Monitor
 from .telling import table_words, tlb_changes
 
@@ -150,6 +150,7 @@ class SmallTable:
         try:
             self.table.check()
             self._check_cached()
+            self._check_waiters()
         finally:
             self.table.desks = before
 
@@ -162,6 +163,15 @@ class SmallTable:
                 raise InvariantError(f"cached page {page} has state {pages[line + int(layout.STATE)]}")
             if any(self.pool.words.cells[512 * page : 512 * page + 8]):
                 raise InvariantError(f"cached page {page} is not empty")
+
+    def _check_waiters(self) -> None:
+        """Raise unless nobody holds the table's lock, and no invalidation counts as one that waits for vCPUs."""
+        cells, lock = self.table.mmu.cells, int(self.layout.MMU_FIXED)
+        srcu, waiting = int(cells[int(self.layout.SRCU_BASE)]), int(cells[self.table.tlb_hub + int(WAITING)])
+        exits = next(index for index in range(srcu - lock) if LOCK.label(index) == "EXITS")
+        held = [LOCK.label(index) for index in range(srcu - lock) if index != exits and cells[lock + index]]
+        if held or waiting:
+            raise InvariantError(f"left behind: {waiting} that wait for vCPUs, of the table's lock {held}")
 
     def _page_label(self, index: int) -> str:
         past = index - int(self.layout.PAGES)

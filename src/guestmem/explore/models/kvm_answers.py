@@ -9,7 +9,7 @@ from functools import partial
 
 from ...compiled import Own, Words
 from ..scene import Model, Scene
-from ..small_kvm import AT, DEVICE, HANDED, NEW, OLD, PHASE, STORED, SmallKvm
+from ..small_kvm import AT, DEVICE, GPA, HANDED, NEW, OLD, PAGE, PHASE, STORED, SmallKvm
 from ..view import View
 
 __all__ = ["MODELS"]
@@ -122,6 +122,8 @@ def readonly(scene: Scene) -> None:
 
     def updater(vm: Words, targets: Own) -> None:
         kvm.update(writable=True)
+        was = [kvm.map.was_readonly(kvm.entries, gpa) for gpa in (GPA - 1, GPA, GPA + PAGE - 1, GPA + PAGE)]
+        assert was == [False, True, True, False], "what went is what lay within the slot"
         kvm.kicks.pause_all(vm, 1, targets, True)
         if kvm.map.readonly_gone(kvm.entries):
             kvm.map.forget_readonly(kvm.entries)

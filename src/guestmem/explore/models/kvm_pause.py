@@ -36,6 +36,7 @@ class _Vm:
         self.guest = scene.words("guest", 2 * vcpus, lambda i: ("rip", "memory")[i % 2])
         self.vcpus = vcpus
         scene.final("nobody answers any more", lambda view: view.word(self.vm, int(at.ANSWERING)) == 0)
+        scene.final("nobody waits any more", lambda view: view.word(self.vm, int(at.WAITING)) == 0)
         scene.final("no pause is left over", lambda view: view.word(self.vm, int(at.PAUSED)) == 0)
         for vcpu in range(vcpus):
             scene.final(f"the store of vCPU {vcpu} is made", partial(self._is_stored, vcpu))
