@@ -61,15 +61,11 @@ REASONS: dict[str, dict[str, str]] = {
     "stage2/invariants.py": {"check_tree": _CHECK},
     "stage2/pkvm/guest.py": {"set_vm_state": _GAP},
     "stage2/pkvm/host.py": {"unmap_mmio": _GAP, "map_host_page": _PKVM},
-    "stage2/pkvm/hyp.py": dict.fromkeys(("_checked", "_set_states", "host_donate_hyp", "hyp_donate_host"), _PKVM)
-    | dict.fromkeys(("host_share_hyp", "host_unshare_hyp", "hyp_pin"), _GAP),
+    "stage2/pkvm/hyp.py": {**dict.fromkeys(("host_donate_hyp", "hyp_donate_host"), _PKVM), "hyp_pin": _GAP},
     "stage2/pkvm/invariants.py": dict.fromkeys(("check_guest", "check_host", "check_pages", "_check_away"), _CHECK),
     "stage2/pkvm/join.py": dict.fromkeys(("join_page", "_join_table", "join_range"), _PKVM),
-    "stage2/pkvm/ownership.py": {"away": _PKVM, "set_hyp_state": _PKVM},
-    "stage2/pkvm/reclaim.py": dict.fromkeys(
-        ("_return_page", "host_reclaim_guest", "force_reclaim", "page_owner", "teardown_guest"), _GAP
-    ),
-    "stage2/pkvm/transitions.py": {"guest_share_host": _GAP},
+    "stage2/pkvm/ownership.py": {"away": _PKVM},
+    "stage2/pkvm/reclaim.py": {"page_owner": _GAP, "teardown_guest": _GAP},
     "stage2/pool.py": {"_count_free": _CHECK, "_clear": _ALONE},
     "stage2/tlb_strict.py": {"_may_stand": _GAP},
 }

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from ...compiled import Own
     from ..view import View
 
-__all__ = ["MODELS"]
+__all__ = ["GIVEN", "MODELS", "give_words", "machine_and_guest"]
 
 OK, EPERM, EAGAIN, ENOMEM, EEXIST = 0, 1, 11, 12, 17
 _REGION = 8 * PAGE
-_GIVEN, _TOUCHED = _REGION + PAGE, _REGION + 2 * PAGE
+GIVEN, _TOUCHED = _REGION + PAGE, _REGION + 2 * PAGE
 
 
-def _machine(scene: Scene, pages_of_memory: int) -> tuple[Any, Any]:
+def machine_and_guest(scene: Scene, pages_of_memory: int) -> tuple[Any, Any]:
     """A machine of two CPUs with a few pages of memory, and a protected VM on it."""
     arm, format_, pool = scene.room("stage2.arm"), scene.room("stage2.format"), scene.room("stage2.pool")
     machine = scene.room("stage2.pkvm.el2").Pkvm(
@@ -34,7 +34,7 @@ def _machine(scene: Scene, pages_of_memory: int) -> tuple[Any, Any]:
     return machine, machine.create_vm()
 
 
-def _give_words(scene: Scene, machine: Any, guest: Any, cache: int) -> None:
+def give_words(scene: Scene, machine: Any, guest: Any, cache: int) -> None:
     """All is set up: share the words, and leave each CPU ``cache`` table pages, what one walk needs and no more."""
     pages = machine.host.pool
     free_list, count = scene.room("stage2.free_list"), int(scene.room("stage2.layout").CACHE_COUNT)
@@ -51,11 +51,11 @@ def _give_words(scene: Scene, machine: Any, guest: Any, cache: int) -> None:
 
 def shares(scene: Scene) -> None:
     """Two CPUs share one page with a guest, each at a place of its own; one of them ends that."""
-    machine, guest = _machine(scene, 8)
-    machine.host_fault(_GIVEN)
+    machine, guest = machine_and_guest(scene, 8)
+    machine.host_fault(GIVEN)
     machine.host_share_guest(guest, _TOUCHED, 2 * PAGE)
-    _give_words(scene, machine, guest, 1)
-    given, page = scene.room("stage2.pkvm.transitions"), _GIVEN // PAGE
+    give_words(scene, machine, guest, 1)
+    given, page = scene.room("stage2.pkvm.transitions"), GIVEN // PAGE
     words = (*machine.words, guest.table.mmu)
 
     def cpu(desk: Own, gfn: int) -> tuple[Own, int]:
@@ -73,7 +73,7 @@ def shares(scene: Scene) -> None:
         before, machine.host.desks = machine.host.desks, [view.result(f"cpu {gfn}")[0] for gfn in range(2)]
         try:
             machine.check()
-            owner = machine.ownership(_GIVEN)
+            owner = machine.ownership(GIVEN)
             assert owner.shares == 1, f"shared {owner.shares} times, not once"
             leaf = guest.table.lookup(0)
             assert leaf is not None, "the guest does not map what it may use"
@@ -92,19 +92,19 @@ def build(
     ``pages_of_memory``: with less than 8 the rest of the block is no memory. ``unshares``: the guest has the page, lets
     the host use it, and now ends that.
     """
-    machine, guest = _machine(scene, pages_of_memory)
+    machine, guest = machine_and_guest(scene, pages_of_memory)
     if mapped:
-        machine.host_fault(_GIVEN)
+        machine.host_fault(GIVEN)
     if unshares:
-        machine.host_donate_guest(guest, _GIVEN, 0)
+        machine.host_donate_guest(guest, GIVEN, 0)
         machine.guest_share_host(guest, 0)
-    _give_words(scene, machine, guest, cache)
+    give_words(scene, machine, guest, cache)
     host, given = scene.room("stage2.pkvm.host"), scene.room("stage2.pkvm.transitions")
     arrays = machine.words
 
     def toucher(desk: Own) -> tuple[Own, int]:
         status: int = host.host_fault(*arrays, desk, machine.el2, touched)
-        assert status in {OK, EEXIST, EAGAIN} or (status == EPERM and touched == _GIVEN), f"the fault said {status}"
+        assert status in {OK, EEXIST, EAGAIN} or (status == EPERM and touched == GIVEN), f"the fault said {status}"
         return desk, status
 
     def giver(desk: Own) -> tuple[Own, int]:
@@ -112,7 +112,7 @@ def build(
         if unshares:
             status: int = given.guest_unshare_host(*words, guest.handle, 0)
         else:
-            status = given.host_donate_guest(*words, guest.handle, _GIVEN // PAGE, 0)
+            status = given.host_donate_guest(*words, guest.handle, GIVEN // PAGE, 0)
         assert status == OK, f"the {'end of a share' if unshares else 'donation'} said {status}"
         return desk, status
 
@@ -124,12 +124,12 @@ def build(
         before, machine.host.desks = machine.host.desks, [view.result("toucher")[0], view.result("giver")[0]]
         try:
             mine.check()
-            owner = machine.ownership(_GIVEN)
+            owner = machine.ownership(GIVEN)
             assert (owner.guest, owner.host.name) == (guest.handle, "NOPAGE"), f"the page given away: {owner}"
-            assert machine.host.lookup(_GIVEN) is None, "the host still maps what it gave away"
+            assert machine.host.lookup(GIVEN) is None, "the host still maps what it gave away"
             leaf = guest.table.lookup(0)
             assert leaf is not None, "the guest does not map what it was given"
-            assert leaf.address == _GIVEN, f"the guest maps {leaf.address:#x}"
+            assert leaf.address == GIVEN, f"the guest maps {leaf.address:#x}"
         finally:
             machine.host.desks = before
 
@@ -138,7 +138,7 @@ def build(
 
 def same(scene: Scene) -> None:
     """The very page."""
-    build(scene, _GIVEN, mapped=False)
+    build(scene, GIVEN, mapped=False)
 
 
 def neighbour(scene: Scene) -> None:
@@ -148,7 +148,7 @@ def neighbour(scene: Scene) -> None:
 
 def unshared(scene: Scene) -> None:
     """The very page, which the host may use until then."""
-    build(scene, _GIVEN, mapped=False, unshares=True)
+    build(scene, GIVEN, mapped=False, unshares=True)
 
 
 def edge(scene: Scene) -> None:
