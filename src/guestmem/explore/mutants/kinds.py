@@ -321,4 +321,10 @@ MUTANTS = (
         *("stage2/free_list.py", f"{_CLEANED}{_FREED}", f"{_FREED}{_CLEANED}"),
         models=("stage2-pool",),
     ),
+    Mutant(
+        "walk-keeps-first-table",
+        "a walk that comes up from a table, and goes on, holds it for ever",
+        *drop_call("stage2/walk.py", "walk_step", "_release_child"),
+        models=("stage2-collapse-two",),
+    ),
 )
