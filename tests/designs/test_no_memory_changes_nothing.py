@@ -81,3 +81,38 @@ def test_at_each_place(which: str, is_refused: bool) -> None:
         assert went_through > 50 or is_refused  # behind the instant
         assert named > 20 or is_refused, "errors that name an entry"
         engine.memslots.check()
+
+
+SPLIT = [Change(0), Change(0, 0, 8, HVA), Change(1, 8, 8, HVA + (8 << 12))]
+MERGE = [Change(0), Change(1), Change(0, 0, 16, HVA)]
+
+
+def test_at_each_place_of_the_short_way() -> None:
+    """As above, of a batch that is one compiled call."""
+    with SoftEngine(1, address_spaces=2) as engine:
+        engine.set_memory_region(Change(0, 0, 16, HVA))
+        assert engine.at_once(SPLIT)  # what is compiled on the first call is from now on
+        assert engine.at_once(MERGE)
+        number = failed = went_through = 0
+        while True:
+            before = state(engine)
+            done: list[bool] = []
+            error, where = thrown(lambda: done.append(engine.at_once(SPLIT)), number)  # noqa: B023
+            assert engine.memslots.slots_lock.acquire(blocking=False), f"{where}: the lock is held"
+            engine.memslots.slots_lock.release()
+            after = state(engine)
+            assert not any(generation >> 63 for generation in after[1]), f"{where}: left unfinished"
+            if error is None:
+                assert done == [True]
+                assert after[0] != before[0], f"{where}: no error, and nothing is changed"
+                went_through += 1
+                assert engine.at_once(MERGE)
+            else:
+                assert after == before, f"{where}: {error!r}, and something is changed"
+                failed += 1
+            if not where:
+                break
+            number += 1
+        assert failed > 50
+        assert went_through > 5
+        engine.memslots.check()

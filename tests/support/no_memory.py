@@ -22,7 +22,16 @@ HARMLESS |= {"LOAD_GLOBAL", "LOAD_CLOSURE", "LOAD_DEREF", "COPY", "SWAP", "PUSH_
 HARMLESS |= {"RERAISE", "PUSH_EXC_INFO", "POP_EXCEPT", "RETURN_GENERATOR", "SEND", "YIELD_VALUE", "COPY_FREE_VARS"}
 HARMLESS |= {name for name in dis.opmap if "JUMP" in name}
 """Instructions that allocate nothing."""
-LEFT_OUT = ("release()", "with engine.update(", "with self.section", "with self.lock", "with self.changing()")
+LEFT_OUT = (
+    "release()",
+    "with engine.update(",
+    "with self.section",
+    "with self.lock",
+    "with self.changing()",
+    "with backend.alone",
+    "with memslots.slots_lock",
+    "with engine.translating",
+)
 """Lines that give a lock back, which allocates nothing, and where ``with`` itself would fail to call what ends it."""
 LOCKS = "interrupts.py"
 """What takes and gives back a VM's lock; so does each ``__exit__``."""

@@ -366,6 +366,15 @@ class KvmModel:
         if change.npages and change.base_gfn + change.npages - 1 > self.host.max_gfn:
             raise MemslotError(errno.EINVAL, f"slot {change.slot}: it ends past frame {self.host.max_gfn:#x}")
 
+    def allows(self, slot: Slot) -> bool:
+        """Whether steps 3 to 13 and this host's last frame let a change make ``slot``, without guest_memfd. O(1)."""
+        as_id, name, base_gfn, npages, hva, flags, *_ = slot
+        limits = self._limits[False][False]
+        return (
+            not refused(name, as_id, flags, base_gfn << 12, npages << 12, hva, 0, limits)
+            and base_gfn + npages - 1 <= self.host.max_gfn
+        )
+
     def changed_by_a_design(self, keys: Iterable[SlotKey], ended: list[DirtyPage] | None = None) -> list[DirtyPage]:
         """A design has changed slots ``keys`` by ways of its own: take over what is there now.
 

@@ -130,6 +130,11 @@ class LoggedEngine:
         self._changed([change.key], keeps=False)
         return kind
 
+    def at_once(self, changes: Sequence[Change]) -> bool:
+        """Never: the model of the slots follows an update in phases."""
+        del changes
+        return False
+
     @contextmanager
     def update(self, as_id: int = 0, *others: int) -> Iterator[Update]:
         """An update in phases, and what becomes of the logs of the slots that it changes."""

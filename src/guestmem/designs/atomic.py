@@ -3,7 +3,8 @@
 The batch runs in order on the inactive set; then old and new are compared range by range. Ranges that lose their
 memory, or rights to it, are put in flux and zapped, and every vCPU in the guest acknowledges the flush; now no vCPU
 can use an old translation, and one that faults there waits. One store publishes the new set: the instant. Then the
-waiting vCPUs go on. Ranges whose host memory and rights stay, whatever slots they are in, cost nothing.
+waiting vCPUs go on. Ranges whose host memory and rights stay, whatever slots they are in, cost nothing; if that is so
+of all, the whole batch is one call (``Engine.at_once``).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def apply(engine: Engine, changes: Sequence[Change]) -> None:
 def apply_with(engine: Engine, changes: Sequence[Change], *, wait: bool) -> None:
     """As ``apply``; without ``wait``, old translations may be in use at the instant: ``atomic_unacknowledged``."""
     if not changes:
+        return
+    if engine.at_once(changes):  # nobody loses anything
         return
     spaces = {change.as_id: None for change in changes}  # in order
     with engine.update(*spaces) as update:

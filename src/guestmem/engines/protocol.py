@@ -177,6 +177,9 @@ class Engine(Protocol):
     def update(self, as_id: int = 0, *others: int) -> AbstractContextManager[Update]:
         """Start an update in phases; of several address spaces, with one instant for them all, if there are others."""
 
+    def at_once(self, changes: Sequence[Change]) -> bool:
+        """Carry out changes by which no vCPU loses anything, with one instant; False: nothing is changed."""
+
 
 class MeasuredEngine(Engine, Protocol):
     """An engine whose vCPUs work on a load and count what they saw: what ``compare`` and ``demo`` need."""

@@ -84,6 +84,19 @@ class Slot(NamedTuple):
         """Host address of the first byte of frame ``gfn``, which must be inside. O(1)."""
         return self.userspace_addr + ((gfn - self.base_gfn) << PAGE_SHIFT)
 
+    def part(self, start_gfn: int, end_gfn: int, name: int | None = None) -> Slot:
+        """The slot of frames ``[start_gfn, end_gfn)`` on the same memory, with the same flags; ``name``: its id.
+
+        >>> Slot(as_id=0, id=4, base_gfn=8, npages=8, userspace_addr=0x10000).part(10, 12, 5)
+        Slot 5 [0xa000, 0xc000) 8 KiB -> 0x12000
+        """
+        as_id, id_, base_gfn, _, hva, flags, file, offset, attributes = self
+        skipped = (start_gfn - base_gfn) << PAGE_SHIFT
+        id_ = id_ if name is None else name
+        offset = offset + skipped if file else offset
+        fields = (as_id, id_, start_gfn, end_gfn - start_gfn, hva + skipped, flags, file, offset, attributes)
+        return tuple.__new__(Slot, fields)
+
     def __repr__(self) -> str:
         space = f"{self.as_id}:" if self.as_id else ""
         flags = (" ro" if self.readonly else "") + (" log" if self.logs_dirty_pages else "")

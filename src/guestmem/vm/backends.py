@@ -28,6 +28,7 @@ from .listeners import Attached, telling
 from .memory import Memory
 from .protocol import Vcpu
 from .region_list import set_region_list
+from .reshape import reshape
 from .slot_memory import HostPiece, SlotMemory
 from .transaction import DirtyPage
 from .vcpu import SoftVcpu
@@ -109,6 +110,12 @@ class Backend(Protocol):
 
         ``dirty`` gets dirty pages that would be lost. ``unsafe``: see ``Memory.transaction``. ``brought``: host memory
         by slot that is created; ``meant``: of each change, the slot that it is of (``check_meant``).
+        """
+
+    def reshape(self, gone: Sequence[Slot], made: Sequence[Slot]) -> bool:
+        """Put slots ``made`` in the place of ``gone``, on the same memory. Under ``section``.
+
+        False: nothing is changed; a transaction does it, or refuses it.
         """
 
     def harvest(self, found: list[DirtyEntry]) -> None:
@@ -294,6 +301,10 @@ class SoftBackend:
         self.model.changed_by_a_design(keys, dirty)
         for key in keys:
             self.settle(key)
+
+    def reshape(self, gone: Sequence[Slot], made: Sequence[Slot]) -> bool:
+        """In one compiled call, if that is all there is to do."""
+        return reshape(self, gone, made)
 
     def settle(self, key: SlotKey) -> None:
         """Slots are where vCPUs find them: nothing else can have one."""

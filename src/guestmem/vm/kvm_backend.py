@@ -159,6 +159,11 @@ class KvmBackend:
         """O(1). From our own slots, which change as a whole: the engine's change one by one."""
         return self.memslots.by_id(slot, as_id) if as_id < self.memslots.address_spaces else None
 
+    def reshape(self, gone: Sequence[Slot], made: Sequence[Slot]) -> bool:
+        """No kernel has such a call."""
+        del gone, made
+        return False
+
     def settle(self, key: SlotKey) -> None:
         """The kernel's slot decides: while engine and records do not agree on what it has, nothing is let go."""
         now = self.slot(key.slot, key.as_id)

@@ -7,7 +7,7 @@ kept as long as the slot, or a view of it, lives.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..abi.arguments import U16_MAX, U32_MAX, content_of, whole
@@ -331,6 +331,10 @@ class Memory(Primitives):
     def kept_at(self, address: int, size: int) -> tuple[HostPiece, ...]:
         """Host memory that the VM knows in ``[address, address + size)``: whoever holds it keeps it. O(log n + k)."""
         return self._owned.reaching(address, size)
+
+    def reshape(self, gone: Sequence[Slot], made: Sequence[Slot]) -> bool:
+        """See ``Backend.reshape``."""
+        return self.backend.reshape(gone, made)
 
     def know(self, piece: HostPiece) -> None:
         """There is host memory that a slot may soon reach: found by ``kept_at`` as long as anybody keeps it."""

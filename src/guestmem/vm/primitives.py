@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from ..abi.arguments import U16_MAX, whole
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["Primitives"]
 
 
+_GOES_ON = (
+    "guest memory ends at {:#x}",
+    "host memory ends at {:#x}",
+    "flags are {:#x}",
+    "guest_memfd is {}",
+    "part of the guest_memfd ends at {:#x}",
+)
+"""What of a slot another one has to go on with."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -52,6 +60,10 @@ class Primitives(ABC):
     @abstractmethod
     def changing(self) -> Section:
         """See ``Memory.changing``."""
+
+    @abstractmethod
+    def reshape(self, gone: Sequence[Slot], made: Sequence[Slot]) -> bool:
+        """See ``Backend.reshape``."""
 
     @abstractmethod
     def kept_at(self, address: int, size: int) -> tuple[HostPiece, ...]:
@@ -81,6 +93,10 @@ class Primitives(ABC):
             raise MemslotError(
                 errno.EINVAL, f"slot {slot}: gpa {gpa:#x} is no page boundary inside [{start:#x}, {start + size:#x})"
             )
+        low = old.part(old.base_gfn, gpa >> PAGE_SHIFT)
+        high = old.part(gpa >> PAGE_SHIFT, old.end_gfn, upper)
+        if not design and self.reshape((old,), (low, high)):
+            return low, high
         with self.transaction(design=design, as_id=as_id) as change:
             host = change.delete(slot)
             above, left = host + gpa - start, start + size - gpa
@@ -95,25 +111,24 @@ class Primitives(ABC):
         The slot keeps the id ``slot``. MemslotError: ENOENT, or EINVAL with what does not fit.
         """
         low, high = self[slot, as_id], self[upper, as_id]
-        size = low.npages << PAGE_SHIFT
-        for what, is_so in (
-            (f"guest memory ends at {low.end_gfn << PAGE_SHIFT:#x}", high.base_gfn == low.end_gfn),
-            (f"host memory ends at {low.userspace_addr + size:#x}", high.userspace_addr == low.userspace_addr + size),
-            (f"flags are {low.flags:#x}", high.flags == low.flags),
-            (f"guest_memfd is {low.guest_memfd}", high.guest_memfd == low.guest_memfd),
-            (
-                f"part of the guest_memfd ends at {low.guest_memfd_offset + size:#x}",
-                not low.guest_memfd or high.guest_memfd_offset == low.guest_memfd_offset + size,
-            ),
-        ):
-            if not is_so:
-                raise MemslotError(errno.EINVAL, f"slot {slot}: its {what}, which does not fit {high!r}")
+        size, file = low.npages << PAGE_SHIFT, low.guest_memfd
+        goes_on = low.end_gfn << PAGE_SHIFT, low.userspace_addr + size, low.flags, file, low.guest_memfd_offset + size
+        has = high.base_gfn << PAGE_SHIFT, high.userspace_addr, high.flags, high.guest_memfd, high.guest_memfd_offset
+        if has[:4] != goes_on[:4] or (file and has != goes_on):
+            for what, one, other in zip(_GOES_ON, goes_on, has, strict=True):
+                if one != other:
+                    raise MemslotError(
+                        errno.EINVAL, f"slot {slot}: its {what.format(one)}, which does not fit {high!r}"
+                    )
+        made = low.part(low.base_gfn, high.end_gfn)
+        if not design and self.reshape((low, high), (made,)):
+            return made
         with self.transaction(design=design, as_id=as_id) as change:
             change.delete(upper)
             host = change.delete(slot)
             whole_size = size + (high.npages << PAGE_SHIFT)
-            file = change.carried(low, host)
-            change.create(slot, gpa=low.base_gfn << PAGE_SHIFT, size=whole_size, host=host, flags=low.flags, **file)
+            part = change.carried(low, host)
+            change.create(slot, gpa=low.base_gfn << PAGE_SHIFT, size=whole_size, host=host, flags=low.flags, **part)
         return self[slot, as_id]
 
     @_alone
@@ -136,11 +151,13 @@ class Primitives(ABC):
             raise MemslotError(
                 errno.EINVAL, f"slot {slot}: size {size:#x} is not a positive multiple of {PAGE_SIZE:#x}"
             )
-        room = self._room(old)
-        if size > room:
+        if size > old.npages << PAGE_SHIFT and size > (room := self._room(old)):
             raise MemslotError(
                 errno.EINVAL, f"slot {slot}: size {format_size(size)}: its host memory has {format_size(room)}"
             )
+        made = old.part(old.base_gfn, old.base_gfn + (size >> PAGE_SHIFT))
+        if not design and self.reshape((old,), (made,)):
+            return made
         with self.transaction(design=design, as_id=as_id) as change:
             host = change.delete(slot)
             file = change.carried(old, host)

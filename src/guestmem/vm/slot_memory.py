@@ -16,7 +16,7 @@ import mmap
 import operator
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..abi.arguments import whole
@@ -149,7 +149,8 @@ class PieceIndex:
 
     def overlapping(self, address: int, size: int) -> Iterator[HostPiece]:
         """Those that overlap ``[address, address + size)``. O(log n + k) for each class of size."""
-        self._forget()
+        if self._gone:
+            self._forget()
         for bits, listed in self._classes.items():
             first = bisect.bisect_left(listed, (address - (1 << bits),))
             for place in range(first, len(listed)):
@@ -203,6 +204,28 @@ class SlotMemory:
             self._kept[key] = tuple(stay.values())
         else:
             del self._kept[key]
+
+    def reshaped(self, gone: Iterable[Slot], made: Sequence[Slot], pieces: tuple[HostPiece, ...]) -> None:
+        """Slots ``made`` are in the place of ``gone``, for certain; ``pieces``: what anybody keeps of their memory.
+
+        What no slot reaches any more has its era before anything is forgotten: where memory fails, ``expect`` and
+        ``settle`` of these slots come to the same end.
+        """
+        kept = self._kept
+        keys = [slot.key for slot in gone]
+        lost = [kept.get(key, ()) for key in keys]
+        stay: dict[SlotKey, tuple[HostPiece, ...]] = {}
+        for slot in made:
+            start = slot.userspace_addr
+            end = start + (slot.npages << PAGE_SHIFT)
+            if reached := tuple([piece for piece in pieces if piece.overlaps(start, end)]):
+                stay[slot.key] = reached
+        if any(some != pieces for some in lost):  # else each is reached by a slot that was made
+            used = {id(piece) for some in stay.values() for piece in some}
+            self._let_go(piece for some in lost for piece in some if id(piece) not in used)
+        for key in keys:
+            kept.pop(key, None)
+        kept.update(stay)
 
     def _let_go(self, pieces: Iterable[HostPiece]) -> None:
         """Whoever holds an era that began before holds them."""

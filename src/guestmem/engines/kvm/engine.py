@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from ...errors import CapabilityError, GuestmemError, MemslotError
@@ -226,6 +226,11 @@ class KvmEngine:
         raise CapabilityError(
             f"engine kvm: no kernel can carry out an update in phases (address space {(as_id, *others)})"
         )
+
+    def at_once(self, changes: Sequence[Change]) -> bool:
+        """No kernel can."""
+        del changes
+        return False
 
     def close(self) -> None:
         """Stop the vCPUs and close the VM."""

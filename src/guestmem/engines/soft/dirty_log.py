@@ -203,6 +203,11 @@ class DirtyLogs:
 
     # -- for updates -------------------------------------------------------------------------------------------------
 
+    @property
+    def has_any(self) -> bool:
+        """Whether some slot logs. O(1)."""
+        return bool(self._bitmaps)
+
     def concerns(self, change: Change) -> bool:
         """Whether a change is of a slot that logs before or after it. O(1)."""
         return bool(change.flags & KVM_MEM_LOG_DIRTY_PAGES or change.key in self._bitmaps)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from ...atomics import peek, poke, wake_all
 from ...clock import stopwatch as _clock
-from ...compiled import Own, Words, own
+from ...compiled import INTERPRETED, Own, Words, own
 from ...errors import GuestmemError, UsageError
 from ...gmem.file import GuestMemfd
 from ...memslots import Change, ChangeKind, Slot
@@ -25,6 +25,7 @@ from ...rcu import Srcu
 from ..listeners import Attached
 from ..protocol import Capability, Counts
 from . import layout as at
+from .at_once import Room, at_once, carry_out
 from .dirty_log import DirtyLogging, DirtyLogs
 from .flux import flux_mark, flux_release
 from .region import TOOK_WORDS, set_memory_region
@@ -78,6 +79,8 @@ class SoftEngine(VcpuThreads):
     entries_at_once = ENTRIES_MAX
     host = ""
     unmeasured: frozenset[str] = frozenset()
+    short_cut = not INTERPRETED
+    """Whether ``at_once`` is tried; as in production also in ``explore.small_engine``, but not in ``small_vm``."""
 
     def __init__(
         self,
@@ -115,7 +118,9 @@ class SoftEngine(VcpuThreads):
         self._holding = threading.Lock()
         self.listeners: list[Attached] = []
         """Other maps of guest memory; changed under ``slots_lock``."""
-        self._retries = False
+        self._answers = self._retries = False
+        self.room = Room()
+        """Of ``at_once``."""
 
     def start(self) -> None:
         """Start the vCPU threads."""
@@ -179,12 +184,18 @@ class SoftEngine(VcpuThreads):
 
     def answer_mmio(self, answer: bool) -> None:
         """Whether the VMM answers data accesses in a hole from the memory behind it."""
+        self._answers = answer
         poke(self._vm, int(at.ANSWERS), int(answer))
 
     def retry_exits(self, retry: bool, *, fetches_only: bool = False) -> None:
         """Whether accesses that find a hole during ``exits_held()`` wait for its end and are made again."""
         self._retries = retry
         poke(self._vm, int(at.FETCHES_ONLY), int(fetches_only))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether neither ``answer_mmio`` nor ``retry_exits`` is on."""
+        return not (self._answers or self._retries)
 
     @contextmanager
     def exits_held(self) -> Iterator[None]:
@@ -202,6 +213,21 @@ class SoftEngine(VcpuThreads):
             finally:
                 poke(self._vm, int(at.UPDATES), updates + 2)
                 wake_all(self._vm, int(at.UPDATES))
+
+    def at_once(self, changes: Sequence[Change]) -> bool:
+        """Carry out changes, in one address space, by which no vCPU loses anything: one instant, in one compiled call.
+
+        False: nothing is changed. Then it is for the phases of ``update`` to do, or to refuse. O(k log n).
+        """
+        return self.short_cut and at_once(self, changes)
+
+    def reshape(self, words: Sequence[int]) -> bool:
+        """As ``at_once``, of deletes and creates as words (BATCH_WORDS each), which have to be just that.
+
+        As long as no vCPU has run and nothing was faulted in, so that there are no translations, frames may lose
+        memory.
+        """
+        return self.short_cut and carry_out(self, words, losing=True, creating=True)
 
     @contextmanager
     def update(self, as_id: int = 0, *others: int) -> Iterator[SoftUpdate]:

@@ -80,7 +80,7 @@ def pre_fault_memory(
         raise UsageError(f"vcpu: {vcpu} is not one of {engine.vcpus}, or runs")
     check_pre_fault_version(engine.arch, version)
     check_pre_fault(gpa, size, flags)
-    engine.has_run = True  # from now on there are translations to take away
+    engine.will_translate()
     first = gpa
     while size:
         number, why = (errno.EINTR, "a signal came") if interrupted() else _page(engine, vcpu, gpa, version)

@@ -60,6 +60,8 @@ class VcpuThreads:
         """Keeps the host memory that slots name: vCPU threads keep this engine, and so that."""
         self.has_run = False
         """Whether vCPU threads ever ran, or memory was faulted in for them: these leave translations."""
+        self.translating = threading.Lock()
+        """Held where that becomes so, and around one call by whoever must know that it does not meanwhile."""
         poke(self._vm, int(at.CORES), self.cores)
         poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
         self.files = Files(memslots, stage2)
@@ -94,11 +96,19 @@ class VcpuThreads:
             mine[int(at.WRITE_SHARE)], mine[int(at.FETCH_SHARE)] = writes, fetches
             mine[int(at.CHANGED_SHARE)], mine[int(at.PATTERN)] = changed, PATTERNS[access.pattern]
 
+    def will_translate(self) -> None:
+        """From here on there may be translations, which whoever changes slots has to take away.
+
+        Not under ``slots_lock``: a listener may start vCPUs while it is told of an update.
+        """
+        with self.translating:
+            self.has_run = True
+
     def start(self) -> None:
         """Start the vCPU threads."""
         if self.running:
             raise GuestmemError("start: vCPUs are running already")
-        self.has_run = True
+        self.will_translate()
         # With STOP set the loop ends at once: this compiles it here, not in a thread whose first moments are measured.
         poke(self._vm, int(at.STOP), 1)
         for vcpu in range(self.vcpus):
