@@ -11,9 +11,13 @@ from guestmem.explore.task import Task, run
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "design", ["pause", "batch", "atomic", "readonly", "gmem-convert", "spaces-comes", "spaces-writable"]
+WHOLE = (
+    *("pause", "batch", "atomic", "readonly", "split", "split-lookups"),
+    *("gmem-convert", "spaces-comes", "spaces-writable"),
 )
+
+
+@pytest.mark.parametrize("design", WHOLE)
 def test_searched_whole(design: str) -> None:
     outcome = run(Task(find(f"production-{design}"), "states"), Budget())
     assert outcome.complete, outcome.stopped

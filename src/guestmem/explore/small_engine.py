@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["AGAIN", "SmallEngine"]
 
+_BATCH = 4
+"""Changes of the largest batch that goes by one call without more room."""
+
 AGAIN = 1
 """What ``stage2_exit`` comes to when the access is to be made again."""
 
 
 class SmallEngine:
-    """A ``SoftEngine`` whose words the scene knows, with ``slots`` (arguments of ``Change``) from the start."""
+    """A ``SoftEngine`` whose words the scene knows, with ``slots`` (arguments of ``Change``) from the start.
+
+    As in production, ``atomic`` asks for one call first: a batch by which no vCPU loses anything takes no phases.
+    """
 
     def __init__(
         self, scene: Scene, slots: Sequence[tuple[int, ...]] = (), *, vcpus: int = 1, address_spaces: int = 1
@@ -33,6 +39,7 @@ class SmallEngine:
         self.scene, self.at, self.atomics = scene, scene.room("engines.soft.layout"), scene.room("atomics")
         made = scene.room("engines.soft.engine").SoftEngine
         self.engine = engine = made(vcpus, cores=1, address_spaces=address_spaces)
+        engine.short_cut, self._room = True, scene.room("engines.soft.at_once").Room
         self.change = scene.room("memslots.changes").Change
         self.exits, self.vcpu = scene.room("engines.soft.stage2_vcpu"), scene.room("engines.soft.vcpu")
         self._walk, self._address = scene.room("stage2.tlb_walk"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
@@ -85,6 +92,8 @@ class SmallEngine:
         engine.memslots, engine.stage2, engine.counts = memslots, stage2, copy.copy(engine.counts)
         engine._ranges, engine._took = ranges, took  # noqa: SLF001 - fresh state
         engine._spare, engine._holding = [], threading.Lock()  # noqa: SLF001 - as above
+        engine.translating = threading.Lock()
+        engine.room = self._room(_BATCH)
         engine.dirty = copy.copy(engine.dirty)
         engine.dirty._memslots, engine.dirty._stage2 = memslots, stage2  # noqa: SLF001 - as above
         return engine

@@ -41,9 +41,7 @@ REASONS: dict[str, dict[str, str]] = {
     "memslots/layout.py": {"generation": _READS, "slot_as_id": _READS, "slot_id": _READS, "format_memslots": _ALONE},
     "memslots/lookup.py": dict.fromkeys(("hva_seek", "hva_next", "copy_find", "copy_slots"), _READS),
     "memslots/tree.py": dict.fromkeys(("_largest_end", "_refresh", "_take_node", "_give_node", "_mend"), _SETS),
-    "memslots/whole.py": dict.fromkeys(
-        ("swap_at_once", "change_at_once"), "calls the phases, which models run one after the other, in one go"
-    ),
+    "memslots/whole.py": {"change_at_once": "calls the phases, which models run one after the other, in one go"},
     "ranges/edit.py": {"gather": _LARGE, "distribute": _LARGE},
     "ranges/lookup.py": {"ranges_load_many": _READS, "ranges_gap": _READS},
     "ranges/nodes.py": {"give_subtree": _LARGE, "free_waiting": _GAP},
