@@ -88,7 +88,7 @@ MERGE = [Change(0), Change(1), Change(0, 0, 16, HVA)]
 
 
 def test_at_each_place_of_the_short_way() -> None:
-    """As above, of a batch that is one compiled call."""
+    """As above, of a batch that is one compiled call; where it had no memory, the phases are left to find some."""
     with SoftEngine(1, address_spaces=2) as engine:
         engine.set_memory_region(Change(0, 0, 16, HVA))
         assert engine.at_once(SPLIT)  # what is compiled on the first call is from now on
@@ -102,13 +102,13 @@ def test_at_each_place_of_the_short_way() -> None:
             engine.memslots.slots_lock.release()
             after = state(engine)
             assert not any(generation >> 63 for generation in after[1]), f"{where}: left unfinished"
-            if error is None:
-                assert done == [True]
-                assert after[0] != before[0], f"{where}: no error, and nothing is changed"
+            if done == [True]:
+                assert after[0] != before[0], f"{where}: it is done, and nothing is changed"
                 went_through += 1
                 assert engine.at_once(MERGE)
             else:
-                assert after == before, f"{where}: {error!r}, and something is changed"
+                assert after == before, f"{where}: {error!r}, {done}, and something is changed"
+                assert done == [False] or where.startswith(("test_", "engine.py")), f"{where}: {error!r}"
                 failed += 1
             if not where:
                 break

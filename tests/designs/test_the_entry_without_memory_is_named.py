@@ -119,6 +119,7 @@ def test_of_the_engine(
 def test_what_the_whole_batch_takes() -> None:
     """No entry is named, and the error says so."""
     with SoftEngine(1) as engine:
+        engine.short_cut = False  # which needs no phases for new ids
         engine.set_memory_region(Change(1, 0, 8, HVA))
         before = state(engine) if engine.memslots.address_spaces > 1 else list(engine.memslots)
         for name in ("net_effect", "stall", "ready"):

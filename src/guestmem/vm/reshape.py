@@ -8,7 +8,7 @@ transaction, as does whatever is refused, which that says in its own words.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..abi.model import ModelSlot
 from ..memslots import KVM_MEM_READONLY, Slot, SlotKey
@@ -24,55 +24,79 @@ _new = tuple.__new__
 _BESIDE = ~KVM_MEM_READONLY
 
 
+class _Asked(NamedTuple):
+    """What a change of slots takes, and the records as they were and will be."""
+
+    words: list[int]
+    comes: dict[SlotKey, ModelSlot]
+    went: int
+    came: int
+    pieces: tuple[HostPiece, ...]
+    before: list[tuple[SlotKey, ModelSlot | None]]
+
+
 def reshape(backend: SoftBackend, gone: Sequence[Slot], made: Sequence[Slot]) -> bool:
     """Put slots ``made`` in the place of ``gone``, by ascending frame and host address; under ``section``.
 
     False: nothing is changed, and it is for a transaction to do, or to refuse. O(k log n).
     """
-    engine, model, owned = backend.engine, backend.model, backend.owned
+    model, last = backend.model, made[-1]
     with backend.alone, model.lock:
-        if model.userfaults or not engine.is_plain or backend.design != "atomic":
-            return False
-        slots, ids = model.slots, model.host.user_slots
-        words: list[int] = []
-        went = came = 0
-        for slot in gone:
-            as_id, name, base_gfn, npages, _, flags, file, _, attributes = slot
-            held = slots.get((as_id, name))  # type: ignore[call-overload] # as a SlotKey
-            if held is None or held.slot != slot or flags & _BESIDE or file or attributes:
-                return False
-            words += (name, 0, 0, 0, 0, as_id, 0, 0, 0, 0)
-            went += npages
-        end_gfn = base_gfn + npages
-        comes: dict[SlotKey, ModelSlot] = {}
-        for slot in made:
-            as_id, name, base_gfn, npages, hva, flags, _, _, _ = slot
-            if name >= ids or (base_gfn + npages > end_gfn and not model.allows(slot)):
-                return False
-            words += (name, base_gfn, npages, hva, flags, as_id, 0, 0, 0, 0)
-            came += npages
-            comes[_new(SlotKey, (as_id, name))] = ModelSlot(slot)
-        if went < came and came - went > model.accounting.largest - model.accounting.pages:
-            return False
-        start, end = made[0][4], hva + (npages << PAGE_SHIFT)
-        pieces = owned.reaching(start, end - start)  # named here, they stay
-        before = [(slot.key, slots.get(slot.key)) for slot in (*gone, *made)], model.accounting.pages
         try:
-            if not engine.reshape(words):
+            asked = _asked(backend, gone, made)
+        except MemoryError:
+            return False
+        if asked is None:
+            return False
+        pages = model.accounting.pages
+        try:
+            if not backend.engine.reshape(asked.words):
                 return False
             for slot in gone:
-                del slots[slot[:2]]  # type: ignore[arg-type] # as a SlotKey
-            slots.update(comes)
-            if went != came:
-                model.accounting.change(went, came)
+                del model.slots[slot[:2]]  # type: ignore[arg-type] # as a SlotKey
+            model.slots.update(asked.comes)
+            if asked.went != asked.came:
+                model.accounting.change(asked.went, asked.came)
             if model.dirty.writable:
                 model.dirty.zapped()
-            owned.reshaped(gone, made, pieces)
+            backend.owned.reshaped(gone, made, asked.pieces)
         except BaseException as error:
-            _follow(backend, *before, made, pieces)
-            if not isinstance(error, MemoryError) or engine.slot(name, as_id) != made[-1]:
+            _follow(backend, asked.before, pages, made, asked.pieces)
+            if not isinstance(error, MemoryError):
                 raise
+            return backend.engine.slot(last.id, last.as_id) == last
     return True
+
+
+def _asked(backend: SoftBackend, gone: Sequence[Slot], made: Sequence[Slot]) -> _Asked | None:
+    """None if it is for a transaction."""
+    model = backend.model
+    if model.userfaults or not backend.engine.is_plain or backend.design != "atomic":
+        return None
+    slots, ids = model.slots, model.host.user_slots
+    words: list[int] = []
+    went = came = 0
+    for slot in gone:
+        as_id, name, base_gfn, npages, _, flags, file, _, attributes = slot
+        held = slots.get((as_id, name))  # type: ignore[call-overload] # as a SlotKey
+        if held is None or held.slot != slot or flags & _BESIDE or file or attributes:
+            return None
+        words += (name, 0, 0, 0, 0, as_id, 0, 0, 0, 0)
+        went += npages
+    end_gfn = base_gfn + npages
+    comes: dict[SlotKey, ModelSlot] = {}
+    for slot in made:
+        as_id, name, base_gfn, npages, hva, flags, _, _, _ = slot
+        if name >= ids or (base_gfn + npages > end_gfn and not model.allows(slot)):
+            return None
+        words += (name, base_gfn, npages, hva, flags, as_id, 0, 0, 0, 0)
+        came += npages
+        comes[_new(SlotKey, (as_id, name))] = ModelSlot(slot)
+    if went < came and came - went > model.accounting.largest - model.accounting.pages:
+        return None
+    start, end = made[0][4], hva + (npages << PAGE_SHIFT)
+    pieces = backend.owned.reaching(start, end - start)  # named here, they stay
+    return _Asked(words, comes, went, came, pieces, [(slot.key, slots.get(slot.key)) for slot in (*gone, *made)])
 
 
 def _follow(

@@ -53,7 +53,7 @@ def at_once(engine: SoftEngine, changes: Sequence[Change]) -> bool:
 
 
 def carry_out(engine: SoftEngine, words: Sequence[int], *, losing: bool, creating: bool) -> bool:
-    """``at_once`` of changes as words, BATCH_WORDS each.
+    """``at_once`` of changes as words, BATCH_WORDS each. After MemoryError nothing is changed.
 
     ``losing``: frames may lose memory as long as there are no translations; ``creating``: see ``batch_at_once``.
     """

@@ -217,9 +217,13 @@ class SoftEngine(VcpuThreads):
     def at_once(self, changes: Sequence[Change]) -> bool:
         """Carry out changes, in one address space, by which no vCPU loses anything: one instant, in one compiled call.
 
-        False: nothing is changed. Then it is for the phases of ``update`` to do, or to refuse. O(k log n).
+        False: nothing is changed. Then it is for the phases of ``update`` to do, or to refuse, also where there was no
+        memory. O(k log n).
         """
-        return self.short_cut and at_once(self, changes)
+        try:
+            return self.short_cut and at_once(self, changes)
+        except MemoryError:
+            return False
 
     def reshape(self, words: Sequence[int]) -> bool:
         """As ``at_once``, of deletes and creates as words (BATCH_WORDS each), which have to be just that.
@@ -227,7 +231,10 @@ class SoftEngine(VcpuThreads):
         As long as no vCPU has run and nothing was faulted in, so that there are no translations, frames may lose
         memory.
         """
-        return self.short_cut and carry_out(self, words, losing=True, creating=True)
+        try:
+            return self.short_cut and carry_out(self, words, losing=True, creating=True)
+        except MemoryError:
+            return False
 
     @contextmanager
     def update(self, as_id: int = 0, *others: int) -> Iterator[SoftUpdate]:
