@@ -18,7 +18,7 @@ import pytest
 
 from guestmem.cli import main
 from guestmem.errors import GuestmemError, UsageError
-from guestmem.explore.cluster import _Cluster, explore_on
+from guestmem.explore.cluster import TRIES, _Cluster, explore_on
 from guestmem.explore.handout import Limits, Standing, cut, merge
 from guestmem.explore.models import find
 from guestmem.explore.outcome import Budget, Outcome
@@ -223,6 +223,7 @@ def test_a_result_that_is_lost_with_its_worker_is_worked_out_again(
     pool, started = object.__new__(_Cluster), []
     (task,) = tasks(find("srcu"), random=100, weak=False)
     pool.address, pool._client, pool._pieces = "tcp://here", SimpleNamespace(status="running"), {0: (task, Limits())}
+    pool._tries, pool._begun, pool._killed = {0: 1}, {}, ZeroDivisionError
     monkeypatch.setattr(pool, "_look", lambda: None)
     monkeypatch.setattr(pool, "start", lambda *piece: started.append(piece))
 
@@ -233,6 +234,14 @@ def test_a_result_that_is_lost_with_its_worker_is_worked_out_again(
     future = SimpleNamespace(status=status, result=result)
     assert pool._result(0, future) is None
     assert started == [(0, task, Limits())]
+    pool._tries = {0: TRIES}
+    given_up = pool._result(0, future)
+    assert given_up is not None
+    assert (
+        given_up.outcome.note
+        == "a part was given up after 3 tries: what it came to was lost with the worker that had it"
+    )
+    assert len(started) == 1
     pool._client.status = "closed"
     with pytest.raises(GuestmemError, match="the connection to the scheduler is lost"):
         pool._result(0, future)

@@ -129,9 +129,9 @@ def test_what_another_design_set_up_ends() -> None:
         vm.engine.short_cut = True
         vm.memory.create(0, gpa=0, size=8 * PAGE)
         vm.memory.split(0, 4 * PAGE, 1, design="exit_retry")
-        assert not vm.engine.is_plain
+        assert not vm.engine.exits_plainly
         vm.memory.merge(0, 1)
-        assert vm.engine.is_plain
+        assert vm.engine.exits_plainly
 
 
 def both(call: Callable[[Vm[SoftEngine, Any]], object]) -> None:

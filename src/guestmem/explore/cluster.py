@@ -31,7 +31,7 @@ CONNECT_S = 5.0
 EMPTY_S = 60.0
 """How long a cluster may be without any worker."""
 TRIES = 3
-"""How often a piece is handed out whose worker raised an error, such as MemoryError."""
+"""How often a piece is handed out whose worker raised an error, such as MemoryError, or whose result was lost."""
 _RESULT_S = 30.0
 """How long a result may take to come from the worker that has it."""
 _SHOW_S = 1.0
@@ -160,21 +160,22 @@ class _Cluster:
                 pass
             else:
                 return result
+        again = True
         if future.status != "error":  # the worker died that still had what it came to; or else all are lost
             if self._client.status != "running":
                 raise GuestmemError(f"--dask {self.address}: the connection to the scheduler is lost")
             self._look()
-            self.start(key, *self._pieces[key])
-            return None
-        error = future.exception()
-        if isinstance(error, GuestmemError):
-            raise error
-        if isinstance(error, ImportError):
-            raise UsageError(f"--dask {self.address}: a worker cannot load guestmem: {error}")
-        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if isinstance(error, self._killed):
-            said = "every worker that had it died"
-        elif self._tries[key] < TRIES:
+            said = "what it came to was lost with the worker that had it"
+        else:
+            error = future.exception()
+            if isinstance(error, GuestmemError):
+                raise error
+            if isinstance(error, ImportError):
+                raise UsageError(f"--dask {self.address}: a worker cannot load guestmem: {error}")
+            said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if isinstance(error, self._killed):
+                said, again = "every worker that had it died", False
+        if again and self._tries[key] < TRIES:
             self.start(key, *self._pieces[key])
             return None
         piece = self._pieces[key][0]

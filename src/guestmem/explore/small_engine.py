@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .small_vm import memslots_label, srcu_label, vm_label
@@ -44,7 +43,7 @@ class SmallEngine:
         self.change = scene.room("memslots.changes").Change
         self.exits, self.vcpu = scene.room("engines.soft.stage2_vcpu"), scene.room("engines.soft.vcpu")
         self._walk, self._address = scene.room("stage2.tlb_walk"), int(scene.room("stage2.tlb_layout").HOST_ADDRESS)
-        self._lookup, self._phases = scene.room("memslots.lookup"), scene.room("memslots.phases")
+        self._lookup = scene.room("memslots.lookup")
         self._no_file = scene.room("engines.soft.gmem_slot").Gmem(*engine.file_words(0))
         for slot in slots:
             engine.set_memory_region(self.change(*slot))
@@ -85,7 +84,6 @@ class SmallEngine:
         """From an updater's thread: the engine as this run of the thread finds it; ``desks`` are one a table."""
         engine, memslots, stage2 = (copy.copy(each) for each in (self.engine, self.memslots, self.engine.stage2))
         memslots.desk, memslots.slots_lock, memslots._spare = slots_desk, threading.Lock(), []  # noqa: SLF001
-        memslots.slot_of = partial(self._slot_of, memslots.words)
         for name in ("copy_find", "copy_by_id", "copy_slots"):
             setattr(memslots, f"_{name}", getattr(self._lookup, name))
         stage2.tables = [copy.copy(table) for table in self.tables]
@@ -99,10 +97,6 @@ class SmallEngine:
         engine.dirty = copy.copy(engine.dirty)
         engine.dirty._memslots, engine.dirty._stage2 = memslots, stage2  # noqa: SLF001 - as above
         return engine
-
-    def _slot_of(self, words: Any, record: int) -> Any:
-        """As ``Memslots.slot_of``, which copies the words at once: here as this run of the thread finds them."""
-        return self._phases._slot(words, record)  # noqa: SLF001 - as above
 
     # What vCPU threads call. An access is made as by ``stage2_access``, which counts and does not say.
 

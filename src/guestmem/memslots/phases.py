@@ -138,7 +138,7 @@ def ask(desk: Own, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, as_id:
 
 
 @compiled
-def _slot(memslots: Words, record: U64) -> Slot:
+def slot_at(memslots: Words, record: U64) -> Slot:
     """A record's fields; of record 0, which no slot has, none."""
     if record == 0:
         return Slot(record, record, record, record, record, record, record, record, record)
@@ -200,7 +200,7 @@ def _judge(memslots: Words, desk: Own, set_: U64) -> U64:
         return reason
     old = load_relaxed(memslots, load_relaxed(memslots, set_ + TABLE) + asked.slot)
     desk[DETAIL] = old
-    kind = _kind_of(asked, _slot(memslots, old))
+    kind = _kind_of(asked, slot_at(memslots, old))
     if kind != CREATE and kind != MOVE:
         return kind
     near = last_before(memslots, set_, asked.base_gfn + asked.npages - ONE)

@@ -37,7 +37,7 @@ from .layout import (
     new_memslots,
 )
 from .lookup import CURSOR_WORDS, copy_by_id, copy_find, copy_slots
-from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, SWAPPED, bring, hand_over, settle, stage_asked
+from .phases import FIRST_REASON, MARKS_SWAPPED, NO_SLOT, SWAPPED, bring, hand_over, settle, slot_at, stage_asked
 from .refusal import refusal
 from .slot import KVM_MEM_SLOTS_NUM, KVM_USER_MEM_SLOTS, Slot
 from .update import Update, end_update
@@ -133,6 +133,8 @@ class Memslots:
 
     def slot_of(self, record: int) -> Slot:
         """The slot of a record that cannot be reused meanwhile (inside an SRCU section, or under ``slots_lock``)."""
+        if INTERPRETED:  # a model's thread finds what it wrote itself by atomics only
+            return slot_at(self.words, record)
         first = record * RECORD_WORDS + _FIRST_FIELD
         return _new(Slot, self._cells[first : first + _SLOT_WORDS].tolist())
 

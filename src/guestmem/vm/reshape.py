@@ -71,7 +71,7 @@ def reshape(backend: SoftBackend, gone: Sequence[Slot], made: Sequence[Slot]) ->
 def _asked(backend: SoftBackend, gone: Sequence[Slot], made: Sequence[Slot]) -> _Asked | None:
     """None if it is for a transaction."""
     model = backend.model
-    if model.userfaults or not backend.engine.is_plain or backend.design != "atomic":
+    if model.userfaults or not backend.engine.exits_plainly or backend.design != "atomic":
         return None
     slots, ids = model.slots, model.host.user_slots
     words: list[int] = []

@@ -193,7 +193,7 @@ class SoftEngine(VcpuThreads):
         poke(self._vm, int(at.FETCHES_ONLY), int(fetches_only))
 
     @property
-    def is_plain(self) -> bool:
+    def exits_plainly(self) -> bool:
         """Whether neither ``answer_mmio`` nor ``retry_exits`` is on."""
         return not (self._answers or self._retries)
 
