@@ -51,8 +51,12 @@ def _note(number: int, _frame: FrameType | None) -> None:
         _tell(handlers)
 
 
+_main: int | None = threading.main_thread().ident
+"""The main thread, also of a child."""
+
+
 def _is_main() -> bool:
-    return get_ident() == threading.main_thread().ident
+    return get_ident() == _main
 
 
 def _enter() -> None:
@@ -62,7 +66,8 @@ def _enter() -> None:
         _depth += 1
         return
     _see_that_there_are(_FRAMES)
-    _put_back()  # an exception thrown by a tracer can have left some
+    if _before:
+        _put_back()  # an exception thrown by a tracer can have left some
     try:
         _depth = 1
         for number in _NUMBERS:
@@ -82,12 +87,13 @@ def _leave() -> None:
     if _depth > 1:
         _depth -= 1
         return
-    handlers = dict(_before)
+    handlers = _before.copy()
     _depth = 0
     try:
         _put_back()
     finally:
-        _tell(handlers)
+        if _noted:  # of those that were put back nothing is noted any more
+            _tell(dict(handlers))
 
 
 def _put_back() -> None:
@@ -191,37 +197,38 @@ class Section:
         self._collects = False
 
     def __enter__(self) -> None:
-        if not _is_main():
+        if get_ident() != _main:
             _see_that_there_are(_FRAMES)
             self._lock.acquire()
-            self._hold_the_collector()
-            return
-        _enter()
-        while not self._lock.acquire(timeout=_LOOK_S):
-            if _depth == 1 and _noted:
-                _leave()  # raises, as a rule
-                _enter()
-        self._hold_the_collector()
-
-    def _hold_the_collector(self) -> None:
+        else:
+            _enter()
+            if not self._lock.acquire(blocking=False):
+                self._wait()
         self._depth += 1
         if self._depth == 1:
             self._collects = gc.isenabled()
             gc.disable()
+
+    def _wait(self) -> None:
+        """In the main thread: what comes meanwhile is told."""
+        while not self._lock.acquire(timeout=_LOOK_S):
+            if _depth == 1 and _noted:
+                _leave()  # raises, as a rule
+                _enter()
 
     def __exit__(self, *_exception: object) -> None:
         self._depth -= 1
         if not self._depth and self._collects:
             gc.enable()
         self._lock.release()
-        if _depth and _is_main():
+        if _depth and get_ident() == _main:
             _leave()
 
 
 def _in_a_child() -> None:
     """After fork: the thread that called it is the only one, and its signals are not held off."""
-    global _depth  # noqa: PLW0603
-    _depth = 0
+    global _depth, _main
+    _depth, _main = 0, get_ident()
     _noted.clear()
     _put_back()
 

@@ -363,4 +363,6 @@ class _Bytes:
 
 def _ids(slot: Any, as_id: Any) -> tuple[int, int]:
     """A slot's id and its address space, as the two halves of ``kvm_userspace_memory_region.slot``."""
+    if type(slot) is int and type(as_id) is int and 0 <= slot <= U16_MAX and 0 <= as_id <= U16_MAX:
+        return slot, as_id
     return whole("slot", slot, U16_MAX), whole("as_id", as_id, U16_MAX)

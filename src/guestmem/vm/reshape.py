@@ -8,7 +8,7 @@ transaction, as does whatever is refused, which that says in its own words.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..abi.model import ModelSlot
 from ..memslots import KVM_MEM_READONLY, Slot, SlotKey
@@ -24,84 +24,70 @@ _new = tuple.__new__
 _BESIDE = ~KVM_MEM_READONLY
 
 
-class _Asked(NamedTuple):
-    """What a change of slots takes, and the records as they were and will be."""
-
-    words: list[int]
-    comes: dict[SlotKey, ModelSlot]
-    went: int
-    came: int
-    pieces: tuple[HostPiece, ...]
-    before: list[tuple[SlotKey, ModelSlot | None]]
-
-
 def reshape(backend: SoftBackend, gone: Sequence[Slot], made: Sequence[Slot]) -> bool:
     """Put slots ``made`` in the place of ``gone``, by ascending frame and host address; under ``section``.
 
     False: nothing is changed, and it is for a transaction to do, or to refuse. O(k log n).
     """
-    model, last = backend.model, made[-1]
+    model, engine, owned = backend.model, backend.engine, backend.owned
+    slots, accounting = model.slots, model.accounting
     with backend.alone, model.lock:
+        if model.userfaults or not engine.exits_plainly or backend.design != "atomic":
+            return False
+        ids = model.host.user_slots
+        went = came = 0
         try:
-            asked = _asked(backend, gone, made)
+            words: list[int] = []
+            before: list[tuple[Slot, ModelSlot | None]] = []
+            for slot in gone:
+                as_id, name, base_gfn, npages, hva, flags, file, _, attributes = slot
+                held = slots.get((as_id, name))  # type: ignore[call-overload] # as a SlotKey
+                if held is None or held.slot != slot or flags & _BESIDE or file or attributes:
+                    return False
+                words += (name, 0, 0, 0, 0, as_id, 0, 0, 0, 0)
+                before.append((slot, held))
+                went += npages
+            end_gfn = base_gfn + npages
+            comes: dict[SlotKey, ModelSlot] = {}
+            for slot in made:
+                as_id, name, base_gfn, npages, hva, flags, _, _, _ = slot
+                if name >= ids or (base_gfn + npages > end_gfn and not model.allows(slot)):
+                    return False
+                words += (name, base_gfn, npages, hva, flags, as_id, 0, 0, 0, 0)
+                key = _new(SlotKey, (as_id, name))
+                before.append((slot, slots.get(key)))
+                comes[key] = ModelSlot(slot)
+                came += npages
+            if came - went > accounting.largest - accounting.pages:
+                return False
+            start = made[0][4]
+            pieces = owned.reaching(start, hva + (npages << PAGE_SHIFT) - start)  # named here, they stay
         except MemoryError:
             return False
-        if asked is None:
-            return False
-        pages = model.accounting.pages
+        pages = accounting.pages
         try:
-            if not backend.engine.reshape(asked.words):
+            if not engine.reshape(words):
                 return False
             for slot in gone:
-                del model.slots[slot[:2]]  # type: ignore[arg-type] # as a SlotKey
-            model.slots.update(asked.comes)
-            if asked.went != asked.came:
-                model.accounting.change(asked.went, asked.came)
+                del slots[slot[:2]]  # type: ignore[arg-type] # as a SlotKey
+            slots.update(comes)
+            if went != came:
+                accounting.change(went, came)
             if model.dirty.writable:
                 model.dirty.zapped()
-            backend.owned.reshaped(gone, made, asked.pieces)
+            owned.reshaped(gone, made, pieces)
         except BaseException as error:
-            _follow(backend, asked.before, pages, made, asked.pieces)
+            _follow(backend, before, pages, made, pieces)
             if not isinstance(error, MemoryError):
                 raise
-            return backend.engine.slot(last.id, last.as_id) == last
+            last = made[-1]
+            return engine.slot(last.id, last.as_id) == last
     return True
-
-
-def _asked(backend: SoftBackend, gone: Sequence[Slot], made: Sequence[Slot]) -> _Asked | None:
-    """None if it is for a transaction."""
-    model = backend.model
-    if model.userfaults or not backend.engine.exits_plainly or backend.design != "atomic":
-        return None
-    slots, ids = model.slots, model.host.user_slots
-    words: list[int] = []
-    went = came = 0
-    for slot in gone:
-        as_id, name, base_gfn, npages, _, flags, file, _, attributes = slot
-        held = slots.get((as_id, name))  # type: ignore[call-overload] # as a SlotKey
-        if held is None or held.slot != slot or flags & _BESIDE or file or attributes:
-            return None
-        words += (name, 0, 0, 0, 0, as_id, 0, 0, 0, 0)
-        went += npages
-    end_gfn = base_gfn + npages
-    comes: dict[SlotKey, ModelSlot] = {}
-    for slot in made:
-        as_id, name, base_gfn, npages, hva, flags, _, _, _ = slot
-        if name >= ids or (base_gfn + npages > end_gfn and not model.allows(slot)):
-            return None
-        words += (name, base_gfn, npages, hva, flags, as_id, 0, 0, 0, 0)
-        came += npages
-        comes[_new(SlotKey, (as_id, name))] = ModelSlot(slot)
-    if went < came and came - went > model.accounting.largest - model.accounting.pages:
-        return None
-    start, end = made[0][4], hva + (npages << PAGE_SHIFT)
-    pieces = backend.owned.reaching(start, end - start)  # named here, they stay
-    return _Asked(words, comes, went, came, pieces, [(slot.key, slots.get(slot.key)) for slot in (*gone, *made)])
 
 
 def _follow(
     backend: SoftBackend,
-    before: Sequence[tuple[SlotKey, ModelSlot | None]],
+    before: Sequence[tuple[Slot, ModelSlot | None]],
     pages: int,
     made: Sequence[Slot],
     pieces: Sequence[HostPiece],
@@ -113,17 +99,17 @@ def _follow(
     for last in (False, True):
         try:
             model = backend.model
-            for key, held in before:
+            for slot, held in before:
                 if held is None:
-                    model.slots.pop(key, None)
+                    model.slots.pop(slot.key, None)
                 else:
-                    model.slots[key] = held
+                    model.slots[slot.key] = held
             model.accounting.pages = pages
             for slot in made:
                 backend.owned.expect(slot.key, pieces)
-            model.changed_by_a_design([key for key, _ in before])
-            for key, _ in before:
-                backend.settle(key)
+            model.changed_by_a_design([slot.key for slot, _ in before])
+            for slot, _ in before:
+                backend.settle(slot.key)
             return  # noqa: TRY300 - nothing of it can fail any more
         except MemoryError:
             if last:

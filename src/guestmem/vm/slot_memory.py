@@ -28,6 +28,7 @@ from ..units import PAGE_SHIFT, PAGE_SIZE, format_size
 __all__ = ["Era", "HostPiece", "SlotMemory", "host_address"]
 
 _MAP_NORESERVE = 0x4000
+_new = tuple.__new__
 
 
 def host_address(host: Any) -> int | None:
@@ -212,19 +213,17 @@ class SlotMemory:
         ``settle`` of these slots come to the same end.
         """
         kept = self._kept
-        keys = [slot.key for slot in gone]
-        lost = [kept.get(key, ()) for key in keys]
+        lost = [kept.get(slot[:2], ()) for slot in gone]  # type: ignore[call-overload] # as a SlotKey
         stay: dict[SlotKey, tuple[HostPiece, ...]] = {}
-        for slot in made:
-            start = slot.userspace_addr
-            end = start + (slot.npages << PAGE_SHIFT)
+        for as_id, name, _, npages, start, *_ in made:
+            end = start + (npages << PAGE_SHIFT)
             if reached := tuple([piece for piece in pieces if piece.overlaps(start, end)]):
-                stay[slot.key] = reached
+                stay[_new(SlotKey, (as_id, name))] = reached
         if any(some != pieces for some in lost):  # else each is reached by a slot that was made
             used = {id(piece) for some in stay.values() for piece in some}
             self._let_go(piece for some in lost for piece in some if id(piece) not in used)
-        for key in keys:
-            kept.pop(key, None)
+        for slot in gone:
+            kept.pop(slot[:2], None)  # type: ignore[call-overload] # as a SlotKey
         kept.update(stay)
 
     def _let_go(self, pieces: Iterable[HostPiece]) -> None:

@@ -55,7 +55,8 @@ def at_once(engine: SoftEngine, changes: Sequence[Change]) -> bool:
 def carry_out(engine: SoftEngine, words: Sequence[int], *, losing: bool, creating: bool) -> bool:
     """``at_once`` of changes as words, BATCH_WORDS each. After MemoryError nothing is changed.
 
-    ``losing``: frames may lose memory as long as there are no translations; ``creating``: see ``batch_at_once``.
+    ``losing``: frames may lose memory as long as there are no translations; ``creating``: as for ``batch_at_once``, and
+    whoever asks knows that the changes are plain.
     """
     try:
         asked = array.array("Q", words)
@@ -64,7 +65,7 @@ def carry_out(engine: SoftEngine, words: Sequence[int], *, losing: bool, creatin
     begun, memslots, state = _clock(), engine.memslots, 0
     with memslots.slots_lock:
         locked = _clock()
-        if not _is_plain(engine, asked):
+        if _is_followed(engine, asked) or not (creating or _is_plain(engine, asked)):
             return False
         count, room = len(asked) // _WORDS, engine.room
         if room.entries < count:
@@ -102,15 +103,19 @@ def carry_out(engine: SoftEngine, words: Sequence[int], *, losing: bool, creatin
     return False
 
 
+def _is_followed(engine: SoftEngine, asked: array.array[int]) -> bool:
+    """Under ``slots_lock``: whether anything else follows the slots that are asked for. O(k)."""
+    if engine.listeners or engine.files.by_number:
+        return True
+    dirty = engine.dirty
+    return dirty.has_any and any(dirty.bitmap(slot, asked[5]) is not None for slot in asked[::_WORDS])
+
+
 def _is_plain(engine: SoftEngine, asked: array.array[int]) -> bool:
-    """Under ``slots_lock``: whether changes are of one address space, and of slots that nothing else follows. O(k)."""
-    if engine.listeners or engine.files.by_number or not asked:
+    """Whether changes are of one address space, and of slots without a log or a guest_memfd. O(k)."""
+    if not asked:
         return False
     as_id, spaces = asked[5], asked[5::_WORDS]
     if as_id >= engine.memslots.address_spaces or spaces != spaces[:1] * len(spaces):
         return False
-    for flags in asked[4::_WORDS]:
-        if flags & _BESIDE:
-            return False
-    dirty = engine.dirty
-    return not (dirty.has_any and any(dirty.bitmap(slot, as_id) is not None for slot in asked[::_WORDS]))
+    return all(not flags & _BESIDE for flags in asked[4::_WORDS])
