@@ -8,21 +8,22 @@ the design hands back instead. It copies each page that a log names, and whateve
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, cast
 
 from ..abi.checks import Host
 from ..abi.dirty_state import MarkedLogs
 from ..abi.model import KvmModel
 from ..dirty.bitmap import DirtyBitmap
-from ..engines import MeasuredEngine, Update
+from ..engines import Capability, MeasuredEngine, Update
 from ..memslots import Change, ChangeKind, Memslots, Slot, SlotKey
 from ..units import PAGE_SHIFT, PAGE_SIZE
 from .plan import Plan
 
-__all__ = ["Copied", "LoggedEngine", "LoggingEngine"]
+__all__ = ["Copied", "KernelLoggedEngine", "LoggedEngine", "LoggingEngine", "TakesLogs", "logged_engine"]
 
 _clock = time.perf_counter_ns
 
@@ -35,6 +36,13 @@ class LoggingEngine(MeasuredEngine, Protocol):
     @property
     def dirty(self) -> MarkedLogs:
         """The logs, by slot."""
+
+
+class KernelLoggingEngine(MeasuredEngine, Protocol):
+    """An engine with Capability.GET_DIRTY_LOG: the kernel has the logs, and nobody sees what it frees."""
+
+    def get_dirty_log(self, slot: Slot) -> bytes:
+        """KVM_GET_DIRTY_LOG of a slot that logs."""
 
 
 class Copied:
@@ -85,18 +93,11 @@ class Copied:
         return len(differ)
 
 
-class LoggedEngine:
-    """What a design is given instead of ``engine``: it passes everything on, and keeps the logs of slots that change.
+class TakesLogs(ABC):
+    """What a design is given instead of ``engine``: it passes everything on, and takes the log of a slot that goes."""
 
-    ``keeps``: a design that changes slots by an update in phases keeps their bits and hands back those of pairs of
-    frame and host page that end (``abi.take_over``). Without it, and with one change at a time, a log is freed with its
-    slot, and is taken before. Neither is a check of the other: what was dropped with a log is counted when it is freed
-    (``dropped``), and what nobody has at the end by comparing memory (``Copied.missing``).
-    """
-
-    def __init__(self, engine: LoggingEngine, copied: Copied, *, keeps: bool, address_spaces: int = 1) -> None:
-        self._engine, self.copied, self._keeps = engine, copied, keeps
-        self._model = KvmModel(Host(address_spaces=address_spaces), memslots=engine.memslots, logs=engine.dirty)
+    def __init__(self, engine: MeasuredEngine, copied: Copied) -> None:
+        self._engine, self.copied = engine, copied
         self._changes: Sequence[Change] = ()
         self.dropped = 0
         """Pages that were dirty in logs when these were freed: written after the log was taken, and in none now."""
@@ -117,7 +118,7 @@ class LoggedEngine:
     def counts(self, counts: Any) -> None:
         self._engine.counts = counts
 
-    def of(self, changes: Sequence[Change]) -> LoggedEngine:
+    def of(self, changes: Sequence[Change]) -> Self:
         """Itself, for a design that is about to make ``changes``."""
         self._changes = changes
         return self
@@ -131,9 +132,56 @@ class LoggedEngine:
         return kind
 
     def at_once(self, changes: Sequence[Change]) -> bool:
-        """Never: the model of the slots follows an update in phases."""
+        """Never: who keeps logs follows an update in phases."""
         del changes
         return False
+
+    def _take(self, keys: Iterable[SlotKey]) -> None:
+        """KVM_GET_DIRTY_LOG of those of the slots that log."""
+        begun = _clock()
+        for key in dict.fromkeys(keys):
+            slot = self._engine.slot(key.slot, key.as_id)
+            bits = None if slot is None else self._log(slot)
+            if slot is not None and bits is not None:
+                self.copied.log(slot, bits)
+        self.ns += _clock() - begun
+
+    @abstractmethod
+    def _log(self, slot: Slot) -> bytes | None:
+        """The log of a slot, which is empty then; None if it does not log."""
+
+    @abstractmethod
+    def _changed(self, keys: Sequence[SlotKey], *, keeps: bool) -> None:
+        """The slots are what they are now."""
+
+
+class KernelLoggedEngine(TakesLogs):
+    """The logs of a kernel. What it frees with them is in no count: ``Copied.missing`` alone finds it."""
+
+    _engine: KernelLoggingEngine
+
+    def _log(self, slot: Slot) -> bytes | None:
+        return self._engine.get_dirty_log(slot) if slot.logs_dirty_pages else None
+
+    def _changed(self, keys: Sequence[SlotKey], *, keeps: bool) -> None:
+        pass
+
+
+class LoggedEngine(TakesLogs):
+    """The logs of the software engine; also those that designs keep.
+
+    ``keeps``: a design that changes slots by an update in phases keeps their bits and hands back those of pairs of
+    frame and host page that end (``abi.take_over``). Without it, and with one change at a time, a log is freed with its
+    slot, and is taken before. Neither is a check of the other: what was dropped with a log is counted when it is freed
+    (``dropped``), and what nobody has at the end by comparing memory (``Copied.missing``).
+    """
+
+    _engine: LoggingEngine
+
+    def __init__(self, engine: LoggingEngine, copied: Copied, *, keeps: bool, address_spaces: int = 1) -> None:
+        super().__init__(engine, copied)
+        self._keeps = keeps
+        self._model = KvmModel(Host(address_spaces=address_spaces), memslots=engine.memslots, logs=engine.dirty)
 
     @contextmanager
     def update(self, as_id: int = 0, *others: int) -> Iterator[Update]:
@@ -147,14 +195,9 @@ class LoggedEngine:
         finally:
             self._changed(keys, keeps=self._keeps)
 
-    def _take(self, keys: Iterable[SlotKey]) -> None:
-        """KVM_GET_DIRTY_LOG of those of the slots that log."""
-        begun = _clock()
-        for key in dict.fromkeys(keys):
-            slot = self._engine.slot(key.slot, key.as_id)
-            if slot is not None and self._engine.dirty.bitmap(key.slot, key.as_id) is not None:
-                self.copied.log(slot, self._engine.dirty.get(key.slot, key.as_id))
-        self.ns += _clock() - begun
+    def _log(self, slot: Slot) -> bytes | None:
+        dirty = self._engine.dirty
+        return None if dirty.bitmap(slot.id, slot.as_id) is None else dirty.get(slot.id, slot.as_id)
 
     def _changed(self, keys: Sequence[SlotKey], *, keeps: bool) -> None:
         """The slots are what they are now; logs that are freed are read once more, to count what they held."""
@@ -180,3 +223,10 @@ class LoggedEngine:
             return False
         deleted = {change.key for change in self._changes if change.deletes}
         return slot.key in deleted or self._engine.slot(slot.id, slot.as_id) is None
+
+
+def logged_engine(engine: MeasuredEngine, plan: Plan, *, keeps: bool) -> TakesLogs:
+    """``engine`` with the logs of ``plan`` as a VMM keeps them; ``keeps``: by a design that keeps bits."""
+    if Capability.GET_DIRTY_LOG in engine.capabilities:
+        return KernelLoggedEngine(engine, Copied(plan))
+    return LoggedEngine(cast("LoggingEngine", engine), Copied(plan), keeps=keeps, address_spaces=plan.address_spaces)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
 
 from ..designs import Design, pause
 from ..engines import Access as Pattern
@@ -15,7 +14,7 @@ from ..history import Access, Verdict, judge
 from ..memslots import Change
 from ..units import U64_MAX
 from .counters import Counters
-from .logs import Copied, LoggedEngine, LoggingEngine
+from .logs import logged_engine
 from .plan import Plan, Step
 from .result import Row, Spread
 
@@ -43,8 +42,7 @@ def replay(
     """
     logged = None
     if plan.dirty_log:
-        logging = cast("LoggingEngine", engine)  # Capability.DIRTY_LOGS
-        logged = LoggedEngine(logging, Copied(plan), keeps=design.keeps_logs, address_spaces=plan.address_spaces)
+        logged = logged_engine(engine, plan, keeps=design.keeps_logs)
     apply = design.prepare(engine)
     row = Row(design.name, engine.vcpus, engine.cores, broken=design.broken, unmeasured=sorted(engine.unmeasured))
     engine.set_access(access)

@@ -79,7 +79,7 @@ def compare(
     among them; a comparison that does not catch it (``strong_enough``) shows nothing. ``stopped`` is asked often;
     when it says so, what was measured so far is returned. ``page_size`` is the recorded guest's: see ``plan``.
     ``dirty_log``: slots log dirty pages, and every write has to be in a log that the caller was handed
-    (Capability.DIRTY_LOGS, else CapabilityError).
+    (Capability.DIRTY_LOGS or GET_DIRTY_LOG, else CapabilityError).
 
     ``begins`` is told twice how much there is to do: before anything is compiled, and, with a measured time for a
     transaction, when measuring begins. ``stepped`` is told after each transaction which row it was of (or that it is
@@ -100,8 +100,8 @@ def compare(
     cores = cores or len(os.sched_getaffinity(0))
     with measured_engine(engine, 1, cores=cores, arch=arch) as probe:
         files = Capability.GUEST_MEMFD in probe.capabilities
-        if dirty_log and Capability.DIRTY_LOGS not in probe.capabilities:
-            raise CapabilityError(f"dirty log: engine {engine} cannot DIRTY_LOGS; engine soft can")
+        if dirty_log and not probe.capabilities & (Capability.DIRTY_LOGS | Capability.GET_DIRTY_LOG):
+            raise CapabilityError(f"dirty log: engine {engine} has no logs that can be read; engine soft has")
     steps = plan(timeline, page_size=page_size, files=files, dirty_log=dirty_log)
     if arch == "x86" and steps.page_size > PAGE_SIZE:
         steps.close()

@@ -44,6 +44,8 @@ class Capability(enum.Flag):
     """Slots may have a guest_memfd, and vCPUs access its pages by their kind (``MeasuredEngine.take_files``)."""
     DIRTY_LOGS = enum.auto()
     """vCPUs mark logs that the model of KVM's ioctls reads: ``memslots``, and ``dirty`` (``abi.dirty_state``)."""
+    GET_DIRTY_LOG = enum.auto()
+    """The kernel has the logs: ``get_dirty_log(slot)`` takes one."""
 
 
 @dataclass(slots=True)

@@ -218,7 +218,7 @@ def _logs(row: Row) -> list[str]:
         find(row.design).logs,
         str(row.logged),
         str(row.handed_back),
-        bad(row.dropped),
+        _unless(row, "dropped", bad(row.dropped)),
         bad(row.unlogged),
         _spread(row.log_ns),
     ]

@@ -13,10 +13,11 @@ from ...atomics import host_load, host_store
 from ...compiled import U64, Own, compiled, u64
 from ...errors import CapabilityError, GuestmemError, UsageError
 from ...gmem.file import GuestMemfd
-from ...memslots import KVM_MEM_READONLY
+from ...memslots import KVM_MEM_READONLY, Slot
 from ...units import PAGE_SIZE
 from ..load import PATTERNS, Access, Load
 from ..load_words import ONE_REPORT
+from ..protocol import Capability
 from ..report import LoadReport, VcpuCounts
 from ..stalls import HISTOGRAM_SIZE
 from . import layout as at
@@ -66,11 +67,12 @@ class KvmLoadEngine(KvmEngine):
         {
             *("refused", "refaults", "table_pages"),
             *("counts.swaps", "counts.srcu_waits", "counts.flushes", "counts.ranges_in_flux", "counts.zaps"),
-            "counts.private_zaps",
+            *("counts.private_zaps", "dropped"),
             *("counts.request_ns", "counts.grace_ns"),
         }
     )
 
+    capabilities = KvmEngine.capabilities | Capability.GET_DIRTY_LOG
     table_pages = 0
 
     def __init__(
@@ -166,6 +168,10 @@ class KvmLoadEngine(KvmEngine):
             self._tables += 1
             struct.pack_into("<Q", self._area, above + 8 * index, entry)
         return int(entry & ~0xFFF) - self._gpa
+
+    def get_dirty_log(self, slot: Slot) -> bytes:
+        """KVM_GET_DIRTY_LOG: a bit for each page that was written since it was asked last. O(pages)."""
+        return self.vm.get_dirty_log(slot.id, slot.npages, slot.as_id)
 
     # -- the load --------------------------------------------------------------------------------------------------
 
