@@ -109,6 +109,7 @@ def test_who_lost_the_right_exits_and_nobody_else(
         performed = count(engine, made)
         goes_on(engine, "more of them")
         engine.stop()
+        engine.memslots.check()
         assert holes(engine) == {}
         assert (count(engine, made) == performed) == bool(rights & bit)
         assert bool(count(engine, exits)) == bool(rights & bit)

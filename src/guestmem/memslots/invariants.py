@@ -14,11 +14,14 @@ from ..compiled import Own
 from ..errors import InvariantError
 from . import layout, phases
 from .layout import Geometry
-from .slot import KVM_MEM_GUEST_MEMFD
+from .slot import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_NR, KVM_MEMSLOT_NX
 
 __all__ = ["check_memslots"]
 
 _INVALID = int(layout.KVM_MEMSLOT_INVALID)
+_KNOWN = int(
+    _INVALID | KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD | KVM_MEMSLOT_NR | KVM_MEMSLOT_NX
+)
 _BIT63 = int(layout.KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)
 _SHIFT, _FLAGS, _ORIGIN = (int(word) for word in (layout.RECORD_SHIFT, layout.FLAGS, layout.ORIGIN))
 _GENERATION, _COUNT, _TABLE = (int(word) for word in (layout.GENERATION, layout.COUNT, layout.TABLE))
@@ -110,7 +113,7 @@ def _set(shape: Geometry, cells: memoryview, as_id: int, set_: int, nodes: list[
         _require(entry.key == base, f"{name}: slot {id_} begins at {base:#x}, its key is {entry.key:#x}")
         _require(npages > 0, f"{name}: slot {id_} is empty")
         _require(base >= stop, f"{name}: slot {id_} from {base:#x} overlaps the slot before it, to {stop:#x}")
-        _require(flags & ~(_INVALID | 7) == 0, f"{name}: slot {id_} has flags {flags:#x}")
+        _require(flags & ~_KNOWN == 0, f"{name}: slot {id_} has flags {flags:#x}")
         bound = bool(flags & KVM_MEM_GUEST_MEMFD)
         _require(
             bound == bool(file) and (bound or offset == 0),
