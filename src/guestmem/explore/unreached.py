@@ -33,8 +33,7 @@ REASONS: dict[str, dict[str, str]] = {
     "engines/soft/stage2_vcpu.py": {"reach": _LOOP, "stage2_access": _LOOP, "stage2_vcpu_run": _LOOP},
     "engines/soft/userfault.py": {"userfault_set": _GAP},
     "engines/soft/vcpu.py": dict.fromkeys(("stay_in_reader", "end_slice", "wait_out_update"), _LOOP),
-    "gmem/folio.py": dict.fromkeys(("folios_fill", "folios_split"), _LOCKED)
-    | dict.fromkeys(("folio_poison", "folios_join"), _GAP)
+    "gmem/folio.py": dict.fromkeys(("folios_fill", "folios_split", "folios_join"), _LOCKED)
     | dict.fromkeys(("folios_present", "folios_poisoned"), _READS),
     "gmem/inode.py": {"_sum_of_entries": _CHECK},
     "gmem/pin.py": {"_forget_reference": _GAP},
@@ -44,25 +43,23 @@ REASONS: dict[str, dict[str, str]] = {
     "memslots/whole.py": {"change_at_once": "calls the phases, which models run one after the other, in one go"},
     "ranges/edit.py": {"gather": _LARGE, "distribute": _LARGE},
     "ranges/lookup.py": {"ranges_load_many": _READS, "ranges_gap": _READS},
-    "ranges/nodes.py": {"give_subtree": _LARGE, "free_waiting": _GAP},
+    "ranges/nodes.py": {"give_subtree": _LARGE},
     "ranges/store.py": {"_next_node": _LARGE, "_give_between": _LARGE, "ranges_store_many": _GAP},
-    "stage2/destroy.py": {"destroy_table": _GAP},
     "stage2/flush.py": dict.fromkeys(
         ("clean_data", "flush_range"), "changes nothing: a walk, as other models have, that counts leaves"
     ),
     "stage2/free_list.py": {
         "format_free_list": _ALONE,
         "page_is_free": _CHECK,
-        "take_run": _GAP,
         "cache_drain": _ALONE,
     },
     "stage2/invariants.py": {"check_tree": _CHECK},
     "stage2/pkvm/guest.py": {"set_vm_state": _GAP},
     "stage2/pkvm/host.py": {"unmap_mmio": _GAP},
-    "stage2/pkvm/hyp.py": {**dict.fromkeys(("host_donate_hyp", "hyp_donate_host"), _PKVM), "hyp_pin": _GAP},
+    "stage2/pkvm/hyp.py": {**dict.fromkeys(("host_donate_hyp", "hyp_donate_host"), _PKVM)},
     "stage2/pkvm/invariants.py": dict.fromkeys(("check_guest", "check_host", "check_pages", "_check_away"), _CHECK),
     "stage2/pkvm/join.py": {"join_range": _PKVM},
-    "stage2/pkvm/reclaim.py": {"page_owner": _GAP, "teardown_guest": _GAP},
+    "stage2/pkvm/reclaim.py": {"page_owner": _GAP},
     "stage2/pool.py": {"_count_free": _CHECK, "_clear": _ALONE},
     "stage2/tlb_strict.py": {"_may_stand": _GAP},
 }

@@ -84,21 +84,19 @@ def host_fault(inode: Words, states: Words, index: U64, create: bool) -> U64:
     """A host thread touches page ``index``, which is not mapped: map it, or say why not (SIGBUS).
 
     ``create``: a page that is not there is made, its memory committed by the touch; else ABSENT, and the caller commits
-    it first. The reference is taken under the lock, where the state is looked at, and becomes the mapping's: between
-    the lock and the entry, a conversion finds the page in use.
+    it first. All of it under the lock, which stands for the kernel's folio lock, too: that one is held until the entry
+    is there, and memory that fails (``Inode.poison``) is unmapped from all who had it, not beneath who is mapping it.
     """
     read_lock(inode)
     status = _host_page(inode, states, index, create)
+    if status == OK:
+        if exchange(inode, page_word(index) + PTE, _ONE) == 0:
+            fetch_add(inode, MAPPED, _ONE)
+            fetch_add(inode, HOST_FAULTS, _ONE)
+        elif folio_put(inode, index):  # another thread was faster, and has a reference
+            status = LAST
     read_unlock(inode)
-    if status != OK:
-        return status
-    if exchange(inode, page_word(index) + PTE, _ONE) != 0:  # another thread was faster, and has a reference
-        if folio_put(inode, index):
-            return LAST
-    else:
-        fetch_add(inode, MAPPED, _ONE)
-        fetch_add(inode, HOST_FAULTS, _ONE)
-    return OK
+    return status
 
 
 @compiled(nogil=True)

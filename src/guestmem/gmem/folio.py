@@ -184,9 +184,9 @@ def folio_poison(inode: Words, index: U64) -> None:
 def unmap_host(inode: Words, first: U64, last: U64) -> None:
     """Unmap pages [first, last] from the host, and wait until no host thread is in an access that saw them mapped.
 
-    Under the lock for writing. A fault that has its page but has not mapped it yet holds a reference, and maps it
-    afterwards: who needs a page unused looks at references next (``folios_in_use``). The fence stands between this
-    call's exchanges and that look; the other side is ``pin_page``: reference, fence, look at the entry.
+    Under the lock for writing: no fault maps one meanwhile. A pin that saw a page mapped may hold a reference by now:
+    who needs a page unused looks at references next (``folios_in_use``). The fence stands between this call's exchanges
+    and that look; the other side is ``pin_page``: reference, fence, look at the entry.
     """
     if load_acquire(inode, MAPPED) != 0:
         index = first

@@ -18,8 +18,8 @@ _STATES = (
 _STORES = ((6, 9, 3), (4, 5, 3))
 
 
-def build(scene: Scene, stores: int) -> None:
-    """The updater stores; the reader finds a range and loads another index, in one section."""
+def build(scene: Scene, stores: int, *, waits: bool = False) -> None:
+    """The updater stores (``waits`` after each); the reader finds a range and loads another index, in one section."""
     layout, lookup, store = scene.room("ranges.layout"), scene.room("ranges.lookup"), scene.room("ranges.store")
     nodes, srcu = scene.room("ranges.nodes"), scene.room("rcu.srcu")
     ranges = scene.room("ranges.range_map").RangeMap(
@@ -52,6 +52,10 @@ def build(scene: Scene, stores: int) -> None:
     def updater(words: Words, desk: Own, freed: Own) -> int:
         for first, last, value in _STORES[:stores]:
             assert not store.ranges_store(words, desk, freed, first, last, value, 0)
+            if waits:
+                nodes.free_waiting(words, desk, freed)
+                left = desk[int(layout.WAITING)], desk[int(layout.CHAIN)]
+                assert left == (0, 0), f"a writer that waited for readers has {left} left to free"
         return int(desk[int(layout.COUNT)])
 
     scene.thread("reader", reader, words, scene.own(3))
@@ -69,6 +73,11 @@ def two_stores(scene: Scene) -> None:
     build(scene, 2)
 
 
+def two_that_wait(scene: Scene) -> None:
+    """Two stores, and a wait after each, as at the end of a transaction: what they unlinked is free at once then."""
+    build(scene, 2, waits=True)
+
+
 _PROVES = "a reader sees a range map as it was between two stores, and no node that was freed"
 _SMALL = (
     Mutation("ranges/layout.py", "LEVELS = const(16)", "LEVELS = const(1)"),
@@ -83,6 +92,15 @@ MODELS = (
         _PROVES,
         "2 stores into 3 ranges in 1 node, 1 reader",
         two_stores,
+        geometry=_SMALL,
+        buffer=2,
+        stale=True,
+    ),
+    Model(
+        "ranges-wait",
+        _PROVES,
+        "2 stores into 3 ranges in 1 node, a wait for readers after each, 1 reader",
+        two_that_wait,
         geometry=_SMALL,
         buffer=2,
         stale=True,

@@ -12,6 +12,7 @@ _FAULT, _FOLIO, _LOCK = "gmem/fault.py", "gmem/folio.py", "gmem/invalidate_lock.
 _CONVERT, _MAPPABILITY, _ATTRIBUTES = "gmem/convert.py", "gmem/mappability.py", "gmem/attributes.py"
 _ABORT = "engines/soft/gmem_abort.py"
 _LOOK = "    status = _host_page(inode, states, index, create)\n"
+_STATE = "                out[2] = state\n"
 _SECOND_LOOK = "            if load_acquire(inode, page_word(index) + PTE) != 0:\n                return OK\n"
 
 MUTANTS = (
@@ -51,8 +52,9 @@ MUTANTS = (
     Mutant(
         "gmem-fault-no-lock",
         "a host fault looks at the state without the lock",
-        *(_FAULT, f"    read_lock(inode)\n{_LOOK}    read_unlock(inode)\n", _LOOK),
+        *(_FAULT, f"    read_lock(inode)\n{_LOOK}", _LOOK),
         models=("gmem-host",),
+        also=(Mutation(_FAULT, "            status = LAST\n    read_unlock(inode)\n", "            status = LAST\n"),),
     ),
     Mutant(
         "gmem-pin-unchecked",
@@ -102,7 +104,7 @@ MUTANTS = (
         "gmem-guest-no-lock",
         "a guest's fault looks at the state without the file's lock",
         *(_FAULT, "    read_lock(inode)\n    status = OK\n", "    status = OK\n"),
-        also=(Mutation(_FAULT, "    read_unlock(inode)\n    return status\n", "    return status\n"),),
+        also=(Mutation(_FAULT, f"{_STATE}    read_unlock(inode)\n", _STATE),),
         models=("gmem-guest",),
     ),
     Mutant(
