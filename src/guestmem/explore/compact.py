@@ -57,8 +57,8 @@ class CompactStates(States):
     def _found_so_far(self) -> int:
         return int(self._counts[ALL])
 
-    def _room_for_states(self) -> None:
-        while (self.count + self._most) * self.width > len(self._states):
+    def _room_for_states(self, most: int) -> None:
+        while (self.count + most) * self.width > len(self._states):
             self._states.grow(2 * len(self._states))
 
     def _is_full(self) -> bool:

@@ -1,5 +1,7 @@
 """A search in several processes of this machine: each of its searches, DPOR in parts, random runs in strides.
 
+A search over states stays in one process, in so many threads (``abreast_states.py``).
+
 Also many small pieces of work that need nothing of each other (``pooled``): trials of mutants, traces of models.
 """
 
@@ -13,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..errors import GuestmemError
@@ -153,7 +156,7 @@ def explore_in(
     mutations = tuple(Mutation(*each) for each in mutations)
     report = Report(model)
     with World(model, mutations) as world:
-        whole = tasks(model, mutations=mutations, **options)
+        whole = [replace(task, threads=jobs) for task in tasks(model, mutations=mutations, **options)]
         limits = Limits(seconds, states, go_on)
         with _Processes(jobs) as pool:
             report.outcomes += hand_out(

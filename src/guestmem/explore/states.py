@@ -254,6 +254,10 @@ class States:
 
     # One round: expand some states, then answer what was asked.
 
+    def _upto(self) -> int:
+        """Up to which state the next round goes."""
+        return min(self.level_end, self.done + max(_CHUNK, min(self.done >> 2, _LARGEST)))
+
     def _expand(self, budget: Budget) -> bool:
         """Expand the states that were put off, or some new ones; whether to stop."""
         self._make_room()
@@ -262,7 +266,7 @@ class States:
             lo, hi = 0, len(work)
         else:
             work = self._off[:0]
-            lo, hi = self.done, min(self.level_end, self.done + max(_CHUNK, min(self.done >> 2, _LARGEST)))
+            lo, hi = self.done, self._upto()
         counts = self._counts
         counts[1:3] = counts[4:6] = 0
         self._call(work, lo, hi)
@@ -296,7 +300,7 @@ class States:
 
     def _make_room(self) -> None:
         most = self._most
-        self._room_for_states()
+        self._room_for_states(most)
         if self._counts[ask.MOVES] + most > len(self._moves[0]):
             for column in self._moves:
                 column.grow(2 * len(column))
@@ -306,13 +310,12 @@ class States:
         if self._counts[7] + 8 * most > _ROWS_FULL * len(self._pair_keys):
             self._pair_keys, self._pair_values = self._larger(self._pair_keys, self._pair_values)
 
-    def _room_for_states(self) -> None:
-        most = self._most
+    def _room_for_states(self, most: int) -> None:
         while (self.count + most) * self.width > len(self._states):
             self._states.grow(2 * len(self._states))
         while self.count + most > len(self._parents):
             self._parents.grow(2 * len(self._parents))
-        if self.count + most > _TABLE_FULL * len(self._table):
+        while self.count + most > _TABLE_FULL * len(self._table):
             self._rehash(2 * len(self._table))
 
     def _rehash(self, size: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
+from .abreast_states import AbreastStates
 from .compact import CompactStates
 from .dpor import Dpor
 from .finding import Finding
@@ -38,7 +39,8 @@ class Task:
 
     ``compact``: keep hashes of states, in a table of so many MiB (``compact.py``). ``seed``, ``first``, ``stride`` and
     ``last`` say which runs of a random search; ``depth`` is PCT's. ``part`` is a part of a DPOR search between
-    ``points`` (``parts.split``); such a task stops as "reshaped" if it needs more points.
+    ``points`` (``parts.split``); such a task stops as "reshaped" if it needs more points. ``threads``: of a search over
+    states without a bound, which keeps states.
     """
 
     model: Model
@@ -54,6 +56,7 @@ class Task:
     depth: int | None = None
     part: Part | None = None
     points: tuple[int, ...] = ()
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -168,6 +171,8 @@ def _saver(store: Store, task: Task, search: States | Dpor | Sampling, world: Wo
 def _search(task: Task, world: World, outcome: Outcome) -> States | Dpor | Sampling:
     if task.search == "states" and task.compact is not None:
         return CompactStates(machine(world, task.memory, merged=True), outcome, mib=task.compact)
+    if task.search == "states" and task.threads > 1 and task.bound is None:
+        return AbreastStates(machine(world, task.memory, merged=True), outcome, threads=task.threads)
     if task.search == "states":
         return States(machine(world, task.memory, merged=True), outcome, bound=task.bound)
     if task.search == "dpor":
