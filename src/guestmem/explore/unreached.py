@@ -38,13 +38,11 @@ REASONS: dict[str, dict[str, str]] = {
     "gmem/inode.py": {"_sum_of_entries": _CHECK},
     "gmem/pin.py": {"_forget_reference": _GAP},
     "memslots/layout.py": {"generation": _READS, "slot_as_id": _READS, "slot_id": _READS, "format_memslots": _ALONE},
-    "memslots/lookup.py": dict.fromkeys(("hva_seek", "hva_next", "copy_find", "copy_slots"), _READS),
-    "memslots/tree.py": dict.fromkeys(("_largest_end", "_refresh", "_take_node", "_give_node", "_mend"), _SETS),
+    "memslots/lookup.py": {"copy_find": _READS},
     "memslots/whole.py": {"change_at_once": "calls the phases, which models run one after the other, in one go"},
-    "ranges/edit.py": {"gather": _LARGE, "distribute": _LARGE},
     "ranges/lookup.py": {"ranges_load_many": _READS, "ranges_gap": _READS},
     "ranges/nodes.py": {"give_subtree": _LARGE},
-    "ranges/store.py": {"_next_node": _LARGE, "_give_between": _LARGE, "ranges_store_many": _GAP},
+    "ranges/store.py": {"_next_node": _LARGE},
     "stage2/flush.py": dict.fromkeys(
         ("clean_data", "flush_range"), "changes nothing: a walk, as other models have, that counts leaves"
     ),

@@ -42,6 +42,7 @@ def _host(scene: Scene, *, mapped: bool) -> None:
 
     def reader(words: Words, states: Words, out: Own) -> tuple[int, int]:
         status: int = file.fault.host_access(words, states, 1, 0, 0, False, True, out)
+        assert status in {_OK, int(file.at.BARRED)}, f"the access came to {status}"
         if status != _OK:
             return status, 0
         assert out[0] == PUBLIC, "the host reads what the guest wrote after the page was private"
@@ -54,6 +55,10 @@ def _host(scene: Scene, *, mapped: bool) -> None:
     scene.thread("converter", converter, *file.writers())
     scene.final("the lock is free", lambda view: view.word("inode", int(file.at.LOCK)) == 0)
     scene.final("mapped pages are counted", lambda _view: file.inode.mapped_pages() == (file.reference() != 0))
+    scene.final(
+        "the host is refused what is private, and nothing else",
+        lambda view: view.result("host")[0] == _OK or file.state() == 8,
+    )
     scene.final(
         "a page that was not converted is refused for a reference",
         lambda view: view.result("converter") == (file.state() == 8),

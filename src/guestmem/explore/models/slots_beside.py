@@ -117,6 +117,34 @@ def reuse(scene: Scene, *, region: bool) -> None:
     )
 
 
+def move(scene: Scene) -> None:
+    """A slot is moved, and then the guest writes to it where it is: nobody sees that where the slot was."""
+    memory = scene.host("memory", [1])
+    small = SmallEngine(scene, [(0, _SLOT, 1, memory)])
+    code = small.vcpu
+
+    def run(desk: Own, tlb: Own, own: Own) -> Own:
+        came = small.fault(desk, tlb, own, _SLOT)
+        assert came in {code.FILLED, code.HOLE, code.INVALID}, f"it came to {came}"
+        small.enter(tlb, own)
+        if small.reaches(tlb, _SLOT << 12, 0):
+            assert small.atomics.host_load(small.host(tlb)) == 1, "a slot is still mapped where it was"
+        small.leave(tlb, own)
+        return desk
+
+    def update(slots_desk: Own, ranges: Own, took: Own, desk: Own) -> tuple[Own, Own]:
+        small.of(slots_desk, ranges, took, desk).set_memory_region(small.change(0, _OTHER, 1, memory))
+        small.atomics.host_store(memory, 2)
+        return slots_desk, desk
+
+    scene.thread("vCPU", run, *small.vcpu_words())
+    scene.thread("updater", update, *small.updater_words())
+    small.finals()
+    scene.final(
+        "slots and tables are sound", lambda view: small.are_sound(*view.result("updater"), view.result("vCPU"))
+    )
+
+
 def invalid(scene: Scene) -> None:
     """A vCPU meets a slot that is marked INVALID until it is gone, and waits for the swap that says so."""
     small = SmallEngine(scene, [(0, _SLOT, 1, scene.host("memory", [1]))])
@@ -177,6 +205,15 @@ MODELS = (
         "a fault reads its slot only as long as the record is that slot's",
         "1 vCPU, 1 fault, 2 KVM_SET_USER_MEMORY_REGION: the slot is deleted; another is made",
         partial(reuse, region=True),
+        geometry=SMALL,
+        buffer=2,
+        dpor=False,
+    ),
+    Model(
+        "slots-moved",
+        "a slot that is moved is found no more where it was",
+        "1 vCPU, 1 fault, 1 access, 1 slot moved by KVM_SET_USER_MEMORY_REGION",
+        move,
         geometry=SMALL,
         buffer=2,
         dpor=False,
