@@ -1,10 +1,11 @@
-"""How quickly schedules are searched, on one core: `python benchmarks/bench_explore.py [--all]`.
+"""How quickly schedules are searched, on one core: `python benchmarks/bench_explore.py [--threads] [--all]`.
 
 Rates are of whole searches, start and thread code included; the processor's seconds stand beside the clock's, for a
 machine that others use too. The second table compares with frontrun's explorer, DPOR over threads of plain Python
 (`pip install 'guestmem[bench]'`), on the same threads in the same run; the third partial-order reduction with plain
-enumeration on a table of two levels: map against collapse. With --all, every exhaustive model is searched whole under
-every memory model.
+enumeration on a table of two levels: map against collapse. With --threads, nothing but a search over states by one
+thread and by two, in turn; only on two idle cores do the clock's seconds say how much quicker two are.
+With --all, every exhaustive model is searched whole under every memory model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from guestmem.explore.machine import Machine, State
-from guestmem.explore.models import models
+from guestmem.explore.models import find, models
 from guestmem.explore.outcome import Budget, Outcome
 from guestmem.explore.scene import Model, Scene
 from guestmem.explore.search import explore
@@ -28,6 +29,8 @@ from guestmem.explore.world import Reshaped, World
 
 ALLOCATED, FREED = 60, 61
 PEER = "frontrun"
+SOME = 8_000_000
+"""States of a search that threads share."""
 ALIKE = ((2, 2, 2), (3, 2, 2), (3, 3, 2))
 """Steps of three threads that frontrun gets through; ten points take it minutes."""
 
@@ -240,6 +243,28 @@ def reduction() -> None:
         print(f"{model.size:28} {all_of:>20,} {outcome.runs:>8,} {outcome.pruned:>13,} {all_of / outcome.runs:>22,.0f}")
 
 
+def threads() -> None:
+    """One thread and two, in turn: transitions a second by the clock, and what one of two had to do alone."""
+    print(
+        f"{'model':28} {'threads':>7} {'transitions':>12} {'seconds':>9} {'CPU s':>8} {'alone':>8}"
+        f" {'a second':>12} times"
+    )
+    for name, memory in (("production-atomic-vcpus", "sc"), ("production-atomic-pages", "tso")):
+        model = find(name)
+        with World(model) as world:
+            run(Task(model, "states", memory), Budget(states=SOME), world=world)  # finds the shared words
+            rates: dict[int, float] = {}
+            for count in (1, 2, 1, 2):
+                task = Task(model, "states", memory, threads=count)
+                used, alone = time.process_time(), time.thread_time()
+                outcome = run(task, Budget(states=SOME), world=world)
+                used, alone = time.process_time() - used, time.thread_time() - alone
+                rates[count] = outcome.points / outcome.seconds
+                row = f"{name + ' ' + memory:28} {count:>7} {outcome.points:>12,} {outcome.seconds:>9.2f} {used:>8.2f}"
+                times = f"{rates[2] / rates[1]:.2f}" if count == 2 else ""
+                print(f"{row} {alone:>8.2f} {rates[count]:>12,.0f} {times}", flush=True)
+
+
 def every_model() -> None:
     print()
     for model in models():
@@ -253,6 +278,9 @@ def every_model() -> None:
 
 
 if __name__ == "__main__":
+    if "--threads" in sys.argv[1:]:
+        threads()
+        sys.exit()
     if "--peer" in sys.argv[1:]:
         peer()
         sys.exit()

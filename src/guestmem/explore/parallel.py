@@ -1,6 +1,7 @@
 """A search in several processes of this machine: each of its searches, DPOR in parts, random runs in strides.
 
-A search over states stays in one process, in so many threads (``abreast_states.py``).
+A search over states stays in one process; where there are more jobs than searches, in several threads
+(``abreast_states.py``).
 
 Also many small pieces of work that need nothing of each other (``pooled``): trials of mutants, traces of models.
 """
@@ -156,7 +157,9 @@ def explore_in(
     mutations = tuple(Mutation(*each) for each in mutations)
     report = Report(model)
     with World(model, mutations) as world:
-        whole = [replace(task, threads=jobs) for task in tasks(model, mutations=mutations, **options)]
+        whole = tasks(model, mutations=mutations, **options)
+        threads = max(1, jobs // len(whole))  # more threads than cores wait for each other at every level's end
+        whole = [replace(task, threads=threads) for task in whole]
         limits = Limits(seconds, states, go_on)
         with _Processes(jobs) as pool:
             report.outcomes += hand_out(
