@@ -76,11 +76,10 @@ def touch(
 @compiled(nogil=True)
 def build(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, count: U64, host: U64, attributes: U64) -> U64:
     """Map ``count`` pages one by one, as the faults do, and nothing else."""
+    table = Table(shape, pool, pages, mmu, desk)
     page = u64(0)
     while page < count:
-        map_shared(
-            shape, pool, pages, mmu, desk, page << 12, u64(4096), host + (page << 12), attributes, u64(3), u64(0)
-        )
+        map_shared(table, page << 12, u64(4096), host + (page << 12), attributes, u64(3), u64(0))
         page += u64(1)
     return page
 

@@ -19,6 +19,7 @@ from guestmem.stage2.pkvm.hyp import host_donate_hyp, hyp_donate_host
 from guestmem.stage2.pkvm.join import join_range
 from guestmem.stage2.pkvm.reclaim import teardown_guest
 from guestmem.stage2.pkvm.transitions import guest_share_host, guest_unshare_host, host_donate_guest
+from guestmem.stage2.pkvm.words import Hyp
 from guestmem.stage2.pool import Pool
 
 GIB, BLOCK, PAGE = 1 << 30, 2 << 20, 4096
@@ -33,9 +34,10 @@ def fault_stripes(
     shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, at: U64, end: U64, step: U64
 ) -> U64:
     """A host fault at every ``step`` bytes; returns how many failed."""
+    hyp = Hyp(shape, pool, pages, host, desk, el2)
     failed = u64(0)
     while at < end:
-        if host_fault(shape, pool, pages, host, desk, el2, at) != u64(0):
+        if host_fault(hyp, at) != u64(0):
             failed += u64(1)
         at += step
     return failed
@@ -55,10 +57,11 @@ def donate_stripes(
     step: U64,
 ) -> U64:
     """Donate every ``step``-th page to guest 1, frame after frame; returns how many failed."""
+    hyp = Hyp(shape, pool, pages, host, desk, el2)
     failed = u64(0)
     gfn = u64(0)
     while page < end:
-        if host_donate_guest(shape, pool, pages, host, guest, desk, el2, u64(1), page, gfn) != u64(0):
+        if host_donate_guest(hyp, guest, u64(1), page, gfn) != u64(0):
             failed += u64(1)
         gfn += u64(1)
         page += step
@@ -70,12 +73,13 @@ def lend_and_end(
     shape: Own, pool: Words, pages: Words, host: Words, guest: Words, desk: Own, el2: Words, frames: U64
 ) -> U64:
     """Guest 1 shares each of its frames with the host, and ends it; returns how many calls failed."""
+    hyp = Hyp(shape, pool, pages, host, desk, el2)
     failed = u64(0)
     gfn = u64(0)
     while gfn < frames:
-        if guest_share_host(shape, pool, pages, host, guest, desk, el2, u64(1), gfn) != u64(0):
+        if guest_share_host(hyp, guest, u64(1), gfn) != u64(0):
             failed += u64(1)
-        if guest_unshare_host(shape, pool, pages, host, guest, desk, el2, u64(1), gfn) != u64(0):
+        if guest_unshare_host(hyp, guest, u64(1), gfn) != u64(0):
             failed += u64(1)
         gfn += u64(1)
     return failed
@@ -86,11 +90,12 @@ def donate_and_back(
     shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, page: U64, times: U64
 ) -> U64:
     """One page to the hypervisor and back, again and again: with join, a block broken and joined each time."""
+    hyp = Hyp(shape, pool, pages, host, desk, el2)
     failed = u64(0)
     while times != 0:
-        if host_donate_hyp(shape, pool, pages, host, desk, el2, page, u64(1)) != u64(0):
+        if host_donate_hyp(hyp, page, u64(1)) != u64(0):
             failed += u64(1)
-        if hyp_donate_host(shape, pool, pages, host, desk, el2, page, u64(1)) != u64(0):
+        if hyp_donate_host(hyp, page, u64(1)) != u64(0):
             failed += u64(1)
         times -= u64(1)
     return failed
@@ -163,7 +168,7 @@ def run(discipline: str) -> Iterator[tuple[str, float]]:
         yield f"reclaim it, {'joining the block' if join else 'joining nothing (mainline)'}", took
         if not join:
             start = time.perf_counter_ns()
-            joined = int(join_range(*host, first, end))
+            joined = int(join_range(pkvm.at(0), first, end))
             yield "join a 2M block", (time.perf_counter_ns() - start) / joined
     pkvm = machine(discipline, GIB, offset=BLOCK)
     host = (*pkvm.words, pkvm.host.desks[0], pkvm.el2)

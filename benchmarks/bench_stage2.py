@@ -31,6 +31,7 @@ from guestmem.stage2.split import split_blocks
 from guestmem.stage2.table import DISCIPLINES, PageTable
 from guestmem.stage2.unmap import unmap_range
 from guestmem.stage2.walk import lookup
+from guestmem.stage2.words import Table
 from plain_stage2 import PlainTable
 
 GIB = 1 << 30
@@ -41,13 +42,13 @@ ATTRIBUTES = arm_stage2(0x1000, 40).attributes(Rights.RWX)
 
 
 @compiled(nogil=True)
-def look_up_many(shape: Own, pool: Words, mmu: Words, desk: Own, start: U64, pages: U64, times: U64) -> U64:
+def look_up_many(table: Table, start: U64, pages: U64, times: U64) -> U64:
     """Look up pages in a scattered order (``pages`` is a power of two); returns how many were there."""
     found = u64(0)
     at = u64(0)
     while at < times:
         page = (at * u64(7919)) & (pages - u64(1))
-        if lookup(shape, pool, mmu, desk, start + (page << 12)) == OK:
+        if lookup(table, start + (page << 12)) == OK:
             found += u64(1)
         at += u64(1)
     return found
@@ -68,9 +69,10 @@ def map_stripes(
     attributes: U64,
 ) -> U64:
     """Map ``size`` bytes of every ``step``, a call and a lock each, as faults do; returns how many calls failed."""
+    table = Table(shape, pool, pages, mmu, desk)
     failed = u64(0)
     while ipa < end:
-        if map_shared(shape, pool, pages, mmu, desk, ipa, size, ipa + offset, attributes, u64(3), u64(0)) != OK:
+        if map_shared(table, ipa, size, ipa + offset, attributes, u64(3), u64(0)) != OK:
             failed += u64(1)
         ipa += step
     return failed
@@ -92,7 +94,7 @@ def table_of(
 
 
 def map_pages(table: PageTable, pages: int, flags: int, level: int = 3, size: int = PAGE) -> None:
-    status = map_range(*table.words, table.desks[0], GIB, pages * size, BASE, ATTRIBUTES, level, flags)
+    status = map_range(table.at(0), GIB, pages * size, BASE, ATTRIBUTES, level, flags)
     assert status == OK, status
     assert table.desks[0][int(RESULT)] == pages
 
@@ -208,7 +210,7 @@ def one_thread(plain: Plain) -> None:
     )
 
     def unmap(table: PageTable, flags: int = 0) -> None:
-        assert unmap_range(*table.words, table.desks[0], GIB, GIB, flags) == OK
+        assert unmap_range(table.at(0), GIB, GIB, flags) == OK
 
     per_page("unmap 1 GiB of 4K pages", unmap, "<= 20", plain.unmap, flags=0)
     per_page("the same, one invalidation for all", lambda t: unmap(t, 128), "", plain.unmap, flags=0)
@@ -219,7 +221,7 @@ def one_thread(plain: Plain) -> None:
         return table
 
     def look(table: PageTable, count: int) -> None:
-        look_up_many(table.shape, table.pool.words, table.mmu, table.desks[0], GIB, count, 1 << 18)
+        look_up_many(table.at(0), GIB, count, 1 << 18)
 
     table = mapped_table()
     for count, name in ((1 << 9, "warm, 2 MiB"), (1 << 13, "warm, 32 MiB"), (1 << 18, "scattered over 1 GiB")):
@@ -238,7 +240,7 @@ def blocks(plain: Plain) -> None:
         return table
 
     def split(table: PageTable, flags: int = 0) -> None:
-        assert split_blocks(*table.words, table.desks[0], GIB, GIB, 3, 1 << 30, flags) == OK
+        assert split_blocks(table.at(0), GIB, GIB, 3, 1 << 30, flags) == OK
         assert table.desks[0][int(RESULT)] == 512
 
     def with_pages(discipline: str = "rcu") -> PageTable:
@@ -247,7 +249,7 @@ def blocks(plain: Plain) -> None:
         return table
 
     def collapse(table: PageTable, flags: int = 0, level: int = 2) -> None:
-        assert collapse_range(*table.words, table.desks[0], GIB, GIB, level, flags) == OK
+        assert collapse_range(table.at(0), GIB, GIB, level, flags) == OK
         assert table.desks[0][int(RESULT)] == (512 if level == 2 else 513)
 
     slow = plain.split * pages / 1e6
@@ -308,11 +310,11 @@ def growth() -> None:
 
     def make() -> PageTable:
         made = table_of(pool_pages=4096, cache=2040)
-        map_range(*made.words, made.desks[0], 0, PAGE, 0, ATTRIBUTES, 3, 0)  # touches the first tables
+        map_range(made.at(0), 0, PAGE, 0, ATTRIBUTES, 3, 0)  # touches the first tables
         return made
 
     def unmap(table: PageTable, pages: int) -> None:
-        assert unmap_range(*table.words, table.desks[0], GIB, pages * PAGE, 0) == OK
+        assert unmap_range(table.at(0), GIB, pages * PAGE, 0) == OK
 
     def mapped(pages: int) -> PageTable:
         table = make()

@@ -37,6 +37,7 @@ FLOORS = [
     ["patience"],
     ["system", "process_memory", "cache_lines"],
     ["atomics", "clock", "structure"],
+    ["entries"],
     ["compiled"],
     ["_intrinsics", "_vectors", "_numba", "_packages", "low_memory"],
     ["futex", "units", "errors", "interrupts", "notebook", "slot_key", "_face"],

@@ -267,6 +267,18 @@ def f(pair: Pair) -> U64:
     return load_relaxed(w, u64(0))
 """,
     ),
+    "plain use of a field of a bundle": (
+        "plain use of w, which is Words",
+        """
+class Pair(NamedTuple):
+    w: Words
+    o: Own
+@compiled
+def f(pair: Pair) -> U64:
+    w, o = pair.w, pair.o
+    return w[0] + o[0]
+""",
+    ),
     "nested": (
         "not at the top of the module",
         """
@@ -331,6 +343,16 @@ class Pair(NamedTuple):
 def f(pair: Pair) -> U64:
     w, o = pair
     o[0] = load_relaxed(w, u64(0))
+    return o[0]
+""",
+    "fields of a bundle": """
+class Pair(NamedTuple):
+    w: Words
+    o: Own
+@compiled
+def f(pair: Pair) -> U64:
+    o = pair.o
+    o[0] = load_relaxed(pair.w, u64(0))
     return o[0]
 """,
     "own words": """

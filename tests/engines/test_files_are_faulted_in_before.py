@@ -165,4 +165,4 @@ def test_nobody_is_left_inside_a_section() -> None:
     guest.engine.set_memory_region(Change(1))
     assert not guest.engine.srcu.inside()
     assert errno_of(lambda: guest.ask(0, 1)) == errno.ENOENT
-    assert int(guest.engine.vcpu_words(1)[4][int(at.FILE)]) == guest.number
+    assert int(guest.engine.vcpu_words(1)[0].own[int(at.FILE)]) == guest.number

@@ -271,7 +271,7 @@ MUTANTS = {
     "no flush": [(_LOG, "        invalidate_range(mmu, gfn << 12, half << 18)", "        pass")],
     "logging maps blocks": [
         (_FAULT, "    if logged or load_relaxed", "    if load_relaxed"),
-        (_FAULT, "        and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn))\n", ""),
+        (_FAULT, " and (not logged or _is_page(table, gfn))", ""),
     ],
 }
 

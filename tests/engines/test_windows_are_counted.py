@@ -9,6 +9,7 @@ from guestmem.compiled import own, words
 from guestmem.engines import load_words
 from guestmem.engines.soft import layout as at
 from guestmem.engines.soft.accesses import note
+from guestmem.entries import flat
 
 OLD, NEW, OTHER, HOLE, READONLY = 0x1000, 0x2000, 0x3000, 0, 1
 BEFORE, INSIDE, AFTER = 10, 11, 12
@@ -52,7 +53,7 @@ def test_an_access(name: str) -> None:
     mine[int(at.WINDOW_LOADED)] = BEFORE
     report = int(at.VCPUS) + int(at.REPORT)
     poke(vm, report + FIRST_NEW, NEVER)
-    note(vm, mine, 0, GPA, flags, old, new, saw, begun, ended, 777)
+    flat(note)(vm, mine, 0, GPA, flags, old, new, saw, begun, ended, 777)
     counts = {each for index, each in enumerate(at.COUNTER_NAMES) if int(mine[int(at.COUNTERS) + index])}
     assert counts == wanted
     assert peek(vm, report + LAST_OLD) == (777 if "saw_old" in wanted else 0)
@@ -68,8 +69,8 @@ def test_only_the_first_end_and_the_last_start_are_reported() -> None:
     poke(vm, report + FIRST_NEW, NEVER)
     ends = []
     for start in (5, 9):
-        note(vm, mine, 0, GPA, CHANGED, OLD, NEW, OLD, INSIDE, INSIDE, start)
-        note(vm, mine, 0, GPA, CHANGED, OLD, NEW, NEW, INSIDE, INSIDE, start)
+        flat(note)(vm, mine, 0, GPA, CHANGED, OLD, NEW, OLD, INSIDE, INSIDE, start)
+        flat(note)(vm, mine, 0, GPA, CHANGED, OLD, NEW, NEW, INSIDE, INSIDE, start)
         ends.append(peek(vm, report + FIRST_NEW))
     assert peek(vm, report + LAST_OLD) == 9
     assert ends[0] == ends[1] < NEVER

@@ -18,6 +18,7 @@ from guestmem.stage2.pool import Pool
 from guestmem.stage2.refs import hold_child, release_page
 from guestmem.stage2.table import DISCIPLINES, PageTable
 from guestmem.stage2.walk import walk_begin, walk_leave, walk_step
+from guestmem.stage2.words import Table
 
 BLOCK = 0x20_0000
 ATTRIBUTES = arm_stage2(0x1000, 40).attributes(Rights.RW)
@@ -33,7 +34,7 @@ def made(discipline: str, **sizes: int) -> PageTable:
 
 def collapse_shared(table: PageTable) -> int:
     """What a vCPU's map of the whole block returns."""
-    return int(map_range(*table.words, table.desks[0], 0, BLOCK, 0x8000_0000, ATTRIBUTES, 1, int(SHARED)))
+    return int(map_range(table.at(0), 0, BLOCK, 0x8000_0000, ATTRIBUTES, 1, int(SHARED)))
 
 
 def in_tree(table: PageTable) -> int:
@@ -48,11 +49,11 @@ def test_a_grace_period_is_waited_for(discipline: str) -> None:
     srcu = int(peek(table.mmu, int(layout.SRCU_BASE)))
     srcu_enter(table.mmu, srcu, 1)
     assert collapse_shared(table) == OK
-    assert reclaim_tables(*table.words, table.desks[0], False) == 0
+    assert reclaim_tables(table.at(0), False) == 0
     assert in_tree(table) == before
     srcu_exit(table.mmu, srcu, 1)
     table.check()
-    assert reclaim_tables(*table.words, table.desks[0], False) == 1
+    assert reclaim_tables(table.at(0), False) == 1
     assert in_tree(table) == before - 1
     table.check()
 
@@ -61,19 +62,19 @@ def test_what_walkers_add_to_a_dead_subtree_is_freed_by_its_contents() -> None:
     """rcu: a walker that was inside goes on building there; the callback frees that, too."""
     table = made("rcu")
     table.unmap(0, 0x1000)  # an empty entry, for the late walker
-    map_range(*table.words, table.desks[1], 0x4000_0000, BLOCK, 0x8000_0000, ATTRIBUTES, 3, int(SHARED))
+    map_range(table.at(1), 0x4000_0000, BLOCK, 0x8000_0000, ATTRIBUTES, 3, int(SHARED))
     before = in_tree(table)
     # A late walker stands at the empty entry.
     flags = int(SHARED | LEAF)
-    assert walk_begin(table.shape, table.mmu, table.desks[1], 0, 0x1000, flags) == OK
-    assert walk_step(*table.words, table.desks[1]) == LEAF
+    assert walk_begin(table.at(1), 0, 0x1000, flags) == OK
+    assert walk_step(table.at(1)) == LEAF
     entry = int(table.desks[1][int(layout.ENTRY)])
     assert collapse_shared(table) == OK
     page = entry >> 9
     poke(table.pool.words, entry, 0x8000_0403)  # what its make does
     line = int(layout.PAGES) + 8 * page
     poke(table.pool.pages, line, peek(table.pool.pages, line) + 1)
-    walk_leave(*table.words, table.desks[1])
+    walk_leave(table.at(1))
     assert table.reclaim() == 1
     assert in_tree(table) == before - 1
     table.check()
@@ -104,11 +105,11 @@ def test_walk_refs_frees_when_the_last_walker_leaves() -> None:
     table = made("walk_refs")
     before = in_tree(table)
     desk = table.desks[1]
-    assert walk_begin(table.shape, table.mmu, desk, 0, 0x1000, int(SHARED | LEAF)) == OK
-    assert walk_step(*table.words, desk) == LEAF  # holds the tables on its path
+    assert walk_begin(Table(*table.words, desk), 0, 0x1000, int(SHARED | LEAF)) == OK
+    assert walk_step(Table(*table.words, desk)) == LEAF  # holds the tables on its path
     assert collapse_shared(table) == OK
     assert in_tree(table) == before
-    walk_leave(*table.words, desk)
+    walk_leave(Table(*table.words, desk))
     assert in_tree(table) == before - 1
     table.check()
 
@@ -117,9 +118,9 @@ def test_walk_refs_holds_nothing_that_was_unlinked_meanwhile() -> None:
     """The entry is read again once the page is held: here it changed between the two."""
     table = made("walk_refs")
     desk = table.desks[1]
-    assert walk_begin(table.shape, table.mmu, desk, 0, 0x1000, int(SHARED | TABLE_PRE)) == OK
-    assert walk_step(*table.words, desk) == TABLE_PRE
-    assert walk_step(*table.words, desk) == TABLE_PRE
+    assert walk_begin(Table(*table.words, desk), 0, 0x1000, int(SHARED | TABLE_PRE)) == OK
+    assert walk_step(Table(*table.words, desk)) == TABLE_PRE
+    assert walk_step(Table(*table.words, desk)) == TABLE_PRE
     entry, old = int(desk[int(layout.ENTRY)]), int(desk[int(layout.OLD)])
     page = (old & 0xFFFF_FFFF_F000) - table.pool.base >> 12
     assert hold_child(*table.words, entry, old)  # a walker that keeps the page alive
@@ -128,7 +129,7 @@ def test_walk_refs_holds_nothing_that_was_unlinked_meanwhile() -> None:
     assert not hold_child(*table.words, entry, old)
     assert peek(table.pool.pages, int(layout.PAGES) + 8 * page + int(layout.HELD)) == 1
     release_page(*table.words, page)
-    walk_leave(*table.words, desk)
+    walk_leave(Table(*table.words, desk))
     table.check()
 
 
@@ -149,7 +150,7 @@ def test_a_full_queue_stops_a_collapse_before_it_begins() -> None:
     assert collapse_shared(table) == OK
     desk = table.desks[0]
     arguments = (BLOCK, BLOCK, 0x8000_0000 + BLOCK, ATTRIBUTES, 1, int(SHARED))
-    assert map_range(*table.words, desk, *arguments) == layout.ENOMEM
+    assert map_range(Table(*table.words, desk), *arguments) == layout.ENOMEM
     table.check()
     # The face reclaims and goes on.
     assert table.map(BLOCK, BLOCK, 0x8000_0000 + BLOCK, Rights.RW, shared=True) == 1
@@ -191,7 +192,7 @@ def test_a_vcpus_map_collapses_in_every_discipline(discipline: str) -> None:
     """rwlock: it comes back with the lock held for writing."""
     table = made(discipline)
     before = in_tree(table)
-    assert map_shared(*table.words, table.desks[1], 0, BLOCK, 0x8000_0000, ATTRIBUTES, 1, 0) == OK
+    assert map_shared(table.at(1), 0, BLOCK, 0x8000_0000, ATTRIBUTES, 1, 0) == OK
     table.reclaim()
     assert in_tree(table) == before - 1
     table.check()

@@ -27,7 +27,9 @@ from guestmem.stage2.pkvm.transitions import (
     host_share_guest,
     host_unshare_guest,
 )
+from guestmem.stage2.pkvm.words import Hyp
 from guestmem.stage2.unmap import unmap_range
+from guestmem.stage2.words import Table
 from pkvm_machine import Machine
 
 OPERATIONS = (
@@ -51,12 +53,14 @@ MOST_ROUNDS = 100
 @compiled(nogil=True)
 def forget(shape: Own, pool: Words, pages: Words, host: Words, guest: Words, desk: Own, el2: Words, page: U64) -> None:
     """Unmap the host's own page, or its block: a fault brings it back; and lift the poison from a guest's frame."""
+    guest_table = Table(shape, pool, pages, guest, desk)
+    host_table = Table(shape, pool, pages, host, desk)
     lock_both(host, guest)
-    if guest_leaf(shape, pool, guest, desk, page) == EHWPOISON:
-        unmap_range(shape, pool, pages, guest, desk, page << shape[PAGE_SHIFT], u64(1) << shape[PAGE_SHIFT], u64(0))
+    if guest_leaf(guest_table, page) == EHWPOISON:
+        unmap_range(guest_table, page << shape[PAGE_SHIFT], u64(1) << shape[PAGE_SHIFT], u64(0))
     if host_state(el2, page) <= SHARED_OWNED:
         to = shape[PAGE_SHIFT]
-        unmap_range(shape, pool, pages, host, desk, page << to, u64(1) << to, u64(0))
+        unmap_range(host_table, page << to, u64(1) << to, u64(0))
     unlock_both(host, guest)
 
 
@@ -82,6 +86,7 @@ def wander(
     ``faults``: of 16 operations, how many are host faults. ``seen``: of each operation how often it was OK, then faults
     that lost a race (11), refused (12), mapped already (13), unexpected (14).
     """
+    hyp = Hyp(shape, pool, pages, host, desk, el2)
     one = u64(1)
     first = u64(0x40)
     done = u64(0)
@@ -100,27 +105,27 @@ def wander(
             kind = one + (seed >> 32) % u64(10)
         status = u64(OK)
         if kind == 0:
-            status = host_fault(shape, pool, pages, host, desk, el2, page << shape[PAGE_SHIFT])
+            status = host_fault(hyp, page << shape[PAGE_SHIFT])
         elif kind == 1:
-            status = host_donate_hyp(shape, pool, pages, host, desk, el2, page, one)
+            status = host_donate_hyp(hyp, page, one)
         elif kind == 2:
-            status = hyp_donate_host(shape, pool, pages, host, desk, el2, page, one)
+            status = hyp_donate_host(hyp, page, one)
         elif kind == 3:
-            status = host_donate_guest(shape, pool, pages, host, guest, desk, el2, one, page, gfn)
+            status = host_donate_guest(hyp, guest, one, page, gfn)
         elif kind == 4:
-            status = force_reclaim(shape, pool, pages, host, guest, desk, el2, one, page)
+            status = force_reclaim(hyp, guest, one, page)
         elif kind == 5:
             gfn += u64(0x100)
-            status = host_share_guest(shape, pool, pages, host, guest, desk, el2, one, page, gfn, one)
+            status = host_share_guest(hyp, guest, one, page, gfn, one)
         elif kind == 6:
             gfn += u64(0x100)
-            status = host_unshare_guest(shape, pool, pages, host, guest, desk, el2, one, gfn, one)
+            status = host_unshare_guest(hyp, guest, one, gfn, one)
         elif kind == 7:
-            status = guest_share_host(shape, pool, pages, host, guest, desk, el2, one, gfn)
+            status = guest_share_host(hyp, guest, one, gfn)
         elif kind == 8:
-            status = guest_unshare_host(shape, pool, pages, host, guest, desk, el2, one, gfn)
+            status = guest_unshare_host(hyp, guest, one, gfn)
         elif kind == 9:
-            join_page(shape, pool, pages, host, desk, el2, page)
+            join_page(hyp, page)
         else:
             forget(shape, pool, pages, host, guest, desk, el2, page)
         if status == OK:

@@ -34,6 +34,7 @@ class Machine:
         ):
             scene.words(name, words)
         self.scene, self.names = scene, ["first", "second"]
+        self.made = room("stage2.pkvm.words").Hyp
         for desk in self.pkvm.host.desks:
             room("stage2.free_list").cache_topup(*self.pkvm.words[:3], desk, 2)
 
@@ -42,7 +43,7 @@ class Machine:
         for name, desk, (call, rest) in zip(self.names, self.pkvm.host.desks, calls, strict=True):
 
             def body(desk: Any, call: Callable[..., int] = call, rest: tuple[int, ...] = rest) -> tuple[Any, int]:
-                return desk, call(*self.pkvm.words, desk, self.pkvm.el2, *rest)
+                return desk, call(self.made(*self.pkvm.words, desk, self.pkvm.el2), *rest)
 
             self.scene.thread(name, body, desk)
 
@@ -160,7 +161,11 @@ MUTANTS = {
     ),
     "a join that waits for nobody": (
         model(fault_and_join, "walk_refs"),
-        Mutation("stage2/pkvm/join.py", "desk, el2, start, level, flags):", "desk, el2, start, level, u64(0)):"),
+        Mutation(
+            "stage2/pkvm/join.py",
+            "if _join_table(hyp, start, level, flags):",
+            "if _join_table(hyp, start, level, u64(0)):",
+        ),
     ),
     "a fault that takes no part in the protocol": (
         model(fault_and_join, "walk_refs"),

@@ -12,6 +12,7 @@ from guestmem.stage2.layout import COUNT, EAGAIN, ENOMEM, OK, PAGES, PROGRESS, R
 from guestmem.stage2.pool import Pool
 from guestmem.stage2.split import split_range
 from guestmem.stage2.table import PageTable
+from guestmem.stage2.words import Table
 
 BLOCK, GIB = 0x20_0000, 1 << 30
 
@@ -24,9 +25,9 @@ def test_a_budget_stops_it_and_progress_says_where() -> None:
     table = made()
     table.map(GIB, 8 * BLOCK, GIB, Rights.RW)
     desk = table.desks[0]
-    assert split_range(*table.words, desk, GIB, 8 * BLOCK, 3, 2) == EAGAIN
+    assert split_range(Table(*table.words, desk), GIB, 8 * BLOCK, 3, 2) == EAGAIN
     assert (desk[int(RESULT)], desk[int(PROGRESS)]) == (2, GIB + 2 * BLOCK)
-    assert split_range(*table.words, desk, GIB + 2 * BLOCK, 6 * BLOCK, 3, 100) in {OK, ENOMEM}
+    assert split_range(Table(*table.words, desk), GIB + 2 * BLOCK, 6 * BLOCK, 3, 100) in {OK, ENOMEM}
     table.check()
 
 

@@ -53,6 +53,7 @@ from guestmem.stage2.tlb_layout import READ
 from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_translate
 from guestmem.stage2.unmap import unmap_range
 from guestmem.stage2.walk import lookup_shared
+from guestmem.stage2.words import Table
 from guestmem.stage2.young import mark_young, young_range
 from slices import sliced
 
@@ -87,6 +88,7 @@ def wander(
     ``exclusive``: of 64 operations, how many are. ``seen``: how often each operation was OK, then EAGAIN, ENOMEM, wrong
     address, other status.
     """
+    table = Table(shape, pool, pages, mmu, desk)
     one = u64(1)
     lock = load_relaxed(mmu, LOCK_BASE)
     done = u64(0)
@@ -111,16 +113,16 @@ def wander(
                 cache_topup(shape, pool, pages, desk, desk[CACHE_CAPACITY])
             write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
             if operation == 5:
-                status = unmap_range(shape, pool, pages, mmu, desk, ipa, size, u64(0))
+                status = unmap_range(table, ipa, size, u64(0))
             elif operation == 6:
-                status = split_range(shape, pool, pages, mmu, desk, ipa, size, shape[LAST_LEVEL], u64(4))
+                status = split_range(table, ipa, size, shape[LAST_LEVEL], u64(4))
             elif operation == 7:
-                status = write_protect_range(shape, pool, pages, mmu, desk, ipa, size)
+                status = write_protect_range(table, ipa, size)
             else:
-                status = young_range(shape, pool, pages, mmu, desk, ipa, size, True)
+                status = young_range(table, ipa, size, True)
             write_unlock(mmu, lock)
         elif kind < 8:
-            status = map_shared(shape, pool, pages, mmu, desk, ipa, size, offset + ipa, attributes, one, u64(0))
+            status = map_shared(table, ipa, size, offset + ipa, attributes, one, u64(0))
         elif kind == 8:
             tlb_enter(shape, pool, mmu, tlb)
             page = ipa | ((seed >> 20) & (size - one) & ~u64(0xFFF))
@@ -133,20 +135,20 @@ def wander(
             read_lock(mmu, lock, desk[WALKER])
             if kind < 11:
                 operation = one
-                status = lookup_shared(shape, pool, pages, mmu, desk, ipa + u64(8))
+                status = lookup_shared(table, ipa + u64(8))
                 if status == OK and desk[FIND + u64(2)] != offset + ipa + u64(8):
                     seen[12] += one
                 if status == ENOENT:
                     status = u64(OK)
             elif kind < 13:
                 operation = u64(2)
-                status = relax_permissions(shape, pool, pages, mmu, desk, ipa, u64(2), SHARED)
+                status = relax_permissions(table, ipa, u64(2), SHARED)
             elif kind < 15:
                 operation = u64(3)
-                status = mark_young(shape, pool, pages, mmu, desk, ipa, SHARED)
+                status = mark_young(table, ipa, SHARED)
             else:
                 operation = u64(4)
-                status = collapse_range(shape, pool, pages, mmu, desk, ipa, size, one, SHARED)
+                status = collapse_range(table, ipa, size, one, SHARED)
             read_unlock(mmu, lock, desk[WALKER])
         if status == OK:
             seen[operation] += one
@@ -154,7 +156,7 @@ def wander(
             seen[10] += one
         elif status == ENOMEM:
             seen[11] += one
-            reclaim_tables(shape, pool, pages, mmu, desk, True)
+            reclaim_tables(table, True)
         elif status == EBUSY:
             seen[11] += one
         else:

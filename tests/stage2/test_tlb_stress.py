@@ -19,6 +19,7 @@ from guestmem.stage2.table import DISCIPLINES, PageTable
 from guestmem.stage2.tlb import Tlb
 from guestmem.stage2.tlb_layout import CONFLICT, HOST_ADDRESS, OK, WRITE
 from guestmem.stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_prefetch, tlb_speculate, tlb_translate
+from guestmem.stage2.words import Table
 
 HOST = 0x40_0000_0000
 FORMATS: dict[str, Callable[[], Format]] = {
@@ -45,6 +46,7 @@ def touch(
     offset: U64,
 ) -> U64:
     """A vCPU: ``times`` random accesses. ``seen``: accesses, faults, wrong addresses."""
+    table = Table(shape, pool, pages, mmu, desk)
     one = u64(1)
     tlb_enter(shape, pool, mmu, tlb)
     done = u64(0)
@@ -70,7 +72,7 @@ def touch(
             if seed & u64(0xF00) == 0:
                 size = block
             start = ipa & ~(size - one)
-            map_shared(shape, pool, pages, mmu, desk, start, size, offset + start, attributes, one, u64(0))
+            map_shared(table, start, size, offset + start, attributes, one, u64(0))
             tlb_enter(shape, pool, mmu, tlb)
         tlb_look(shape, pool, mmu, tlb)
     tlb_leave(mmu, tlb)

@@ -30,12 +30,10 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 def fault_of(room: Callable[[str], Any], engine: Any, gfn: int, *, writes: bool = False) -> int:
     """Have vCPU 0, which does not run, handle a stage-2 fault; what it came to. ``room``: of the package, or a twin."""
-    vm, memslots, srcu, _load, own = engine.vcpu_words(0)
+    slots, _load = engine.vcpu_words(0)
     table = engine.stage2.tables[0]
-    slots = room("engines.soft.words").Slots(vm, memslots, srcu, own)
-    words = room("stage2.words").Table(*table.words, table.desks[1])
     fault = room("engines.soft.user_mem_abort").stage2_fault
-    return int(fault(slots, words, engine.stage2.tlbs[0][0].words, gfn, writes, False))
+    return int(fault(slots, table.at(1), engine.stage2.tlbs[0][0].words, gfn, writes, False))
 
 
 def host_of(room: Callable[[str], Any], engine: Any, gfn: int, *, writes: bool = False) -> int:

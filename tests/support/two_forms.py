@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -158,17 +158,21 @@ class Package:
         }
 
     @cached_property
-    def bundles(self) -> dict[tuple[str, str], list[str]]:
+    def bundles(self) -> dict[tuple[str, str], dict[str, str]]:
         """NamedTuples by (path, name), with their fields' annotations: what travels together as one argument."""
         return {
-            (path, node.name): [ast.unparse(each.annotation) for each in node.body if isinstance(each, ast.AnnAssign)]
+            (path, node.name): {
+                ast.unparse(each.target): ast.unparse(each.annotation)
+                for each in node.body
+                if isinstance(each, ast.AnnAssign)
+            }
             for path, tree in self.trees.items()
             for node in tree.body
             if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["NamedTuple"]
         }
 
-    def bundle(self, path: str, name: str) -> list[str] | None:
-        """The fields' annotations of the NamedTuple that ``name`` means in ``path``, or None."""
+    def bundle(self, path: str, name: str) -> dict[str, str] | None:
+        """The fields, with their annotations, of the NamedTuple that ``name`` means in ``path``, or None."""
         for _ in range(8):
             if (path, name) in self.bundles:
                 return self.bundles[path, name]
@@ -269,17 +273,31 @@ class _Lint:
         self.parents = {id(child): node for node in self.nodes for child in ast.iter_child_nodes(node)}
 
     def _unpack(self, function: Function) -> None:
-        """``a, b = bundle``, of a parameter that is a NamedTuple: a and b are what its fields are."""
-        kinds = dict(function.kinds)
+        """``a, b = bundle`` and ``a = bundle.a``, of a parameter that is a NamedTuple: they are what its fields are."""
+        fields = {name: self.package.bundle(self.path, kind) or {} for name, kind in function.kinds}
         for node in ast.walk(function.node):
             match node:
-                case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name(id=name)) if name in kinds:
-                    fields = self.package.bundle(self.path, kinds[name])
-                    if fields is not None and len(fields) == len(names):
-                        for each, kind in zip(names, fields, strict=True):
-                            self.unpacked.add(id(each))
-                            if isinstance(each, ast.Name) and kind in {"Words", "Own"}:
-                                (self.words if kind == "Words" else self.own).add(each.id)
+                case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Name(id=name)) if name in fields:
+                    if len(fields[name]) == len(names):
+                        self._bind(zip(names, fields[name].values(), strict=True))
+                case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+                    self._bind((each, self._field(fields, value)) for each, value in zip(names, values, strict=True))
+                case ast.Assign(targets=[ast.Name() as target], value=ast.Attribute() as value):
+                    self._bind([(target, self._field(fields, value))])
+
+    @staticmethod
+    def _field(fields: Mapping[str, Mapping[str, str]], value: ast.expr) -> str:
+        """What ``value`` is, if it is a field of a parameter."""
+        match value:
+            case ast.Attribute(value=ast.Name(id=name), attr=field):
+                return fields.get(name, {}).get(field, "")
+        return ""
+
+    def _bind(self, names: Iterable[tuple[ast.expr, str]]) -> None:
+        for each, kind in names:
+            if isinstance(each, ast.Name) and kind in {"Words", "Own"}:
+                self.unpacked.add(id(each))
+                (self.words if kind == "Words" else self.own).add(each.id)
 
     def refuse(self, node: ast.AST, message: str) -> None:
         self.found.append((getattr(node, "lineno", 0), f"{self.function.name}: {message}"))
@@ -337,7 +355,7 @@ class _Lint:
         if isinstance(parent, ast.Call) and node in parent.args:
             callee = self.package.callee(self.path, parent.func)
             kinds = [each[1] for each in callee.kinds] if callee else []
-            kinds = kinds or self.package.bundle(self.path, ast.unparse(parent.func)) or []
+            kinds = kinds or list((self.package.bundle(self.path, ast.unparse(parent.func)) or {}).values())
             place = parent.args.index(node)
             if place < len(kinds) and kinds[place] == kind:
                 return

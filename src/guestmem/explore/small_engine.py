@@ -108,8 +108,8 @@ class SmallEngine:
 
     def look(self, tlb: Own, own: Own, vcpu: int = 0) -> None:
         """Apply invalidations and look for requests."""
-        shape, pool, _, mmu = self.tables[0].words
-        running = self.exits.stage2_look(self.vm, self.load, own, shape, pool, mmu, tlb, vcpu)
+        slots = self.exits.Slots(self.vm, self.slots, self.srcu, own)
+        running = self.exits.stage2_look(slots, self.load, self.tables[0].at(1 + vcpu), tlb, vcpu)
         assert running, "the VM does not stop"
 
     def leave(self, tlb: Own, own: Own, vcpu: int = 0, as_id: int = 0) -> None:

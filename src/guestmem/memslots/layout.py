@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..atomics import load_acquire, load_relaxed, store_relaxed
 from ..compiled import U64, Own, Words, compiled, const, own, u64, words
+from ..entries import flat
 from ..errors import UsageError
 from ..structure import Structure, name_fields
 
@@ -234,19 +235,9 @@ def geometry(address_spaces: int, ids: int, node_words: int = 64) -> Geometry:
 
 
 @compiled
-def format_memslots(
-    memslots: Words,
-    desk: Own,
-    address_spaces: U64,
-    ids: U64,
-    node_words: U64,
-    first_record: U64,
-    records: U64,
-    first_node: U64,
-    nodes: U64,
-    first_table: U64,
-) -> None:
+def format_memslots(memslots: Words, desk: Own, shape: Geometry) -> None:
     """Write the header and empty sets into zeroed words. Before any reader: relaxed is enough."""
+    address_spaces, ids, node_words, first_record, records, first_node, nodes, first_table, _words, _desk_words = shape
     one = u64(1)
     store_relaxed(memslots, IDS, ids)
     store_relaxed(memslots, ADDRESS_SPACES, address_spaces)
@@ -282,5 +273,5 @@ def format_memslots(
 def new_memslots(shape: Geometry) -> tuple[Words, Own]:
     """The shared words and the updater's desk of a VM without slots; pages are committed when touched."""
     memslots, desk = words(shape.words), own(shape.desk_words)
-    format_memslots(memslots, desk, *shape[:8])
+    flat(format_memslots)(memslots, desk, *shape)
     return memslots, desk

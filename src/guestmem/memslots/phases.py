@@ -268,11 +268,9 @@ def stage_batch(memslots: Words, desk: Own, batch: Own, count: U64, ids: U64) ->
 
 
 @compiled
-def stage(
-    memslots: Words, desk: Own, as_id: U64, id_: U64, gfn: U64, npages: U64, hva: U64, flags: U64, ids: U64
-) -> U64:
-    """``ask`` and ``stage_asked``: one change of a slot without guest_memfd. O(log n)."""
-    ask(desk, id_, gfn, npages, hva, flags, as_id, ids)
+def stage(memslots: Words, desk: Own, slot: U64, gfn: U64, npages: U64, hva: U64, flags: U64, ids: U64) -> U64:
+    """``ask`` and ``stage_asked``: one change of a slot without guest_memfd; ``slot``: as_id << 16 | id. O(log n)."""
+    ask(desk, slot & u64(0xFFFF), gfn, npages, hva, flags, slot >> 16, ids)
     return stage_asked(memslots, desk)
 
 

@@ -9,6 +9,8 @@ its level is at least half full. Idea: an interval tree (Linux ``lib/interval_tr
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..atomics import load_relaxed, store_relaxed
 from ..compiled import ONE, U64, Own, Words, compiled, u64
 from .layout import (
@@ -81,11 +83,19 @@ def _descend(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64) -> U64:
         level -= ONE
 
 
+class Entry(NamedTuple):
+    """One entry of a node; ``tie``: only where a node has four columns."""
+
+    key: U64
+    value: U64
+    end: U64
+    tie: U64
+
+
 @compiled
-def _write(
-    memslots: Words, node: U64, fanout: U64, columns: U64, index: U64, key: U64, value: U64, end: U64, tie: U64
-) -> None:
+def _write(memslots: Words, node: U64, fanout: U64, columns: U64, index: U64, entry: Entry) -> None:
     """Write one entry of a node."""
+    key, value, end, tie = entry
     at = node + ONE + index
     store_relaxed(memslots, at, key)
     store_relaxed(memslots, at + fanout, value)
@@ -216,13 +226,13 @@ def tree_insert(memslots: Words, desk: Own, tree: U64, key: U64, tie: U64, value
                 store_relaxed(memslots, node, keep)
                 if index > keep or keep == count:
                     _open_gap(memslots, right, fanout, columns, index - keep)
-                    _write(memslots, right, fanout, columns, index - keep, key, value, end, tie)
+                    _write(memslots, right, fanout, columns, index - keep, Entry(key, value, end, tie))
                 else:
                     _open_gap(memslots, node, fanout, columns, index)
-                    _write(memslots, node, fanout, columns, index, key, value, end, tie)
+                    _write(memslots, node, fanout, columns, index, Entry(key, value, end, tie))
             else:
                 _open_gap(memslots, node, fanout, columns, index)
-                _write(memslots, node, fanout, columns, index, key, value, end, tie)
+                _write(memslots, node, fanout, columns, index, Entry(key, value, end, tie))
             growing = right != 0
             value = right
         if level == height:

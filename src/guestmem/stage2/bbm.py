@@ -38,6 +38,7 @@ from .layout import (
     VALID,
 )
 from .unlinked import add_flags
+from .words import Table
 
 __all__ = ["replace_block", "replace_table"]
 
@@ -54,20 +55,21 @@ def _in_place(shape: Own, flags: U64, shift: U64) -> bool:
 
 
 @compiled
-def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, block: U64) -> bool:
+def replace_table(table: Table, block: U64) -> bool:
     """Put ``block`` in place of the visited table, and invalidate it; False if another walker was faster.
 
     By the walk's flags: BBM_2, BBM_1 (if blocks are so large that nT is no bit of their address) or neither. The block
     gets what hardware set in the table's leaves until it could reach them no more. References stay: one entry before
     and after.
     """
+    shape, pool, _pages, mmu, desk = table
     flags = desk[FLAGS]
     old = desk[OLD]
     shift = level_shift(shape, desk[LEVEL])
     if not _in_place(shape, flags, shift):
-        if not break_entry(shape, pool, pages, mmu, desk):
+        if not break_entry(table):
             return False
-        make_entry(shape, pool, pages, mmu, desk, block | _late_flags(shape, pool, mmu, desk, old, block))
+        make_entry(table, block | _late_flags(table, old, block))
         fetch_add(mmu, REPLACED_BY_BREAK, ONE)
         return True
     entry = desk[ENTRY]
@@ -78,7 +80,7 @@ def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
     else:
         store_release(pool, entry, first)
     invalidate_range(mmu, desk[ADDRESS] >> shift << shift, ONE << shift)
-    late = _late_flags(shape, pool, mmu, desk, old, block)
+    late = _late_flags(table, old, block)
     while first != block | late:
         seen = compare_exchange(pool, entry, first, (first ^ (first ^ block) & shape[NT]) | late)
         if seen == first or seen & shape[TABLE_MASK] != shape[BLOCK_KIND] or (seen ^ first) & shape[NT] != 0:
@@ -89,18 +91,19 @@ def replace_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, 
 
 
 @compiled
-def _late_flags(shape: Own, pool: Words, mmu: Words, desk: Own, table: U64, block: U64) -> U64:
+def _late_flags(table: Table, unlinked: U64, block: U64) -> U64:
     """What hardware set in the leaves of a table, and ``block`` has not. The table is invalidated, but not freed yet.
 
     O(1) if hardware can set nothing that the block lacks, else O(entries).
     """
+    shape, pool, _pages, mmu, desk = table
     loose = shape[ACCESSED]
     if shape[DIRTY] & shape[PERMISSION_MASK] == 0 or block & shape[MODIFIER] != 0:
         loose |= shape[DIRTY]
     loose &= ~block
     if loose == 0 or load_relaxed(mmu, TLB_BASE) == 0:
         return u64(0)
-    entry = table_page(shape, table) << (shape[PAGE_SHIFT] - _THREE)
+    entry = table_page(shape, unlinked) << (shape[PAGE_SHIFT] - _THREE)
     end = entry + (ONE << shape[STRIDE])
     below = desk[LEVEL] + ONE
     late = u64(0)
@@ -113,20 +116,21 @@ def _late_flags(shape: Own, pool: Words, mmu: Words, desk: Own, table: U64, bloc
 
 
 @compiled
-def replace_block(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, tree: U64) -> None:
+def replace_block(table: Table, tree: U64) -> None:
     """Put the table ``tree`` (page number), which maps the same, in place of the visited block. Exclusive.
 
     By the walk's flags, as ``replace_table``. The tree's leaves get what hardware sets in the block until then.
     """
+    shape, pool, _pages, mmu, desk = table
     flags = desk[FLAGS]
     level = desk[LEVEL]
     below = level + ONE
     old = desk[OLD]
     new = table_descriptor(shape, tree)
     if not _in_place(shape, flags, level_shift(shape, level)):
-        break_entry(shape, pool, pages, mmu, desk)
+        break_entry(table)
         add_flags(shape, pool, tree, below, desk[OLD] & ~old)
-        make_entry(shape, pool, pages, mmu, desk, new)
+        make_entry(table, new)
         fetch_add(mmu, REPLACED_BY_BREAK, ONE)
         return
     entry = desk[ENTRY]

@@ -40,6 +40,7 @@ from .layout import (
 )
 from .refs import hold_child, release_page
 from .walk import DONE, LOST, walk_begin, walk_leave, walk_past, walk_step
+from .words import Table
 
 __all__ = ["collapse_range"]
 
@@ -47,17 +48,7 @@ _THREE = const(3)
 
 
 @compiled(nogil=True)
-def collapse_range(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    ipa: U64,
-    size: U64,
-    block_level: U64,
-    flags: U64,
-) -> U64:
+def collapse_range(table: Table, ipa: U64, size: U64, block_level: U64, flags: U64) -> U64:
     """Collapse tables that lie in ``[ipa, ipa + size)`` into blocks as large as ``block_level`` and the format allow.
 
     A table is collapsed if all its entries are leaves, map one aligned run, and differ in access and dirty flags only;
@@ -68,12 +59,13 @@ def collapse_range(
     Shared: yes, with the lock held for reading. A flag or right that another walker adds to an entry between the look
     and the break is lost, and comes back with the next fault. O(entries in the range's tables).
     """
-    status = walk_begin(shape, mmu, desk, ipa, size, (flags & (SHARED | BBM_1 | BBM_2)) | TABLE_PRE | TABLE_POST)
+    shape, pool, pages, mmu, desk = table
+    status = walk_begin(table, ipa, size, (flags & (SHARED | BBM_1 | BBM_2)) | TABLE_PRE | TABLE_POST)
     if status != OK:
         return status
     end = ipa + size
     while True:
-        visit = walk_step(shape, pool, pages, mmu, desk)
+        visit = walk_step(table)
         if visit == DONE:
             desk[PROGRESS] = desk[END]
             break
@@ -106,11 +98,11 @@ def collapse_range(
             release_page(shape, pool, pages, mmu, table_page(shape, old))
         if block == 0:
             continue
-        status = may_unlink(shape, mmu, desk)
+        status = may_unlink(table)
         if status == OK:
             desk[ADDRESS] = start
-            if replace_table(shape, pool, pages, mmu, desk, block):
-                unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))
+            if replace_table(table, block):
+                unlink_table(table, table_page(shape, old))
                 desk[RESULT] += ONE
             else:
                 status = EAGAIN
@@ -118,7 +110,7 @@ def collapse_range(
                 desk[ADDRESS] = start + (ONE << shift)
         if status != OK:
             break
-    walk_leave(shape, pool, pages, mmu, desk)
+    walk_leave(table)
     return status
 
 

@@ -45,6 +45,7 @@ from .layout import (
 from .lock_subtree import lock_subtree
 from .refs import release_page
 from .unlinked import free_unlinked, tree_pages
+from .words import Table
 
 __all__ = ["may_unlink", "reclaim_tables", "unlink_table"]
 
@@ -56,8 +57,9 @@ def _queue(mmu: Words, desk: Own) -> U64:
 
 
 @compiled
-def may_unlink(shape: Own, mmu: Words, desk: Own) -> U64:
+def may_unlink(table: Table) -> U64:
     """Whether the visited table may be taken away: OK, EBUSY (only exclusively) or ENOMEM (reclaim first)."""
+    shape, _pool, _pages, mmu, desk = table
     if desk[FLAGS] & SHARED == 0:
         return OK
     discipline = load_relaxed(mmu, DISCIPLINE)
@@ -72,8 +74,9 @@ def may_unlink(shape: Own, mmu: Words, desk: Own) -> U64:
 
 
 @compiled
-def unlink_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, page: U64) -> None:
+def unlink_table(table: Table, page: U64) -> None:
     """Dispose of a table whose entry was broken by this walker; ``may_unlink`` said OK before."""
+    shape, pool, pages, mmu, desk = table
     if desk[FLAGS] & SHARED == 0:
         free_unlinked(shape, pool, pages, mmu, page)
         return
@@ -90,11 +93,12 @@ def unlink_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, p
 
 
 @compiled(nogil=True)
-def reclaim_tables(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, wait: bool) -> U64:
+def reclaim_tables(table: Table, wait: bool) -> U64:
     """Free what this walker put aside and whose grace period is over; returns the number of pages.
 
     ``wait``: all of it, after waiting for the readers. Outside read-side sections and without the lock.
     """
+    shape, pool, pages, mmu, desk = table
     freed = u64(0)
     discipline = load_relaxed(mmu, DISCIPLINE)
     if discipline > LOCK_SUBTREE:

@@ -8,7 +8,7 @@ or pKVM's host (Android prefaults since 2024). All table pages are there before 
 from __future__ import annotations
 
 from ..atomics import store_relaxed
-from ..compiled import ONE, U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Words, compiled, const, u64
 from .entry import break_entry, level_shift, make_entry, output_address, table_descriptor
 from .free_list import cache_put
 from .layout import (
@@ -35,6 +35,7 @@ from .layout import (
 from .split import split_range
 from .unlinked import add_flags, create_unlinked
 from .walk import lookup, walk_begin
+from .words import Table
 
 __all__ = ["put_rest", "split_edges"]
 
@@ -42,18 +43,20 @@ _THREE = const(3)
 
 
 @compiled
-def _leaf_level(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
+def _leaf_level(table: Table, address: U64) -> U64:
     """Level of the leaf for ``address``; the last one if there is none."""
-    if lookup(shape, pool, mmu, desk, address) != OK:
+    shape, desk = table.shape, table.desk
+    if lookup(table, address) != OK:
         return shape[LAST_LEVEL]
     return desk[FIND + ONE]
 
 
 @compiled
-def _pages_needed(shape: Own, pool: Words, mmu: Words, desk: Own, ipa: U64, end: U64) -> U64:
+def _pages_needed(table: Table, ipa: U64, end: U64) -> U64:
     """Table pages that the splits at both ends take: one for each entry that a bound cuts, from its block down."""
-    low = _leaf_level(shape, pool, mmu, desk, ipa)
-    high = _leaf_level(shape, pool, mmu, desk, end)
+    shape = table.shape
+    low = _leaf_level(table, ipa)
+    high = _leaf_level(table, end)
     needed = u64(0)
     level = low if low < high else high
     while level < shape[LAST_LEVEL]:
@@ -69,25 +72,26 @@ def _pages_needed(shape: Own, pool: Words, mmu: Words, desk: Own, ipa: U64, end:
 
 
 @compiled(nogil=True)
-def split_edges(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64) -> U64:
+def split_edges(table: Table, ipa: U64, size: U64) -> U64:
     """Split what reaches over either bound of ``[ipa, ipa + size)``, one level at a time, as far as the bound asks.
 
     OK: every leaf now lies inside or outside. ENOMEM: the desk's cache holds fewer than desk[RESULT] pages, and nothing
     has changed. EINVAL or ERANGE: a bad range. Exclusive. O(levels * entries of a table).
     """
-    status = walk_begin(shape, mmu, desk, ipa, size, u64(0))
+    shape, desk = table.shape, table.desk
+    status = walk_begin(table, ipa, size, u64(0))
     if status != OK:
         return status
-    needed = _pages_needed(shape, pool, mmu, desk, ipa, ipa + size)
+    needed = _pages_needed(table, ipa, ipa + size)
     if desk[CACHE_COUNT] < needed:
         desk[RESULT] = needed
         return ENOMEM
     page = ONE << shape[PAGE_SHIFT]
     at = ipa
     while True:
-        level = _leaf_level(shape, pool, mmu, desk, at)
+        level = _leaf_level(table, at)
         if level < shape[LAST_LEVEL] and at & ((ONE << level_shift(shape, level)) - ONE) != 0:
-            status = split_range(shape, pool, pages, mmu, desk, at, page, level + ONE, ONE)
+            status = split_range(table, at, page, level + ONE, ONE)
             if status != OK:
                 return status
         elif at == ipa:
@@ -97,18 +101,19 @@ def split_edges(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ip
 
 
 @compiled
-def put_rest(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
+def put_rest(table: Table) -> U64:
     """For map: put a table in place of the visited block, full but for what the walk is about to map.
 
     OK; ENOMEM; EAGAIN: another walker was faster. Shared: yes. O(entries of a table).
     """
+    shape, pool, pages, _mmu, desk = table
     old = desk[OLD]
     level = desk[LEVEL]
     below = level + ONE
     shift = level_shift(shape, level)
     start = desk[ADDRESS] >> shift << shift
     attributes = old & shape[ATTRIBUTES_MASK]
-    tree = create_unlinked(shape, pool, pages, desk, output_address(shape, old), level, attributes, below)
+    tree = create_unlinked(table, output_address(shape, old), level, attributes, below)
     if tree == 0:
         return ENOMEM
     page = tree - ONE
@@ -122,7 +127,7 @@ def put_rest(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U6
     if first < last:
         _clear(pool, entry + first, entry + last)
         store_relaxed(pages, line + COUNT, ONE + (ONE << shape[STRIDE]) - (last - first))
-    if not break_entry(shape, pool, pages, mmu, desk):
+    if not break_entry(table):
         _clear(pool, entry, entry + (ONE << shape[STRIDE]))
         store_relaxed(pages, line + HELD, u64(0))
         store_relaxed(pages, line + COUNT, u64(0))
@@ -130,7 +135,7 @@ def put_rest(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U6
         cache_put(desk, page)
         return EAGAIN
     add_flags(shape, pool, page, below, desk[OLD] & ~old)
-    make_entry(shape, pool, pages, mmu, desk, table_descriptor(shape, page))
+    make_entry(table, table_descriptor(shape, page))
     return OK
 
 

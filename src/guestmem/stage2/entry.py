@@ -61,6 +61,7 @@ from .layout import (
     WRITE_GRANTED,
     WRITE_MASK,
 )
+from .words import Table
 
 __all__ = [
     "break_entry",
@@ -184,11 +185,12 @@ def hardware_may_write(shape: Own, mmu: Words, descriptor: U64) -> bool:
 
 
 @compiled(inline=True)
-def change_entry(shape: Own, pool: Words, mmu: Words, desk: Own, mask: U64, value: U64) -> bool:
+def change_entry(table: Table, mask: U64, value: U64) -> bool:
     """Make the bits ``mask`` of the visited leaf ``value``; False if another walker changed it first.
 
     Valid to valid: rights, access flag, software bits. Exclusive: True, and what hardware sets meanwhile is kept.
     """
+    shape, pool, _pages, mmu, desk = table
     old = desk[OLD]
     new = (old & ~mask) | value
     if desk[FLAGS] & SHARED != 0:
@@ -205,11 +207,12 @@ def change_entry(shape: Own, pool: Words, mmu: Words, desk: Own, mask: U64, valu
 
 
 @compiled(inline=True)
-def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> bool:
+def break_entry(table: Table) -> bool:
     """Lock the visited entry and invalidate what it was; False if another walker locked or changed it first.
 
     Exclusive: desk[OLD] is then what it was at last, with a flag that hardware set since the visit.
     """
+    shape, pool, pages, mmu, desk = table
     old = desk[OLD]
     entry = desk[ENTRY]
     level = desk[LEVEL]
@@ -239,8 +242,9 @@ def break_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) ->
 
 
 @compiled(inline=True)
-def make_entry(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, new: U64) -> None:
+def make_entry(table: Table, new: U64) -> None:
     """Store ``new`` over the LOCKED that this walker put there. Release: who sees a table sees its entries."""
+    shape, pool, pages, mmu, desk = table
     shared = desk[FLAGS] & SHARED != 0
     if new != 0:
         page_get(pages, entry_line(shape, desk[ENTRY]), shared)

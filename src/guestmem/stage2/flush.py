@@ -7,10 +7,11 @@ no FWB.
 from __future__ import annotations
 
 from ..atomics import fetch_add
-from ..compiled import ONE, U64, Own, Words, compiled
+from ..compiled import ONE, U64, Words, compiled
 from .entry import level_shift
 from .layout import CLEANED, CLEANS, END, LEAF, LEVEL, OK, OLD, PROGRESS, RESULT, VALID
 from .walk import DONE, walk_begin, walk_step
+from .words import Table
 
 __all__ = ["clean_data", "flush_range"]
 
@@ -23,16 +24,17 @@ def clean_data(mmu: Words, size: U64) -> None:
 
 
 @compiled(nogil=True)
-def flush_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64) -> U64:
+def flush_range(table: Table, ipa: U64, size: U64) -> U64:
     """Clean data for every leaf that ``[ipa, ipa + size)`` touches; OK, EINVAL or ERANGE. desk[RESULT]: leaves.
 
     Exclusive, as in Linux. O(entries in the range's tables).
     """
-    status = walk_begin(shape, mmu, desk, ipa, size, LEAF)
+    shape, _pool, _pages, mmu, desk = table
+    status = walk_begin(table, ipa, size, LEAF)
     if status != OK:
         return status
     while True:
-        if walk_step(shape, pool, pages, mmu, desk) == DONE:
+        if walk_step(table) == DONE:
             break
         if desk[OLD] & shape[VALID] != 0:
             clean_data(mmu, ONE << level_shift(shape, desk[LEVEL]))

@@ -7,7 +7,7 @@ shared.
 from __future__ import annotations
 
 from ..atomics import load_relaxed
-from ..compiled import U64, Own, Words, compiled
+from ..compiled import U64, compiled
 from .discipline import reclaim_tables
 from .free_list import cache_topup
 from .layout import (
@@ -25,57 +25,48 @@ from .layout import (
 )
 from .map import map_range
 from .rwlock import read_lock, read_unlock, write_lock, write_unlock
+from .words import Table
 
 __all__ = ["map_shared", "refill"]
 
 
 @compiled(nogil=True)
-def refill(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
+def refill(table: Table) -> U64:
     """Before the lock: reclaim what is due, and see that a walk to the last level finds pages in the cache.
 
     OK; ENOMEM if there is none at all, even after waiting for the grace periods of what this walker put aside.
     """
+    shape, pool, pages, _mmu, desk = table
     least = shape[LAST_LEVEL] - shape[START_LEVEL]
     if desk[CACHE_COUNT] >= least:
         return OK
-    reclaim_tables(shape, pool, pages, mmu, desk, False)
+    reclaim_tables(table, False)
     if cache_topup(shape, pool, pages, desk, least) == OK:
         return OK
-    reclaim_tables(shape, pool, pages, mmu, desk, True)
+    reclaim_tables(table, True)
     if cache_topup(shape, pool, pages, desk, least) == OK or desk[CACHE_COUNT] > 0:
         return OK
     return ENOMEM
 
 
 @compiled(nogil=True)
-def map_shared(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    ipa: U64,
-    size: U64,
-    address: U64,
-    attributes: U64,
-    block_level: U64,
-    flags: U64,
-) -> U64:
+def map_shared(table: Table, ipa: U64, size: U64, address: U64, attributes: U64, block_level: U64, flags: U64) -> U64:
     """As ``map_range`` by a vCPU: refill, lock for reading, map shared, unlock; once more exclusively after EBUSY.
 
     Returns its status word. ENOMEM with pages in the cache: the queue of deferred pages was full, and is reclaimed.
     """
-    if refill(shape, pool, pages, mmu, desk) != OK:
+    shape, pool, pages, mmu, desk = table
+    if refill(table) != OK:
         return ENOMEM
     lock = load_relaxed(mmu, LOCK_BASE)
     read_lock(mmu, lock, desk[WALKER])
-    status = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, block_level, flags | SHARED)
+    status = map_range(table, ipa, size, address, attributes, block_level, flags | SHARED)
     read_unlock(mmu, lock, desk[WALKER])
     if status == EBUSY:
         write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
-        status = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, block_level, flags & ~SHARED)
+        status = map_range(table, ipa, size, address, attributes, block_level, flags & ~SHARED)
         write_unlock(mmu, lock)
     if status == ENOMEM:
-        reclaim_tables(shape, pool, pages, mmu, desk, True)
+        reclaim_tables(table, True)
         cache_topup(shape, pool, pages, desk, desk[CACHE_CAPACITY])
     return status

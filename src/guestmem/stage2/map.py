@@ -8,7 +8,7 @@ fits. With KEEP_REST it stays.
 
 from __future__ import annotations
 
-from ..compiled import ONE, U64, Own, Words, compiled
+from ..compiled import ONE, U64, compiled
 from .discipline import may_unlink, unlink_table
 from .edges import put_rest
 from .entry import (
@@ -54,24 +54,13 @@ from .layout import (
 )
 from .marks import is_mark, table_holds_mark
 from .walk import DONE, LOST, walk_begin, walk_leave, walk_step
+from .words import Table
 
 __all__ = ["map_range"]
 
 
 @compiled(nogil=True)
-def map_range(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    ipa: U64,
-    size: U64,
-    address: U64,
-    attributes: U64,
-    block_level: U64,
-    flags: U64,
-) -> U64:
+def map_range(table: Table, ipa: U64, size: U64, address: U64, attributes: U64, block_level: U64, flags: U64) -> U64:
     """Map ``[ipa, ipa + size)`` to ``[address, address + size)``, bytes in whole pages; returns a status word.
 
     ``attributes``: bits of a leaf beside address and kind. ``block_level``: lowest level number at which a leaf may
@@ -83,46 +72,34 @@ def map_range(
     EPERM: an owner's mark is in the way; EINVAL, ERANGE: bad range. All that lies before desk[PROGRESS] is done;
     desk[RESULT] is the number of leaves written. O(leaves + tables).
     """
+    shape, desk = table.shape, table.desk
     page_mask = (ONE << shape[PAGE_SHIFT]) - ONE
     if flags & ANNOTATE == 0:
         if address & page_mask != 0:
             return EINVAL
         if address >= shape[OUTPUT_END] or size > shape[OUTPUT_END] - address:
             return ERANGE
-    status = walk_begin(shape, mmu, desk, ipa, size, flags | LEAF | TABLE_PRE)
+    status = walk_begin(table, ipa, size, flags | LEAF | TABLE_PRE)
     if status != OK:
         return status
     while True:
-        visit = walk_step(shape, pool, pages, mmu, desk)
+        visit = walk_step(table)
         if visit == DONE:
             break
-        if visit == LOST:
-            status = EAGAIN
-        else:
-            status = _map_visit(shape, pool, pages, mmu, desk, visit, ipa, address, attributes, block_level)
+        status = EAGAIN if visit == LOST else _map_visit(table, visit, ipa, address, attributes, block_level)
         if status != OK:
             if status != EAGAIN or flags & IGNORE_EAGAIN == 0:
                 break
             status = OK
     desk[PROGRESS] = desk[ADDRESS] if desk[ADDRESS] < desk[END] else desk[END]
-    walk_leave(shape, pool, pages, mmu, desk)
+    walk_leave(table)
     return status
 
 
 @compiled(inline=True)
-def _map_visit(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    visit: U64,
-    ipa: U64,
-    address: U64,
-    attributes: U64,
-    block_level: U64,
-) -> U64:
+def _map_visit(table: Table, visit: U64, ipa: U64, address: U64, attributes: U64, block_level: U64) -> U64:
     """Do what a visit asks for: put a leaf, or a table to descend into; returns a status word."""
+    shape, desk = table.shape, table.desk
     level = desk[LEVEL]
     old = desk[OLD]
     flags = desk[FLAGS]
@@ -135,7 +112,7 @@ def _map_visit(
     if not fits:
         if visit == TABLE_PRE:
             return OK
-        return _put_table(shape, pool, pages, mmu, desk)
+        return _put_table(table)
     new = attributes
     if flags & ANNOTATE == 0:
         new = leaf_descriptor(shape, level, output, attributes)
@@ -146,39 +123,40 @@ def _map_visit(
         if new & shape[VALID] != 0 and (old ^ new) & ~shape[PERMISSION_MASK] == 0:
             return EAGAIN
         if flags & SHARED == 0 and (old ^ new) & ~shape[SOFTWARE_MASK] == 0:
-            change_entry(shape, pool, mmu, desk, shape[SOFTWARE_MASK], new & shape[SOFTWARE_MASK])
+            change_entry(table, shape[SOFTWARE_MASK], new & shape[SOFTWARE_MASK])
             desk[RESULT] += ONE
             return OK
     else:
-        status = may_unlink(shape, mmu, desk)
+        status = may_unlink(table)
         if status != OK:
             return status
         entry = desk[ENTRY]
-        if flags & OVER_OWNER == 0 and table_holds_mark(shape, pool, pages, mmu, desk, entry, old, level):
+        if flags & OVER_OWNER == 0 and table_holds_mark(table, entry, old, level):
             return EPERM
-    if not break_entry(shape, pool, pages, mmu, desk):
+    if not break_entry(table):
         return EAGAIN
-    make_entry(shape, pool, pages, mmu, desk, new)
+    make_entry(table, new)
     desk[RESULT] += ONE
     if visit == TABLE_PRE:
-        unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))
+        unlink_table(table, table_page(shape, old))
     return OK
 
 
 @compiled
-def _put_table(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
+def _put_table(table: Table) -> U64:
     """Put an empty table in place of the visited leaf; its page is taken before the break."""
+    shape, _pool, pages, _mmu, desk = table
     old = desk[OLD]
     if is_mark(shape, old) and desk[FLAGS] & OVER_OWNER == 0:
         return EPERM
     if old & shape[VALID] != 0 and desk[FLAGS] & KEEP_REST != 0:
-        return put_rest(shape, pool, pages, mmu, desk)
+        return put_rest(table)
     page = cache_take(desk)
     if page == 0:
         return ENOMEM
-    if not break_entry(shape, pool, pages, mmu, desk):
+    if not break_entry(table):
         cache_put(desk, page - ONE)
         return EAGAIN
     set_table_state(pages, page - ONE, desk[LEVEL], ONE)
-    make_entry(shape, pool, pages, mmu, desk, table_descriptor(shape, page - ONE))
+    make_entry(table, table_descriptor(shape, page - ONE))
     return OK

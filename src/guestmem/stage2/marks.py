@@ -7,10 +7,11 @@ walk that would refuses.
 from __future__ import annotations
 
 from ..atomics import load_acquire
-from ..compiled import ONE, U64, Own, Words, compiled, const
+from ..compiled import ONE, U64, Own, compiled, const
 from .entry import is_table, table_page
 from .layout import HOLDS, LOCKED, PAGE_SHIFT, STRIDE, VALID
 from .refs import hold_child, release_page
+from .words import Table
 
 __all__ = ["is_mark", "table_holds_mark"]
 
@@ -24,14 +25,13 @@ def is_mark(shape: Own, descriptor: U64) -> bool:
 
 
 @compiled
-def table_holds_mark(
-    shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, entry: U64, descriptor: U64, level: U64
-) -> bool:
+def table_holds_mark(table: Table, entry: U64, descriptor: U64, level: U64) -> bool:
     """Whether the table that ``entry`` at ``level`` points to, or one below it, has a mark. O(entries below).
 
     Marks are made and removed exclusively. Looks two tables deep: there is no block above level 1. A walk that holds
     pages (walk_refs) holds these, too; a table that is gone by then was collapsed, and had no mark.
     """
+    shape, pool, pages, mmu, desk = table
     hold = desk[HOLDS] != 0
     if hold and not hold_child(shape, pool, pages, mmu, entry, descriptor):
         return False

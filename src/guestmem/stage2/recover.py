@@ -28,6 +28,7 @@ from .layout import (
 from .map import map_range
 from .rwlock import write_lock, write_unlock
 from .walk import DONE, walk_begin, walk_step
+from .words import Table
 
 __all__ = ["recover_range"]
 
@@ -35,12 +36,13 @@ _THREE = const(3)
 
 
 @compiled
-def _table_at(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, level: U64) -> U64:
+def _table_at(table: Table, ipa: U64, level: U64) -> U64:
     """The descriptor at ``level`` for ``ipa`` if it is a table, else 0. Exclusive. O(levels)."""
-    if walk_begin(shape, mmu, desk, ipa, ONE << level_shift(shape, level), TABLE_PRE) != OK:
+    shape, desk = table.shape, table.desk
+    if walk_begin(table, ipa, ONE << level_shift(shape, level), TABLE_PRE) != OK:
         return u64(0)
     while True:
-        if walk_step(shape, pool, pages, mmu, desk) == DONE:
+        if walk_step(table) == DONE:
             return u64(0)
         if desk[LEVEL] == level:
             return desk[OLD]
@@ -75,19 +77,7 @@ def _make_alike(shape: Own, pool: Words, pages: Words, table: U64, level: U64, a
 
 
 @compiled(nogil=True)
-def recover_range(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    ipa: U64,
-    size: U64,
-    address: U64,
-    attributes: U64,
-    level: U64,
-    flags: U64,
-) -> U64:
+def recover_range(table: Table, ipa: U64, size: U64, address: U64, attributes: U64, level: U64, flags: U64) -> U64:
     """Replace each table at ``level`` inside ``[ipa, ipa + size)``, which maps ``address`` on, by a block; how many.
 
     ``attributes``: of the blocks; they are what faults would give these pages now. Addresses that do not fit the block
@@ -95,6 +85,7 @@ def recover_range(
     block is stored over it. One invalidation a table. Takes the lock, table by table, for writing, so that faults go on
     in between; nobody changes what the range maps meanwhile (slots_lock). O(tables in the range, their entries).
     """
+    shape, pool, pages, mmu, desk = table
     recovered = u64(0)
     block = ONE << level_shift(shape, level)
     first = (ipa + block - ONE) & ~(block - ONE)
@@ -103,14 +94,14 @@ def recover_range(
     lock = load_relaxed(mmu, LOCK_BASE)
     while first + block <= ipa + size:
         write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
-        table = _table_at(shape, pool, pages, mmu, desk, first, level)
-        if table != 0:
+        found = _table_at(table, first, level)
+        if found != 0:
             output = address + (first - ipa)
             if flags & BBM_2 != 0:
-                _make_alike(shape, pool, pages, table, level + ONE, output, attributes)
-                status = collapse_range(shape, pool, pages, mmu, desk, first, block, level, BBM_2)
+                _make_alike(shape, pool, pages, found, level + ONE, output, attributes)
+                status = collapse_range(table, first, block, level, BBM_2)
             else:
-                status = map_range(shape, pool, pages, mmu, desk, first, block, output, attributes, level, u64(0))
+                status = map_range(table, first, block, output, attributes, level, u64(0))
             if status == OK:
                 recovered += desk[RESULT]
         write_unlock(mmu, lock)

@@ -6,7 +6,7 @@ memory type survives here; Linux writes normal memory. With break-before-make, o
 
 from __future__ import annotations
 
-from ..compiled import ONE, U64, Own, Words, compiled, u64
+from ..compiled import ONE, U64, compiled, u64
 from .bbm import replace_block
 from .entry import output_address
 from .layout import (
@@ -29,50 +29,31 @@ from .layout import (
 )
 from .unlinked import create_unlinked, leaf_level
 from .walk import DONE, walk_begin, walk_past, walk_step
+from .words import Table
 
 __all__ = ["split_blocks", "split_range"]
 
 
 @compiled(nogil=True)
-def split_range(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    ipa: U64,
-    size: U64,
-    block_level: U64,
-    budget: U64,
-) -> U64:
+def split_range(table: Table, ipa: U64, size: U64, block_level: U64, budget: U64) -> U64:
     """Split all blocks that ``[ipa, ipa + size)`` touches into leaves no larger than ``block_level`` allows (3: pages).
 
     OK; EAGAIN: ``budget`` blocks were split and there are more; ENOMEM: the desk's cache is too small for the next one:
     drop the lock, fill it, go on at desk[PROGRESS]; EINVAL or ERANGE. With too few pages for all of a large block it is
     split by one level first. desk[RESULT]: blocks split. Exclusive. O(entries in the range's tables).
     """
-    return split_blocks(shape, pool, pages, mmu, desk, ipa, size, block_level, budget, u64(0))
+    return split_blocks(table, ipa, size, block_level, budget, u64(0))
 
 
 @compiled(nogil=True)
-def split_blocks(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    ipa: U64,
-    size: U64,
-    block_level: U64,
-    budget: U64,
-    flags: U64,
-) -> U64:
+def split_blocks(table: Table, ipa: U64, size: U64, block_level: U64, budget: U64, flags: U64) -> U64:
     """As ``split_range``; ``flags``: BBM_1 or BBM_2, how each block is replaced."""
-    status = walk_begin(shape, mmu, desk, ipa, size, (flags & (BBM_1 | BBM_2)) | LEAF)
+    shape, desk = table.shape, table.desk
+    status = walk_begin(table, ipa, size, (flags & (BBM_1 | BBM_2)) | LEAF)
     if status != OK:
         return status
     while True:
-        if walk_step(shape, pool, pages, mmu, desk) == DONE:
+        if walk_step(table) == DONE:
             desk[PROGRESS] = desk[END]
             break
         old = desk[OLD]
@@ -84,15 +65,15 @@ def split_blocks(
             status = EAGAIN
             break
         attributes = old & shape[ATTRIBUTES_MASK]
-        tree = create_unlinked(shape, pool, pages, desk, output_address(shape, old), level, attributes, block_level)
+        tree = create_unlinked(table, output_address(shape, old), level, attributes, block_level)
         whole = tree != 0
         below = level + ONE
         if not whole and below < shape[LAST_LEVEL] and below >= shape[MIN_BLOCK_LEVEL]:
-            tree = create_unlinked(shape, pool, pages, desk, output_address(shape, old), level, attributes, below)
+            tree = create_unlinked(table, output_address(shape, old), level, attributes, below)
         if tree == 0:
             status = ENOMEM
             break
-        replace_block(shape, pool, pages, mmu, desk, tree - ONE)
+        replace_block(table, tree - ONE)
         desk[RESULT] += ONE
         if whole:
             walk_past(desk)

@@ -1,7 +1,7 @@
 """A stage-2 table in Python: every operation with its lock, its pages and its errors; and ``check()``.
 
 Idea: ``struct kvm_pgtable`` and ``kvm_pgtable_stage2_*()``, Linux ``arch/arm64/kvm/hyp/pgtable.c``. vCPUs call the
-compiled functions of the modules beside this one, with ``PageTable.words`` and a desk of their own.
+compiled functions of the modules beside this one, with ``PageTable.at``: its words and a desk of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..atomics import peek
 from ..compiled import Own
+from ..entries import flat
 from ..errors import OutOfRangeError, Stage2Error, UsageError
 from ..units import U64_MAX
 from . import layout
@@ -31,6 +32,19 @@ from .walk import lookup_shared
 from .young import mark_young, young_range
 
 __all__ = ["DISCIPLINES", "PageTable", "Translation"]
+
+_annotate_range = flat(annotate_range, alone=True)
+_collapse_range = flat(collapse_range, alone=True)
+_flush_range = flat(flush_range, alone=True)
+_map_range = flat(map_range)
+_write_protect_range = flat(write_protect_range, alone=True)
+_relax_permissions = flat(relax_permissions)
+_split_blocks = flat(split_blocks, alone=True)
+_unmap_range = flat(unmap_range, alone=True)
+_lookup_shared = flat(lookup_shared)
+_mark_young = flat(mark_young, alone=True)
+_young_range = flat(young_range, alone=True)
+_reclaim_tables = flat(reclaim_tables)
 
 _OK, _EAGAIN = int(layout.OK), int(layout.EAGAIN)
 
@@ -108,7 +122,7 @@ class PageTable(TableState):
             here = address + start - ipa
             kind = flags | int(layout.SHARED) * shared
             desk = self.desks[walker]
-            return int(map_range(*self.words, desk, start, ipa + size - start, here, attributes, level, kind))
+            return int(_map_range(*self.words, desk, start, ipa + size - start, here, attributes, level, kind))
 
         return self._steps("map", ipa, step, walker=walker, shared=shared)
 
@@ -120,7 +134,7 @@ class PageTable(TableState):
         flags = int(layout.DEFER_INVALIDATE) * defer
 
         def unmap(desk: Own) -> int:
-            return int(unmap_range(*self.words, desk, ipa, size, flags))
+            return int(_unmap_range(*self.words, desk, ipa, size, flags))
 
         return self._range("unmap", ipa, size, walker, unmap, exact=exact)
 
@@ -128,7 +142,7 @@ class PageTable(TableState):
         """Take the right to write from a range, and invalidate it; returns the number of leaves changed."""
 
         def protect(desk: Own) -> int:
-            status = int(write_protect_range(*self.words, desk, ipa, size))
+            status = int(_write_protect_range(*self.words, desk, ipa, size))
             if status == _OK and desk[int(layout.RESULT)]:
                 invalidate_range(self.mmu, ipa, size)
             return status
@@ -139,12 +153,12 @@ class PageTable(TableState):
         """Add rights to the leaf for ``ipa``, all of it; UnmappedError if there is none."""
         wanted = (rights & 3) | (4 if rights & Rights.X else 0)
         flags = int(layout.SHARED) * shared
-        self._one("relax", ipa, lambda desk: relax_permissions(*self.words, desk, ipa, wanted, flags), walker, shared)
+        self._one("relax", ipa, lambda desk: _relax_permissions(*self.words, desk, ipa, wanted, flags), walker, shared)
 
     def mark_young(self, ipa: int, *, shared: bool = False, walker: int = 0) -> None:
         """Set the access flag of the leaf for ``ipa``; UnmappedError if there is none."""
         flags = int(layout.SHARED) * shared
-        self._one("mark_young", ipa, lambda desk: mark_young(*self.words, desk, ipa, flags), walker, shared)
+        self._one("mark_young", ipa, lambda desk: _mark_young(*self.words, desk, ipa, flags), walker, shared)
 
     def young(self, ipa: int, size: int, *, clear: bool = False, walker: int = 0) -> int:
         """How many leaves in a range have the access flag; ``clear`` it, and invalidate the range if any had it.
@@ -153,7 +167,7 @@ class PageTable(TableState):
         """
 
         def test(desk: Own) -> int:
-            status = int(young_range(*self.words, desk, ipa, size, clear))
+            status = int(_young_range(*self.words, desk, ipa, size, clear))
             if status == _OK and clear and desk[int(layout.RESULT)]:
                 invalidate_range(self.mmu, ipa, size)
             return status
@@ -162,7 +176,7 @@ class PageTable(TableState):
 
     def flush(self, ipa: int, size: int, *, walker: int = 0) -> int:
         """Clean data caches for a range (the hook counts); returns the number of leaves."""
-        return self._range("flush", ipa, size, walker, lambda desk: flush_range(*self.words, desk, ipa, size))
+        return self._range("flush", ipa, size, walker, lambda desk: _flush_range(*self.words, desk, ipa, size))
 
     def split(
         self, ipa: int, size: int, *, level: int | None = None, chunk: int = 1 << 30, bbm: int = 0, walker: int = 0
@@ -180,7 +194,7 @@ class PageTable(TableState):
         def step(start: int, shared: bool) -> int:
             del shared
             desk, length = self.desks[walker], ipa + size - start
-            return int(split_blocks(*self.words, desk, start, length, level, chunk, flags))
+            return int(_split_blocks(*self.words, desk, start, length, level, chunk, flags))
 
         return self._steps("split", ipa, step, walker=walker, again=True)
 
@@ -197,7 +211,7 @@ class PageTable(TableState):
 
         def step(start: int, shared: bool) -> int:
             flags = int(layout.SHARED) * shared | wanted
-            return int(collapse_range(*self.words, self.desks[walker], start, ipa + size - start, level, flags))
+            return int(_collapse_range(*self.words, self.desks[walker], start, ipa + size - start, level, flags))
 
         return self._steps("collapse", ipa, step, walker=walker, shared=shared)
 
@@ -218,7 +232,7 @@ class PageTable(TableState):
         def step(start: int, shared: bool) -> int:
             del shared
             desk, length = self.desks[walker], ipa + size - start
-            return int(annotate_range(*self.words, desk, start, length, mark, int(layout.KEEP_REST) * exact))
+            return int(_annotate_range(*self.words, desk, start, length, mark, int(layout.KEEP_REST) * exact))
 
         return self._steps("annotate", ipa, step, walker=walker)
 
@@ -226,7 +240,7 @@ class PageTable(TableState):
         """The leaf for ``ipa`` (any byte), or None; OutOfRangeError, DestroyedError."""
         desk = self.desks[walker]
         with self._lock(walker, shared=True):
-            status = int(lookup_shared(*self.words, desk, ipa)) if 0 <= ipa <= U64_MAX else errno.ERANGE
+            status = int(_lookup_shared(*self.words, desk, ipa)) if 0 <= ipa <= U64_MAX else errno.ERANGE
         if status in {errno.ENOENT, _EAGAIN}:
             return None
         if status != _OK:
@@ -242,7 +256,7 @@ class PageTable(TableState):
 
     def reclaim(self, *, wait: bool = True) -> int:
         """Free what walkers put aside and whose grace period is over (``wait``: after waiting for it); page count."""
-        return sum(int(reclaim_tables(*self.words, desk, wait)) for desk in self.desks)
+        return sum(int(_reclaim_tables(*self.words, desk, wait)) for desk in self.desks)
 
     def destroy(self) -> int:
         """Give every page back; returns how many. Once only: DestroyedError. No walker may be inside."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from ..atomics import peek, poke
 from ..compiled import Own, Words, own, words
+from ..entries import flat
 from ..errors import (
     DestroyedError,
     LevelError,
@@ -38,6 +39,7 @@ from .locked import refill
 from .pool import Pool
 from .rwlock import read_lock, read_unlock, rwlock_words, write_lock, write_unlock
 from .tlb_layout import hub_words
+from .words import Table
 
 __all__ = ["DISCIPLINES", "TableState"]
 
@@ -62,6 +64,8 @@ _ERRORS: dict[int, tuple[type[Stage2Error], str]] = {
     errno.ERANGE: (OutOfRangeError, "outside {bits} bits of input"),
     errno.EINVAL: (UnalignedError, "not in whole pages"),
 }
+
+_reclaim_tables, _refill, _split_edges = flat(reclaim_tables), flat(refill), flat(split_edges, alone=True)
 
 
 class TableState:
@@ -132,8 +136,12 @@ class TableState:
 
     @property
     def words(self) -> tuple[Own, Words, Words, Words]:
-        """The first four arguments of the compiled operations: shape, pool, pages, mmu. The fifth is a desk."""
+        """The table's part of ``Table``: shape, pool, pages, mmu. The fifth is a desk."""
         return self.shape, self.pool.words, self.pool.pages, self.mmu
+
+    def at(self, walker: int) -> Table:
+        """The table with a walker's desk: what most compiled operations take first."""
+        return Table(*self.words, self.desks[walker])
 
     @property
     def destroyed(self) -> bool:
@@ -179,7 +187,7 @@ class TableState:
         tried = False
         while True:
             with self._lock(walker, shared=False):
-                status = int(split_edges(*self.words, desk, ipa, size)) if exact else _OK
+                status = int(_split_edges(*self.words, desk, ipa, size)) if exact else _OK
                 if status == _OK:
                     status = int(call(desk))
             if status == _OK:
@@ -188,7 +196,7 @@ class TableState:
                 raise self._error(status, what, ipa, desk)
             needed = int(desk[int(layout.RESULT)])
             if int(cache_topup(*self.words[:3], desk, needed)) != _OK:
-                reclaim_tables(*self.words, desk, True)
+                _reclaim_tables(*self.words, desk, True)
                 cache_topup(*self.words[:3], desk, needed)
                 tried = True
 
@@ -214,7 +222,7 @@ class TableState:
         desk = self.desks[walker]
         done, start, stuck = 0, ipa, -1
         while True:
-            enough = int(refill(*self.words, desk)) == _OK
+            enough = int(_refill(*self.words, desk)) == _OK
             with self._lock(walker, shared=shared):
                 status = step(start, shared)
             done += int(desk[int(layout.RESULT)])
@@ -222,7 +230,7 @@ class TableState:
                 return done
             here = int(desk[int(layout.PROGRESS)])
             if status == _ENOMEM and (enough or here > stuck):
-                reclaim_tables(*self.words, desk, True)
+                _reclaim_tables(*self.words, desk, True)
                 if here == stuck and not int(desk[int(layout.CACHE_COUNT)]):
                     raise self._error(status, what, here, desk)
                 stuck = here

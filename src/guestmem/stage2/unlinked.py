@@ -25,6 +25,7 @@ from .layout import (
     TREE,
     UNSOUND,
 )
+from .words import Table
 
 __all__ = ["add_flags", "create_unlinked", "free_unlinked", "leaf_level", "tree_pages"]
 
@@ -53,14 +54,13 @@ def tree_pages(shape: Own, level: U64, target: U64) -> U64:
 
 
 @compiled
-def create_unlinked(
-    shape: Own, pool: Words, pages: Words, desk: Own, address: U64, level: U64, attributes: U64, block_level: U64
-) -> U64:
+def create_unlinked(table: Table, address: U64, level: U64, attributes: U64, block_level: U64) -> U64:
     """Build a tree for an entry at ``level`` that maps its whole size to ``address``: page number + 1 of its root.
 
     Its leaves are as large as ``block_level`` (the lowest level number at which one may stand) allows, but below
     ``level``. 0, and nothing happened, if the desk's cache has fewer pages than it needs. O(entries written).
     """
+    shape, pool, pages, _mmu, desk = table
     target = leaf_level(shape, level + ONE, block_level)
     if desk[CACHE_COUNT] < tree_pages(shape, level, target):
         return u64(0)
@@ -70,18 +70,18 @@ def create_unlinked(
     full = ONE + (ONE << stride)
     granule = ONE << level_shift(shape, target)
     tables = ONE << (stride * (target - level - ONE))
-    table = u64(0)
-    while table < tables:
+    number = u64(0)
+    while number < tables:
         # A new table at each level at which this leaf table is the first below.
         at = level + ONE
         while at <= target:
             below = stride * (target - at)
-            if table & ((ONE << below) - ONE) == 0:
+            if number & ((ONE << below) - ONE) == 0:
                 page = cache_take(desk) - ONE
                 set_table_state(pages, page, at - ONE, full)
                 desk[TREE + at] = page
                 if at > level + ONE:
-                    entry = (desk[TREE + at - ONE] << to_words) + ((table >> below) & in_table)
+                    entry = (desk[TREE + at - ONE] << to_words) + ((number >> below) & in_table)
                     store_relaxed(pool, entry, table_descriptor(shape, page))
             at += ONE
         word = desk[TREE + target] << to_words
@@ -90,7 +90,7 @@ def create_unlinked(
             store_relaxed(pool, word, leaf_descriptor(shape, target, address, attributes))
             address += granule
             word += ONE
-        table += ONE
+        number += ONE
     return desk[TREE + level + ONE] + ONE
 
 

@@ -7,7 +7,7 @@ is inside, so pages are freed at once, in every discipline; their invalidation c
 from __future__ import annotations
 
 from ..atomics import fetch_add, load_relaxed, store_relaxed
-from ..compiled import ONE, U64, Own, Words, compiled, u64
+from ..compiled import ONE, U64, compiled, u64
 from .entry import entry_line, is_table, level_shift, page_put, table_page
 from .free_list import page_give
 from .invalidate import invalidate_ipa, invalidate_range
@@ -31,25 +31,27 @@ from .layout import (
     VALID,
 )
 from .walk import DONE, walk_begin, walk_step
+from .words import Table
 
 __all__ = ["unmap_range"]
 
 
 @compiled(nogil=True)
-def unmap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64, flags: U64) -> U64:
+def unmap_range(table: Table, ipa: U64, size: U64, flags: U64) -> U64:
     """Unmap ``[ipa, ipa + size)``, bytes in whole pages; returns OK, or EINVAL or ERANGE for a bad range.
 
     A block that the range only touches goes as a whole. ``flags``: DEFER_INVALIDATE, one invalidation by range for all
     leaves, at the end; a table that goes is invalidated at once, or walks would go on through a freed page.
     desk[RESULT]: leaves and marks removed. Exclusive. O(entries in the range's tables).
     """
-    status = walk_begin(shape, mmu, desk, ipa, size, (flags & DEFER_INVALIDATE) | LEAF | TABLE_POST)
+    shape, pool, pages, mmu, desk = table
+    status = walk_begin(table, ipa, size, (flags & DEFER_INVALIDATE) | LEAF | TABLE_POST)
     if status != OK:
         return status
     low = ipa
     high = ipa
     while True:
-        visit = walk_step(shape, pool, pages, mmu, desk)
+        visit = walk_step(table)
         if visit == DONE:
             break
         old = desk[OLD]

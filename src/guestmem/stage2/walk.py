@@ -10,7 +10,7 @@ path (walk_refs) from ``walk_begin`` to ``walk_leave``. Idea: ``kvm_pgtable_walk
 from __future__ import annotations
 
 from ..atomics import load_acquire, load_relaxed
-from ..compiled import ONE, U64, Own, Words, compiled, const, u64
+from ..compiled import ONE, U64, Own, compiled, const, u64
 from ..rcu.srcu import srcu_enter, srcu_exit
 from .entry import is_table, output_address, table_page
 from .layout import (
@@ -55,6 +55,7 @@ from .layout import (
     WALKER,
 )
 from .refs import hold_child, release_page
+from .words import Table
 
 __all__ = ["DONE", "LOST", "lookup", "lookup_shared", "walk_begin", "walk_leave", "walk_past", "walk_step"]
 
@@ -68,11 +69,12 @@ _THREE = const(3)
 
 
 @compiled
-def walk_begin(shape: Own, mmu: Words, desk: Own, address: U64, size: U64, flags: U64) -> U64:
+def walk_begin(table: Table, address: U64, size: U64, flags: U64) -> U64:
     """Start a walk of ``[address, address + size)`` bytes; only if OK is there one to leave.
 
     EINVAL: not in whole pages, no size, or the table was destroyed; ERANGE: beyond the input addresses.
     """
+    shape, _pool, _pages, mmu, desk = table
     root = load_relaxed(mmu, ROOT)
     if root == 0 or size == 0 or (address | size) & ((ONE << shape[PAGE_SHIFT]) - ONE) != 0:
         return EINVAL
@@ -100,8 +102,9 @@ def walk_begin(shape: Own, mmu: Words, desk: Own, address: U64, size: U64, flags
 
 
 @compiled(inline=True)
-def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U64:
+def walk_step(table: Table) -> U64:
     """Go on to the next entry that the walk visits: LEAF, TABLE_PRE, TABLE_POST; or DONE, or LOST."""
+    shape, pool, pages, mmu, desk = table
     step = desk[NEXT_STEP]
     level = desk[LEVEL]
     entry = desk[ENTRY]
@@ -111,7 +114,7 @@ def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U
     last = shape[LAST_LEVEL]
     in_table = (ONE << stride) - ONE
     if desk[HELD_CHILD] != 0:
-        _release_child(shape, pool, pages, mmu, desk)
+        _release_child(table)
     while True:
         if step == _ADVANCE:
             shift = page_shift + stride * (last - level)
@@ -136,12 +139,12 @@ def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U
                     desk[NEXT_STEP] = _NEXT
                     return TABLE_POST
                 if desk[HELD_CHILD] != 0:
-                    _release_child(shape, pool, pages, mmu, desk)
+                    _release_child(table)
                 continue
         old = load_acquire(pool, entry)
-        table = is_table(shape, old, level)
+        descends = is_table(shape, old, level)
         if step == _LOOK:
-            if table:
+            if descends:
                 if flags & TABLE_PRE != 0:
                     desk[ENTRY] = entry
                     desk[LEVEL] = level
@@ -154,7 +157,7 @@ def walk_step(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> U
                 desk[OLD] = old
                 desk[NEXT_STEP] = _ADVANCE if level == last else _AGAIN
                 return LEAF
-        if not table:
+        if not descends:
             step = _ADVANCE
             continue
         if desk[HOLDS] != 0 and not hold_child(shape, pool, pages, mmu, entry, old):
@@ -178,21 +181,23 @@ def walk_past(desk: Own) -> None:
 
 
 @compiled
-def _release_child(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> None:
+def _release_child(table: Table) -> None:
     """Drop the hold on the table that the walk has just come up from."""
+    shape, pool, pages, mmu, desk = table
     page = desk[HELD_CHILD] - ONE
     desk[HELD_CHILD] = u64(0)
     release_page(shape, pool, pages, mmu, page)
 
 
 @compiled
-def walk_leave(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> None:
+def walk_leave(table: Table) -> None:
     """End a walk, wherever it is: drop what it holds, or leave its SRCU section."""
+    shape, pool, pages, mmu, desk = table
     if desk[FLAGS] & SHARED == 0:
         return
     if desk[HOLDS] != 0:
         if desk[HELD_CHILD] != 0:
-            _release_child(shape, pool, pages, mmu, desk)
+            _release_child(table)
         while desk[LEVEL] > shape[START_LEVEL]:
             page = desk[ENTRY] >> (shape[PAGE_SHIFT] - _THREE)
             desk[LEVEL] -= ONE
@@ -204,13 +209,14 @@ def walk_leave(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own) -> 
 
 
 @compiled
-def lookup(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
+def lookup(table: Table, address: U64) -> U64:
     """Walk to the leaf for ``address``: OK, and in the desk from FIND its descriptor, level, output address, entry.
 
     ENOENT: no leaf that hardware takes; FIND still tells the entry where the walk ended. EINVAL: destroyed; ERANGE.
     Takes no lock and holds nothing: the caller is exclusive, or in a read-side section that keeps table pages (lock and
     SRCU), or, as hardware, is waited for by invalidations. O(levels).
     """
+    shape, pool, _pages, mmu, desk = table
     root = load_relaxed(mmu, ROOT)
     if root == 0:
         return EINVAL
@@ -227,23 +233,24 @@ def lookup(shape: Own, pool: Words, mmu: Words, desk: Own, address: U64) -> U64:
     while is_table(shape, descriptor, level):
         level += ONE
         shift -= stride
-        table = output_address(shape, descriptor) - shape[POOL_BASE]
-        entry = (table >> 3) + ((address >> shift) & in_table)
+        child = output_address(shape, descriptor) - shape[POOL_BASE]
+        entry = (child >> 3) + ((address >> shift) & in_table)
         descriptor = load_acquire(pool, entry)
     return _found(shape, desk, address, descriptor, level, entry)
 
 
 @compiled
-def lookup_shared(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, address: U64) -> U64:
+def lookup_shared(table: Table, address: U64) -> U64:
     """As ``lookup``, for a caller that holds the lock for reading only; also EAGAIN. O(levels)."""
+    shape, desk = table.shape, table.desk
     page = ONE << shape[PAGE_SHIFT]
-    status = walk_begin(shape, mmu, desk, address & ~(page - ONE), page, SHARED | LEAF)
+    status = walk_begin(table, address & ~(page - ONE), page, SHARED | LEAF)
     if status != OK:
         return status
     status = EAGAIN
-    if walk_step(shape, pool, pages, mmu, desk) == LEAF:
+    if walk_step(table) == LEAF:
         status = _found(shape, desk, address, desk[OLD], desk[LEVEL], desk[ENTRY])
-    walk_leave(shape, pool, pages, mmu, desk)
+    walk_leave(table)
     return status
 
 

@@ -10,7 +10,7 @@ Idea: ``kvm_tdp_mmu_zap_leafs()`` and ``kvm_mmu_zap_all_fast()``, Linux ``arch/x
 from __future__ import annotations
 
 from ..atomics import load_relaxed, store_relaxed
-from ..compiled import ONE, U64, Own, Words, compiled, u64
+from ..compiled import ONE, U64, compiled, u64
 from .entry import entry_line, is_table, level_shift, page_put, table_page
 from .invalidate import invalidate_all, invalidate_range
 from .layout import (
@@ -42,13 +42,15 @@ from .tlb_layout import BY_BYTES
 from .tlbi import log_invalidation
 from .unlinked import free_unlinked
 from .walk import DONE, lookup, walk_begin, walk_step
+from .words import Table
 
 __all__ = ["protect", "zap", "zap_range"]
 
 
 @compiled
-def _put_aside(pool: Words, pages: Words, shape: Own, desk: Own, chain: U64) -> U64:
+def _put_aside(table: Table, chain: U64) -> U64:
     """Clear the visited entry and put its table on the chain; returns the new chain."""
+    shape, pool, pages, _mmu, desk = table
     child = table_page(shape, desk[OLD])
     store_relaxed(pool, desk[ENTRY], u64(0))
     page_put(pages, entry_line(shape, desk[ENTRY]), False)
@@ -57,14 +59,15 @@ def _put_aside(pool: Words, pages: Words, shape: Own, desk: Own, chain: U64) -> 
 
 
 @compiled
-def zap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64, wait: bool) -> U64:
+def zap_range(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
     """Remove all translations that ``[ipa, ipa + size)`` touches, and the tables all inside; returns how many.
 
     One invalidation, after which the tables are freed. Without ``wait`` nobody waits for vCPUs, and no table is
     removed, since they may still walk it. Bad ranges do nothing. Exclusive. O(entries in the range's tables).
     """
+    shape, pool, pages, mmu, desk = table
     flags = LEAF | TABLE_PRE | TABLE_POST if wait else LEAF
-    if walk_begin(shape, mmu, desk, ipa, size, flags) != OK:
+    if walk_begin(table, ipa, size, flags) != OK:
         return u64(0)
     end = ipa + size
     last = shape[LAST_LEVEL]
@@ -73,7 +76,7 @@ def zap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa:
     low = end
     high = ipa
     while True:
-        visit = walk_step(shape, pool, pages, mmu, desk)
+        visit = walk_step(table)
         if visit == DONE:
             break
         old = desk[OLD]
@@ -93,9 +96,9 @@ def zap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa:
             if level + ONE != last:
                 continue
             zapped += load_relaxed(pages, PAGES + (table_page(shape, old) << 3) + COUNT) - ONE
-            chain = _put_aside(pool, pages, shape, desk, chain)
+            chain = _put_aside(table, chain)
         elif load_relaxed(pages, PAGES + (table_page(shape, old) << 3) + COUNT) == 1:
-            chain = _put_aside(pool, pages, shape, desk, chain)
+            chain = _put_aside(table, chain)
         else:
             continue
         if start < low:
@@ -119,21 +122,23 @@ def zap_range(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa:
 
 
 @compiled
-def _cut(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, at: U64, start: U64, end: U64) -> U64:
+def _cut(table: Table, at: U64, start: U64, end: U64) -> U64:
     """Zap the block around ``at`` if it lies only partly in ``[start, end)``; returns how many went."""
+    shape, desk = table.shape, table.desk
     page_shift = shape[PAGE_SHIFT]
-    if lookup(shape, pool, mmu, desk, at) != OK:
+    if lookup(table, at) != OK:
         return u64(0)
     shift = level_shift(shape, desk[FIND + ONE])
     first = at >> shift << shift
     if first >= start and first + (ONE << shift) <= end:
         return u64(0)
-    return zap_range(shape, pool, pages, mmu, desk, at >> page_shift << page_shift, ONE << page_shift, True)
+    return zap_range(table, at >> page_shift << page_shift, ONE << page_shift, True)
 
 
 @compiled(nogil=True)
-def zap(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64, wait: bool) -> U64:
+def zap(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
     """``zap_range`` with the lock, as an invalidation that faults notice. What lies beyond the input is left out."""
+    shape, mmu = table.shape, table.mmu
     if ipa >= shape[IPA_END]:
         return u64(0)
     if size > shape[IPA_END] - ipa:
@@ -141,18 +146,19 @@ def zap(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, 
     lock = load_relaxed(mmu, LOCK_BASE)
     write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
     invalidate_begin(mmu, ipa, ipa + size)
-    zapped = zap_range(shape, pool, pages, mmu, desk, ipa, size, wait)
+    zapped = zap_range(table, ipa, size, wait)
     invalidate_end(mmu)
     write_unlock(mmu, lock)
     return zapped
 
 
 @compiled(nogil=True)
-def protect(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64, wait: bool) -> U64:
+def protect(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
     """Take the right to write from ``[ipa, ipa + size)``, with the lock; returns how many leaves lost it or went.
 
     A block that reaches beyond the range is zapped: its other part must not lose, nor later lift, what this part may.
     """
+    shape, _pool, _pages, mmu, desk = table
     if ipa >= shape[IPA_END]:
         return u64(0)
     if size > shape[IPA_END] - ipa:
@@ -161,9 +167,9 @@ def protect(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U
     lock = load_relaxed(mmu, LOCK_BASE)
     write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
     invalidate_begin(mmu, ipa, end)
-    changed = _cut(shape, pool, pages, mmu, desk, ipa, ipa, end)
-    changed += _cut(shape, pool, pages, mmu, desk, end - ONE, ipa, end)
-    if write_protect_range(shape, pool, pages, mmu, desk, ipa, size) == OK and desk[RESULT] != 0:
+    changed = _cut(table, ipa, ipa, end)
+    changed += _cut(table, end - ONE, ipa, end)
+    if write_protect_range(table, ipa, size) == OK and desk[RESULT] != 0:
         changed += desk[RESULT]
         hub = load_relaxed(mmu, TLB_BASE)
         if wait:

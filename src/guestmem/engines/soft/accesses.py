@@ -10,6 +10,7 @@ from ...clock import now
 from ...compiled import U64, Own, Words, compiled, const, u64, wrapping
 from .. import load_words
 from . import layout as at
+from .words import Sighting
 from .xorshift import xorshift
 
 __all__ = [
@@ -161,23 +162,9 @@ def is_held(vm: Words, kind: U64) -> bool:
 
 
 @compiled
-def note(
-    vm: Words,
-    own: Own,
-    vcpu: U64,
-    gpa: U64,
-    flags: U64,
-    old: U64,
-    new: U64,
-    saw: U64,
-    begun: U64,
-    window: U64,
-    start: U64,
-) -> None:
-    """Count what an access of ``gpa`` in or across a window saw, and whether it saw old or new.
-
-    ``old`` and ``new`` are what it would see before and after: a host address, ``SAW_HOLE`` or ``SAW_READONLY``.
-    """
+def note(vm: Words, own: Own, vcpu: U64, gpa: U64, flags: U64, sighting: Sighting) -> None:
+    """Count what an access of ``gpa`` in or across a window saw, and whether it saw old or new."""
+    old, new, saw, begun, window, start = sighting
     phase = wrapping(begun - own[at.WINDOW_LOADED])
     ended = wrapping(window - own[at.WINDOW_LOADED])
     must = flags & load_words.MUST != 0

@@ -13,8 +13,9 @@ import errno
 from dataclasses import dataclass
 
 from ...atomics import load_relaxed
-from ...compiled import U64, Own, Words, compiled, const, u64
+from ...compiled import U64, Words, compiled, const, u64
 from ...dirty.bitmap import DirtyBitmap, bitmap_clear, bitmap_take
+from ...entries import flat
 from ...errors import InvariantError, MemslotError, UsageError
 from ...memslots import KVM_MEM_LOG_DIRTY_PAGES, Change, ChangeKind, Slot, SlotKey
 from ...memslots.no_memory import no_memory_for
@@ -27,6 +28,7 @@ from ...stage2.protect import write_protect_range
 from ...stage2.recover import recover_range
 from ...stage2.rwlock import write_lock, write_unlock
 from ...stage2.split import split_range
+from ...stage2.words import Table
 from .region import attach, attach_now
 from .stage2 import Stage2
 
@@ -45,14 +47,13 @@ _BBM_2 = int(layout.BBM_2)
 
 
 @compiled
-def _protect_marked(
-    shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, bitmap: Words, half: U64, gfn: U64, count: U64
-) -> U64:
+def _protect_marked(table: Table, bitmap: Words, half: U64, gfn: U64, count: U64) -> U64:
     """Write-protect the pages whose bits are set in ``count`` words of the second half, the first of them ``gfn``.
 
     Returns how many leaves lost the right. Runs of bits are one walk each. The lock is held for writing; invalidates
     nothing. O(words + entries).
     """
+    desk = table.desk
     changed = u64(0)
     begun = u64(0)
     length = u64(0)
@@ -67,27 +68,17 @@ def _protect_marked(
                 begun = page
             length += _ONE
         if word & _ONE == 0 and length != 0:
-            if write_protect_range(shape, pool, pages, mmu, desk, (gfn + begun) << 12, length << 12) == OK:
+            if write_protect_range(table, (gfn + begun) << 12, length << 12) == OK:
                 changed += desk[RESULT]
             length = u64(0)
         page += step
-    if length != 0 and write_protect_range(shape, pool, pages, mmu, desk, (gfn + begun) << 12, length << 12) == OK:
+    if length != 0 and write_protect_range(table, (gfn + begun) << 12, length << 12) == OK:
         changed += desk[RESULT]
     return changed
 
 
 @compiled(nogil=True)
-def take_and_protect(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    bitmap: Words,
-    half: U64,
-    gfn: U64,
-    flush: bool,
-) -> U64:
+def take_and_protect(table: Table, bitmap: Words, half: U64, gfn: U64, flush: bool) -> U64:
     """KVM_GET_DIRTY_LOG without manual protection; what was taken is in the second half. Returns leaves protected.
 
     Bits are taken and pages protected under one hold of the lock, which a fault holds from its mark to its entry: so
@@ -95,11 +86,12 @@ def take_and_protect(
     write through an old translation; before that the pages must not be read. Outside the lock, as in KVM: who faults
     meanwhile marks again.
     """
+    mmu = table.mmu
     lock = load_relaxed(mmu, LOCK_BASE)
     write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
     changed = u64(0)
     if bitmap_take(bitmap, half) != 0:
-        changed = _protect_marked(shape, pool, pages, mmu, desk, bitmap, half, gfn, half)
+        changed = _protect_marked(table, bitmap, half, gfn, half)
     write_unlock(mmu, lock)
     if changed != 0 and flush:
         invalidate_range(mmu, gfn << 12, half << 18)
@@ -108,29 +100,19 @@ def take_and_protect(
 
 @compiled(nogil=True)
 def clear_and_protect(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    bitmap: Words,
-    half: U64,
-    gfn: U64,
-    first: U64,
-    count: U64,
-    limit: U64,
-    flush: bool,
+    table: Table, bitmap: Words, half: U64, gfn: U64, first: U64, count: U64, limit: U64, flush: bool
 ) -> U64:
     """KVM_CLEAR_DIRTY_LOG of ``count`` words from ``first`` on, by the second half; returns leaves protected.
 
     As ``take_and_protect``. A block that one of the pages lies in is protected as a whole (INITIALLY_SET leaves blocks
     writable): its other pages keep their bits, and fault once more.
     """
+    mmu = table.mmu
     lock = load_relaxed(mmu, LOCK_BASE)
     write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
     changed = u64(0)
     if bitmap_clear(bitmap, half, first, count, limit) != 0:
-        changed = _protect_marked(shape, pool, pages, mmu, desk, bitmap, half, gfn + (first << 6), count)
+        changed = _protect_marked(table, bitmap, half, gfn + (first << 6), count)
     write_unlock(mmu, lock)
     if changed != 0 and flush:
         invalidate_range(mmu, (gfn + (first << 6)) << 12, count << 18)
@@ -138,21 +120,20 @@ def clear_and_protect(
 
 
 @compiled(nogil=True)
-def split_in_chunks(
-    shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, ipa: U64, size: U64, chunk: U64
-) -> U64:
+def split_in_chunks(table: Table, ipa: U64, size: U64, chunk: U64) -> U64:
     """Split all blocks of a range into pages, ``chunk`` of them at a time, the lock dropped in between; how many.
 
     A pool that is empty ends it: what is left is split by faults. Source: ``kvm_mmu_split_huge_pages()``, Linux
     ``arch/arm64/kvm/mmu.c``.
     """
+    shape, pool, pages, mmu, desk = table
     lock = load_relaxed(mmu, LOCK_BASE)
     split = u64(0)
     end = ipa + size
     while True:
         cache_topup(shape, pool, pages, desk, desk[CACHE_CAPACITY])
         write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
-        status = split_range(shape, pool, pages, mmu, desk, ipa, end - ipa, shape[LAST_LEVEL], chunk)
+        status = split_range(table, ipa, end - ipa, shape[LAST_LEVEL], chunk)
         write_unlock(mmu, lock)
         done = desk[RESULT]
         split += done
@@ -293,7 +274,7 @@ class DirtyLogs:
     def _split(self, as_id: int, start_gfn: int, end_gfn: int) -> int:
         table = self._stage2.tables[as_id]
         size = (end_gfn - start_gfn) << 12
-        return int(split_in_chunks(*table.words, table.desks[0], start_gfn << 12, size, self.how.chunk))
+        return int(split_in_chunks(table.at(0), start_gfn << 12, size, self.how.chunk))
 
     def disable(self, slot: Slot) -> int:
         """Logging is off, and no fault is left that thinks otherwise: as ``how.disable`` says; returns blocks made.
@@ -309,11 +290,7 @@ class DirtyLogs:
         attributes = stage2.read_attributes if slot.readonly else stage2.write_attributes
         flags = _BBM_2 if how == "bbm2" else 0
         start, size = slot.base_gfn << 12, slot.npages << 12
-        return int(
-            recover_range(
-                *table.words, table.desks[0], start, size, slot.userspace_addr, attributes, stage2.block_level, flags
-            )
-        )
+        return int(recover_range(table.at(0), start, size, slot.userspace_addr, attributes, stage2.block_level, flags))
 
     # -- the log -----------------------------------------------------------------------------------------------------
 
@@ -335,7 +312,9 @@ class DirtyLogs:
         found, bitmap, stage2 = self._logged(slot, as_id)
         table = stage2.tables[as_id]
         with self._memslots.slots_lock:
-            take_and_protect(*table.words, table.desks[0], bitmap.words, bitmap.half, found.base_gfn, self.how.flush)
+            flat(take_and_protect, alone=True)(
+                *table.words, table.desks[0], bitmap.words, bitmap.half, found.base_gfn, self.how.flush
+            )
             return bitmap.protected()
 
     def copy(self, slot: int, as_id: int = 0) -> bytes:
@@ -351,7 +330,7 @@ class DirtyLogs:
         table = stage2.tables[as_id]
         with self._memslots.slots_lock:
             count = bitmap.ask(first_page, num_pages, bits)
-            changed = clear_and_protect(
+            changed = flat(clear_and_protect, alone=True)(
                 *table.words,
                 table.desks[0],
                 bitmap.words,

@@ -11,6 +11,8 @@ of their own, and a conversion zaps those of the old kind.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ...atomics import load_relaxed
 from ...compiled import U64, Own, Words, compiled, const, u64
 from ...gmem.fault import guest_fault
@@ -27,7 +29,7 @@ from ...stage2.rwlock import read_lock, read_unlock, write_lock, write_unlock
 from ...stage2.words import Table
 from ...stage2.zap import zap
 
-__all__ = ["gmem_abort", "map_page"]
+__all__ = ["GmemFault", "gmem_abort", "map_page"]
 
 _ZERO, _ONE = const(0), const(1)
 _PAGE_SHIFT = const(12)
@@ -36,26 +38,29 @@ _HUGE_PAGES = const(512)
 _PRIVATE = const(8)
 
 
+class GmemFault(NamedTuple):
+    """A fault of frame ``gfn``, page ``gfn`` of the file, and what its leaf is to be."""
+
+    gfn: U64
+    private: bool
+    shared_bit: U64
+    """The bit of the input address by which shared accesses go."""
+    userspace: U64
+    """Where shared memory is, if not in the file (then states are the VM's); 0 else."""
+    attributes: U64
+
+
 @compiled(nogil=True)
-def gmem_abort(
-    inode: Words,
-    states: Words,
-    table: Table,
-    gfn: U64,
-    private: bool,
-    shared_bit: U64,
-    userspace: U64,
-    attributes: U64,
-    out: Own,
-) -> U64:
-    """Handle a fault of frame ``gfn``, page ``gfn`` of the file, outside the guest; a status of ``gmem.layout``.
+def gmem_abort(inode: Words, states: Words, table: Table, fault: GmemFault, out: Own) -> U64:
+    """Handle a fault, outside the guest; a status of ``gmem.layout``.
 
     OK: the leaf is there, or an invalidation ran meanwhile: enter and try again. WRONG_KIND, BARRED: the exit
-    KVM_EXIT_MEMORY_FAULT. ``userspace``: where shared memory is, if not in the file (then states are the VM's); 0 else.
+    KVM_EXIT_MEMORY_FAULT.
     """
-    shape, pool, pages, mmu, desk = table
-    if refill(shape, pool, pages, mmu, desk) != OK:
-        zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
+    gfn, private, shared_bit, userspace, attributes = fault
+    shape, mmu = table.shape, table.mmu
+    if refill(table) != OK:
+        zap(table, _ZERO, shape[IPA_END], True)
         return OK
     seq = invalidate_seq(mmu)
     status = OK
@@ -92,19 +97,19 @@ def gmem_abort(
 @compiled
 def map_page(table: Table, ipa: U64, size: U64, address: U64, attributes: U64, level: U64, seq: U64) -> bool:
     """Put a leaf into the table unless an invalidation ran since ``seq``; False if one did."""
-    shape, pool, pages, mmu, desk = table
+    mmu, desk = table.mmu, table.desk
     lock = load_relaxed(mmu, LOCK_BASE)
     read_lock(mmu, lock, desk[WALKER])
     if must_retry(mmu, seq, ipa, ipa + size):
         read_unlock(mmu, lock, desk[WALKER])
         return False
-    mapped = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, SHARED)
+    mapped = map_range(table, ipa, size, address, attributes, level, SHARED)
     read_unlock(mmu, lock, desk[WALKER])
     if mapped == EBUSY:
         write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
         if not must_retry(mmu, seq, ipa, ipa + size):
-            mapped = map_range(shape, pool, pages, mmu, desk, ipa, size, address, attributes, level, _ZERO)
+            mapped = map_range(table, ipa, size, address, attributes, level, _ZERO)
         write_unlock(mmu, lock)
     if mapped == ENOMEM:
-        reclaim_tables(shape, pool, pages, mmu, desk, True)
+        reclaim_tables(table, True)
     return True

@@ -87,16 +87,16 @@ def gmem_slot_fault(slots: Slots, table: Table, gmem: Gmem, gfn: U64, private: b
     [EXIT_ERRNO] say which; its size is a page.
     """
     vm, memslots, srcu, own = slots
-    shape, pool, pages, mmu, desk = table
+    shape, mmu = table.shape, table.mmu
     own[at.STAGE2_FAULTS] += _ONE
     own[at.EXIT_FLAGS] = _PRIVATE if private else u64(0)
     own[at.EXIT_GPA] = gfn << _PAGE_SHIFT
     own[at.EXIT_ERRNO] = _EFAULT
     if gfn << _PAGE_SHIFT >= shape[IPA_END] >> _ONE:
         return MEMORY_FAULT if private else HOLE
-    if refill(shape, pool, pages, mmu, desk) != OK:
+    if refill(table) != OK:
         own[at.OUT_OF_TABLES] += _ONE
-        zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
+        zap(table, _ZERO, shape[IPA_END], True)
         return FILLED
     seq = invalidate_seq(mmu)
     flux = load_acquire(vm, at.FLUX)

@@ -17,7 +17,7 @@ from ...stage2.tlb_layout import CONFLICT, HOST_ADDRESS
 from ...stage2.tlb_walk import tlb_enter, tlb_leave, tlb_look, tlb_translate
 from ...stage2.words import Table
 from ...structure import Structure, name_fields
-from .gmem_abort import gmem_abort
+from .gmem_abort import GmemFault, gmem_abort
 from .xorshift import xorshift
 
 __all__ = ["clear_words", "host_run", "vcpu_run"]
@@ -70,21 +70,9 @@ def _use(own: Own, address: U64, private: bool, write: bool, value: U64) -> None
 
 
 @compiled(nogil=True)
-def vcpu_run(
-    inode: Words,
-    states: Words,
-    run: Words,
-    own: Own,
-    targets: Own,
-    out: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-) -> U64:
+def vcpu_run(inode: Words, states: Words, run: Words, own: Own, targets: Own, out: Own, table: Table, tlb: Own) -> U64:
     """Access pages at random, private and shared, until STOP or LIMIT; returns the accesses that went to memory."""
+    shape, pool, _pages, mmu, _desk = table
     tlb_enter(shape, pool, mmu, tlb)
     made = u64(0)
     while (own[LIMIT] == 0 or made < own[LIMIT]) and load_acquire(run, STOP) == 0:
@@ -113,17 +101,8 @@ def vcpu_run(
                 continue
             tlb_leave(mmu, tlb)
             begun = now()
-            came_to = gmem_abort(
-                inode,
-                states,
-                Table(shape, pool, pages, mmu, desk),
-                page,
-                private,
-                own[SHARED_BIT],
-                own[USERSPACE],
-                own[ATTRIBUTES],
-                out,
-            )
+            fault = GmemFault(page, private, own[SHARED_BIT], own[USERSPACE], own[ATTRIBUTES])
+            came_to = gmem_abort(inode, states, table, fault, out)
             own[FAULTS] += _ONE
             own[WORST] = max(own[WORST], now() - begun)
             tlb_enter(shape, pool, mmu, tlb)

@@ -186,8 +186,7 @@ class GmemVm:
             self._own[vcpu],
             targets,
             self._out[vcpu],
-            *table.words,
-            table.desks[1 + vcpu],
+            table.at(1 + vcpu),
             tlb.words,
         )
 

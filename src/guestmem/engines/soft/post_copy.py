@@ -85,7 +85,7 @@ class PostCopyVm:
     def enable(self, *, zaps: bool = True) -> None:
         """Switch KVM_MEM_USERFAULT on. ``zaps`` false leaves what is mapped, which is wrong, and has to be caught."""
         table = self.stage2.tables[0]
-        userfault_enable(self.slot, *table.words, table.desks[0], self.npages, zaps)
+        userfault_enable(self.slot, table.at(0), self.npages, zaps)
 
     def disable(self) -> None:
         """Switch it off: bits say nothing any more. Leaves stay pages, as on arm64; x86 makes huge ones again."""
@@ -131,7 +131,7 @@ class PostCopyVm:
     def _run_vcpu(self, vcpu: int) -> None:
         table, tlb = self.stage2.tables[0], self.stage2.tlbs[0][vcpu]
         mine, log, written = self._own[vcpu], self._logs[vcpu], self._written[vcpu]
-        post_copy_run(self.slot, self._run, mine, log, written, *table.words, table.desks[1 + vcpu], tlb.words)
+        post_copy_run(self.slot, self._run, mine, log, written, table.at(1 + vcpu), tlb.words)
 
     def populate(self) -> int:
         """All pages come before anything runs; returns how long that took, ns."""

@@ -111,24 +111,13 @@ def stream_run(slot: Words, run: Words, own: Own) -> U64:
 
 
 @compiled(nogil=True)
-def post_copy_run(
-    slot: Words,
-    run: Words,
-    own: Own,
-    log: Own,
-    written: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-) -> U64:
+def post_copy_run(slot: Words, run: Words, own: Own, log: Own, written: Own, table: Table, tlb: Own) -> U64:
     """Access pages at random, a write in four, until STOP or LIMIT; returns the status of the last fault.
 
     ``log``: how long each exit took, from the fault until the page was there, ns; the first ones that it has room for.
     ``written``: a bit for each page that this thread wrote to.
     """
+    shape, pool, _pages, mmu, _desk = table
     tlb_enter(shape, pool, mmu, tlb)
     made = u64(0)
     came_to = u64(0)
@@ -156,7 +145,7 @@ def post_copy_run(
             tlb_leave(mmu, tlb)
             begun = now()
             own[FAULTS] += _ONE
-            came_to = userfault_abort(slot, Table(shape, pool, pages, mmu, desk), page, own[MEMORY], own[ATTRIBUTES])
+            came_to = userfault_abort(slot, table, page, own[MEMORY], own[ATTRIBUTES])
             if came_to == USERFAULT:
                 own[USERFAULTS] += _ONE
                 own[EXIT_GPA] = ipa

@@ -94,9 +94,9 @@ def pre_fault_memory(
 
 def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tuple[int, str]:
     """Fault one page in: 0, or why not."""
-    vm, memslots, srcu, _load, mine = engine.vcpu_words(vcpu)
+    slots, _load = engine.vcpu_words(vcpu)
     table, tlb = engine.stage2.tables[0], engine.stage2.tlbs[0][vcpu].words
-    slots, words = Slots(vm, memslots, srcu, mine), Table(*table.words, table.desks[1 + vcpu])
+    words = table.at(1 + vcpu)
     for _ in range(_TRIES):
         if _is_mapped(engine, gpa):
             return 0, ""
@@ -104,7 +104,7 @@ def _page(engine: SoftEngine, vcpu: int, gpa: int, version: KernelVersion) -> tu
         if outcome == _IN_FILE:
             outcome = _file_page(engine, vcpu, slots, words, gpa)
             if outcome == _MEMORY_FAULT:
-                number, why = _unservable(engine, gpa, int(mine[_EXIT_ERRNO]), version)
+                number, why = _unservable(engine, gpa, int(slots.own[_EXIT_ERRNO]), version)
                 if number:
                     return number, why
             if outcome in {_MEMORY_FAULT, _OTHER_FILE}:

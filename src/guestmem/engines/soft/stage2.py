@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...atomics import peek
+from ...entries import flat
 from ...errors import UsageError
 from ...stage2 import layout
 from ...stage2.arm import arm_stage2
@@ -29,6 +30,8 @@ ZAPS = ("slot", "all")
 TABLE_PAGES = 1 << 14
 _WHOLE = (1 << 64) - 1
 _NPT_DIRTY = 1 << 6
+
+_zap, _protect = flat(zap), flat(protect, alone=True)
 
 
 class Stage2:
@@ -94,7 +97,7 @@ class Stage2:
         """Zap ranges of input frames as they are given."""
         table = self.tables[as_id]
         return sum(
-            int(zap(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
+            int(_zap(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
         )
 
     def zap_all(self, *, wait: bool = True) -> int:
@@ -106,13 +109,13 @@ class Stage2:
             return private + sum(
                 self.zap_kind(as_id, [(0, self.private_gfn)], wait=wait) for as_id in range(len(self.tables))
             )
-        return sum(int(zap(*table.words, table.desks[0], 0, _WHOLE, wait)) for table in self.tables)
+        return sum(int(_zap(*table.words, table.desks[0], 0, _WHOLE, wait)) for table in self.tables)
 
     def protect(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
         """Take the right to write from ranges of frames; returns how many translations lost it."""
         table = self.tables[as_id]
         return sum(
-            int(protect(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
+            int(_protect(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
         )
 
     def begin(self, as_id: int, start_gfn: int, end_gfn: int) -> None:

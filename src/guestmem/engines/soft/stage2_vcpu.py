@@ -51,7 +51,7 @@ from .vcpu import (
     wait_out_invalid,
     wait_out_update,
 )
-from .words import Access, Slots
+from .words import Access, Sighting, Slots
 
 __all__ = ["REACHED", "reach", "stage2_look", "stage2_vcpu_run"]
 
@@ -62,8 +62,10 @@ REACHED, ABANDONED = const(8), const(9)
 
 
 @compiled
-def stage2_look(vm: Words, load: Words, own: Own, shape: Own, pool: Words, mmu: Words, tlb: Own, vcpu: U64) -> bool:
+def stage2_look(slots: Slots, load: Words, table: Table, tlb: Own, vcpu: U64) -> bool:
     """In the guest: apply invalidations, then look for pauses and requests; False if the VM stops."""
+    vm, own = slots.vm, slots.own
+    shape, pool, _pages, mmu, _desk = table
     tlb_look(shape, pool, mmu, tlb)
     base = at.VCPUS + at.VCPU * vcpu
     if load_acquire(vm, at.PAUSED) == 0 and load_acquire(vm, base + at.REQUESTED) == own[at.ACKED]:
@@ -147,7 +149,7 @@ def stage2_exit(
     tlb_enter(shape, pool, mmu, tlb)
     if came_to != 1:
         own[at.LOOKS] = _ONE  # requests made meanwhile waited for nobody: look after this access
-    elif not stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu):
+    elif not stage2_look(slots, load, table, tlb, vcpu):
         return u64(0)
     return came_to
 
@@ -223,42 +225,23 @@ def stage2_access(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem,
     own[at.ACCESSES] += _ONE
     window = load_acquire(vm, at.WINDOW)
     if window != own[at.WINDOW_LOADED]:
-        note(vm, own, vcpu, gpa, flags, old, new, saw, begun, window, start)
+        note(vm, own, vcpu, gpa, flags, Sighting(old, new, saw, begun, window, start))
     return True
 
 
 @compiled(nogil=True)
-def stage2_vcpu_run(
-    vm: Words,
-    memslots: Words,
-    srcu: Words,
-    load: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-    file: Words,
-    inode: Words,
-    states: Words,
-    attributes: Words,
-    out: Own,
-    vcpu: U64,
-    as_id: U64,
-) -> bool:
+def stage2_vcpu_run(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U64, as_id: U64) -> bool:
     """Run a vCPU on the table of address space ``as_id``, with the words of one guest_memfd at hand.
 
     True: go on with another table, or with file own[FILE]; False: stop.
     """
-    slots, table = Slots(vm, memslots, srcu, own), Table(shape, pool, pages, mmu, desk)
-    gmem = Gmem(file, inode, states, attributes, out)
-    number = load_relaxed(file, NUMBER)
+    vm, _memslots, srcu, own = slots
+    mmu = table.mmu
+    number = load_relaxed(gmem.file, NUMBER)
     own[at.FILE] = number
     running = enter_guest(vm, load, own, vcpu)
     if running:
-        tlb_enter(shape, pool, mmu, tlb)
+        tlb_enter(table.shape, table.pool, mmu, tlb)
     left = own[at.SLICE]
     until_look = POLL
     while running and own[at.AS_ID] == as_id and own[at.FILE] == number:
@@ -266,10 +249,10 @@ def stage2_vcpu_run(
         until_look -= _ONE
         if own[at.LOOKS] != 0 and running:
             own[at.LOOKS] = u64(0)
-            running = stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu)
+            running = stage2_look(slots, load, table, tlb, vcpu)
         if until_look == 0 and running:
             until_look = next_look(own)
-            running = stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu)
+            running = stage2_look(slots, load, table, tlb, vcpu)
             if left > until_look:
                 left -= until_look
             elif running:
@@ -277,7 +260,7 @@ def stage2_vcpu_run(
                 tlb_leave(mmu, tlb)
                 running = end_slice(vm, load, srcu, own, vcpu)
                 if running:
-                    tlb_enter(shape, pool, mmu, tlb)
+                    tlb_enter(table.shape, table.pool, mmu, tlb)
     if running:
         tlb_leave(mmu, tlb)
         leave_core(vm, own, vcpu, False)

@@ -87,13 +87,13 @@ def stage2_fault(slots: Slots, table: Table, tlb: Own, gfn: U64, writes: bool, p
     marked after that is zapped after that, which ends this attempt when it is about to map.
     """
     vm, memslots, srcu, own = slots
-    shape, pool, pages, mmu, desk = table
+    shape, mmu = table.shape, table.mmu
     own[at.STAGE2_FAULTS] += _ONE
     if gfn << 12 >= shape[IPA_END]:
         return HOLE
-    if refill(shape, pool, pages, mmu, desk) != OK:
+    if refill(table) != OK:
         own[at.OUT_OF_TABLES] += _ONE
-        zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
+        zap(table, _ZERO, shape[IPA_END], True)
         return FILLED
     seq = invalidate_seq(mmu)
     flux = load_acquire(vm, at.FLUX)
@@ -154,7 +154,7 @@ def stage2_fault(slots: Slots, table: Table, tlb: Own, gfn: U64, writes: bool, p
 def _make(slots: Slots, table: Table, tlb: Own, leaf: Leaf) -> U64:
     """Choose the leaf's size and put it into the table, unless an invalidation ran since ``seq``; always FILLED."""
     vm, memslots, _srcu, own = slots
-    shape, pool, pages, mmu, desk = table
+    shape, _pool, _pages, mmu, desk = table
     gfn, record, seq, flux, logged, writable, protected, executable = leaf
     base = slot_base_gfn(memslots, record)
     end = base + slot_npages(memslots, record)
@@ -199,24 +199,19 @@ def _make(slots: Slots, table: Table, tlb: Own, leaf: Leaf) -> U64:
     if own[at.FETCHES_NOW] != 0:
         lifted = NX  # the bit of the right itself, in ``relax_permissions``
         lifts = executable
-    if (
-        protected
-        and lifts
-        and tlb[FOUND_LEVEL] == level
-        and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn))
-    ):
-        status = relax_permissions(shape, pool, pages, mmu, desk, gfn << 12, lifted, SHARED)
+    if protected and lifts and tlb[FOUND_LEVEL] == level and (not logged or _is_page(table, gfn)):
+        status = relax_permissions(table, gfn << 12, lifted, SHARED)
         own[at.RELAXED] += _ONE
     else:
-        status = map_range(shape, pool, pages, mmu, desk, ipa, size, output, attributes, level, SHARED)
+        status = map_range(table, ipa, size, output, attributes, level, SHARED)
     read_unlock(mmu, lock, walker)
     if status == EBUSY:
         write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
         if not must_retry(mmu, seq, ipa, ipa + size):
-            status = map_range(shape, pool, pages, mmu, desk, ipa, size, output, attributes, level, _ZERO)
+            status = map_range(table, ipa, size, output, attributes, level, _ZERO)
         write_unlock(mmu, lock)
     if status == ENOMEM:  # too many tables are put aside: wait until they can be freed
-        reclaim_tables(shape, pool, pages, mmu, desk, True)
+        reclaim_tables(table, True)
     if status == OK and level < last:
         own[at.MAPPED_BLOCKS] += _ONE
     return FILLED
@@ -240,11 +235,12 @@ def _mark(memslots: Words, own: Own, record: U64, page: U64) -> None:
 
 
 @compiled
-def _is_page(shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, gfn: U64) -> bool:
+def _is_page(table: Table, gfn: U64) -> bool:
     """Whether the leaf for ``gfn`` is a page still; the lock is held for reading, and the slot logs.
 
     The level of the fault is older than the invalidation sequence: logging may have been switched off and on since, and
     the page be part of a write-protected block again, whose other pages would be written unnoticed.
     """
-    status = lookup_shared(shape, pool, pages, mmu, desk, gfn << 12)
+    shape, desk = table.shape, table.desk
+    status = lookup_shared(table, gfn << 12)
     return status == OK and desk[FIND + _ONE] == shape[LAST_LEVEL]

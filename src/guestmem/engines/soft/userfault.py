@@ -9,7 +9,7 @@ Source: "KVM: Introduce KVM Userfault" v3, linux-kvm, June 2025 (not merged; a v
 from __future__ import annotations
 
 from ...atomics import fetch_and, fetch_or, load_acquire, store_release
-from ...compiled import U64, Own, Words, compiled, const
+from ...compiled import U64, Words, compiled, const
 from ...stage2.layout import IPA_END, LAST_LEVEL, OK
 from ...stage2.locked import refill
 from ...stage2.retry import invalidate_seq
@@ -70,16 +70,14 @@ def userfault_set(slot: Words, page: U64) -> None:
 
 
 @compiled(nogil=True)
-def userfault_enable(
-    slot: Words, shape: Own, pool: Words, pages: Words, mmu: Words, desk: Own, npages: U64, zaps: bool
-) -> None:
+def userfault_enable(slot: Words, table: Table, npages: U64, zaps: bool) -> None:
     """Switch the flag on, then zap the slot. A fault that saw it off, and maps later, sees the zap's sequence.
 
     ``zaps`` false leaves what is mapped, which is wrong.
     """
     store_release(slot, ENABLED, _ONE)
     if zaps:
-        zap(shape, pool, pages, mmu, desk, _ZERO, npages << _PAGE_SHIFT, True)
+        zap(table, _ZERO, npages << _PAGE_SHIFT, True)
 
 
 @compiled(nogil=True)
@@ -90,9 +88,9 @@ def userfault_abort(slot: Words, table: Table, gfn: U64, memory: U64, attributes
     mapped. ``memory``: host address of page 0. In KVM's order: the invalidation sequence, then the flag and the bit,
     then the leaf under the table's lock, unless an invalidation ran meanwhile.
     """
-    shape, pool, pages, mmu, desk = table
-    if refill(shape, pool, pages, mmu, desk) != OK:
-        zap(shape, pool, pages, mmu, desk, _ZERO, shape[IPA_END], True)
+    shape, mmu = table.shape, table.mmu
+    if refill(table) != OK:
+        zap(table, _ZERO, shape[IPA_END], True)
         return OK
     seq = invalidate_seq(mmu)
     if load_acquire(slot, ENABLED) != 0 and userfault_bit(slot, gfn):

@@ -23,9 +23,11 @@ from ..report import LoadReport, VcpuCounts
 from ..stalls import HISTOGRAM_SIZE
 from . import layout as at
 from .files import Files
+from .gmem_slot import Gmem
 from .requests import request_all, wait_for_acknowledgements
 from .stage2 import Stage2
 from .stage2_vcpu import stage2_vcpu_run
+from .words import Slots
 
 __all__ = ["VcpuThreads"]
 
@@ -120,9 +122,9 @@ class VcpuThreads:
             thread.start()
             self._threads.append(thread)
 
-    def vcpu_words(self, vcpu: int) -> tuple[Words, Words, Words, Words, Own]:
-        """What the compiled functions of a vCPU take first."""
-        return self._vm, self.memslots.words, self.srcu.words, self._load, self._own[vcpu]
+    def vcpu_words(self, vcpu: int) -> tuple[Slots, Words]:
+        """What the compiled functions of a vCPU take first: what it looks slots up with, and its load."""
+        return Slots(self._vm, self.memslots.words, self.srcu.words, self._own[vcpu]), self._load
 
     def file_words(self, vcpu: int) -> tuple[Words, Words, Words, Words, Own]:
         """What they take of the guest_memfd that the vCPU asked for last: ``gmem_slot.Gmem``."""
@@ -134,9 +136,8 @@ class VcpuThreads:
         while running:  # one turn an address space, and a guest_memfd: another root, other words
             as_id = int(self._own[vcpu][int(at.AS_ID)])
             table, tlb = self.stage2.tables[as_id], self.stage2.tlbs[as_id][vcpu]
-            running = stage2_vcpu_run(
-                *(*shared, *table.words, table.desks[1 + vcpu], tlb.words, *self.file_words(vcpu), vcpu, as_id)
-            )
+            gmem = Gmem(*self.file_words(vcpu))
+            running = stage2_vcpu_run(*shared, table.at(1 + vcpu), tlb.words, gmem, vcpu, as_id)
 
     def stop(self) -> None:
         """Stop the vCPU threads, paused or stalled ones too, and wait for them. Their counts stay."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ...compiled import U64, Own, Words
 
-__all__ = ["Access", "Slots"]
+__all__ = ["Access", "Sighting", "Slots"]
 
 
 class Slots(NamedTuple):
@@ -29,3 +29,17 @@ class Access(NamedTuple):
     """Whether memory there is read-only before or after the change."""
     behind: U64
     """Host memory behind a hole there, from which it may be answered."""
+
+
+class Sighting(NamedTuple):
+    """What an access saw, and what it would see before and after: a host address, SAW_HOLE or SAW_READONLY."""
+
+    old: U64
+    new: U64
+    saw: U64
+    begun: U64
+    """The number of windows begun and ended when the access began."""
+    window: U64
+    """The same when it was done."""
+    start: U64
+    """When it began, ns; 0 outside windows."""

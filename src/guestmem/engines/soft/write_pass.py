@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...atomics import poke
 from ...compiled import U64, Own, Words, compiled, const, u64
+from ...entries import flat
 from ...errors import GuestmemError, UsageError
 from ...stage2.tlb_layout import HOST_ADDRESS
 from ...stage2.tlb_walk import tlb_enter, tlb_leave
@@ -41,32 +42,20 @@ def counter_offset(gfn: int) -> int:
     return ((gfn ^ gfn >> 9) * 8) % 4096
 
 
+class Part(NamedTuple):
+    """Each ``step``-th frame of ``[first, end)``."""
+
+    first: U64
+    end: U64
+    step: U64
+
+
 @compiled(nogil=True)
-def _pass(
-    vm: Words,
-    memslots: Words,
-    srcu: Words,
-    load: Words,
-    own: Own,
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    mmu: Words,
-    desk: Own,
-    tlb: Own,
-    file: Words,
-    inode: Words,
-    states: Words,
-    attributes: Words,
-    page: Own,
-    vcpu: U64,
-    first: U64,
-    end: U64,
-    step: U64,
-) -> U64:
-    """One vCPU's part, each ``step``-th frame of ``[first, end)``; returns the first that it did not write."""
-    slots, table = Slots(vm, memslots, srcu, own), Table(shape, pool, pages, mmu, desk)
-    gmem = Gmem(file, inode, states, attributes, page)
+def _pass(slots: Slots, load: Words, table: Table, tlb: Own, gmem: Gmem, vcpu: U64, part: Part) -> U64:
+    """One vCPU's part, each ``step``-th frame of its range; returns the first that it did not write."""
+    vm, own = slots.vm, slots.own
+    shape, pool, _pages, mmu, _desk = table
+    first, end, step = part
     if not enter_guest(vm, load, own, vcpu):
         return first
     tlb_enter(shape, pool, mmu, tlb)
@@ -86,7 +75,7 @@ def _pass(
         until_look -= _ONE
         if until_look == 0:
             until_look = POLL
-            if not stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu):
+            if not stage2_look(slots, load, table, tlb, vcpu):
                 return gfn
     tlb_leave(mmu, tlb)
     leave_core(vm, own, vcpu, False)
@@ -105,20 +94,16 @@ def write_pass(engine: SoftEngine, parts: Sequence[tuple[int, int]], step: int =
     poke(engine._vm, int(at.STOP), 0)  # noqa: SLF001 - this plays the vCPU threads of the engine
     meet = threading.Barrier(engine.vcpus)
     begun, ended, done = ([0] * engine.vcpus for _ in range(3))
+    run_pass = flat(_pass, alone=True)
     table, tlbs = engine.stage2.tables[0], engine.stage2.tlbs[0]
 
     def run(vcpu: int) -> None:
-        words = (
-            *engine.vcpu_words(vcpu),
-            *table.words,
-            table.desks[1 + vcpu],
-            tlbs[vcpu].words,
-            *engine.file_words(vcpu),
-        )
-        _pass(*words, vcpu, 0, 0, 1)  # compiled, if it was not
+        slots, load = engine.vcpu_words(vcpu)
+        words = *slots, load, *table.at(1 + vcpu), tlbs[vcpu].words, *engine.file_words(vcpu), vcpu
+        run_pass(*words, 0, 0, 1)  # compiled, if it was not
         meet.wait()
         begun[vcpu] = time.perf_counter_ns()
-        done[vcpu] = int(_pass(*words, vcpu, *parts[vcpu], step))
+        done[vcpu] = int(run_pass(*words, *parts[vcpu], step))
         ended[vcpu] = time.perf_counter_ns()
 
     threads = [threading.Thread(target=run, args=(vcpu,), daemon=True) for vcpu in range(engine.vcpus)]

@@ -52,7 +52,7 @@ class Host:
         self.lock = int(self.small.layout.MMU_FIXED)
 
     def _stage(self, desk: Own, npages: int, hva: int) -> None:
-        done = self.phases.stage(self.memslots, desk, 0, 0, GFN if npages else 0, npages, hva, 0, _IDS)
+        done = self.phases.stage(self.memslots, desk, 0, GFN if npages else 0, npages, hva, 0, _IDS)
         assert done < self.phases.FIRST_REASON
 
     def stage(self, desk: Own) -> None:
@@ -66,7 +66,7 @@ class Host:
 
     def zap(self, desk: Own) -> None:
         """The frame, with the lock, as an invalidation."""
-        self._zap.zap(*self.small.words, desk, GFN * PAGE, PAGE, True)
+        self._zap.zap(self._zap.Table(*self.small.words, desk), GFN * PAGE, PAGE, True)
 
     def begin(self) -> None:
         """As ``Stage2.begin``."""

@@ -55,7 +55,7 @@ class _Block:
 
     def _stage(self, desk: Own, id_: int, start: int, end: int, memory: int) -> None:
         hva = memory + start * PAGE if end > start else 0
-        done = self._phases.stage(self.memslots, desk, 0, id_, start, end - start, hva, 0, _IDS)
+        done = self._phases.stage(self.memslots, desk, id_, start, end - start, hva, 0, _IDS)
         assert done < self._phases.FIRST_REASON
 
     def notifier(self, desk: Own, slots: Own, _ranges: Own) -> Own:
@@ -64,7 +64,7 @@ class _Block:
         self._rwlock.write_lock(mmu, lock, 2)
         self._retry.invalidate_begin(mmu, start, _END * PAGE)
         self._rwlock.write_unlock(mmu, lock)
-        self._zap.zap(*self.small.words, desk, start, _END * PAGE - start, True)
+        self._zap.zap(self._zap.Table(*self.small.words, desk), start, _END * PAGE - start, True)
         self.atomics.store_relaxed(self.memory, 0, _GONE)
         self.atomics.store_relaxed(self.memory, 0, 0)
         self._rwlock.write_lock(mmu, lock, 2)
@@ -78,7 +78,7 @@ class _Block:
         self._stage(slots, 0, _FIRST, _CHANGED, OFFSET)
         self._stage(slots, 1, _CHANGED, _END, _NEW)
         self._flux.flux_mark(self.vm, ranges, 1)
-        self._zap.zap(*self.small.words, _desk, _CHANGED * PAGE, (_END - _CHANGED) * PAGE, True)
+        self._zap.zap(self._zap.Table(*self.small.words, _desk), _CHANGED * PAGE, (_END - _CHANGED) * PAGE, True)
         assert self._phases.publish(self.memslots, slots)
         self._flux.flux_release(self.vm)
         self._srcu.srcu_synchronize(self.domain.words, 0, 1)

@@ -43,7 +43,7 @@ def build(scene: Scene, *, dirty: bool) -> None:
     host = scene.address(page)
     geometry = layout.geometry(1, _IDS, node_words=_NODE_WORDS)
     memslots, slots = layout.new_memslots(geometry)
-    assert phases.stage(memslots, slots, 0, 0, _GFN, 1, host, _LOGGED, _IDS) < phases.FIRST_REASON
+    assert phases.stage(memslots, slots, 0, _GFN, 1, host, _LOGGED, _IDS) < phases.FIRST_REASON
     assert phases.publish(memslots, slots)
     record = lookup.find(memslots, 0, _GFN)
     memslots.cells[(record << int(layout.RECORD_SHIFT)) + int(layout.DIRTY_BITMAP)] = scene.address(bitmap)
@@ -83,7 +83,7 @@ def build(scene: Scene, *, dirty: bool) -> None:
             assert outcome == code.FILLED, f"the fault came to {outcome}"
 
     def taker(desk: Own, bitmap: Words) -> int:
-        log.take_and_protect(*small.words, desk, bitmap, 1, _GFN, True)
+        log.take_and_protect(log.Table(*small.words, desk), bitmap, 1, _GFN, True)
         return int(atomics.host_load(host))
 
     small.thread("vCPU", vcpu, tlb.words, own)

@@ -109,9 +109,8 @@ def _guest(scene: Scene, *, reads: bool) -> None:
     shape, pool, _, mmu = small.words
 
     def vcpu(desk: Own, words: Words, states: Words, out: Own, tlb: Own) -> int:
-        came_to: int = abort.gmem_abort(
-            *(words, states, abort.Table(*small.words, desk), 0, False, _SHARED_BIT, 0, small.attributes, out)
-        )
+        fault = abort.GmemFault(0, False, _SHARED_BIT, 0, small.attributes)
+        came_to: int = abort.gmem_abort(words, states, abort.Table(*small.words, desk), fault, out)
         assert came_to in {_OK, _WRONG_KIND}, f"the fault came to {came_to}"
         if reads:
             walk.tlb_enter(shape, pool, mmu, tlb)
@@ -127,7 +126,7 @@ def _guest(scene: Scene, *, reads: bool) -> None:
         @contextmanager
         def invalidation(_first: int, _last: int, kinds: str) -> Iterator[None]:
             ipa = _SHARED_BIT if kinds == "shared" else 0
-            zap.zap(*small.words, table_desk, ipa, PAGE, True)
+            zap.zap(zap.Table(*small.words, table_desk), ipa, PAGE, True)
             yield
 
         inode.invalidation = invalidation

@@ -50,7 +50,7 @@ def build(scene: Scene, *, page: int, clears: bool, dirty: bool) -> None:
     geometry = layout.geometry(1, _IDS, node_words=_NODE_WORDS)
     memslots, slots = layout.new_memslots(geometry)
     base = host - page * PAGE
-    assert phases.stage(memslots, slots, 0, 0, 1, page + 2, base, _LOGGED, _IDS) < phases.FIRST_REASON
+    assert phases.stage(memslots, slots, 0, 1, page + 2, base, _LOGGED, _IDS) < phases.FIRST_REASON
     assert phases.publish(memslots, slots)
     record = lookup.find(memslots, 0, 1)
     memslots.cells[(record << int(layout.RECORD_SHIFT)) + int(layout.DIRTY_BITMAP)] = scene.address(bitmap)
@@ -91,9 +91,9 @@ def build(scene: Scene, *, page: int, clears: bool, dirty: bool) -> None:
 
     def taker(desk: Own, bitmap: Words) -> int:
         if clears:
-            log.clear_and_protect(*small.words, desk, bitmap, half, 1, word, 1, page + 2, True)
+            log.clear_and_protect(log.Table(*small.words, desk), bitmap, half, 1, word, 1, page + 2, True)
         else:
-            log.take_and_protect(*small.words, desk, bitmap, half, 1, True)
+            log.take_and_protect(log.Table(*small.words, desk), bitmap, half, 1, True)
         return int(atomics.host_load(host))
 
     small.thread("vCPU", vcpu, tlb.words, own)
@@ -132,7 +132,7 @@ def protect(scene: Scene) -> None:
         walk.tlb_leave(mmu, tlb)
 
     def protector(desk: Own, memory: Words) -> tuple[int, ...]:
-        zap.protect(*small.words, desk, 0, 2 * PAGE, True)
+        zap.protect(zap.Table(*small.words, desk), 0, 2 * PAGE, True)
         return tuple(int(atomics.load_relaxed(memory, page)) for page in range(2))
 
     small.thread("vCPU", vcpu, tlb.words, memory)
@@ -178,7 +178,7 @@ def joined(scene: Scene) -> None:
     bitmap = scene.words("bitmap", 2, lambda i: ("dirty", "taken")[i])
     geometry = layout.geometry(1, _IDS, node_words=_NODE_WORDS)
     memslots, slots = layout.new_memslots(geometry)
-    assert phases.stage(memslots, slots, 0, 0, first, 8, OFFSET + BLOCK, _LOGGED, _IDS) < phases.FIRST_REASON
+    assert phases.stage(memslots, slots, 0, first, 8, OFFSET + BLOCK, _LOGGED, _IDS) < phases.FIRST_REASON
     assert phases.publish(memslots, slots)
     record = lookup.find(memslots, 0, first)
     memslots.cells[(record << int(layout.RECORD_SHIFT)) + int(layout.DIRTY_BITMAP)] = scene.address(bitmap)
@@ -202,7 +202,7 @@ def joined(scene: Scene) -> None:
         return status
 
     def joiner(desk: Own) -> int:
-        done: int = recover(*small.words, desk, BLOCK, BLOCK, OFFSET + BLOCK, readonly, 2, 0)
+        done: int = recover(fault.Table(*small.words, desk), BLOCK, BLOCK, OFFSET + BLOCK, readonly, 2, 0)
         return done
 
     small.thread("vCPU", vcpu, small.tlb(0).words, own)
@@ -233,7 +233,7 @@ def chunks(scene: Scene) -> None:
         walk.tlb_leave(mmu, tlb)
 
     def splitter(desk: Own) -> int:
-        done: int = log.split_in_chunks(*small.words, desk, 0, 2 * BLOCK, 2)
+        done: int = log.split_in_chunks(log.Table(*small.words, desk), 0, 2 * BLOCK, 2)
         return done
 
     small.thread("vCPU", vcpu, small.tlb(0).words)

@@ -22,7 +22,7 @@ def build(scene: Scene, readers: int, lookups: int, *, split: bool) -> None:
     shape = layout.geometry(1, _IDS, node_words=_NODE_WORDS)
     words, desk = layout.new_memslots(shape)
     domain = srcu.Srcu(readers)
-    assert phases.stage(words, desk, 0, 0, 16, 4, _OLD_HVA, 0, _IDS) < phases.FIRST_REASON
+    assert phases.stage(words, desk, 0, 16, 4, _OLD_HVA, 0, _IDS) < phases.FIRST_REASON
     assert phases.publish(words, desk)
     assert phases.settle(words, desk)
     assert phases.bring(words, desk, False)
@@ -45,7 +45,7 @@ def build(scene: Scene, readers: int, lookups: int, *, split: bool) -> None:
 
     def update(words: Words, desk: Own, state: Words) -> Own:
         def stage(id_: int, gfn: int, npages: int, hva: int) -> None:
-            assert phases.stage(words, desk, 0, id_, gfn, npages, hva, 0, _IDS) < phases.FIRST_REASON
+            assert phases.stage(words, desk, id_, gfn, npages, hva, 0, _IDS) < phases.FIRST_REASON
 
         stage(0, 0, 0, 0)
         if split:
@@ -89,7 +89,7 @@ def both(scene: Scene) -> None:
     domain = srcu.Srcu(1)
 
     def stage(words: Words, desk: Own, as_id: int, npages: int, hva: int) -> None:
-        assert phases.stage(words, desk, as_id, 0, 16, npages, hva, 0, _IDS) < phases.FIRST_REASON
+        assert phases.stage(words, desk, as_id << 16, 16, npages, hva, 0, _IDS) < phases.FIRST_REASON
 
     for as_id in range(2):
         stage(words, first, as_id, 2, _OLD_HVA)

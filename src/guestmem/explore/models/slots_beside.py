@@ -35,7 +35,7 @@ def build(scene: Scene) -> None:
     domain = srcu.Srcu(1)
 
     def stage(desk: Own, id_: int, gfn: int, npages: int, hva: int) -> None:
-        assert phases.stage(words, desk, 0, id_, gfn, npages, hva, 0, _IDS) < phases.FIRST_REASON
+        assert phases.stage(words, desk, id_, gfn, npages, hva, 0, _IDS) < phases.FIRST_REASON
 
     stage(desk, 0, _BASE, _PAGES, _LOW)
     stage(desk, 1, _BASE + _PAGES, _PAGES, _HIGH)

@@ -44,7 +44,7 @@ def build(scene: Scene, before: tuple[int, ...], after: tuple[int, ...], looked_
 
     def stage(words: Words, desk: Own, id_: int, *, there: bool) -> None:
         asked = (_base(id_), _PAGES, _hva(id_)) if there else (0, 0, 0)
-        assert phases.stage(words, desk, 0, id_, *asked, 0, _IDS) < phases.FIRST_REASON
+        assert phases.stage(words, desk, id_, *asked, 0, _IDS) < phases.FIRST_REASON
 
     for id_ in before:
         stage(words, desk, id_, there=True)

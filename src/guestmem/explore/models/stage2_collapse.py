@@ -30,23 +30,27 @@ def build(scene: Scene, discipline: str, levels: int = 2, *, look: bool = False)
     small.table.map(0, PAGE, OFFSET, 3)
 
     def mapper(desk: Own) -> int:
-        status: int = locked.map_shared(*small.words, desk, PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, 0)
+        status: int = locked.map_shared(
+            locked.Table(*small.words, desk), PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, 0
+        )
         assert status in {OK, EAGAIN}, f"map said {status}"
-        discipline_.reclaim_tables(*small.words, desk, True)
+        discipline_.reclaim_tables(discipline_.Table(*small.words, desk), True)
         return status
 
     def reader(desk: Own) -> int:
         rwlock.read_lock(small.table.mmu, lock, 0)
-        status: int = walk.lookup_shared(*small.words, desk, PAGE)
+        status: int = walk.lookup_shared(walk.Table(*small.words, desk), PAGE)
         rwlock.read_unlock(small.table.mmu, lock, 0)
         assert status in {OK, EAGAIN, enoent}, f"lookup said {status}"
         assert status != OK or desk[found] == OFFSET + PAGE, f"lookup found {desk[found]:#x}"
         return status
 
     def collapser(desk: Own) -> int:
-        status: int = locked.map_shared(*small.words, desk, 0, size, OFFSET, small.attributes, 4 - levels, 0)
+        status: int = locked.map_shared(
+            locked.Table(*small.words, desk), 0, size, OFFSET, small.attributes, 4 - levels, 0
+        )
         assert status in {OK, EAGAIN}, f"map said {status}"
-        discipline_.reclaim_tables(*small.words, desk, True)
+        discipline_.reclaim_tables(discipline_.Table(*small.words, desk), True)
         return status
 
     small.thread("reader" if look else "mapper", reader if look else mapper)

@@ -27,7 +27,7 @@ def build(scene: Scene) -> None:
 
     def reader(desk: Own) -> int:
         rwlock.read_lock(mmu, lock, 0)
-        status: int = walk.lookup_shared(*small.words, desk, _SECOND)
+        status: int = walk.lookup_shared(walk.Table(*small.words, desk), _SECOND)
         rwlock.read_unlock(mmu, lock, 0)
         assert status == OK, f"lookup said {status}"
         assert desk[find + 2] == OFFSET + _SECOND, f"lookup found {desk[find + 2]:#x}"
@@ -35,7 +35,7 @@ def build(scene: Scene) -> None:
 
     def collapser(desk: Own) -> int:
         rwlock.read_lock(mmu, lock, 1)
-        status: int = collapse.collapse_range(*small.words, desk, 0, 2 * _SECOND, 1, shared)
+        status: int = collapse.collapse_range(collapse.Table(*small.words, desk), 0, 2 * _SECOND, 1, shared)
         rwlock.read_unlock(mmu, lock, 1)
         assert status == OK, f"the collapse said {status}"
         return status

@@ -56,13 +56,14 @@ def shares(scene: Scene) -> None:
     machine.host_share_guest(guest, _TOUCHED, 2 * PAGE)
     give_words(scene, machine, guest, 1)
     given, page = scene.room("stage2.pkvm.transitions"), GIVEN // PAGE
-    words = (*machine.words, guest.table.mmu)
+    make = scene.room("stage2.pkvm.words").Hyp
 
     def cpu(desk: Own, gfn: int) -> tuple[Own, int]:
-        status: int = given.host_share_guest(*words, desk, machine.el2, guest.handle, page, gfn, 1)
+        words = make(*machine.words, desk, machine.el2), guest.table.mmu
+        status: int = given.host_share_guest(*words, guest.handle, page, gfn, 1)
         assert status == OK, f"the share said {status}"
         if gfn:
-            status = given.host_unshare_guest(*words, desk, machine.el2, guest.handle, gfn, 1)
+            status = given.host_unshare_guest(*words, guest.handle, gfn, 1)
             assert status == OK, f"its end said {status}"
         return desk, status
 
@@ -100,15 +101,15 @@ def build(
         machine.guest_share_host(guest, 0)
     give_words(scene, machine, guest, cache)
     host, given = scene.room("stage2.pkvm.host"), scene.room("stage2.pkvm.transitions")
-    arrays = machine.words
+    make = scene.room("stage2.pkvm.words").Hyp
 
     def toucher(desk: Own) -> tuple[Own, int]:
-        status: int = host.host_fault(*arrays, desk, machine.el2, touched)
+        status: int = host.host_fault(make(*machine.words, desk, machine.el2), touched)
         assert status in {OK, EEXIST, EAGAIN} or (status == EPERM and touched == GIVEN), f"the fault said {status}"
         return desk, status
 
     def giver(desk: Own) -> tuple[Own, int]:
-        words = (*arrays, guest.table.mmu, desk, machine.el2)
+        words = make(*machine.words, desk, machine.el2), guest.table.mmu
         if unshares:
             status: int = given.guest_unshare_host(*words, guest.handle, 0)
         else:

@@ -44,15 +44,13 @@ def build(scene: Scene, change: str, bbm: int = 0, *, dbm: bool = False, young: 
     granted = int(small.table.shape[int(small.layout.WRITE_MASK)])
     if dbm:
         attributes = small.format.attributes(1) | int(small.table.shape[int(small.layout.MODIFIER)])
-        done = scene.room("stage2.locked").map_shared(
-            *small.words, small.table.desks[0], 0, size, OFFSET, attributes, level, 0
-        )
+        done = scene.room("stage2.locked").map_shared(small.table.at(0), 0, size, OFFSET, attributes, level, 0)
         assert done == OK
     else:
         small.table.map(0, size, OFFSET, 3, level=level)
     if not young:
         small.table.young(0, size, clear=True)
-    recover = scene.room("stage2.recover").recover_range
+    recover = scene.room("stage2.recover")
     if change == "recover":
         small.table.write_protect(0, PAGE)
     tlb = small.tlb(0, bbm=bbm, strict=True, sets_flags=dbm or None)
@@ -82,7 +80,9 @@ def build(scene: Scene, change: str, bbm: int = 0, *, dbm: bool = False, young: 
         if change == "split":
             return face.split(0, size, level=below, bbm=bbm, walker=1)
         if change == "recover":
-            return recover(*small.words, desk, 0, size, OFFSET, small.attributes, large, bbm2)
+            return recover.recover_range(
+                recover.Table(*small.words, desk), 0, size, OFFSET, small.attributes, large, bbm2
+            )
         return face.collapse(0, size, level=large, bbm=bbm, walker=1)
 
     small.thread("vcpu", vcpu, tlb.words)

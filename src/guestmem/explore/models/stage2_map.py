@@ -27,11 +27,15 @@ def build(scene: Scene, discipline: str, walkers: int, count: int, flags: int = 
 
     def vcpu(desk: Own, ipa: int) -> int:
         size = count * PAGE
-        status: int = locked.map_shared(*small.words, desk, ipa, size, OFFSET + ipa, small.attributes, 3, flags)
+        status: int = locked.map_shared(
+            locked.Table(*small.words, desk), ipa, size, OFFSET + ipa, small.attributes, 3, flags
+        )
         assert status in {OK, EAGAIN}, f"map said {status}"
         if flags & KEEP_REST and status == EAGAIN:  # the table that it put back is taken again
             at = BLOCK + ipa
-            again: int = locked.map_shared(*small.words, desk, at, size, OFFSET + at, small.attributes, 3, flags)
+            again: int = locked.map_shared(
+                locked.Table(*small.words, desk), at, size, OFFSET + at, small.attributes, 3, flags
+            )
             assert again == OK, f"map said {again}"
         return status
 

@@ -34,20 +34,21 @@ def build(scene: Scene, change: str) -> None:
     give_words(scene, machine, guest, 1)
     host, given = scene.room("stage2.pkvm.host"), scene.room("stage2.pkvm.transitions")
     back, hyp = scene.room("stage2.pkvm.reclaim"), scene.room("stage2.pkvm.hyp")
+    make = scene.room("stage2.pkvm.words").Hyp
     arrays, page = machine.words, GIVEN // PAGE
     shape, host_mmu = arrays[0], machine.host.mmu
 
     def toucher(desk: Own) -> tuple[Own, int]:
         if change == "hyp":
-            words = (*arrays, guest.table.mmu, desk, machine.el2)
+            words = (make(*arrays, desk, machine.el2), guest.table.mmu)
             status: int = given.host_donate_guest(*words, guest.handle, page, 0)
         else:
-            status = host.host_fault(*arrays, desk, machine.el2, GIVEN)
+            status = host.host_fault(make(*arrays, desk, machine.el2), GIVEN)
         assert status in {OK, EEXIST, EAGAIN, EPERM}, f"the fault, or donation, said {status}"
         return desk, status
 
     def changer(desk: Own) -> tuple[Own, int]:
-        words = (*arrays, guest.table.mmu, desk, machine.el2)
+        words = (make(*arrays, desk, machine.el2), guest.table.mmu)
         status: int = OK
         if change == "share":
             status = given.guest_share_host(*words, guest.handle, 0)

@@ -45,11 +45,11 @@ def flags(scene: Scene, *, shared: bool) -> None:
     def mapper(desk: Own) -> int:
         what = (PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, _KEEP_REST)
         if shared:
-            status: int = locked.map_shared(*small.words, desk, *what)
+            status: int = locked.map_shared(locked.Table(*small.words, desk), *what)
             assert status in {OK, EAGAIN}, f"map said {status}"
         else:
             rwlock.write_lock(mmu, lock, 2)
-            status = map_.map_range(*small.words, desk, *what)
+            status = map_.map_range(map_.Table(*small.words, desk), *what)
             rwlock.write_unlock(mmu, lock)
             assert status == OK, f"map said {status}"
         return status
@@ -76,14 +76,16 @@ def look(scene: Scene) -> None:
 
     def reader(desk: Own) -> int:
         rwlock.read_lock(mmu, lock, 0)
-        status: int = walk.lookup_shared(*small.words, desk, _LOOKED_UP)
+        status: int = walk.lookup_shared(walk.Table(*small.words, desk), _LOOKED_UP)
         rwlock.read_unlock(mmu, lock, 0)
         there = status == OK and desk[find + 2] == OFFSET + _LOOKED_UP
         assert there or status == EAGAIN or desk[find] == between, f"lookup said {status}, found {desk[find]:#x}"
         return status
 
     def mapper(desk: Own) -> int:
-        status: int = locked.map_shared(*small.words, desk, PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, _KEEP_REST)
+        status: int = locked.map_shared(
+            locked.Table(*small.words, desk), PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, _KEEP_REST
+        )
         assert status == OK, f"map said {status}"
         return status
 
@@ -104,7 +106,7 @@ def queue(scene: Scene) -> None:
 
     def reader(desk: Own) -> int:
         rwlock.read_lock(mmu, lock, 0)
-        status: int = walk.lookup_shared(*small.words, desk, BLOCK)
+        status: int = walk.lookup_shared(walk.Table(*small.words, desk), BLOCK)
         rwlock.read_unlock(mmu, lock, 0)
         assert status != OK or desk[find + 2] == OFFSET + BLOCK, f"lookup found {desk[find + 2]:#x}"
         return status
@@ -115,9 +117,11 @@ def queue(scene: Scene) -> None:
         while status == ENOMEM:
             tries += 1
             rwlock.read_lock(mmu, lock, 1)
-            status = map_.map_range(*small.words, desk, 0, 2 * BLOCK, OFFSET, small.attributes, 2, _SHARED | 16)
+            status = map_.map_range(
+                map_.Table(*small.words, desk), 0, 2 * BLOCK, OFFSET, small.attributes, 2, _SHARED | 16
+            )
             rwlock.read_unlock(mmu, lock, 1)
-            discipline.reclaim_tables(*small.words, desk, True)
+            discipline.reclaim_tables(discipline.Table(*small.words, desk), True)
         assert status == OK, f"map said {status}"
         return tries
 

@@ -33,20 +33,24 @@ def build(scene: Scene, discipline: str) -> None:
     small.table.map(0, PAGE, OFFSET, 3, walker=1)
 
     def mapper(desk: Own) -> int:
-        status: int = locked.map_shared(*small.words, desk, PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, 0)
+        status: int = locked.map_shared(
+            locked.Table(*small.words, desk), PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, 0
+        )
         assert status in {OK, EAGAIN}, f"map said {status}"
-        discipline_.reclaim_tables(*small.words, desk, True)
+        discipline_.reclaim_tables(discipline_.Table(*small.words, desk), True)
         return status
 
     def collapser(desk: Own) -> tuple[int, int]:
         rwlock.read_lock(mmu, lock, 1)
-        done: int = map_.map_range(*small.words, desk, 0, BLOCK, OFFSET, small.attributes, 2, shared)
+        done: int = map_.map_range(map_.Table(*small.words, desk), 0, BLOCK, OFFSET, small.attributes, 2, shared)
         rwlock.read_unlock(mmu, lock, 1)
         assert done in {OK, EAGAIN}, f"map said {done}"
-        discipline_.reclaim_tables(*small.words, desk, True)
+        discipline_.reclaim_tables(discipline_.Table(*small.words, desk), True)
         if free_list.cache_topup(shape, pool, pages, desk, 1) != OK:
             return done, EAGAIN  # the other one still holds it
-        status: int = locked.map_shared(*small.words, desk, _BELOW, PAGE, OFFSET + _BELOW, small.attributes, 3, 0)
+        status: int = locked.map_shared(
+            locked.Table(*small.words, desk), _BELOW, PAGE, OFFSET + _BELOW, small.attributes, 3, 0
+        )
         assert status in {OK, EAGAIN}, f"map said {status}"
         return done, status
 

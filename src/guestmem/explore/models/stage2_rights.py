@@ -46,10 +46,10 @@ class _Hardware:
         assert not tlb[self.findings], "the TLB holds a block and a page for one address"
         return status
 
-    def locked(self, walker: int, call: Any, *arguments: Any) -> int:
+    def locked(self, walker: int, call: Any, desk: Own, *arguments: int) -> int:
         """A fault: an operation with the lock held for reading."""
         self.rwlock.read_lock(self.mmu, self.lock, walker)
-        status: int = call(*self.small.words, *arguments, SHARED)
+        status: int = call(self.protect.Table(*self.small.words, desk), *arguments, SHARED)
         self.rwlock.read_unlock(self.mmu, self.lock, walker)
         return status
 
@@ -105,7 +105,7 @@ def log(scene: Scene) -> None:
                 return
             assert status == PERMISSION, f"the access faulted with {status}"
             hardware.rwlock.read_lock(hardware.mmu, hardware.lock, 0)
-            relaxed = hardware.protect.relax_permissions(*small.words, desk, 0, WRITE, SHARED)
+            relaxed = hardware.protect.relax_permissions(hardware.protect.Table(*small.words, desk), 0, WRITE, SHARED)
             if relaxed == OK:
                 dirty.bitmap_set(bitmap, 0)
             hardware.rwlock.read_unlock(hardware.mmu, hardware.lock, 0)
@@ -147,7 +147,12 @@ def age(scene: Scene) -> None:
                 break
             assert status == ACCESS_FLAG, f"the access faulted with {status}"
             hardware.locked(0, hardware.young.mark_young, desk, PAGE)
-        assert locked.map_shared(*small.words, desk, 2 * PAGE, PAGE, OFFSET + 2 * PAGE, small.attributes, 3, 0) == OK
+        assert (
+            locked.map_shared(
+                locked.Table(*small.words, desk), 2 * PAGE, PAGE, OFFSET + 2 * PAGE, small.attributes, 3, 0
+            )
+            == OK
+        )
         return late
 
     def ager(desk: Own, aged: Words) -> int:
@@ -202,7 +207,9 @@ def relax_block(scene: Scene) -> None:
         return hardware.locked(0, hardware.protect.relax_permissions, desk, 0, WRITE)
 
     def mapper(desk: Own) -> int:
-        status: int = locked.map_shared(*small.words, desk, PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, 0)
+        status: int = locked.map_shared(
+            locked.Table(*small.words, desk), PAGE, PAGE, OFFSET + PAGE, small.attributes, 3, 0
+        )
         return status
 
     small.thread("relaxer", relaxer)

@@ -56,7 +56,7 @@ def build(scene: Scene, *, defer: bool) -> None:
         for page in range(0, pages, each):
             rwlock.write_lock(mmu, lock, 2)
             flags = int(small.layout.DEFER_INVALIDATE) if defer else 0
-            assert unmap.unmap_range(*small.words, desk, page * PAGE, each * PAGE, flags) == _OK
+            assert unmap.unmap_range(unmap.Table(*small.words, desk), page * PAGE, each * PAGE, flags) == _OK
             rwlock.write_unlock(mmu, lock)
             for gone in range(page, page + each):
                 atomics.store_relaxed(memory, gone, 0)

@@ -31,15 +31,15 @@ def teardown(scene: Scene) -> None:
     arrays, end = machine.words, 1 << machine.format.geometry.ipa_bits
 
     def toucher(desk: Own) -> tuple[Own, int]:
-        status: int = host.host_fault(*arrays, desk, machine.el2, GIVEN)
+        status: int = host.host_fault(host.Hyp(*arrays, desk, machine.el2), GIVEN)
         assert status in {OK, EEXIST, EAGAIN, EPERM}, f"the fault said {status}"
         return desk, status
 
     def ender(desk: Own) -> tuple[Own, int]:
         start = calls = 0
         while start < end:
-            words = (*arrays, guest.table.mmu, desk, machine.el2)
-            start = int(back.teardown_guest(*words, guest.handle, start, _AT_ONCE))
+            hyp = back.Hyp(*arrays, desk, machine.el2)
+            start = int(back.teardown_guest(hyp, guest.table.mmu, guest.handle, start, _AT_ONCE))
             calls += 1
         return desk, calls
 

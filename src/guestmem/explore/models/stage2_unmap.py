@@ -52,7 +52,7 @@ def hardware(scene: Scene, flags: int = 0, *, between: bool = False, whole: bool
 
     def unmapper(desk: Own, memory: Words) -> None:
         rwlock.write_lock(mmu, lock, 2)
-        assert unmap.unmap_range(*small.words, desk, 0, BLOCK if whole else 2 * PAGE, flags) == OK
+        assert unmap.unmap_range(unmap.Table(*small.words, desk), 0, BLOCK if whole else 2 * PAGE, flags) == OK
         rwlock.write_unlock(mmu, lock)
         atomics.store_relaxed(memory, 0, 0)
 
@@ -72,18 +72,18 @@ def walkers(scene: Scene, discipline: str, readers: int = 0) -> None:
     small.table.map(PAGE, PAGE, OFFSET + PAGE, 3)
 
     def mapper(desk: Own) -> int:
-        status: int = locked.map_shared(*small.words, desk, 0, PAGE, OFFSET, small.attributes, 3, 0)
+        status: int = locked.map_shared(locked.Table(*small.words, desk), 0, PAGE, OFFSET, small.attributes, 3, 0)
         assert status == OK, f"map said {status}"
         return status
 
     def unmapper(desk: Own) -> None:
         rwlock.write_lock(mmu, lock, 2 + readers)
-        assert unmap.unmap_range(*small.words, desk, 0, BLOCK, 0) == OK
+        assert unmap.unmap_range(unmap.Table(*small.words, desk), 0, BLOCK, 0) == OK
         rwlock.write_unlock(mmu, lock)
 
     def reader(desk: Own, me: int) -> None:
         rwlock.read_lock(mmu, lock, me)
-        status = walk.lookup_shared(*small.words, desk, PAGE)
+        status = walk.lookup_shared(walk.Table(*small.words, desk), PAGE)
         rwlock.read_unlock(mmu, lock, me)
         assert status in {OK, EAGAIN, enoent}, f"lookup said {status}"
         assert status != OK or desk[found] == OFFSET + PAGE, f"lookup found {desk[found]:#x}"

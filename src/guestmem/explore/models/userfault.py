@@ -62,7 +62,7 @@ def enable(scene: Scene) -> None:
     small = vcpu.small
 
     def updater(desk: Own, slot: Words) -> None:
-        vcpu.module.userfault_enable(slot, *small.words, desk, 1, True)
+        vcpu.module.userfault_enable(slot, vcpu.module.Table(*small.words, desk), 1, True)
         vcpu.atomics.host_store(vcpu.memory, _MISSING)
 
     small.thread("updater", updater, vcpu.slot)

@@ -14,8 +14,8 @@ _FAULT, _RETRY, _LOOKUP = "engines/soft/user_mem_abort.py", "stage2/retry.py", "
 _ENTRY, _UNMAP, _WALK = "stage2/entry.py", "stage2/unmap.py", "stage2/tlb_walk.py"
 _TLBI, _EDGES, _BITMAP, _LOG = "stage2/tlbi.py", "stage2/edges.py", "dirty/bitmap.py", "engines/soft/dirty_log.py"
 _KICKS, _REQUESTS = "engines/kvm/kicks.py", "engines/soft/requests.py"
-_MADE = "    make_entry(shape, pool, pages, mmu, desk, new)\n    desk[RESULT] += ONE\n"
-_UNLINK = "unlink_table(shape, pool, pages, mmu, desk, table_page(shape, old))\n"
+_MADE = "    make_entry(table, new)\n    desk[RESULT] += ONE\n"
+_UNLINK = "unlink_table(table, table_page(shape, old))\n"
 _CLEANED = """    while line < end:
         store_relaxed(pages, line + STATE, FREE)
         store_relaxed(pages, line + COUNT, u64(0))
@@ -193,7 +193,7 @@ MUTANTS = (
     Mutant(
         "clear-protects-first-word",
         "KVM_CLEAR_DIRTY_LOG protects the slot's first pages, whichever were asked for",
-        *(_LOG, "desk, bitmap, half, gfn + (first << 6), count)", "desk, bitmap, half, gfn, count)"),
+        *(_LOG, "table, bitmap, half, gfn + (first << 6), count)", "table, bitmap, half, gfn, count)"),
         models=("fault-log-clear",),
     ),
     Mutant(
@@ -205,7 +205,7 @@ MUTANTS = (
     Mutant(
         "protect-keeps-stale-level",
         "a right is added to whatever leaf is there, by the level that the fault saw",
-        *(_FAULT, "        and (not logged or _is_page(shape, pool, pages, mmu, desk, gfn))\n", ""),
+        *(_FAULT, " and (not logged or _is_page(table, gfn))", ""),
         models=("fault-log-joined",),
     ),
     Mutant(
@@ -220,7 +220,7 @@ MUTANTS = (
         "a vCPU that was in the host for a fault enters the guest without a look at what was asked of it",
         *(
             "engines/soft/stage2_vcpu.py",
-            "    elif not stage2_look(vm, load, own, shape, pool, mmu, tlb, vcpu):\n        return u64(0)\n",
+            "    elif not stage2_look(slots, load, table, tlb, vcpu):\n        return u64(0)\n",
             "",
         ),
         models=("load-change",),

@@ -103,8 +103,8 @@ MUTANTS = (
         "stage2-age-one",
         "aging looks at the first leaf only",
         "stage2/young.py",
-        "                change_entry(shape, pool, mmu, desk, shape[ACCESSED], u64(0))\n",
-        "                change_entry(shape, pool, mmu, desk, shape[ACCESSED], u64(0))\n            break\n",
+        "                change_entry(table, shape[ACCESSED], u64(0))\n",
+        "                change_entry(table, shape[ACCESSED], u64(0))\n            break\n",
         models=("stage2-age",),
         origin="Linux df6556adf27b: test_clear_young visits all leaves of its range",
     ),
@@ -119,8 +119,8 @@ MUTANTS = (
         "stage2-stale-child",
         "after a table was replaced the walk descends into the old one",
         _WALK,
-        "        old = load_acquire(pool, entry)\n        table = is_table",
-        "        old = desk[OLD] if step == _AGAIN else load_acquire(pool, entry)\n        table = is_table",
+        "        old = load_acquire(pool, entry)\n        descends = is_table",
+        "        old = desk[OLD] if step == _AGAIN else load_acquire(pool, entry)\n        descends = is_table",
         models=("stage2-collapse-rwlock",),
         origin="Linux a9f0e3d5a089: reload the entry after the callback",
     ),
@@ -276,14 +276,14 @@ MUTANTS = (
     Mutant(
         "stage2-collapse-drops-flags",
         "flags are collected before hardware can no more set them",
-        *(_BBM, "block | _late_flags(shape, pool, mmu, desk, old, block))", "block)"),
+        *(_BBM, "block | _late_flags(table, old, block))", "block)"),
         models=("stage2-flags-collapse",),
         origin="own: accessed and dirty bits not carried over",
     ),
     Mutant(
         "stage2-bbm-drops-flags",
         "the same, where the block is there before the invalidation",
-        *(_BBM, "    late = _late_flags(shape, pool, mmu, desk, old, block)\n", "    late = u64(0)\n"),
+        *(_BBM, "    late = _late_flags(table, old, block)\n", "    late = u64(0)\n"),
         models=("stage2-bbm1-collapse", "stage2-bbm2-collapse"),
         origin="own: accessed and dirty bits not carried over",
     ),
@@ -328,11 +328,11 @@ MUTANTS = (
         "table pages for the guest's map are not there after the host has lost its page",
         _TRANSITIONS,
         "    least = (shape[LAST_LEVEL] - shape[START_LEVEL]) << ONE\n"
-        "    if take_pages(shape, pool, pages, host, desk, el2, least) != OK:\n"
+        "    if take_pages(hyp, least) != OK:\n"
         "        return ENOMEM\n    lock_both(host, guest)\n    status = check_live(el2, handle)\n"
         "    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + ONE) << shape[PAGE_SHIFT]):",
         "    least = shape[LAST_LEVEL] - shape[START_LEVEL]\n"
-        "    if take_pages(shape, pool, pages, host, desk, el2, least) != OK:\n"
+        "    if take_pages(hyp, least) != OK:\n"
         "        return ENOMEM\n    lock_both(host, guest)\n    status = check_live(el2, handle)\n"
         "    if status == OK and not is_memory(el2, page << shape[PAGE_SHIFT], (page + ONE) << shape[PAGE_SHIFT]):",
         models=("stage2-donate-block",),

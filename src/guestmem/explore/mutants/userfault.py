@@ -43,8 +43,8 @@ MUTANTS = (
         "the slot is zapped before the flag is on: a fault in between maps a page again",
         _FILE,
         "    store_release(slot, ENABLED, _ONE)\n    if zaps:\n"
-        "        zap(shape, pool, pages, mmu, desk, _ZERO, npages << _PAGE_SHIFT, True)\n",
-        "    if zaps:\n        zap(shape, pool, pages, mmu, desk, _ZERO, npages << _PAGE_SHIFT, True)\n"
+        "        zap(table, _ZERO, npages << _PAGE_SHIFT, True)\n",
+        "    if zaps:\n        zap(table, _ZERO, npages << _PAGE_SHIFT, True)\n"
         "    store_release(slot, ENABLED, _ONE)\n",
         models=("userfault-enable",),
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 
 from ...atomics import peek
+from ...entries import flat
 from ...errors import Stage2Error
 from ..table import PageTable
 from . import guest, hyp, layout, reclaim, transitions
@@ -58,7 +59,7 @@ class Pkvm(Machine):
             raise Stage2Error(
                 errno.ERANGE, f"host_fault: {ipa:#x} is outside {self.format.geometry.ipa_bits} bits of input"
             )
-        status = int(host_fault(*self.words, self.host.desks[cpu], self.el2, ipa))
+        status = int(flat(host_fault)(*self.words, self.host.desks[cpu], self.el2, ipa))
         if status not in {_OK, errno.EEXIST, _EAGAIN}:
             raise self._error(status, "host_fault", ipa)
         return status == _OK
@@ -66,7 +67,7 @@ class Pkvm(Machine):
     def join(self, phys: int, size: int, *, cpu: int = 0) -> int:
         """Join the tables in a range to blocks where the host owns all; returns how many went."""
         page, end = self._range(phys, size)
-        return int(join_range(*self.words, self.host.desks[cpu], self.el2, page, end))
+        return int(flat(join_range)(*self.words, self.host.desks[cpu], self.el2, page, end))
 
     # --- the hypervisor --------------------------------------------------------------------------------------------
 
@@ -99,13 +100,17 @@ class Pkvm(Machine):
         """Give pages, up to a table's, to the hypervisor. Blocks they lie in are broken, their other pages stay."""
         page, end = self._range(phys, size)
         desk = self.host.desks[cpu]
-        self._done(int(hyp.host_donate_hyp(*self.words, desk, self.el2, page, end - page)), "host_donate_hyp", phys)
+        self._done(
+            int(flat(hyp.host_donate_hyp)(*self.words, desk, self.el2, page, end - page)), "host_donate_hyp", phys
+        )
 
     def hyp_donate_host(self, phys: int, size: int, *, cpu: int = 0) -> None:
         """Give them back."""
         page, end = self._range(phys, size)
         desk = self.host.desks[cpu]
-        self._done(int(hyp.hyp_donate_host(*self.words, desk, self.el2, page, end - page)), "hyp_donate_host", phys)
+        self._done(
+            int(flat(hyp.hyp_donate_host)(*self.words, desk, self.el2, page, end - page)), "hyp_donate_host", phys
+        )
 
     # --- guests ----------------------------------------------------------------------------------------------------
 
@@ -154,8 +159,7 @@ class Pkvm(Machine):
     def force_reclaim(self, phys: int, *, cpu: int = 0) -> None:
         """Take a page from the live guest that has it, which then meets EHWPOISON; EPERM if none has it alone."""
         page = self._memory_page(phys)
-        shape, pool, _, host = self.words
-        owner = int(reclaim.page_owner(shape, pool, host, self.host.desks[cpu], page))
+        owner = int(flat(reclaim.page_owner)(*self.words, self.host.desks[cpu], page))
         vm = self.vms.get(owner >> 3 & 0xFFFF)
         if owner & 7 != int(layout.OWNER_GUEST):
             raise self._error(errno.EPERM, "force_reclaim", phys)
@@ -197,11 +201,8 @@ class Pkvm(Machine):
         self.start_teardown(vm)
         owned = self.vm_pages(vm)[0]
         start, end = 0, 1 << self.format.geometry.ipa_bits
-        shape, pool, pages, host = self.words
-        desk = self.host.desks[cpu]
+        words = *self.words, self.host.desks[cpu], self.el2, vm.table.mmu, vm.handle
         while start < end:
-            start = int(
-                reclaim.teardown_guest(shape, pool, pages, host, vm.table.mmu, desk, self.el2, vm.handle, start, budget)
-            )
+            start = int(flat(reclaim.teardown_guest)(*words, start, budget))
         self.finalize_teardown(vm)
         return owned

@@ -26,6 +26,7 @@ from ..layout import (
 from ..map import map_range
 from ..rwlock import write_lock, write_unlock
 from ..walk import DONE, lookup, walk_begin, walk_step
+from ..words import Table
 from .layout import (
     E2BIG,
     EHWPOISON,
@@ -108,12 +109,13 @@ def count_pages(el2: Words, handle: U64, what: U64, more: U64, less: U64) -> Non
 
 
 @compiled
-def guest_leaf(shape: Own, pool: Words, guest: Words, desk: Own, gfn: U64) -> U64:
+def guest_leaf(table: Table, gfn: U64) -> U64:
     """Look up a guest's frame: OK; ERANGE; EHWPOISON: taken by force; ENOENT: nothing. Then FIND is in the desk.
 
     Also E2BIG, with FIND in the desk: in a block.
     """
-    status = lookup(shape, pool, guest, desk, gfn << shape[PAGE_SHIFT])
+    shape, desk = table.shape, table.desk
+    status = lookup(table, gfn << shape[PAGE_SHIFT])
     if status == ENOENT and desk[FIND] == POISON:
         return EHWPOISON
     if status == OK and desk[FIND + ONE] != shape[LAST_LEVEL]:
@@ -134,24 +136,24 @@ def guest_state(shape: Own, el2: Words, descriptor: U64) -> U64:
 
 
 @compiled
-def is_empty(shape: Own, pool: Words, pages: Words, guest: Words, desk: Own, gfn: U64, count: U64) -> U64:
+def is_empty(table: Table, gfn: U64, count: U64) -> U64:
     """Whether a guest has nothing at ``count`` frames: OK; EPERM: it has something; ERANGE. O(count)."""
+    shape, desk = table.shape, table.desk
     size = count << shape[PAGE_SHIFT]
-    status = walk_begin(shape, guest, desk, gfn << shape[PAGE_SHIFT], size, LEAF)
-    while status == OK and walk_step(shape, pool, pages, guest, desk) != DONE:
+    status = walk_begin(table, gfn << shape[PAGE_SHIFT], size, LEAF)
+    while status == OK and walk_step(table) != DONE:
         if desk[OLD] != 0:
             return EPERM
     return status
 
 
 @compiled
-def map_guest(
-    shape: Own, pool: Words, pages: Words, guest: Words, desk: Own, gfn: U64, page: U64, count: U64, attributes: U64
-) -> U64:
+def map_guest(table: Table, gfn: U64, page: U64, count: U64, attributes: U64) -> U64:
     """Map ``count`` pages (1, or a block's) in a guest, or give one that is mapped another state."""
+    shape = table.shape
     level = shape[LAST_LEVEL]
     if count > 1:
         level -= ONE
     to = shape[PAGE_SHIFT]
     size = count << to
-    return map_range(shape, pool, pages, guest, desk, gfn << to, size, page << to, attributes, level, u64(0))
+    return map_range(table, gfn << to, size, page << to, attributes, level, u64(0))

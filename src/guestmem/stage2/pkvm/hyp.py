@@ -25,6 +25,7 @@ from ..layout import (
     VCPUS,
 )
 from ..rwlock import write_lock, write_unlock
+from ..words import Table
 from .host import map_host_page, mark_host_page, take_pages
 from .join import join_range
 from .layout import (
@@ -39,6 +40,7 @@ from .layout import (
     SHARED_OWNED,
 )
 from .ownership import is_memory, page_word, pages_are, set_host_state, set_hyp_state
+from .words import Hyp
 
 __all__ = ["host_donate_hyp", "host_share_hyp", "host_unshare_hyp", "hyp_donate_host", "hyp_pin"]
 
@@ -117,18 +119,17 @@ def hyp_pin(shape: Own, host: Words, el2: Words, page: U64, pin: bool) -> U64:
 
 
 @compiled(nogil=True)
-def host_donate_hyp(
-    shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, page: U64, count: U64
-) -> U64:
+def host_donate_hyp(hyp: Hyp, page: U64, count: U64) -> U64:
     """The host gives ``count`` pages to the hypervisor, and loses them: blocks are broken, the rest of them stays.
 
     OK; EINVAL; EPERM unless host OWNED, hyp NOPAGE; ENOMEM. O(count * levels).
     """
     # Up to a table's pages may lie in two blocks of each size.
+    shape, _pool, _pages, host, _desk, el2 = hyp
     least = shape[LAST_LEVEL] - shape[START_LEVEL]
     if count > 1:
         least += least
-    if take_pages(shape, pool, pages, host, desk, el2, least) != OK:
+    if take_pages(hyp, least) != OK:
         return ENOMEM
     mark = shape[OWNER_TYPE] | (OWNER_HYP << shape[OWNER_SHIFT])
     lock = load_relaxed(host, LOCK_BASE)
@@ -136,7 +137,7 @@ def host_donate_hyp(
     status = _checked(shape, el2, page, count, OWNED, NOPAGE)
     at = page
     while status == OK and at < page + count:
-        status = mark_host_page(shape, pool, pages, host, desk, el2, at, mark)
+        status = mark_host_page(hyp, at, mark)
         at += ONE
     if status == OK:
         _set_states(shape, el2, page, count, NOPAGE, OWNED)
@@ -145,23 +146,23 @@ def host_donate_hyp(
 
 
 @compiled(nogil=True)
-def hyp_donate_host(
-    shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, page: U64, count: U64
-) -> U64:
+def hyp_donate_host(hyp: Hyp, page: U64, count: U64) -> U64:
     """The hypervisor gives ``count`` pages to the host, who has them mapped again, and joins blocks that are whole.
 
     OK; EINVAL; EPERM unless hyp OWNED, host NOPAGE. O(count * levels).
     """
+    shape, pool, pages, host, desk, el2 = hyp
+    host_table = Table(shape, pool, pages, host, desk)
     lock = load_relaxed(host, LOCK_BASE)
     write_lock(host, lock, load_relaxed(host, VCPUS))
     status = _checked(shape, el2, page, count, NOPAGE, OWNED)
     at = page
     while status == OK and at < page + count:
-        status = map_host_page(shape, pool, pages, host, desk, at, load_relaxed(el2, HOST_MEMORY))
+        status = map_host_page(host_table, at, load_relaxed(el2, HOST_MEMORY))
         at += ONE
     if status == OK:
         _set_states(shape, el2, page, count, OWNED, NOPAGE)
     write_unlock(host, lock)
     if status == OK and load_relaxed(el2, JOIN) != u64(0):
-        join_range(shape, pool, pages, host, desk, el2, page, page + count)
+        join_range(hyp, page, page + count)
     return status

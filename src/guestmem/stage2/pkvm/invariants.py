@@ -29,6 +29,7 @@ from ..layout import (
     VALID,
 )
 from ..walk import DONE, lookup, walk_begin, walk_step
+from ..words import Table
 from .guest import guest_state
 from .layout import (
     BORROWED_PAGES,
@@ -56,6 +57,7 @@ from .ownership import (
     page_word,
     share_count,
 )
+from .words import Hyp
 
 __all__ = ["BROKEN", "check_guest", "check_host", "check_pages"]
 
@@ -85,18 +87,19 @@ _USES_SHIFT = const(8)
 
 
 @compiled(nogil=True)
-def check_guest(
-    shape: Own, pool: Words, pages: Words, host: Words, guest: Words, desk: Own, el2: Words, seen: Own, handle: U64
-) -> U64:
+def check_guest(hyp: Hyp, guest: Words, seen: Own, handle: U64) -> U64:
     """Verify a guest's table; 0, or which of BROKEN, with where in ``seen[0]``. O(entries + leaves * levels).
 
     ``seen``: a word, then a word a page of memory: bit 0 a guest owns it, bit 1 and shares it, from bit 8 on how often
     guests borrow it.
     """
-    status = walk_begin(shape, guest, desk, u64(0), shape[IPA_END], LEAF)
+    shape, pool, pages, host, desk, el2 = hyp
+    guest_table = Table(shape, pool, pages, guest, desk)
+    host_table = Table(shape, pool, pages, host, desk)
+    status = walk_begin(guest_table, u64(0), shape[IPA_END], LEAF)
     owned = u64(0)
     borrowed = u64(0)
-    while status == OK and walk_step(shape, pool, pages, guest, desk) != DONE:
+    while status == OK and walk_step(guest_table) != DONE:
         old = desk[OLD]
         if old == 0:
             continue
@@ -125,7 +128,7 @@ def check_guest(
                 if seen[at] & _OWNS != 0:
                     return u64(2)
                 seen[at] |= _OWNS
-                lookup(shape, pool, host, desk, page << shape[PAGE_SHIFT])
+                lookup(host_table, page << shape[PAGE_SHIFT])
                 if state == SHARED_OWNED:
                     seen[at] |= _LENDS
                     if host_state(el2, page) != SHARED_BORROWED:
@@ -142,12 +145,14 @@ def check_guest(
 
 
 @compiled(nogil=True)
-def check_host(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el2: Words, seen: Own) -> U64:
+def check_host(hyp: Hyp, seen: Own) -> U64:
     """Verify the host's leaves and marks, in order of address; 0, or which of BROKEN. O(entries + pages)."""
-    status = walk_begin(shape, host, desk, u64(0), shape[IPA_END], LEAF)
+    shape, pool, pages, host, desk, el2 = hyp
+    host_table = Table(shape, pool, pages, host, desk)
+    status = walk_begin(host_table, u64(0), shape[IPA_END], LEAF)
     bits = shape[PERMISSION_MASK] | shape[SOFTWARE_MASK]
     hyp_mark = shape[OWNER_TYPE] | (OWNER_HYP << shape[OWNER_SHIFT])
-    while status == OK and walk_step(shape, pool, pages, host, desk) != DONE:
+    while status == OK and walk_step(host_table) != DONE:
         old = desk[OLD]
         if old == 0:
             continue
@@ -182,8 +187,10 @@ def check_host(shape: Own, pool: Words, pages: Words, host: Words, desk: Own, el
 
 
 @compiled(nogil=True)
-def check_pages(shape: Own, pool: Words, host: Words, desk: Own, el2: Words, seen: Own) -> U64:
+def check_pages(hyp: Hyp, seen: Own) -> U64:
     """Verify every page's states against ``seen``, what guests map, and the counters of blocks. O(pages * levels)."""
+    shape, pool, pages, host, desk, el2 = hyp
+    host_table = Table(shape, pool, pages, host, desk)
     first = load_relaxed(el2, FIRST_PAGE)
     last = load_relaxed(el2, LAST_PAGE)
     page = first
@@ -191,7 +198,7 @@ def check_pages(shape: Own, pool: Words, host: Words, desk: Own, el2: Words, see
         address = page << shape[PAGE_SHIFT]
         seen[0] = address
         mine = host_state(el2, page)
-        hyp = hyp_state(el2, page)
+        its = hyp_state(el2, page)
         found = seen[ONE + page - first]
         guest_owns = found & _OWNS != 0
         uses = found >> _USES_SHIFT
@@ -201,7 +208,7 @@ def check_pages(shape: Own, pool: Words, host: Words, desk: Own, el2: Words, see
             page += ONE
             continue
         host_owns = mine < SHARED_BORROWED
-        hyp_owns = hyp < SHARED_BORROWED
+        hyp_owns = its < SHARED_BORROWED
         if (host_owns and (hyp_owns or guest_owns)) or (hyp_owns and guest_owns):
             return u64(2)
         if not (host_owns or hyp_owns or guest_owns):
@@ -210,15 +217,15 @@ def check_pages(shape: Own, pool: Words, host: Words, desk: Own, el2: Words, see
             return u64(12)
         # Who shares does so with somebody, and only one kind of them; who borrows does from an owner that shares.
         if mine == SHARED_OWNED:
-            if (hyp == SHARED_BORROWED) == (uses != 0):
+            if (its == SHARED_BORROWED) == (uses != 0):
                 return u64(11)
-        elif hyp == SHARED_BORROWED or uses != 0:
+        elif its == SHARED_BORROWED or uses != 0:
             return u64(11)
         if (mine == SHARED_BORROWED) != (found & _LENDS != 0):
             return u64(11)
         if mine > SHARED_OWNED:
             # Not lazily absent: an entry says whose it is, or the next fault would give it to the host.
-            lookup(shape, pool, host, desk, address)
+            lookup(host_table, address)
             descriptor = desk[FIND]
             if descriptor == 0 or (descriptor & shape[VALID] != 0) != (mine == SHARED_BORROWED):
                 return u64(13)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ...atomics import peek, poke
 from ...compiled import Own, Words, own, words
+from ...entries import flat
 from ...errors import InvariantError, Stage2Error, UsageError
 from ..descriptor import Memory, Rights
 from ..format import Annotations, Format
@@ -20,6 +21,7 @@ from ..table import PageTable
 from . import invariants, layout, reclaim
 from .ownership import page_word
 from .states import Ownership, PageState
+from .words import Hyp
 
 __all__ = ["Machine", "ProtectedVm"]
 
@@ -134,8 +136,12 @@ class Machine:
 
     @property
     def words(self) -> tuple[Own, Words, Words, Words]:
-        """The first four arguments of the compiled functions: shape, pool, pages, and the host's words."""
+        """The host's part of ``Hyp``: shape, pool, pages, and the host's words."""
         return self.host.words
+
+    def at(self, cpu: int) -> Hyp:
+        """What a CPU's compiled functions take first."""
+        return Hyp(*self.words, self.host.desks[cpu], self.el2)
 
     # --- what is ---------------------------------------------------------------------------------------------------
 
@@ -143,8 +149,7 @@ class Machine:
         """Who has a page of memory. EINVAL: it is none."""
         page = self._memory_page(phys)
         word = int(peek(self.el2, int(page_word(self.el2, page))))
-        shape, pool, _, host = self.words
-        owner = int(reclaim.page_owner(shape, pool, host, self.host.desks[0], page))
+        owner = int(flat(reclaim.page_owner)(*self.words, self.host.desks[0], page))
         guests = owner & 7 == int(layout.OWNER_GUEST)
         return Ownership(
             PageState(word & 3),
@@ -173,16 +178,15 @@ class Machine:
         that it has not, now or by a fault; the host maps itself only; tables and pool are sound.
         """
         self.host.check()
-        shape, pool, pages, host = self.words
-        desk, first = self.host.desks[0], int(peek(self.el2, int(layout.FIRST_PAGE)))
+        at, first = self.at(0), int(peek(self.el2, int(layout.FIRST_PAGE)))
         seen = own(1 + int(peek(self.el2, int(layout.LAST_PAGE))) - first)
         for vm in self.vms.values():
-            found = invariants.check_guest(shape, pool, pages, host, vm.table.mmu, desk, self.el2, seen, vm.handle)
+            found = invariants.check_guest(at, vm.table.mmu, seen, vm.handle)
             self._sound(int(found), f"VM {vm.handle}", int(seen[0]))
         seen_host = own(1)
-        found = invariants.check_host(shape, pool, pages, host, desk, self.el2, seen_host)
+        found = invariants.check_host(at, seen_host)
         self._sound(int(found), "host", int(seen_host[0]))
-        self._sound(int(invariants.check_pages(shape, pool, host, desk, self.el2, seen)), "pages", int(seen[0]))
+        self._sound(int(invariants.check_pages(at, seen)), "pages", int(seen[0]))
 
     @staticmethod
     def _sound(found: int, who: str, where: int) -> None:
@@ -221,10 +225,8 @@ class Machine:
     ) -> None:
         if self.vms.get(vm.handle) is not vm:
             raise self._error(errno.ENOENT, what, where)
-        shape, pool, pages, host = self.words
-        desk = self.host.desks[cpu]
-        arrays = (shape, pool, pages, host, vm.table.mmu, desk, self.el2)
-        self._done(int(transition(*arrays, vm.handle, *rest)), what, where)
+        words = *self.words, self.host.desks[cpu], self.el2, vm.table.mmu, vm.handle
+        self._done(int(flat(transition)(*words, *rest)), what, where)
 
     def _done(self, status: int, what: str, where: int) -> None:
         if status:

@@ -25,6 +25,7 @@ from ..layout import (
     STRIDE,
 )
 from ..unmap import unmap_range
+from ..words import Table
 from .guest import (
     check_live,
     count_pages,
@@ -63,6 +64,7 @@ from .ownership import (
     set_host_state,
     share_count,
 )
+from .words import Hyp
 
 __all__ = [
     "guest_share_host",
@@ -74,25 +76,16 @@ __all__ = [
 
 
 @compiled(nogil=True)
-def host_donate_guest(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    host: Words,
-    guest: Words,
-    desk: Own,
-    el2: Words,
-    handle: U64,
-    page: U64,
-    gfn: U64,
-) -> U64:
+def host_donate_guest(hyp: Hyp, guest: Words, handle: U64, page: U64, gfn: U64) -> U64:
     """The host gives a page to a guest, at ``gfn``, and loses it: its block is broken, the rest of it stays mapped.
 
     OK; ENOENT, EINVAL: no such VM, dying, no memory; ERANGE; EPERM unless host OWNED, hyp and guest NOPAGE; ENOMEM.
     O(levels + entries a table, if a block breaks).
     """
+    shape, pool, pages, host, desk, el2 = hyp
+    guest_table = Table(shape, pool, pages, guest, desk)
     least = (shape[LAST_LEVEL] - shape[START_LEVEL]) << ONE
-    if take_pages(shape, pool, pages, host, desk, el2, least) != OK:
+    if take_pages(hyp, least) != OK:
         return ENOMEM
     lock_both(host, guest)
     status = check_live(el2, handle)
@@ -101,13 +94,13 @@ def host_donate_guest(
     if status == OK and not pages_are(el2, page, page + ONE, OWNED, NOPAGE):
         status = EPERM
     if status == OK:
-        status = is_empty(shape, pool, pages, guest, desk, gfn, ONE)
+        status = is_empty(guest_table, gfn, ONE)
     if status == OK:
-        status = mark_host_page(shape, pool, pages, host, desk, el2, page, guest_mark(shape, handle, gfn))
+        status = mark_host_page(hyp, page, guest_mark(shape, handle, gfn))
     if status == OK:
         set_host_state(shape, el2, page, NOPAGE)
         count_pages(el2, handle, OWNED_PAGES, ONE, u64(0))
-        status = map_guest(shape, pool, pages, guest, desk, gfn, page, ONE, load_relaxed(el2, GUEST_OWNED))
+        status = map_guest(guest_table, gfn, page, ONE, load_relaxed(el2, GUEST_OWNED))
     unlock_both(host, guest)
     return status
 
@@ -135,32 +128,22 @@ def _may_share(shape: Own, el2: Words, page: U64, gfn: U64, count: U64) -> U64:
 
 
 @compiled(nogil=True)
-def host_share_guest(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    host: Words,
-    guest: Words,
-    desk: Own,
-    el2: Words,
-    handle: U64,
-    page: U64,
-    gfn: U64,
-    count: U64,
-) -> U64:
+def host_share_guest(hyp: Hyp, guest: Words, handle: U64, page: U64, gfn: U64, count: U64) -> U64:
     """The host lets a guest use one page, or a block of them, at ``gfn``; the same page as often as MAX_SHARES.
 
     OK; ENOENT, EINVAL: no such VM, dying, no memory, no page or aligned block; ERANGE; EPERM unless guest NOPAGE, and
     host OWNED or shared with guests; EBUSY: shared too often; ENOMEM. O(count).
     """
-    if take_pages(shape, pool, pages, host, desk, el2, shape[LAST_LEVEL] - shape[START_LEVEL]) != OK:
+    shape, pool, pages, host, desk, el2 = hyp
+    guest_table = Table(shape, pool, pages, guest, desk)
+    if take_pages(hyp, shape[LAST_LEVEL] - shape[START_LEVEL]) != OK:
         return ENOMEM
     lock_both(host, guest)
     status = check_live(el2, handle)
     if status == OK:
         status = _may_share(shape, el2, page, gfn, count)
     if status == OK:
-        status = is_empty(shape, pool, pages, guest, desk, gfn, count)
+        status = is_empty(guest_table, gfn, count)
     if status == OK:
         at = page
         while at < page + count:
@@ -169,33 +152,24 @@ def host_share_guest(
             store_relaxed(el2, word, load_relaxed(el2, word) + (ONE << SHARE_SHIFT))
             at += ONE
         count_pages(el2, handle, BORROWED_PAGES, count, u64(0))
-        status = map_guest(shape, pool, pages, guest, desk, gfn, page, count, load_relaxed(el2, GUEST_BORROWED))
+        status = map_guest(guest_table, gfn, page, count, load_relaxed(el2, GUEST_BORROWED))
     unlock_both(host, guest)
     return status
 
 
 @compiled(nogil=True)
-def host_unshare_guest(
-    shape: Own,
-    pool: Words,
-    pages: Words,
-    host: Words,
-    guest: Words,
-    desk: Own,
-    el2: Words,
-    handle: U64,
-    gfn: U64,
-    count: U64,
-) -> U64:
+def host_unshare_guest(hyp: Hyp, guest: Words, handle: U64, gfn: U64, count: U64) -> U64:
     """The host ends a guest's use of what it shared at ``gfn``; also with a dying VM.
 
     OK; ENOENT: no such VM, or nothing there; ERANGE; E2BIG: the guest's leaf is not of ``count`` pages; EINVAL: inside
     a block; EPERM unless the guest borrowed it. O(count).
     """
+    shape, pool, pages, host, desk, el2 = hyp
+    guest_table = Table(shape, pool, pages, guest, desk)
     lock_both(host, guest)
     status = u64(ENOENT)
     if vm_state(el2, handle) != VM_NONE:
-        status = guest_leaf(shape, pool, guest, desk, gfn)
+        status = guest_leaf(guest_table, gfn)
     size = ONE
     if status == E2BIG:
         size = ONE << (shape[STRIDE] * (shape[LAST_LEVEL] - desk[FIND + ONE]))
@@ -210,7 +184,7 @@ def host_unshare_guest(
             status = EPERM
         else:
             to = shape[PAGE_SHIFT]
-            unmap_range(shape, pool, pages, guest, desk, gfn << to, count << to, u64(0))
+            unmap_range(guest_table, gfn << to, count << to, u64(0))
             at = page
             while at < page + count:
                 word = page_word(el2, at)
@@ -224,46 +198,47 @@ def host_unshare_guest(
 
 
 @compiled(nogil=True)
-def guest_share_host(
-    shape: Own, pool: Words, pages: Words, host: Words, guest: Words, desk: Own, el2: Words, handle: U64, gfn: U64
-) -> U64:
+def guest_share_host(hyp: Hyp, guest: Words, handle: U64, gfn: U64) -> U64:
     """A guest lets the host use a page of its own.
 
     OK; ENOENT, EINVAL: no such VM, nothing there, dying; ERANGE; E2BIG: a block; EHWPOISON: the page was taken from it;
     EPERM unless guest OWNED, host NOPAGE. O(levels).
     """
+    shape, pool, pages, host, desk, el2 = hyp
+    guest_table = Table(shape, pool, pages, guest, desk)
+    host_table = Table(shape, pool, pages, host, desk)
     lock_both(host, guest)
     status = check_live(el2, handle)
     if status == OK:
-        status = guest_leaf(shape, pool, guest, desk, gfn)
+        status = guest_leaf(guest_table, gfn)
     if status == OK:
         page = output_address(shape, desk[FIND]) >> shape[PAGE_SHIFT]
         if guest_state(shape, el2, desk[FIND]) != OWNED or host_state(el2, page) != NOPAGE:
             status = EPERM
         else:
-            map_guest(shape, pool, pages, guest, desk, gfn, page, ONE, load_relaxed(el2, GUEST_SHARED))
-            map_host_page(shape, pool, pages, host, desk, page, load_relaxed(el2, HOST_BORROWED))
+            map_guest(guest_table, gfn, page, ONE, load_relaxed(el2, GUEST_SHARED))
+            map_host_page(host_table, page, load_relaxed(el2, HOST_BORROWED))
             set_host_state(shape, el2, page, SHARED_BORROWED)
     unlock_both(host, guest)
     return status
 
 
 @compiled(nogil=True)
-def guest_unshare_host(
-    shape: Own, pool: Words, pages: Words, host: Words, guest: Words, desk: Own, el2: Words, handle: U64, gfn: U64
-) -> U64:
+def guest_unshare_host(hyp: Hyp, guest: Words, handle: U64, gfn: U64) -> U64:
     """A guest ends that, and has the page alone. As ``guest_share_host``; EPERM unless it shared the page."""
+    shape, pool, pages, host, desk, el2 = hyp
+    guest_table = Table(shape, pool, pages, guest, desk)
     lock_both(host, guest)
     status = check_live(el2, handle)
     if status == OK:
-        status = guest_leaf(shape, pool, guest, desk, gfn)
+        status = guest_leaf(guest_table, gfn)
     if status == OK:
         page = output_address(shape, desk[FIND]) >> shape[PAGE_SHIFT]
         if guest_state(shape, el2, desk[FIND]) != SHARED_OWNED or host_state(el2, page) != SHARED_BORROWED:
             status = EPERM
         else:
-            mark_host_page(shape, pool, pages, host, desk, el2, page, guest_mark(shape, handle, gfn))
+            mark_host_page(hyp, page, guest_mark(shape, handle, gfn))
             set_host_state(shape, el2, page, NOPAGE)
-            map_guest(shape, pool, pages, guest, desk, gfn, page, ONE, load_relaxed(el2, GUEST_OWNED))
+            map_guest(guest_table, gfn, page, ONE, load_relaxed(el2, GUEST_OWNED))
     unlock_both(host, guest)
     return status
