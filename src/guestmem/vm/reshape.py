@@ -32,11 +32,11 @@ def reshape(backend: SoftBackend, gone: Sequence[Slot], made: Sequence[Slot]) ->
     model, engine, owned = backend.model, backend.engine, backend.owned
     slots, accounting = model.slots, model.accounting
     with backend.alone, model.lock:
-        if model.userfaults or not engine.exits_plainly or backend.design != "atomic":
-            return False
-        ids = model.host.user_slots
-        went = came = 0
         try:
+            if model.userfaults or not engine.exits_plainly or backend.design != "atomic":
+                return False
+            ids = model.host.user_slots
+            went = came = 0
             words: list[int] = []
             before: list[tuple[Slot, ModelSlot | None]] = []
             for slot in gone:
