@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from explore_programs import model, program
+from guestmem.explore import abreast_states
 from guestmem.explore.abreast_states import AbreastStates
 from guestmem.explore.finding import state_after
 from guestmem.explore.judge import Judge
@@ -87,12 +89,30 @@ def test_models(name: str, memory: str) -> None:
     sound(search)
 
 
-def test_a_level_is_expanded_by_threads_and_few_states_are_put_off() -> None:
+def test_a_level_is_expanded_by_threads_and_some_states_are_put_off() -> None:
     its = find("flush")
     with World(its) as world:
         run(Task(its, "states"), Budget(), world=world)
         search = together(machine(world, "sc", merged=True))
-    assert 0 < search.put_off < search.count
+    assert search.put_off > 0
+    assert search.shared > 0
+
+
+class HoldsArguments(ThreadPoolExecutor):
+    """As a thread does that has set its result, and has not gone on yet."""
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        self.held = [*getattr(self, "held", ()), args]
+        return super().submit(*args, **named)
+
+
+def test_arrays_grow_whatever_threads_still_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abreast_states, "ThreadPoolExecutor", HoldsArguments)
+    its = find("flush")
+    with World(its) as world:
+        run(Task(its, "states"), Budget(), world=world)
+        search = together(machine(world, "sc", merged=True))
+    assert search.count > 1024, "nothing had to grow"
 
 
 def test_what_is_found_first_has_a_schedule_that_leads_there() -> None:

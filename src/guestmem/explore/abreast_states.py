@@ -31,7 +31,9 @@ class AbreastStates(States):
         super().__init__(machine, outcome)
         self.threads, self.few = threads, few
         self.put_off = 0
-        """States that one thread had to do."""
+        """States that one thread had to do; one that is put off again counts again."""
+        self.shared = 0
+        """States that the threads did."""
         self._common: Any = np.zeros(16, np.uint64)
         self._mine: list[abreast.Mine] = []
         self._others: ThreadPoolExecutor | None = None
@@ -61,17 +63,18 @@ class AbreastStates(States):
         while len(self._mine) < self.threads or len(self._mine[0].off) < size:
             self._mine = [self._own(size) for _ in range(self.threads)]
         self._common[abreast.CURSOR], self._common[abreast.COUNT] = self.done, self.count
-        known = self._all()
+        known = [self._all()]
         for mine in self._mine:
             np.asarray(mine.counts)[:] = [self.count, self.count, *[0] * (_COUNTS - 2)]
         assert self._others is not None
-        rounds = [self._others.submit(abreast.expand_known, known, mine, hi, room) for mine in self._mine]
+        rounds = [self._others.submit(_expand_known, known, mine, hi, room) for mine in self._mine]
         for each in rounds:
             each.result()
-        del known
-        self.done = min(int(self._common[abreast.CURSOR]), hi)
+        known.clear()  # a thread may hold its arguments after its result, and an array that is held cannot grow
+        before, self.done = self.done, min(int(self._common[abreast.CURSOR]), hi)
         self._close_up()
         off = np.concatenate([mine.off[: int(mine.counts[abreast.OFF])] for mine in self._mine])
+        self.shared += self.done - before - len(off)
         if len(off):
             self._again.append(off)
         self._counts[asking.POINTS] += np.uint64(sum(int(mine.counts[abreast.POINTS]) for mine in self._mine))
@@ -102,3 +105,7 @@ class AbreastStates(States):
             self._alone.data, self._looks.data, self._views.data, self._pair_keys.data, self._pair_values.data,
             self._options,
         )  # fmt: skip
+
+
+def _expand_known(known: list[abreast.Known], mine: abreast.Mine, hi: int, room: int) -> None:
+    abreast.expand_known(known[0], mine, hi, room)
