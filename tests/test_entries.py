@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from inspect import signature
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from guestmem.stage2.walk import lookup
 PAGE = 0x1000
 
 
-def plain(function: object) -> object:
+def plain(function: Any) -> Any:
     return getattr(function, "py_func", function)
 
 
@@ -34,7 +35,7 @@ def test_an_entry_finds_what_the_table_has(alone: bool, rng: random.Random) -> N
 
 
 def test_its_parameters_are_the_fields() -> None:
-    names = [list(signature(plain(flat(lookup, alone=alone))).parameters) for alone in (False, True)]  # type: ignore[arg-type]
+    names = [list(signature(plain(flat(lookup, alone=alone))).parameters) for alone in (False, True)]
     assert names[0] == names[1] == ["table_shape", "table_pool", "table_pages", "table_mmu", "table_desk", "address"]
 
 

@@ -24,8 +24,9 @@ __all__ = ["flat"]
 def flat(function: Callable[..., Any], *, alone: bool = False) -> Callable[..., Any]:
     """``function`` with the fields of each bundle in its place, one by one; made once, compiled on its first call.
 
-    Else it calls ``function``, all that this calls is linked into it, and LLVM goes over that once more. ``alone``: its
-    text is that of ``function`` itself, which so is compiled once only, as long as no compiled function calls it too.
+    It calls ``function``; all that this calls is linked into it, and LLVM goes over that once more. ``alone``: its text
+    is that of ``function``, which then need not be compiled for it. That is less work where compiled functions do not
+    call the same one, or only in rooms that are used without this entry; elsewhere it is as much again.
 
     >>> from guestmem.stage2.walk import lookup
     >>> from inspect import signature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from explore_programs import model, program
-from guestmem.explore import abreast_states
+from guestmem.explore import abreast_states, parallel
 from guestmem.explore.abreast_states import AbreastStates
 from guestmem.explore.finding import state_after
 from guestmem.explore.judge import Judge
@@ -123,3 +124,21 @@ def test_what_is_found_first_has_a_schedule_that_leads_there() -> None:
         again = Judge(again_its).arrived(state_after(again_its, found.moves))
         assert again is not None
         assert again.key == found.key
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cores", "searches", "threads"), [(8, 2, 1, 2), (8, 8, 3, 2), (8, 2, 3, 1), (2, 8, 1, 2)]
+)
+def test_no_more_threads_than_cores(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, cores: int, searches: int, threads: int
+) -> None:
+    given: list[Task] = []
+
+    def hand_out(_world: World, tasks: list[Task], *_rest: Any, **_options: Any) -> list[Outcome]:
+        given.extend(tasks)
+        return []
+
+    monkeypatch.setattr(parallel, "hand_out", hand_out)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
+    parallel.explore_in(jobs, find("production-pause"), weak=searches > 1)
+    assert [task.threads for task in given] == [threads] * searches

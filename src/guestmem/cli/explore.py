@@ -55,7 +55,9 @@ __all__ = ["command"]
 @click.option("--weak/--no-weak", default=True, show_default=True, help="Also under weaker memory than sequential.")
 @click.option("--seed", metavar="S", type=int, default=1, show_default=True, help="Of --random and --pct.")
 @click.option("--go-on", is_flag=True, help="Do not stop at the first finding.")
-@click.option("--jobs", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
+@click.option(
+    "--jobs", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes, and threads."
+)
 @click.option("--dask", metavar="ADDRESS", help="Search on the Dask cluster whose scheduler is there: tcp://HOST:8786.")
 @click.option("--resume", metavar="FILE", type=click.Path(), help="Keep the search in FILE, and go on from there.")
 @click.option("--save", metavar="FILE", type=click.Path(), help="Write the first counterexample, for `replay`.")

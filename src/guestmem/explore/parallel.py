@@ -158,7 +158,8 @@ def explore_in(
     report = Report(model)
     with World(model, mutations) as world:
         whole = tasks(model, mutations=mutations, **options)
-        threads = max(1, jobs // len(whole))  # more threads than cores wait for each other at every level's end
+        # Of all searches together no more than cores: they would wait for each other at every level's end.
+        threads = max(1, min(jobs, len(os.sched_getaffinity(0))) // len(whole))
         whole = [replace(task, threads=threads) for task in whole]
         limits = Limits(seconds, states, go_on)
         with _Processes(jobs) as pool:

@@ -128,7 +128,7 @@ def levels(scene: Scene, count: int, stores: tuple[tuple[int, int, int], ...], l
 
     asked = scene.own([word for each in stores for word in each])
     scene.thread("reader", reader, words, scene.own(3))
-    scene.thread("updater", updater, words, scene.own(ranges._desk.tolist()), scene.own(64), asked)  # noqa: SLF001
+    scene.thread("updater", updater, words, scene.own(ranges._desk.tolist()), scene.own(64), asked)  # noqa: SLF001 - as above
     scene.final("the reader is out", lambda view: not view.word("ranges", base + 32))
     check = scene.room("ranges.invariants").check_ranges
     scene.final("the map is sound, all is counted", lambda view: check(words, view.result("updater"), 4))
