@@ -152,6 +152,8 @@ class Tree:
             if same is not node:
                 if same.strand is None and same.code >= 0:
                     self._keep(same, strand)
+                else:
+                    self.world.give_up(strand)
                 return same
         node.number = len(self.nodes)
         self.nodes.append(node)
@@ -160,6 +162,7 @@ class Tree:
                 message = f"{self._steps} points and no end"
                 node.outcome = Failure("Livelock", message, node.where or Where("?", 0, "?"))
                 node.code = op.FAILED
+                self.world.give_up(strand)
             else:
                 self._keep(node, strand)
                 return node
@@ -173,7 +176,10 @@ class Tree:
         node.strand = strand
         self._live.append(node)
         if len(self._live) > _LIVE:
-            self._live.popleft().strand = None
+            oldest = self._live.popleft()
+            if oldest.strand is not None:
+                self.world.give_up(oldest.strand)
+                oldest.strand = None
 
     def _key(self, strand: Strand, node: Node) -> bytes | None:
         """What a thread can still do, and what it will be seen to have done."""

@@ -110,6 +110,8 @@ class World:
         """What was there before threads ran: see ``continuation.Keys``."""
         self.dirty: set[int] = set()
         """Places that a view wrote final values to."""
+        self._stopped: set[Strand] = set()
+        """Runs that are stopped: a greenlet that is not ended is never collected, nor is what it reaches."""
 
     def _tellers(self) -> dict[int, dict[int, Any]]:
         found: dict[int, dict[int, Any]] = {}
@@ -160,7 +162,9 @@ class World:
             raise UsageError(f"model {self.model.name}: {where} ({where.function}): {what}") from None
 
     def close(self) -> None:
-        """Forget the twin, and what was there before threads ran: among it may be the world before this one."""
+        """End runs, forget the twin and what was there before threads ran: among it may be the world before this."""
+        for strand in [*self._stopped]:
+            self.give_up(strand)
         self._stack.close()
         self.known = []
         if "keys" in vars(self):
@@ -246,6 +250,8 @@ class World:
             strand.greenlet.switch()
         finally:
             self.strand = None
+            if not strand.greenlet.dead:
+                self._stopped.add(strand)
         if due and (strand.fed < len(past) or strand.pending != due[-1]):
             raise self._undetermined(strand)
         return strand
@@ -257,6 +263,14 @@ class World:
             strand.greenlet.switch(value)
         finally:
             self.strand = None
+            if strand.greenlet.dead:
+                self._stopped.discard(strand)
+
+    def give_up(self, strand: Strand) -> None:
+        """End a run, if it is stopped somewhere: nobody is to let it go on."""
+        if strand in self._stopped:
+            self._stopped.remove(strand)
+            strand.greenlet.throw()
 
     # What the twin's atomics and the model call.
 
