@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import guestmem
-from two_forms import Package, sources
+from two_forms import imports, package, sources
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(guestmem.__file__).parent
@@ -60,7 +60,7 @@ def imported(path: str, text: str) -> list[tuple[int, str]]:
     """Line and room of each relative import."""
     found = []
     base = Path(path)
-    for node in ast.walk(ast.parse(text)):
+    for node in imports(text):
         if isinstance(node, ast.ImportFrom) and node.level:
             target = base.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             names = [target.as_posix()] if target != Path() else [alias.name for alias in node.names]
@@ -105,7 +105,7 @@ def test_the_package_imports_itself_relatively() -> None:
     absolute = [
         f"{path}:{node.lineno}"
         for path, text in sources().items()
-        for node in ast.walk(ast.parse(text))
+        for node in imports(text)
         if (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "guestmem")
         or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "guestmem" for alias in node.names))
     ]
@@ -121,7 +121,7 @@ def through_the_wall(texts: dict[str, str]) -> list[str]:
     """Imports from within ``engines/kvm/x86`` by what stands elsewhere, past the names in its face."""
     found = []
     for path, text in texts.items():
-        for node in ast.walk(ast.parse(text)):
+        for node in imports(text):
             if isinstance(node, ast.ImportFrom) and node.level and not path.startswith(SEAM):
                 target = Path(path).parents[node.level - 1].joinpath(*(node.module or "").split("."))
                 if target.is_relative_to(SEAM) and target.as_posix() != SEAM and target.name not in BEHIND_THE_SEAM:
@@ -176,7 +176,7 @@ def test_make_runs_every_compiled_rooms_tests_in_both_forms() -> None:
     listed = re.search(r"BOTH_FORMS := \$\(wildcard (.*?)\)\n", (ROOT / "Makefile").read_text(), re.DOTALL)
     assert listed
     tests = listed[1].replace("\\\n", " ").split()
-    rooms = {room(function.path) for function in Package(sources()).compiled()} - {"compiled"}
+    rooms = {room(function.path) for function in package().compiled()} - {"compiled"}
     assert {f"tests/test_{name}.py" if (PACKAGE / f"{name}.py").exists() else f"tests/{name}" for name in rooms} <= set(
         tests
     )

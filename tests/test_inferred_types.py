@@ -12,11 +12,11 @@ import pytest
 
 from guestmem.compiled import U64, Own, compiled, compiled_copy, u64
 from guestmem.rcu.srcu import srcu_oldest
-from two_forms import Function, Package, sources
+from two_forms import Function, package
 
 pytestmark = pytest.mark.compiled_only
 
-FUNCTIONS = Package(sources()).compiled()
+FUNCTIONS = package().compiled()
 REFUSED = re.compile(r"(?<!u)int(8|16|32|64)|uint(8|16|32)\b|float|complex|Tuple|list|set\(|dict|unicode")
 
 

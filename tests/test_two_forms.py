@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from two_forms import Package, sources
+from two_forms import Package, package, sources
 
 TEXTS = sources()
-PACKAGE = Package(TEXTS)
+PACKAGE = package()
 
 HEAD = """
 from .atomics import address_of, fetch_add, load_acquire, load_relaxed, store_release, wait, wake

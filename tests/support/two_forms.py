@@ -8,13 +8,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import guestmem
 
-__all__ = ["Function", "Package", "sources"]
+__all__ = ["Function", "Package", "imports", "package", "parsed", "sources"]
 
 ROOT = Path(guestmem.__file__).parent
 PRIMITIVES = {"atomics.py", "cache_lines.py", "clock.py", "system.py"}
@@ -55,6 +55,24 @@ REFUSED_NODES = {
 def sources() -> dict[str, str]:
     """All modules of the package: path below it, text."""
     return {file.relative_to(ROOT).as_posix(): file.read_text() for file in sorted(ROOT.rglob("*.py"))}
+
+
+@cache
+def parsed(text: str) -> ast.Module:
+    """A module's syntax tree, parsed once: not to be changed."""
+    return ast.parse(text)
+
+
+@cache
+def imports(text: str) -> list[ast.Import | ast.ImportFrom]:
+    """The imports of a module, wherever they stand."""
+    return [node for node in ast.walk(parsed(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@cache
+def package() -> Package:
+    """The package as it is, looked through once for all tests."""
+    return Package(sources())
 
 
 class Function(NamedTuple):
@@ -101,7 +119,7 @@ class Package:
     """The package's syntax trees and who calls whom. ``texts``: path below the package, source."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        self.trees = {path: ast.parse(text) for path, text in texts.items()}
+        self.trees = {path: parsed(text) for path, text in texts.items()}
 
     def _file(self, path: str, level: int, module: str) -> str:
         """The file that a relative import in ``path`` means, or "" if it is none of the package."""
