@@ -90,7 +90,13 @@ def campaigns(seed: int) -> list[Campaign]:
             0.2,
         ),
         Campaign("demo", (*GUESTMEM, "demo", "bios-relocation", "--updates", "20000"), "20000 updates a design", 0.05),
-        Campaign("slow tests", (*PYTEST, "-m", "slow", "tests"), "every slow test", 0.2, seeded),
+        Campaign(
+            "slow tests",
+            (*PYTEST, "-m", "slow or night", "tests"),
+            "every slow test, and the cases that are for the night",
+            0.2,
+            seeded,
+        ),
         Campaign(
             "slow interpreted tests",
             (*PYTEST, "-m", "slow and not compiled_only", *(f"tests/{room}" for room in ROOMS)),

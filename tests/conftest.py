@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from slices import WHOLE
 
 DEFAULT_SEED = 20220923
 INTERPRETED = os.environ.get("GUESTMEM_INTERPRET") == "1"
@@ -25,12 +28,22 @@ def pytest_report_header() -> str:
     return f"guestmem: {form} form, GUESTMEM_SEED={_seed()}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not WHOLE:
+        left_out = [item for item in items if item.get_closest_marker("night")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("night")]
     if INTERPRETED:
         skip = pytest.mark.skip(reason="needs the compiled form")
         for item in items:
             if item.get_closest_marker("compiled_only"):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """No collection during the tests is to look through all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

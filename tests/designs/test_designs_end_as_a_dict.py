@@ -11,6 +11,7 @@ from guestmem.designs import DESIGNS, Design
 from guestmem.engines import Access, Load
 from guestmem.engines.soft import SoftEngine
 from guestmem.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, Change, Slot
+from slices import sliced
 from soft_guest import Guest
 
 pytestmark = pytest.mark.slow
@@ -88,7 +89,7 @@ def test_random_programs(design: Design, rng: random.Random, sized: Callable[[in
         for page in range(PAGES):
             stamp(guest, page)
         slots: dict[int, Slot] = {}
-        for _ in range(sized(250, 25)):
+        for _ in range(sized(sliced(60, 250), 25)):
             apply(guest.engine, random_program(guest, slots, rng))
             compare(guest, slots)
 

@@ -114,7 +114,7 @@ def test_a_mapping_of_the_old_kind_is_gone_when_a_conversion_returns(*, zaps: bo
     guest.end()
 
 
-@pytest.mark.parametrize("rounds", [300, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [300, pytest.param(6000, marks=[pytest.mark.slow, pytest.mark.night])])
 def test_conversions_and_transactions_while_everybody_accesses(rng: random.Random, rounds: int) -> None:
     pages = range(0, PAGES, 2)
     guest = Guest(2, pages, writes=0.5, seed=rng.getrandbits(32))

@@ -22,8 +22,9 @@ from guestmem.explore.scene import Model
 from guestmem.explore.states import States
 from guestmem.explore.task import MEMORIES, Task, machine, run
 from guestmem.explore.world import World
+from slices import sliced
 
-SEED, PROGRAMS, MOST = 7, 80, 5_000
+SEED, PROGRAMS, MOST = 7, sliced(24, 80), 5_000
 MODELS = [
     *(("srcu", memory) for memory in MEMORIES),
     ("flush", "tso"),

@@ -9,6 +9,7 @@ import pytest
 
 from guestmem import Memslots
 from guestmem.memslots.layout import NODES_USED, RECORDS_USED
+from slices import sliced
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ ORDERS: dict[str, Callable[[random.Random, int], list[int]]] = {
 def test_fill_and_drain(
     coming: str, going: str, node_words: int, rng: random.Random, sized: Callable[[int, int], int]
 ) -> None:
-    count = sized(150, 60)
+    count = sized(sliced(75, 150), 60)
     memslots = Memslots(max_slots=count, node_words=node_words)
     empty = int(memslots.desk[int(NODES_USED)])
     for step, slot_id in enumerate(ORDERS[coming](rng, count)):
