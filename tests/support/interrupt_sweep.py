@@ -43,11 +43,13 @@ def _place(frame: FrameType) -> Place:
     return Place(code.co_filename, code.co_qualname, frame.f_lineno or 0, frame.f_lasti)
 
 
-def _traced(action: Callable[[], object], at: Callable[[FrameType], bool]) -> BaseException | None:
-    """Run it with ``at`` called before each instruction of ours; SIGINT is sent where it says so."""
+def _traced(
+    action: Callable[[], object], at: Callable[[FrameType], bool], among: Callable[[FrameType], bool] = _ours
+) -> BaseException | None:
+    """Run it with ``at`` called before each instruction of the frames ``among``; SIGINT is sent where it says so."""
 
     def trace(frame: FrameType, event: str, _argument: object) -> Any:
-        if not _ours(frame):
+        if event == "call" and not among(frame):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and at(frame):
@@ -92,8 +94,11 @@ def places(
             sent.append(True)
             return True
 
+        def inside(frame: FrameType, place: Place = place) -> bool:
+            return frame.f_code.co_filename == place.file and frame.f_code.co_qualname == place.function
+
         for _ in range(2):  # an action that goes to and fro comes by every second time
-            error = _traced(action, here)
+            error = _traced(action, here, inside)
             if sent:
                 yield place, error is not None
                 break
