@@ -14,6 +14,7 @@ import pytest
 
 import guestmem
 from chance import until_met
+from slices import sliced
 
 pytestmark = pytest.mark.compiled_only
 FILE = Path(__file__).parents[2] / "benchmarks" / "long_exit_retry.py"
@@ -40,7 +41,7 @@ def test_nothing_is_lost(kind: str) -> None:
 @pytest.mark.slow
 def test_of_any_kind() -> None:
     long = script()
-    for kind in long.KINDS:
+    for kind in list(long.KINDS)[:: sliced(6, 1)]:
         row = long.play(kind, "exit_retry", ENOUGH, 60.0)
         assert row.lost == 0, row
         assert row.inside >= ENOUGH, row

@@ -11,7 +11,6 @@ from guestmem.designs import find
 from guestmem.engines.kvm import InternalError, Mmio
 from guestmem.memslots import Change
 from kvm_guest import PROGRAMS, Guest
-from slices import sliced
 
 pytestmark = pytest.mark.compiled_only
 
@@ -58,10 +57,11 @@ def test_no_operation_is_lost(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.night  # by day for 0.7 s each: the test above
 @pytest.mark.parametrize("name", SAFE)
 def test_no_operation_is_lost_over_many_updates(name: str) -> None:
     with Guest(name) as guest:
-        play(guest, "exit_retry", sliced(700, 2_500) / 1_000)
+        play(guest, "exit_retry", 2.5)
         assert guest.engine.vm.ended == {}
         assert -2 <= guest.missing() <= 0
 
