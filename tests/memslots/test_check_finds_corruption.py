@@ -42,6 +42,13 @@ def _add(index: Callable[[memoryview, int], int], value: int) -> Plant:
     return plant
 
 
+def _by_id_alone(_memslots: Memslots, cells: memoryview, set_: int) -> None:
+    """A record in the table at an id that no slot has: no tree knows it."""
+    ids = range(cells[set_ + 6], cells[set_ + 6] + 80)
+    unused = next(at for at in ids if not cells[at])
+    cells[unused] = next(cells[at] for at in ids if cells[at])
+
+
 def _desk(index: int, value: int) -> Plant:
     def plant(memslots: Memslots, _cells: memoryview, _set: int) -> None:
         memslots.desk[index] = value
@@ -104,6 +111,7 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "fan-out": (_add(lambda _cells, set_: set_ + 2, -1), "fan-out"),
     "count": (_add(lambda _cells, set_: set_ + 5, 1), "count"),
     "table": (_add(lambda cells, set_: cells[set_ + 6] + cells[_first_record(cells, set_) + 1], 1), "the table says"),
+    "slot by id alone": (_by_id_alone, "61 slots by id, 60 by gfn"),
     "slot grown": (_add(lambda cells, set_: _first_record(cells, set_) + 3, 1), "by gfn at"),
     "slot grown over the next": (_grow_over_the_next, "overlaps"),
     "empty slot": (_add(lambda cells, set_: _first_record(cells, set_) + 3, -3), "is empty"),

@@ -7,7 +7,7 @@ is in exactly one place: in use, or free.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import NamedTuple
 
 from ..compiled import Own
@@ -131,7 +131,7 @@ def _set(shape: Geometry, cells: memoryview, as_id: int, set_: int, nodes: list[
         sorted(entry.value for entry in by_gfn) == sorted(entry.value for entry in by_hva),
         f"{name}: by gfn and by hva hold different slots",
     )
-    known = sum(1 for record in table if record)
+    known = len(table) - table.count(0)
     _require(
         known == len(by_gfn) == cells[set_ + _COUNT],
         f"{name}: {known} slots by id, {len(by_gfn)} by gfn, count {cells[set_ + _COUNT]}",
@@ -150,7 +150,7 @@ def _chain(desk: Own, ids: int) -> set[int]:
         _require(link >= 0, "chain of touched ids: it leads to an untouched id")
     _require(len(touched) == int(desk[_TOUCHED_COUNT]), "chain of touched ids: its length is not its count")
     links = memoryview(desk)[_CHAIN : _CHAIN + ids].tolist()  # type: ignore[arg-type] # an ndarray or a memoryview
-    _require(sum(1 for link in links if link) == len(touched), "chain of touched ids: an id off the chain is touched")
+    _require(len(links) - links.count(0) == len(touched), "chain of touched ids: an id off the chain is touched")
     return touched
 
 
@@ -172,12 +172,14 @@ def _update(
     spaces = cells[int(layout.ADDRESS_SPACES)]
     _require((generation & ~_BIT63) % spaces == as_id, f"{name}: generation {generation:#x} belongs to another space")
     first, second = tables.values()
-    differ = {id_ for id_, (a, b) in enumerate(zip(first, second, strict=True)) if a != b}
+    pairs = enumerate(zip(first, second, strict=True))
+    differ = set() if first == second else {id_ for id_, (a, b) in pairs if a != b}  # of 32764 mostly none
     _require(
         differ <= (touched if mine else set()), f"{name}: the sets differ in slots {sorted(differ)[:5]}, phase {phase}"
     )
     for set_, table in tables.items():
-        marked = [id_ for id_, record in enumerate(table) if record and cells[(record << _SHIFT) + _FLAGS] & _INVALID]
+        there = compress(enumerate(table), table)
+        marked = [id_ for id_, record in there if cells[(record << _SHIFT) + _FLAGS] & _INVALID]
         if mine and phase in (phases.MARKING, phases.MARKS_SWAPPED, phases.EDITING_AFTER_MARKS):
             allowed = set_ == int(desk[_EDITED]) if phase == phases.MARKING else set_ == active
         else:
@@ -220,7 +222,7 @@ def check_memslots(shape: Geometry, cells: memoryview, desk: Own) -> None:
         tables = {set_: _set(shape, cells, as_id, set_, nodes) for set_ in sets}
         _update(cells, desk, as_id, space, tables, touched)
         for table in tables.values():
-            records.update(record for record in table if record)
+            records.update(filter(None, table))
     copies = [record << _SHIFT for record in records if cells[(record << _SHIFT) + _FLAGS] & _INVALID]
     records.update(cells[copy + _ORIGIN] for copy in copies)
     step = shape.node_words
