@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -32,10 +33,12 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
     if request.param == "model":
         host = Host() if WHY_NOT else host_of()
         modelled = ModelledVm(host)
+        asked = itertools.count(1)
 
         def of_model(kind: str, *numbers: int) -> Answer:
             answer = modelled.answer(Call(kind, numbers))
-            if len(modelled.vm.slots) < MANY:  # it looks at every slot
+            number = next(asked)
+            if len(modelled.vm.slots) < MANY and (number < MANY or not number % 16):  # it looks at every slot
                 modelled.vm.check()
             assert answer is not None
             return answer
