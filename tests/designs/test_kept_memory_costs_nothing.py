@@ -73,8 +73,9 @@ def test_this_flushes_nothing_and_stalls_nobody(name: str) -> None:
         assert guest.written() == guest.total("writes")
 
 
+@pytest.mark.parametrize("by_phases", [True, False], ids=["phases", "one call"])
 @pytest.mark.parametrize("name", STALLED)
-def test_this_stalls_what_changes_and_flushes_once(name: str) -> None:
+def test_this_stalls_what_changes_and_flushes_once(name: str, by_phases: bool) -> None:
     program, ranges = STALLED[name]
     with world() as guest:
         apply = find("atomic").prepare(guest.engine)
@@ -86,8 +87,13 @@ def test_this_stalls_what_changes_and_flushes_once(name: str) -> None:
             real(parts)
 
         guest.engine.mark = mark  # type: ignore[method-assign, assignment]
+        guest.engine.short_cut = not by_phases
         before = guest.engine.counts.copy()
         apply(guest.engine, program(guest))
         done = guest.engine.counts - before
         assert (done.flushes, done.ranges_in_flux, done.pauses) == (1, len(ranges), 0)
+        assert bool(marked) == (by_phases or "logging" in name)  # a log follows the slot
+        if not marked:
+            words = guest.engine.room.ranges.tolist()[: 3 * done.ranges_in_flux]
+            marked = list(zip(words[::3], words[1::3], strict=True))
         assert marked == ranges

@@ -16,10 +16,10 @@ from guestmem.compare.logs import LoggedEngine
 from guestmem.designs import find
 from guestmem.engines.listeners import Attached, MapListener
 from guestmem.engines.soft import SoftEngine
+from guestmem.engines.soft.engine import FLUX_MAX
 from guestmem.engines.soft.pre_fault import pre_fault_memory
 from guestmem.gmem import GuestMemfd
 from guestmem.memslots import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, Change
-from guestmem.memslots.whole import batch_at_once
 from guestmem.vm import VhostMap, Vm
 
 PAGE, HVA = 4096, 0x7F0000000000
@@ -87,10 +87,9 @@ def test_what_comes_before_the_lock_is_had(what: Callable[[SoftEngine], None]) -
         [Change(0), Change(0, 0, 16, HVA, as_id=1)],
         [Change(0), Change(7)],
         [Change(0), Change(0, 0, 16, HVA, KVM_MEM_LOG_DIRTY_PAGES)],
-        [Change(0), Change(0, 0, 15, HVA)],
         [Change(0, 0, 16, HVA)],
     ],
-    ids=["nothing", "no word", "no space", "two spaces", "refused", "logs", "loses", "as it is"],
+    ids=["nothing", "no word", "no space", "two spaces", "refused", "logs", "as it is"],
 )
 def test_what_it_leaves_alone(changes: list[Change]) -> None:
     with SoftEngine(1, address_spaces=2) as engine:
@@ -130,34 +129,21 @@ def test_vcpus_may_start_under_the_lock() -> None:
         engine.stop()
 
 
-def test_nobody_starts_between_the_look_and_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames are taken in one call as long as there are no translations: that, and the call, are under one lock."""
-    calls = []
-
-    def batch(*arguments: Any) -> Any:
-        calls.append(engine.translating.locked())
-        return batch_at_once(*arguments)
-
-    monkeypatch.setattr("guestmem.engines.soft.at_once.batch_at_once", batch)
-    with Vm() as vm:
-        engine = vm.engine
-        engine.short_cut = True
-        vm.memory.create(0, gpa=0, size=8 * PAGE)
-        vm.memory.resize(0, 4 * PAGE)
-        assert calls == [True]
-        assert engine.counts.ranges_in_flux == 0
-
-        class Sees(Lock):
-            def __enter__(self) -> bool:
-                assert not engine.has_run
-                return super().__enter__()
-
-            def __exit__(self, *_exception: object) -> None:
-                assert engine.has_run
-                super().__exit__()
-
-        engine.translating = Sees()  # type: ignore[assignment]
-        engine.will_translate()
+def test_more_ranges_than_wait_at_once_are_for_the_phases() -> None:
+    """As many as fit go by one call, one more by the phases: with the same end, and all in flux."""
+    for ranges in (FLUX_MAX, FLUX_MAX + 1):
+        with SoftEngine(1) as engine:
+            engine.short_cut = True
+            apply = find("atomic").prepare(engine)
+            apply(engine, [Change(slot, 2 * slot, 1, HVA + 2 * slot * PAGE) for slot in range(ranges)])
+            gone = [Change(slot) for slot in range(ranges)]
+            assert engine.at_once(gone) == (ranges == FLUX_MAX)
+            assert len(engine.memslots) == (0 if ranges == FLUX_MAX else ranges)
+            engine.memslots.check()
+            if ranges > FLUX_MAX:
+                apply(engine, gone)
+            assert len(engine.memslots) == 0
+            assert engine.counts.ranges_in_flux == ranges
 
 
 def test_what_was_faulted_in_before_is_taken_away() -> None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 WHOLE = (
-    *("pause", "batch", "atomic", "readonly", "split", "split-lookups"),
+    *("pause", "batch", "atomic", "atomic-phases", "readonly", "truncate", "split", "split-lookups"),
     *("gmem-convert", "spaces-comes", "spaces-writable"),
 )
 
@@ -26,7 +26,7 @@ def test_searched_whole(design: str) -> None:
     assert outcome.finals
 
 
-@pytest.mark.parametrize("design", ["sequential", "unacknowledged", "gmem-unacknowledged"])
+@pytest.mark.parametrize("design", ["sequential", "unacknowledged", "unacknowledged-phases", "gmem-unacknowledged"])
 def test_a_design_that_is_known_to_be_wrong_is_found_to_be(design: str) -> None:
     outcome = run(Task(find(f"production-{design}"), "states"), Budget())
     assert [finding.kind for finding in outcome.findings] == ["assertion"]

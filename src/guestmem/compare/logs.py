@@ -131,9 +131,9 @@ class TakesLogs(ABC):
         self._changed([change.key], keeps=False)
         return kind
 
-    def at_once(self, changes: Sequence[Change]) -> bool:
+    def at_once(self, changes: Sequence[Change], *, wait: bool = True) -> bool:
         """Never: who keeps logs follows an update in phases."""
-        del changes
+        del changes, wait
         return False
 
     def _take(self, keys: Iterable[SlotKey]) -> None:

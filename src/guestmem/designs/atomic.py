@@ -4,7 +4,10 @@ The batch runs in order on the inactive set; then old and new are compared range
 memory, or rights to it, are put in flux and zapped, and every vCPU in the guest acknowledges the flush; now no vCPU
 can use an old translation, and one that faults there waits. One store publishes the new set: the instant. Then the
 waiting vCPUs go on. Ranges whose host memory and rights stay, whatever slots they are in, cost nothing; if that is so
-of all, the whole batch is one call (``Engine.at_once``).
+of all, nobody waits.
+
+What needs no bookkeeping beside the slots goes by one compiled call (``Engine.at_once``); else the phases below make
+room for it.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def apply_with(engine: Engine, changes: Sequence[Change], *, wait: bool) -> None
     """As ``apply``; without ``wait``, old translations may be in use at the instant: ``atomic_unacknowledged``."""
     if not changes:
         return
-    if engine.at_once(changes):  # nobody loses anything
+    if engine.at_once(changes, wait=wait):
         return
     spaces = {change.as_id: None for change in changes}  # in order
     with engine.update(*spaces) as update:

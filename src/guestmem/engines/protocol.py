@@ -179,8 +179,11 @@ class Engine(Protocol):
     def update(self, as_id: int = 0, *others: int) -> AbstractContextManager[Update]:
         """Start an update in phases; of several address spaces, with one instant for them all, if there are others."""
 
-    def at_once(self, changes: Sequence[Change]) -> bool:
-        """Carry out changes by which no vCPU loses anything, with one instant; False: nothing is changed."""
+    def at_once(self, changes: Sequence[Change], *, wait: bool = True) -> bool:
+        """Carry out changes with one instant, in one call, if that can be; False: nothing is changed.
+
+        Without ``wait`` old translations may be in use at the instant.
+        """
 
 
 class MeasuredEngine(Engine, Protocol):

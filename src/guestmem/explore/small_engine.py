@@ -89,10 +89,10 @@ class SmallEngine:
         stage2.tables = [copy.copy(table) for table in self.tables]
         for table, desk in zip(stage2.tables, desks, strict=True):
             table.desks = [desk, *table.desks[1:]]
+        stage2._spare = []  # noqa: SLF001 - fresh state
         engine.memslots, engine.stage2, engine.counts = memslots, stage2, copy.copy(engine.counts)
         engine._ranges, engine._took = ranges, took  # noqa: SLF001 - fresh state
         engine._spare, engine._holding = [], threading.Lock()  # noqa: SLF001 - as above
-        engine.translating = threading.Lock()
         engine.room = self._room(_BATCH)
         engine.dirty = copy.copy(engine.dirty)
         engine.dirty._memslots, engine.dirty._stage2 = memslots, stage2  # noqa: SLF001 - as above

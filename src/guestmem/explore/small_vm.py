@@ -163,12 +163,12 @@ class _NoTables:
     def __init__(self, guest: SmallGuest, engine: Any) -> None:
         self._guest, self._engine = guest, engine
 
-    def zap(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
+    def take(self, as_id: int, ranges: Iterable[tuple[int, ...]], *, wait: bool = True) -> int:
         """Zap, or protect, ranges: with all others."""
         del as_id, ranges
         return self.zap_all(wait=wait)
 
-    protect = zap
+    zap = protect = take
 
     def zap_all(self, *, wait: bool = True) -> int:
         """Have every vCPU forget its translations."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from ..atomics import fetch_add, load_relaxed, store_relaxed
 from ..compiled import ONE, TWO, U64, Words, compiled, const, u64
 from .layout import TLB, TLB_BASE
-from .tlb_layout import BY_ADDRESS, BY_BYTES, EVERYTHING
+from .tlb_layout import BY_ADDRESS, BY_BYTES, EVERYTHING, SEQUENCE
 from .tlbi import forget_mine, log_invalidation, wait_for_vcpus
 
 __all__ = [
@@ -26,6 +26,9 @@ __all__ = [
     "invalidate_ipa",
     "invalidate_local",
     "invalidate_range",
+    "log_range",
+    "logged",
+    "wait_for_logged",
 ]
 
 BY_IPA, BY_IPA_LOCAL, BY_RANGE, BY_ALL = const(0), const(1), const(2), const(3)
@@ -58,6 +61,38 @@ def invalidate_local(mmu: Words, walker: U64, ipa: U64, level: U64) -> None:
     forget_mine(mmu, walker, ipa, level)
 
 
+@compiled
+def logged(mmu: Words, hub: U64) -> U64:
+    """Records so far in the log at ``hub``, TLB_BASE of ``mmu``; that is 0 where no TLBs are attached."""
+    return load_relaxed(mmu, hub + SEQUENCE) if hub != 0 else u64(0)
+
+
+@compiled
+def log_range(mmu: Words, hub: U64, start: U64, size: U64) -> U64:
+    """What ``invalidate_range`` does before it waits; returns the number of records then. ``hub``: as of ``logged``."""
+    fetch_add(mmu, TLB + BY_RANGE, ONE)
+    store_relaxed(mmu, TLB + _START, start)
+    store_relaxed(mmu, TLB + _SIZE, size)
+    store_relaxed(mmu, TLB + _LEVEL, _NO_HINT)
+    if hub == 0:
+        return u64(0)
+    if size > _LONGEST:
+        fetch_add(mmu, TLB + _TOO_LONG, ONE)
+        return log_invalidation(mmu, hub, EVERYTHING, u64(0), u64(0))
+    return log_invalidation(mmu, hub, BY_BYTES, start, start + size)
+
+
+@compiled
+def wait_for_logged(mmu: Words, hub: U64, before: U64) -> None:
+    """Complete, with one wait, what ``log_range`` logged since there were ``before`` records.
+
+    Who else logged meanwhile waits for itself: vCPUs have applied that, too, by then.
+    """
+    last = logged(mmu, hub)
+    if last != before:
+        wait_for_vcpus(mmu, hub, last, last - before)
+
+
 @compiled(nogil=True)
 def invalidate_range(mmu: Words, start: U64, size: U64) -> None:
     """Invalidate leaves of all levels and walk caches in ``[start, start + size)`` bytes, on all vCPUs, no hint.
@@ -65,17 +100,10 @@ def invalidate_range(mmu: Words, start: U64, size: U64) -> None:
     For a table that was taken away, ``start`` is the first address of its entry, not the one that faulted. A range
     that no one instruction can name takes everything.
     """
-    fetch_add(mmu, TLB + BY_RANGE, ONE)
-    store_relaxed(mmu, TLB + _START, start)
-    store_relaxed(mmu, TLB + _SIZE, size)
-    store_relaxed(mmu, TLB + _LEVEL, _NO_HINT)
     hub = load_relaxed(mmu, TLB_BASE)
+    last = log_range(mmu, hub, start, size)
     if hub != 0:
-        if size > _LONGEST:
-            fetch_add(mmu, TLB + _TOO_LONG, ONE)
-            wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, EVERYTHING, u64(0), u64(0)), ONE)
-        else:
-            wait_for_vcpus(mmu, hub, log_invalidation(mmu, hub, BY_BYTES, start, start + size), TWO)
+        wait_for_vcpus(mmu, hub, last, ONE if size > _LONGEST else TWO)
 
 
 @compiled(nogil=True)

@@ -107,6 +107,7 @@ __all__ = [
     "QUEUE_BASE",
     "QUEUE_CAPACITY",
     "QUEUE_WORDS",
+    "RANGE_WORDS",
     "RCU",
     "READ_DENIED",
     "READ_GRANTED",
@@ -135,6 +136,8 @@ __all__ = [
     "TABLE_POST",
     "TABLE_PRE",
     "TAKEN",
+    "TAKES_ALL",
+    "TAKES_WRITES",
     "TLB",
     "TLB_BASE",
     "TLB_RING",
@@ -294,6 +297,12 @@ BBM_1, BBM_2 = const(512), const(1024)
 allows: ``bbm``."""
 KEEP_REST = const(2048)
 """Flag: what a block in the way of map maps beside the range stays mapped, by a full table in its place."""
+
+# --- ranges -----------------------------------------------------------------------------------------------------------
+RANGE_WORDS = const(3)
+"""Words of a range as ``zap.zap_ranges`` takes it: first frame, end, what goes."""
+TAKES_WRITES, TAKES_ALL = const(1), const(2)
+"""What goes: the right to write, or all."""
 
 # --- status words -----------------------------------------------------------------------------------------------------
 OK = const(0)

@@ -9,10 +9,12 @@ Idea: ``kvm_tdp_mmu_zap_leafs()`` and ``kvm_mmu_zap_all_fast()``, Linux ``arch/x
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..atomics import load_relaxed, store_relaxed
-from ..compiled import ONE, U64, compiled, u64
+from ..compiled import ONE, TWO, U64, Own, Words, compiled, u64
 from .entry import entry_line, is_table, level_shift, page_put, table_page
-from .invalidate import invalidate_all, invalidate_range
+from .invalidate import invalidate_all, invalidate_range, log_range, logged, wait_for_logged
 from .layout import (
     ADDRESS,
     COUNT,
@@ -28,9 +30,11 @@ from .layout import (
     OLD,
     PAGE_SHIFT,
     PAGES,
+    RANGE_WORDS,
     RESULT,
     TABLE_POST,
     TABLE_PRE,
+    TAKES_ALL,
     TLB_BASE,
     VALID,
     VCPUS,
@@ -44,7 +48,19 @@ from .unlinked import free_unlinked
 from .walk import DONE, lookup, walk_begin, walk_step
 from .words import Table
 
-__all__ = ["protect", "zap", "zap_range"]
+__all__ = ["zap", "zap_range", "zap_ranges"]
+
+
+class Taken(NamedTuple):
+    """What was cleared in a table, and is not invalidated yet."""
+
+    gone: U64
+    """Translations."""
+    chain: U64
+    """Tables that are to be freed then: a page number + 1, 0 for the end."""
+    low: U64
+    high: U64
+    """What is to be invalidated lies in ``[low, high)``, bytes."""
 
 
 @compiled
@@ -59,20 +75,14 @@ def _put_aside(table: Table, chain: U64) -> U64:
 
 
 @compiled
-def zap_range(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
-    """Remove all translations that ``[ipa, ipa + size)`` touches, and the tables all inside; returns how many.
-
-    One invalidation, after which the tables are freed. Without ``wait`` nobody waits for vCPUs, and no table is
-    removed, since they may still walk it. Bad ranges do nothing. Exclusive. O(entries in the range's tables).
-    """
-    shape, pool, pages, mmu, desk = table
-    flags = LEAF | TABLE_PRE | TABLE_POST if wait else LEAF
-    if walk_begin(table, ipa, size, flags) != OK:
-        return u64(0)
+def _take(table: Table, ipa: U64, size: U64, tables: bool, chain: U64) -> Taken:
+    """Clear all leaves that ``[ipa, ipa + size)`` touches; with ``tables``, put aside those that are all inside."""
+    shape, pool, pages, _mmu, desk = table
+    if walk_begin(table, ipa, size, LEAF | TABLE_PRE | TABLE_POST if tables else LEAF) != OK:
+        return Taken(u64(0), chain, ipa, ipa)
     end = ipa + size
     last = shape[LAST_LEVEL]
     zapped = u64(0)
-    chain = u64(0)
     low = end
     high = ipa
     while True:
@@ -105,20 +115,38 @@ def zap_range(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
             low = start
         if start + (ONE << shift) > high:
             high = start + (ONE << shift)
-    if low < high:
+    return Taken(zapped, chain, low, high)
+
+
+@compiled
+def _free(table: Table, chain: U64) -> None:
+    """Free the tables on a chain, which no vCPU walks any more."""
+    while chain != 0:
+        page = chain - ONE
+        chain = load_relaxed(table.pages, PAGES + (page << 3) + NEXT)
+        free_unlinked(table.shape, table.pool, table.pages, table.mmu, page)
+
+
+@compiled
+def zap_range(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
+    """Remove all translations that ``[ipa, ipa + size)`` touches, and the tables all inside; returns how many.
+
+    One invalidation, after which the tables are freed. Without ``wait`` nobody waits for vCPUs, and no table is
+    removed, since they may still walk it. Bad ranges do nothing. Exclusive. O(entries in the range's tables).
+    """
+    mmu = table.mmu
+    taken = _take(table, ipa, size, wait, u64(0))
+    if taken.low < taken.high:
         if not wait:
             hub = load_relaxed(mmu, TLB_BASE)
             if hub != 0:
-                log_invalidation(mmu, hub, BY_BYTES, low, high)
-        elif size == shape[IPA_END]:
+                log_invalidation(mmu, hub, BY_BYTES, taken.low, taken.high)
+        elif size == table.shape[IPA_END]:
             invalidate_all(mmu)
         else:
-            invalidate_range(mmu, low, high - low)
-    while chain != 0:
-        page = chain - ONE
-        chain = load_relaxed(pages, PAGES + (page << 3) + NEXT)
-        free_unlinked(shape, pool, pages, mmu, page)
-    return zapped
+            invalidate_range(mmu, taken.low, taken.high - taken.low)
+    _free(table, taken.chain)
+    return taken.gone
 
 
 @compiled
@@ -152,30 +180,78 @@ def zap(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
     return zapped
 
 
-@compiled(nogil=True)
-def protect(table: Table, ipa: U64, size: U64, wait: bool) -> U64:
-    """Take the right to write from ``[ipa, ipa + size)``, with the lock; returns how many leaves lost it or went.
+@compiled
+def _protect(table: Table, start: U64, end: U64, chain: U64) -> Taken:
+    """Take the right to write from ``[start, end)``; what lost it is not invalidated yet.
 
     A block that reaches beyond the range is zapped: its other part must not lose, nor later lift, what this part may.
     """
-    shape, _pool, _pages, mmu, desk = table
-    if ipa >= shape[IPA_END]:
-        return u64(0)
-    if size > shape[IPA_END] - ipa:
-        size = shape[IPA_END] - ipa
-    end = ipa + size
+    cut = _cut(table, start, start, end)
+    cut += _cut(table, end - ONE, start, end)
+    lost = u64(0)
+    if write_protect_range(table, start, end - start) == OK:
+        lost = table.desk[RESULT]
+    return Taken(cut + lost, chain, start, end if lost != 0 else start)
+
+
+@compiled
+def _last_frame(ranges: Own, entry: U64, frames: U64) -> U64:
+    """The end of a range, or of the input."""
+    return min(ranges[entry * RANGE_WORDS + ONE], frames)
+
+
+@compiled
+def _begin(mmu: Words, ranges: Own, count: U64, frames: U64) -> None:
+    """``invalidate_begin`` of all between the first frame and the last of some ranges."""
+    first = frames
+    last = u64(0)
+    entry = u64(0)
+    while entry < count:
+        first = min(first, ranges[entry * RANGE_WORDS])
+        last = max(last, _last_frame(ranges, entry, frames))
+        entry += ONE
+    invalidate_begin(mmu, first << 12, last << 12)
+
+
+@compiled(nogil=True)
+def zap_ranges(table: Table, ranges: Own, count: U64, wait: bool) -> U64:
+    """From ``count`` ranges take the right to write, or all; with the lock, as an invalidation that faults notice.
+
+    ``ranges``, RANGE_WORDS each: first frame, end, TAKES_WRITES or TAKES_ALL; what lies beyond the input is left out.
+    Returns how many translations went or lost the right. All is invalidated with one wait for vCPUs; only a block that
+    lies partly in a range that loses the right to write is waited for by itself. Without ``wait`` as ``zap_range``.
+    O(entries in the ranges' tables).
+    """
+    shape, mmu = table.shape, table.mmu
+    frames = shape[IPA_END] >> 12
     lock = load_relaxed(mmu, LOCK_BASE)
     write_lock(mmu, lock, load_relaxed(mmu, VCPUS))
-    invalidate_begin(mmu, ipa, end)
-    changed = _cut(table, ipa, ipa, end)
-    changed += _cut(table, end - ONE, ipa, end)
-    if write_protect_range(table, ipa, size) == OK and desk[RESULT] != 0:
-        changed += desk[RESULT]
-        hub = load_relaxed(mmu, TLB_BASE)
-        if wait:
-            invalidate_range(mmu, ipa, size)
-        elif hub != 0:
-            log_invalidation(mmu, hub, BY_BYTES, ipa, end)
+    _begin(mmu, ranges, count, frames)
+    hub = load_relaxed(mmu, TLB_BASE)
+    before = logged(mmu, hub)
+    changed = u64(0)
+    chain = u64(0)
+    entry = u64(0)
+    while entry < count:
+        start = ranges[entry * RANGE_WORDS] << 12
+        end = _last_frame(ranges, entry, frames) << 12
+        taken = Taken(u64(0), chain, start, start)
+        if start < end:
+            if ranges[entry * RANGE_WORDS + TWO] == TAKES_ALL:
+                taken = _take(table, start, end - start, wait, chain)
+            else:
+                taken = _protect(table, start, end, chain)
+        changed += taken.gone
+        chain = taken.chain
+        if taken.low < taken.high:
+            if wait:
+                log_range(mmu, hub, taken.low, taken.high - taken.low)
+            elif hub != 0:
+                log_invalidation(mmu, hub, BY_BYTES, taken.low, taken.high)
+        entry += ONE
+    if wait:
+        wait_for_logged(mmu, hub, before)
+    _free(table, chain)
     invalidate_end(mmu)
     write_unlock(mmu, lock)
     return changed

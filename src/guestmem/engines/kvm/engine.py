@@ -227,9 +227,9 @@ class KvmEngine:
             f"engine kvm: no kernel can carry out an update in phases (address space {(as_id, *others)})"
         )
 
-    def at_once(self, changes: Sequence[Change]) -> bool:
+    def at_once(self, changes: Sequence[Change], *, wait: bool = True) -> bool:
         """No kernel can."""
-        del changes
+        del changes, wait
         return False
 
     def close(self) -> None:

@@ -1,8 +1,7 @@
-"""A batch by which no vCPU loses anything, in one compiled call: a split, a merge, a slot that grows, new ids.
+"""A batch in one compiled call, and what of it Python does: before it, which batches it is for; after it, the counts.
 
-The phases of an update (``update.py``) make room for what vCPUs must do in between. Where nobody must do anything,
-that is not needed: ``memslots.whole.batch_at_once`` calls the same compiled functions in the same order. What has
-bookkeeping beside the slots (dirty logs, guest_memfds, other maps) goes by the phases.
+The phases of an update (``update.py``) make room for what Python does in between. Where there is no bookkeeping beside
+the slots (dirty logs, guest_memfds, other maps, another address space), that is not needed: ``transaction.transact``.
 """
 
 from __future__ import annotations
@@ -13,21 +12,24 @@ from typing import TYPE_CHECKING
 
 from ...clock import stopwatch as _clock
 from ...compiled import Own, own
+from ...entries import flat
 from ...memslots import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, Change
 from ...memslots.batch import EffectRoom
 from ...memslots.layout import PHASE
 from ...memslots.phases import BATCH_WORDS, SETTLED, SWAPPED, bring, settle
 from ...memslots.update import end_update
-from ...memslots.whole import DONE, batch_at_once
+from .layout import FLUX_MAX, FLUX_RANGE
+from .transaction import DONE, STATE, TOOK_WORDS, transact
 from .update import ENTRIES_MAX
 
 if TYPE_CHECKING:
     from .engine import SoftEngine
 
-__all__ = ["Room", "at_once", "carry_out"]
+__all__ = ["Room", "at_once", "reshape"]
 
-_WORDS, _DONE, _HAPPENED = int(BATCH_WORDS), int(DONE), (int(SWAPPED), int(SETTLED))
+_WORDS, _DONE, _STATE, _HAPPENED = int(BATCH_WORDS), int(DONE), int(STATE), (int(SWAPPED), int(SETTLED))
 _BESIDE = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_GUEST_MEMFD
+_transact = flat(transact, alone=True)
 
 
 class Room:
@@ -39,9 +41,12 @@ class Room:
         self.view = memoryview(self.batch).cast("B").cast("Q")  # type: ignore[arg-type] # words of either form
         effects = EffectRoom(entries)
         self.effects = effects.pairs, effects.was, effects.now, effects.out
+        self.ranges: Own = own(int(FLUX_RANGE) * FLUX_MAX)
+        self.took: Own = own(int(TOOK_WORDS))
+        """Of the last batch; see ``transaction``."""
 
 
-def at_once(engine: SoftEngine, changes: Sequence[Change]) -> bool:
+def at_once(engine: SoftEngine, changes: Sequence[Change], *, wait: bool) -> bool:
     """See ``SoftEngine.at_once``."""
     if len(changes) > ENTRIES_MAX:
         return False
@@ -49,14 +54,18 @@ def at_once(engine: SoftEngine, changes: Sequence[Change]) -> bool:
     for change in changes:
         words += change
         words.append(0)  # for the status
-    return carry_out(engine, words, losing=False, creating=False)
+    return _in_one_call(engine, words, wait=wait, creating=False)
 
 
-def carry_out(engine: SoftEngine, words: Sequence[int], *, losing: bool, creating: bool) -> bool:
-    """``at_once`` of changes as words, BATCH_WORDS each. After MemoryError nothing is changed.
+def reshape(engine: SoftEngine, words: Sequence[int]) -> bool:
+    """See ``SoftEngine.reshape``."""
+    return _in_one_call(engine, words, wait=True, creating=True)
 
-    ``losing``: frames may lose memory as long as there are no translations; ``creating``: as for ``batch_at_once``, and
-    whoever asks knows that the changes are plain.
+
+def _in_one_call(engine: SoftEngine, words: Sequence[int], *, wait: bool, creating: bool) -> bool:
+    """Carry out changes as words, BATCH_WORDS each. After MemoryError nothing is changed.
+
+    ``creating``: deletes and creates alone; whoever asks knows that they are plain.
     """
     try:
         asked = array.array("Q", words)
@@ -71,25 +80,21 @@ def carry_out(engine: SoftEngine, words: Sequence[int], *, losing: bool, creatin
         if room.entries < count:
             room = engine.room = Room(2 * count)
         room.view[: len(asked)] = asked
-        slots, desk, ids, srcu = memslots.words, memslots.desk, memslots.max_slots, memslots.srcu
+        room.took[_STATE] = 0
         try:
-            with engine.translating:  # no vCPU starts meanwhile, and whoever starts afterwards finds the new set
-                may_lose = losing and not engine.has_run
-                state = batch_at_once(
-                    *(slots, desk, room.batch, count, ids, *room.effects, srcu.words, srcu.readers, may_lose, creating)
-                )
+            state = _transacted(engine, asked, wait, creating)
+            waited = 0
             if state > _DONE:
-                engine.counts.slept += srcu.synchronize()
-                settle(slots, desk)
-                bring(slots, desk, False)
+                since = _clock()
+                engine.counts.slept += memslots.srcu.synchronize()
+                waited = _clock() - since
+                settle(memslots.words, memslots.desk)
+                bring(memslots.words, memslots.desk, False)
             if state:
-                counts = engine.counts
-                counts.swaps += 1
-                counts.srcu_waits += 1
-                counts.lock_ns += locked - begun
-                counts.edit_ns += _clock() - locked
+                _count(engine, locked - begun, waited, _clock() - locked)
         except BaseException as error:
-            happened, patient = state or int(desk[PHASE]) in _HAPPENED, isinstance(error, Exception)
+            happened = room.took[_STATE] or int(memslots.desk[PHASE]) in _HAPPENED
+            patient = isinstance(error, Exception)
             try:
                 end_update(memslots, patient=patient)
             except MemoryError:  # each phase is one call, so this goes on where that stopped
@@ -101,6 +106,38 @@ def carry_out(engine: SoftEngine, words: Sequence[int], *, losing: bool, creatin
     if state:  # noqa: SIM103 - which allocates nothing: no error comes of what is done
         return True
     return False
+
+
+def _transacted(engine: SoftEngine, asked: array.array[int], wait: bool, creating: bool) -> int:
+    """Under ``slots_lock``: the state of a batch after ``transact``."""
+    memslots, room, table = engine.memslots, engine.room, engine.stage2.tables[asked[5]]
+    return int(
+        _transact(
+            engine.words,
+            *(memslots.words, memslots.desk, memslots.srcu.words, memslots.srcu.readers),
+            *(room.batch, len(asked) // _WORDS, memslots.max_slots, *room.effects),
+            *table.words,
+            *(table.desks[0], room.ranges, room.took, wait, creating),
+        )
+    )
+
+
+def _count(engine: SoftEngine, locked: int, waited: int, whole: int) -> None:
+    """Of a batch that is done: ns that it waited for the lock, that Python waited for readers, that all took."""
+    counts = engine.counts
+    _, acks, grace, slept, ranges, zaps = engine.room.took.tolist()
+    counts.swaps += 1
+    counts.srcu_waits += 1
+    counts.lock_ns += locked
+    counts.acks_ns += acks
+    counts.grace_ns += grace + waited
+    counts.edit_ns += whole - acks - grace - waited
+    counts.slept += slept
+    if ranges:
+        counts.ranges_in_flux += ranges
+        counts.zaps += zaps
+        counts.flushes += 1
+        counts.kicks += engine.vcpus
 
 
 def _is_followed(engine: SoftEngine, asked: array.array[int]) -> bool:

@@ -25,7 +25,7 @@ from ...rcu import Srcu
 from ..listeners import Attached
 from ..protocol import Capability, Counts
 from . import layout as at
-from .at_once import Room, at_once, carry_out
+from .at_once import Room, at_once, reshape
 from .dirty_log import DirtyLogging, DirtyLogs
 from .flux import flux_mark, flux_release
 from .region import TOOK_WORDS, set_memory_region
@@ -214,25 +214,22 @@ class SoftEngine(VcpuThreads):
                 poke(self._vm, int(at.UPDATES), updates + 2)
                 wake_all(self._vm, int(at.UPDATES))
 
-    def at_once(self, changes: Sequence[Change]) -> bool:
-        """Carry out changes, in one address space, by which no vCPU loses anything: one instant, in one compiled call.
+    def at_once(self, changes: Sequence[Change], *, wait: bool = True) -> bool:
+        """Carry out changes in one address space as one instant, in one compiled call.
 
-        False: nothing is changed. Then it is for the phases of ``update`` to do, or to refuse, also where there was no
-        memory. O(k log n).
+        Without ``wait`` old translations may be in use at the instant. False: nothing is changed. Then it is for the
+        phases of ``update`` to do, or to refuse: where a dirty log, a guest_memfd or another map follows the slots,
+        where more than ``FLUX_MAX`` ranges wait, or where there was no memory. O(k log n).
         """
         try:
-            return self.short_cut and at_once(self, changes)
+            return self.short_cut and at_once(self, changes, wait=wait)
         except MemoryError:
             return False
 
     def reshape(self, words: Sequence[int]) -> bool:
-        """As ``at_once``, of deletes and creates as words (BATCH_WORDS each), which have to be just that.
-
-        As long as no vCPU has run and nothing was faulted in, so that there are no translations, frames may lose
-        memory.
-        """
+        """As ``at_once``, of deletes and creates as words (BATCH_WORDS each), which have to be just that."""
         try:
-            return self.short_cut and carry_out(self, words, losing=True, creating=True)
+            return self.short_cut and reshape(self, words)
         except MemoryError:
             return False
 

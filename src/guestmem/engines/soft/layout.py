@@ -6,6 +6,7 @@ Words that are written often and read by others have a cache line each.
 from __future__ import annotations
 
 from ...compiled import const
+from ...stage2.layout import RANGE_WORDS, TAKES_ALL, TAKES_WRITES
 from ...structure import Structure, name_fields
 from ..load_words import ONE_REPORT
 from ..stalls import HISTOGRAM_SIZE
@@ -43,12 +44,12 @@ ABOVE = VM.line("number of changes << 8 | entries above slots")
 ABOVE_ENTRIES = VM.words(
     4 * ABOVE_MAX, "of each: start_gfn, end_gfn, host address or rights that are denied, address space"
 )
-FLUX_RANGE = const(3)
-FLUX_RANGES = VM.words(3 * FLUX_MAX, "of each range in flux: start_gfn, end_gfn, what waits (below)")
+FLUX_RANGE = RANGE_WORDS
+FLUX_RANGES = VM.words(int(FLUX_RANGE) * FLUX_MAX, "of each range in flux: start_gfn, end_gfn, what waits (below)")
 VCPUS = VM.array(VCPU_BLOCK, "a block a vCPU")
 
-STALLS_WRITES, STALLS_ALL = const(1), const(2)
-"""What waits for a range in flux."""
+STALLS_WRITES, STALLS_ALL = TAKES_WRITES, TAKES_ALL
+"""What waits for a range in flux: accesses that need what its translations lose."""
 
 OUTSIDE = const(0)  # not in KVM_RUN, or asleep where it holds nothing: nobody waits for it
 IN_GUEST = const(1)  # may use its TLB: flushes and pauses wait for it

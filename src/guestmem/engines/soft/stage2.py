@@ -6,9 +6,10 @@ KVM_X86_QUIRK_SLOT_ZAP_ALL off), or everything (x86).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ...atomics import peek
+from ...compiled import Own, own
 from ...entries import flat
 from ...errors import UsageError
 from ...stage2 import layout
@@ -21,7 +22,7 @@ from ...stage2.retry import invalidate_begin, invalidate_end
 from ...stage2.rwlock import write_lock, write_unlock
 from ...stage2.table import DISCIPLINES, PageTable
 from ...stage2.tlb import Tlb
-from ...stage2.zap import protect, zap
+from ...stage2.zap import zap, zap_ranges
 
 __all__ = ["ZAPS", "Stage2"]
 
@@ -31,7 +32,10 @@ TABLE_PAGES = 1 << 14
 _WHOLE = (1 << 64) - 1
 _NPT_DIRTY = 1 << 6
 
-_zap, _protect = flat(zap), flat(protect, alone=True)
+_zap, _zap_ranges = flat(zap), flat(zap_ranges)
+_RANGE, _ALL, _WRITES = (int(each) for each in (layout.RANGE_WORDS, layout.TAKES_ALL, layout.TAKES_WRITES))
+_AT_A_TIME = 64
+"""Ranges that go with one wait, and while faults wait for the table's lock."""
 
 
 class Stage2:
@@ -78,15 +82,45 @@ class Stage2:
         """Private accesses to frame f go by frame f + this, from the first guest_memfd on; 0: there are none yet."""
         self.private_zaps = 0
         """Translations of private pages that went with slots."""
+        self._spare: list[Own] = []
+        """Words for ranges that nobody uses: who calls ``take`` holds no lock."""
 
     def zap(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
         """Zap ranges of frames, by whatever kind of access they were mapped; returns how many translations went."""
-        if not self.private_gfn:
-            return self.zap_kind(as_id, ranges, wait=wait)
-        ranges = list(ranges)
-        private = self.zap_kind(as_id, self.private(ranges), wait=wait)
-        self.private_zaps += private
-        return private + self.zap_kind(as_id, ranges, wait=wait)
+        return self.take(as_id, [(start, end, _ALL) for start, end in ranges], wait=wait)
+
+    def protect(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
+        """Take the right to write from ranges of frames; returns how many translations lost it."""
+        return self.take(as_id, [(start, end, _WRITES) for start, end in ranges], wait=wait)
+
+    def take(self, as_id: int, ranges: Sequence[tuple[int, int, int]], *, wait: bool = True) -> int:
+        """From ranges (first frame, end, TAKES_ALL or TAKES_WRITES) take what they lose, with one wait for 64 of them.
+
+        Private frames go with the others, but keep the right to write: what takes it does not concern them. Returns
+        how many translations went or lost the right.
+        """
+        private = 0
+        if self.private_gfn and (gone := [(start, end) for start, end, what in ranges if what == _ALL]):
+            private = self.zap_kind(as_id, self.private(gone), wait=wait)
+            self.private_zaps += private
+        return private + self._take(as_id, ranges, wait=wait)
+
+    def _take(self, as_id: int, ranges: Sequence[tuple[int, int, int]], *, wait: bool) -> int:
+        table, taken = self.tables[as_id], 0
+        words = self._words()
+        for first in range(0, len(ranges), _AT_A_TIME):
+            some = ranges[first : first + _AT_A_TIME]
+            for place, word in enumerate(word for each in some for word in each):
+                words[place] = word
+            taken += int(_zap_ranges(*table.words, table.desks[0], words, len(some), wait))
+        self._spare.append(words)
+        return taken
+
+    def _words(self) -> Own:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return own(_RANGE * _AT_A_TIME)
 
     def private(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """By which frames private accesses to ``ranges`` go."""
@@ -95,10 +129,7 @@ class Stage2:
 
     def zap_kind(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
         """Zap ranges of input frames as they are given."""
-        table = self.tables[as_id]
-        return sum(
-            int(_zap(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
-        )
+        return self._take(as_id, [(start, end, _ALL) for start, end in ranges], wait=wait)
 
     def zap_all(self, *, wait: bool = True) -> int:
         """Zap everything, in all address spaces."""
@@ -110,13 +141,6 @@ class Stage2:
                 self.zap_kind(as_id, [(0, self.private_gfn)], wait=wait) for as_id in range(len(self.tables))
             )
         return sum(int(_zap(*table.words, table.desks[0], 0, _WHOLE, wait)) for table in self.tables)
-
-    def protect(self, as_id: int, ranges: Iterable[tuple[int, int]], *, wait: bool = True) -> int:
-        """Take the right to write from ranges of frames; returns how many translations lost it."""
-        table = self.tables[as_id]
-        return sum(
-            int(_protect(*table.words, table.desks[0], start << 12, (end - start) << 12, wait)) for start, end in ranges
-        )
 
     def begin(self, as_id: int, start_gfn: int, end_gfn: int) -> None:
         """Host memory of a range is about to change: faults in it map nothing until ``end``."""

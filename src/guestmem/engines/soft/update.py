@@ -221,11 +221,8 @@ class SoftUpdate:
 
     def zap(self, ranges: Sequence[tuple[int, int, int]], *, wait: bool) -> None:
         """Zap, or protect, ranges that are in flux in the stage-2 table of this address space."""
-        stage2 = self._engine.stage2
-        for kind, change in ((STALLS_ALL, stage2.zap), (STALLS_WRITES, stage2.protect)):
-            mine = [(start, end) for start, end, what in ranges if what == kind]
-            if mine:
-                self._engine.counts.zaps += change(self._as_id, mine, wait=wait)
+        if ranges:
+            self._engine.counts.zaps += self._engine.stage2.take(self._as_id, ranges, wait=wait)
 
     def ready(self) -> None:
         """All that publishing takes and that can fail: logs of slots, bindings of files. Before the first stall."""

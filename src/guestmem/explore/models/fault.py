@@ -66,7 +66,7 @@ class Host:
 
     def zap(self, desk: Own) -> None:
         """The frame, with the lock, as an invalidation."""
-        self._zap.zap(self._zap.Table(*self.small.words, desk), GFN * PAGE, PAGE, True)
+        self._zap.zap_ranges(self._zap.Table(*self.small.words, desk), self.ranges, 1, True)
 
     def begin(self) -> None:
         """As ``Stage2.begin``."""

@@ -58,13 +58,13 @@ class _Block:
         done = self._phases.stage(self.memslots, desk, id_, start, end - start, hva, 0, _IDS)
         assert done < self._phases.FIRST_REASON
 
-    def notifier(self, desk: Own, slots: Own, _ranges: Own) -> Own:
+    def notifier(self, desk: Own, slots: Own, ranges: Own) -> Own:
         """The memory of some pages goes, and other memory takes its place: an MMU notifier's begin and end."""
         mmu, lock, start = self.small.table.mmu, int(self.small.layout.MMU_FIXED), _CHANGED * PAGE
         self._rwlock.write_lock(mmu, lock, 2)
         self._retry.invalidate_begin(mmu, start, _END * PAGE)
         self._rwlock.write_unlock(mmu, lock)
-        self._zap.zap(self._zap.Table(*self.small.words, desk), start, _END * PAGE - start, True)
+        self._zap.zap_ranges(self._zap.Table(*self.small.words, desk), ranges, 1, True)
         self.atomics.store_relaxed(self.memory, 0, _GONE)
         self.atomics.store_relaxed(self.memory, 0, 0)
         self._rwlock.write_lock(mmu, lock, 2)
@@ -72,13 +72,13 @@ class _Block:
         self._rwlock.write_unlock(mmu, lock)
         return slots
 
-    def batch(self, _desk: Own, slots: Own, ranges: Own) -> Own:
+    def batch(self, desk: Own, slots: Own, ranges: Own) -> Own:
         """The last pages of the slot get other memory, atomically: only they are in flux."""
         self._stage(slots, 0, 0, 0, 0)
         self._stage(slots, 0, _FIRST, _CHANGED, OFFSET)
         self._stage(slots, 1, _CHANGED, _END, _NEW)
         self._flux.flux_mark(self.vm, ranges, 1)
-        self._zap.zap(self._zap.Table(*self.small.words, _desk), _CHANGED * PAGE, (_END - _CHANGED) * PAGE, True)
+        self._zap.zap_ranges(self._zap.Table(*self.small.words, desk), ranges, 1, True)
         assert self._phases.publish(self.memslots, slots)
         self._flux.flux_release(self.vm)
         self._srcu.srcu_synchronize(self.domain.words, 0, 1)

@@ -120,20 +120,21 @@ def _guest(scene: Scene, *, reads: bool) -> None:
             walk.tlb_leave(mmu, tlb)
         return came_to
 
-    def converter(table_desk: Own, desk: Own, freed: Own, found: Own) -> bool:
+    def converter(table_desk: Own, desk: Own, freed: Own, found: Own, ranges: Own) -> bool:
         inode = file.of(desk, freed, found)
 
         @contextmanager
         def invalidation(_first: int, _last: int, kinds: str) -> Iterator[None]:
-            ipa = _SHARED_BIT if kinds == "shared" else 0
-            zap.zap(zap.Table(*small.words, table_desk), ipa, PAGE, True)
+            ranges[0] = _SHARED_BIT >> 12 if kinds == "shared" else 0
+            ranges[1], ranges[2] = ranges[0] + 1, int(small.layout.TAKES_ALL)
+            zap.zap_ranges(zap.Table(*small.words, table_desk), ranges, 1, True)
             yield
 
         inode.invalidation = invalidation
         return _convert(file, inode)
 
     small.thread("vCPU", vcpu, file.words, file.states, scene.own(3), small.tlb(0).words if reads else scene.own(1))
-    small.thread("converter", converter, *file.writers())
+    small.thread("converter", converter, *file.writers(), scene.own(3))
     small.begin()
     scene.final("the lock is free", lambda view: view.word("inode", int(file.at.LOCK)) == 0)
     scene.final(

@@ -131,12 +131,12 @@ def protect(scene: Scene) -> None:
             assert status in {_OK, _PERMISSION}, f"the access faulted with {status}"
         walk.tlb_leave(mmu, tlb)
 
-    def protector(desk: Own, memory: Words) -> tuple[int, ...]:
-        zap.protect(zap.Table(*small.words, desk), 0, 2 * PAGE, True)
+    def protector(desk: Own, memory: Words, ranges: Own) -> tuple[int, ...]:
+        zap.zap_ranges(zap.Table(*small.words, desk), ranges, 1, True)
         return tuple(int(atomics.load_relaxed(memory, page)) for page in range(2))
 
     small.thread("vCPU", vcpu, tlb.words, memory)
-    small.thread("protector", protector, memory)
+    small.thread("protector", protector, memory, scene.own([0, 2, int(small.layout.TAKES_WRITES)]))
     small.begin()
     scene.final(
         "what is protected is not written to any more",

@@ -26,16 +26,26 @@ _READ, _WRITE = 0, 1
 _READONLY, _MET_READONLY = 2, 3
 
 
-def build(scene: Scene, design: str, orders: Sequence[Sequence[int]], *, atomic: bool = True, exits: int = 0) -> None:
+def build(
+    scene: Scene,
+    design: str,
+    orders: Sequence[Sequence[int]],
+    *,
+    atomic: bool = True,
+    exits: int = 0,
+    phases: bool = False,
+) -> None:
     """VCPU k reads the frames ``orders[k]``, in that order, while ``design`` gives all of them other memory.
 
     ``overlays``: ``overlay`` without the slots. ``exits``: of an access, after which it is given up. ``atomic``: nobody
-    sees the old memory after somebody saw the new.
+    sees the old memory after somebody saw the new. ``phases``: ``atomic`` goes by them, as it does where a log, a file
+    or another map follows the slots.
     """
     frames = 1 + max(map(max, orders))
     old = [scene.host(f"old page {frame}", [_OLD]) for frame in range(frames)]
     new = [scene.host(f"new page {frame}", [_NEW]) for frame in range(frames)]
     small = SmallEngine(scene, [(frame, _GFN + frame, 1, old[frame]) for frame in range(frames)], vcpus=len(orders))
+    small.engine.short_cut = not phases
     atomics, change = small.atomics, small.change
     told = scene.words("told", 1, lambda _: "somebody saw the new memory") if len(orders) > 1 else None
     apply = _show if design == "overlays" else scene.room(f"designs.{design}").apply
@@ -142,12 +152,20 @@ def _show(engine: Any, changes: Sequence[Any]) -> None:
         update._above = 0  # noqa: SLF001 - so that leaving the update does not take them away
 
 
-def _model(name: str, design: str, orders: Sequence[Sequence[int]], *, exits: int = 0, **options: Any) -> Model:
+def _model(
+    name: str,
+    design: str,
+    orders: Sequence[Sequence[int]],
+    *,
+    exits: int = 0,
+    phases: bool = False,
+    **options: Any,
+) -> Model:
     pages, accesses = 1 + max(map(max, orders)), len(orders[0])
     vcpus = "1 vCPU" if len(orders) == 1 else f"{len(orders)} vCPUs"
     size = f"{vcpus}, {pages} page{'s' * (pages > 1)}, {accesses} access{'es' * (accesses > 1)} each, 1 core; {_TABLE}"
-    size += f", at most {exits} exits" * bool(exits)
-    body = partial(build, design=design, orders=orders, atomic=design != "batch", exits=exits)
+    size += f", at most {exits} exits" * bool(exits) + ", by phases" * phases
+    body = partial(build, design=design, orders=orders, atomic=design != "batch", exits=exits, phases=phases)
     return Model(name, _PROVES, size, body, geometry=SMALL, buffer=2, steps=4000, dpor=False, **options)
 
 
@@ -157,8 +175,10 @@ MODELS = (
     _model("production-pause", "pause", [[0]]),
     _model("production-batch", "batch", [[0]]),
     _model("production-atomic", "atomic", [[0]]),
+    _model("production-atomic-phases", "atomic", [[0]], phases=True),
     _model("production-overlay", "overlay", [[0]], exits=2),
     _model("production-overlays", "overlays", [[0]], exits=2),
+    _model("production-atomic-second", "atomic", [[1]]),
     _model("production-atomic-again", "atomic", [[0, 0]]),
     _model("production-atomic-pages", "atomic", [[0, 1]], exhaustive=False),
     _model("production-atomic-vcpus", "atomic", [[0], [0]], exhaustive=False),
@@ -174,4 +194,5 @@ MODELS = (
     ),
     _model("production-sequential", "sequential", [[0]], finds="assertion"),
     _model("production-unacknowledged", "atomic_unacknowledged", [[0]], finds="assertion"),
+    _model("production-unacknowledged-phases", "atomic_unacknowledged", [[0]], phases=True, finds="assertion"),
 )

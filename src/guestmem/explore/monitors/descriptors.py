@@ -53,6 +53,8 @@ class Ledger:
         """Tables that it unlinked, and those it found below."""
         self.given: set[int] = set()
         """Pages that it gave back."""
+        self.logged: list[tuple[int, int]] = []
+        """Ranges that it has logged an invalidation of, and not waited for."""
         self.buffered: set[int] = set()
         """Entries that it stored plainly since its last fence: memory may not have them yet."""
         self.fresh: set[int] = set()
@@ -64,6 +66,7 @@ class Ledger:
         return (
             sorted(self.where.items()), sorted(self.last.items()), list(self.held.items()), list(self.unclean.items()),
             *map(sorted, (self.cached, self.built, self.dead, self.given, self.buffered, self.fresh)), self.exclusive,
+            list(self.logged),
         )  # fmt: skip
 
     def fail(self, rule: str, entry: int) -> None:
@@ -187,6 +190,7 @@ class Monitor:
         """Be told of invalidations: before any room takes the functions."""
         room = vars(self.scene.room("stage2.invalidate"))
         ipa, range_, all_ = room["invalidate_ipa"], room["invalidate_range"], room["invalidate_all"]
+        log, wait = room["log_range"], room["wait_for_logged"]
 
         def invalidate_ipa(mmu: Words, at: int, level: int) -> None:
             ipa(mmu, at, level)
@@ -195,12 +199,30 @@ class Monitor:
         def invalidate_range(mmu: Words, start: int, size: int) -> None:
             range_(mmu, start, size)
             self._clean(start, start + size, _NO_HINT, leaves=False)
+            if (ledger := self._ledger()) is not None and (start, start + size) in ledger.logged:
+                ledger.logged.remove((start, start + size))
 
         def invalidate_all(mmu: Words) -> None:
             all_(mmu)
             self._clean(0, 1 << 64, _NO_HINT, leaves=False)
 
+        def log_range(mmu: Words, hub: int, start: int, size: int) -> int:
+            ledger = self._ledger()
+            if ledger is not None:
+                ledger.logged.append((start, start + size))
+            last: int = log(mmu, hub, start, size)
+            return last
+
+        def wait_for_logged(mmu: Words, hub: int, before: int) -> None:
+            wait(mmu, hub, before)
+            ledger = self._ledger()
+            if ledger is not None:
+                while ledger.logged:
+                    start, end = ledger.logged.pop()
+                    self._clean(start, end, _NO_HINT, leaves=False)
+
         room.update(invalidate_ipa=invalidate_ipa, invalidate_range=invalidate_range, invalidate_all=invalidate_all)
+        room.update(log_range=log_range, wait_for_logged=wait_for_logged)
 
     def watch(self, table: Any) -> None:
         """Watch a PageTable of the twin, whose words the scene has: sees all that its threads do from now on."""

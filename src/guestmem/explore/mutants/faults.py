@@ -66,13 +66,13 @@ MUTANTS = (
     Mutant(
         "zap-no-invalidation",
         "a zap that faults do not notice",
-        *(_ZAP, "    invalidate_begin(mmu, ipa, ipa + size)\n    zapped = ", "    zapped = "),
+        *(_ZAP, "    _begin(mmu, ranges, count, frames)\n", ""),
         models=("fault", "fault-flux"),
         also=(
             Mutation(
                 _ZAP,
-                "ipa, size, wait)\n    invalidate_end(mmu)\n",
-                "ipa, size, wait)\n",
+                "    _free(table, chain)\n    invalidate_end(mmu)\n",
+                "    _free(table, chain)\n",
             ),
         ),
     ),

@@ -9,7 +9,8 @@ __all__ = ["MUTANTS"]
 
 _UPDATE, _EXIT = "engines/soft/update.py", "engines/soft/stage2_vcpu.py"
 _FAULT = "engines/soft/user_mem_abort.py"
-_ATOMIC, _OVERLAY, _OVERLAYS = ("production-atomic",), ("production-overlay",), ("production-overlays",)
+_ATOMIC, _PHASES = ("production-atomic",), ("production-atomic-phases",)
+_OVERLAY, _OVERLAYS = ("production-overlay",), ("production-overlays",)
 _INVALIDATES = "self._engine.host_invalidation(start_gfn, end_gfn, self._as_id):"
 _PUBLISHES = "        self.ready()\n        self._engine.counts.swaps +="
 _ABOVE = "    above = load_acquire(vm, at.ABOVE)\n"
@@ -18,19 +19,15 @@ MUTANTS = (
     Mutant(
         "production-zap-not-waited",
         "an update goes on while vCPUs may still use what it zapped",
-        *(_UPDATE, "change(self._as_id, mine, wait=wait)", "change(self._as_id, mine, wait=False)"),
-        models=_ATOMIC,
+        *(_UPDATE, "take(self._as_id, ranges, wait=wait)", "take(self._as_id, ranges, wait=False)"),
+        models=_PHASES,
         origin="own: atomic_unacknowledged, by mistake",
     ),
     Mutant(
         "production-zap-forgets",
         "the first range that an update stalls is put in flux, but stays in the table",
-        *(
-            _UPDATE,
-            "for start, end, what in ranges if what == kind]",
-            "for start, end, what in ranges[1:] if what == kind]",
-        ),
-        models=_ATOMIC,
+        *(_UPDATE, "take(self._as_id, ranges, wait=wait)", "take(self._as_id, ranges[1:], wait=wait)"),
+        models=_PHASES,
     ),
     Mutant(
         "production-zap-without-flux",
@@ -40,13 +37,13 @@ MUTANTS = (
             "        self._engine.mark(marked)\n        self._engine.counts.ranges_in_flux += len(ranges)\n",
             "",
         ),
-        models=_ATOMIC,
+        models=_PHASES,
     ),
     Mutant(
         "production-release-forgotten",
         "vCPUs that wait for a range in flux are not told that it is over",
         *(_UPDATE, "            self._engine.release()\n", "            pass\n"),
-        models=_ATOMIC,
+        models=_PHASES,
     ),
     Mutant(
         "production-exit-in-guest",
