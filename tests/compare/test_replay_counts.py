@@ -109,9 +109,10 @@ def test_memory_that_came_back_is_not_wrong_memory(tmp_path: Path) -> None:
 
 
 def test_what_a_design_refuses_is_said_and_applied_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from guestmem.engines.soft import update as module
+    from guestmem.engines.soft import at_once, update
 
-    monkeypatch.setattr(module, "ENTRIES_MAX", 1)
+    for module in (at_once, update):
+        monkeypatch.setattr(module, "ENTRIES_MAX", 1)
     result = compare(read(TRACE), vcpus=[1], designs=["atomic"], repeat=1, interval_ms=0.5)
     atomic = result.rows[0]
     assert atomic.refusals

@@ -30,7 +30,6 @@ LEFT_OUT = (
     "with self.changing()",
     "with backend.alone",
     "with memslots.slots_lock",
-    "with engine.translating",
 )
 """Lines that give a lock back, which allocates nothing, and where ``with`` itself would fail to call what ends it."""
 LOCKS = "interrupts.py"

@@ -215,12 +215,18 @@ class SoftBackend:
             return self.model.set_region(region, v2=True)
 
     def _apply(self, change: Change) -> ChangeKind:
-        """Through the engine if its vCPU threads run or left translations; else only in the slots, which is quicker."""
+        """Through the engine if its vCPU threads run or left translations; else only in the slots, which is quicker.
+
+        A vCPU that starts meanwhile may have made a translation from the old slot: from what it left in the table by
+        the end of the grace period, which is in ``apply``, everything goes before the memory is anybody else's.
+        """
         engine = self.engine
         if engine.has_run:
             return engine.set_memory_region(change)
         with engine.files.changing(change):
             kind = self.memslots.apply(change)
+            if engine.has_run:
+                engine.flush(wait=True)
         if engine.dirty.concerns(change):
             engine.dirty.carried_out(change, engine.dirty.bitmap_after(change))
         return kind

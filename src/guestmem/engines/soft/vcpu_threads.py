@@ -62,8 +62,6 @@ class VcpuThreads:
         """Keeps the host memory that slots name: vCPU threads keep this engine, and so that."""
         self.has_run = False
         """Whether vCPU threads ever ran, or memory was faulted in for them: these leave translations."""
-        self.translating = threading.Lock()
-        """Held where that becomes so, and around one call by whoever must know that it does not meanwhile."""
         poke(self._vm, int(at.CORES), self.cores)
         poke(self._vm, int(at.RETRIES_INVALID), int(arch == "x86"))
         self.files = Files(memslots, stage2)
@@ -99,12 +97,11 @@ class VcpuThreads:
             mine[int(at.CHANGED_SHARE)], mine[int(at.PATTERN)] = changed, PATTERNS[access.pattern]
 
     def will_translate(self) -> None:
-        """From here on there may be translations, which whoever changes slots has to take away.
+        """Before any is made: there may be translations from here on, which whoever changes slots has to take away.
 
-        Not under ``slots_lock``: a listener may start vCPUs while it is told of an update.
+        Who changed slots without it looks at ``has_run`` once more when readers of the old slots are gone.
         """
-        with self.translating:
-            self.has_run = True
+        self.has_run = True
 
     def start(self) -> None:
         """Start the vCPU threads."""

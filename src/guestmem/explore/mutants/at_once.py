@@ -63,7 +63,7 @@ MUTANTS = (
     Mutant(
         "at-once-not-brought",
         "the set that was active before does not get what was published",
-        *(_TRANSACT, "    settle(memslots, desk)\n    bring(memslots, desk, False)\n", "    settle(memslots, desk)\n"),
+        *(_TRANSACT, "        bring(memslots, desk, False)\n        took", "        took"),
         models=_ONE,
     ),
     Mutant(

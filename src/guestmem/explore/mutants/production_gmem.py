@@ -54,7 +54,7 @@ MUTANTS = (
     Mutant(
         "production-gmem-private-stays",
         "a slot that goes leaves the leaves of private accesses",
-        *(_TABLES, "private = self.zap_kind(as_id, self.private(ranges), wait=wait)", "private = 0"),
+        *(_TABLES, "private = self.zap_kind(as_id, self.private(gone), wait=wait)", "private = 0"),
         models=_REBIND,
     ),
     Mutant(

@@ -239,7 +239,7 @@ MUTANTS = (
     Mutant(
         "atomic-not-acknowledged",
         "the new set is published while old translations are in use",
-        *(_ATOMIC, "wait=wait)", "wait=False)"),
+        *(_ATOMIC, "net_effect(), wait=wait)", "net_effect(), wait=False)"),
         models=("atomic-1",),
         origin="the designs/atomic_unacknowledged of this project",
     ),
