@@ -20,7 +20,7 @@ MUTANTS = (
         "gmem-no-references",
         "a conversion does not look at references",
         *(_CONVERT, "    if page == NONE:\n        return OK\n", "    if page <= NONE:\n        return OK\n"),
-        models=("gmem-pin", "gmem-host", "gmem-late", "gmem-memory"),
+        models=("gmem-pin", "gmem-late", "gmem-memory"),
     ),
     Mutant(
         "gmem-hole-shares",
