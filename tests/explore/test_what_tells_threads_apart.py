@@ -63,16 +63,19 @@ def test_what_a_monitor_keeps_of_a_run() -> None:
     assert [finding.message.partition(" assert ")[0] for finding in outcome.findings] == ["it saw the other's store"]
 
 
-@pytest.mark.parametrize("field", ["where", "last", "held", "unclean"])
+@pytest.mark.parametrize("field", ["where", "last", "held", "unclean", "logged"])
 def test_a_ledger_is_another_with_each_entry(field: str) -> None:
     ledger = object.__new__(Ledger)
     for name in ("where", "last", "held", "unclean"):
         setattr(ledger, name, {})
     for name in ("cached", "built", "dead", "given", "buffered", "fresh"):
         setattr(ledger, name, set())
-    ledger.exclusive = False
+    ledger.exclusive, ledger.logged = False, []
     before = ledger.key()
-    getattr(ledger, field)[1] = 2
+    if field == "logged":
+        ledger.logged.append((1, 2))
+    else:
+        getattr(ledger, field)[1] = 2
     assert ledger.key() != before
 
 
