@@ -13,7 +13,7 @@ KVM_ROOMS := tests/engines_kvm tests/abi tests/conform tests/vm tests/demo
 
 # These show something only if vCPUs and updater have the cores to themselves.
 ALONE := tests/compare/test_many_replays.py tests/test_fence.py tests/engines_kvm tests/vm tests/demo
-BESIDE := tests/explore tests/stage2 tests/abi tests/conform
+BESIDE := tests/explore tests/stage2 tests/abi
 
 # pip: -qq leaves errors, and drops warnings about indices that are configured but away.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -55,7 +55,7 @@ check: lint ## under a minute: lint, and the tests that are not slow
 	@$(MAKE) --no-print-directory -j2 check-tests check-beside
 
 quick = GUESTMEM_KVM=0 $(PYTEST) -q -m "not slow"
-HALF := $(BESIDE) tests/engines tests/memslots
+HALF := $(BESIDE) tests/conform tests/engines tests/memslots
 
 check-tests: .venv/stamp
 	$(quick) --doctest-modules src/guestmem tests $(addprefix --ignore=,$(HALF))
