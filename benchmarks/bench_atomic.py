@@ -6,6 +6,7 @@ boot: a transaction of the boot trace, vCPUs touching what changes, against one 
 vCPUs wait, against ``pause``. outside: accesses of a vCPU that touches nothing that changes, against those beside an
 updater that spins as long. slots: one changed range, by number of slots. vsm: 100 000 splits and merges while two vCPUs
 run. calls: what a primitive and a transaction of ``Vm`` cost without a vCPU running, with two that do not touch them.
+entries: a batch by the number of its entries, no vCPU running, by ``Vm`` and by the engine alone.
 Runs of different parts alternate with their floors, so that both meet the same machine.
 """
 
@@ -239,12 +240,64 @@ def calls(quick: bool) -> dict[str, Any]:
     return result
 
 
+def entries(quick: bool) -> dict[str, Any]:
+    """A batch that moves k slots to and fro, 2 k entries, no vCPU running: by ``Vm``, and by the engine alone."""
+    result: dict[str, Any] = {}
+    rounds = 40 if quick else 200
+    with Vm() as vm:
+        host = vm.memory.create(0, gpa=0, size=64 * PAGE).userspace_addr
+        apply = find("atomic").prepare(vm.engine)
+        sizes = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+
+        def by_vm(count: int, place: int) -> None:
+            with vm.memory.transaction() as change:
+                for slot in range(count):
+                    change.delete(1 + slot)
+                    gpa = (1 << 30) + (2 * slot + place) * PAGE
+                    change.create(1 + slot, gpa=gpa, size=PAGE, host=host + slot * PAGE)
+
+        def by_engine(count: int, place: int) -> None:
+            changes = []
+            for slot in range(100, 100 + count):
+                changes += [Change(slot), Change(slot, (1 << 18) + 2 * slot + place, 1, host + (slot - 100) * PAGE)]
+            apply(vm.engine, changes)
+
+        for name, call, first in (("Vm", by_vm, 1), ("engine", by_engine, 100)):
+            times: dict[int, float] = {}
+            for count in sizes:
+                for slot in range(count):
+                    if call is by_vm:
+                        vm.memory.create(first + slot, gpa=(1 << 30) + 2 * slot * PAGE, size=PAGE, host=host)
+                    else:
+                        gfn = (1 << 18) + 2 * (first + slot)
+                        vm.engine.set_memory_region(Change(first + slot, gfn, 1, host))
+                each = []
+                for number in range(rounds):
+                    begun = clock()
+                    call(count, 1 - (number & 1))
+                    each.append((clock() - begun) / 1e3)
+                times[2 * count] = statistics.median(each)
+                for slot in range(count):
+                    if call is by_vm:
+                        vm.memory.delete(first + slot)
+                    else:
+                        vm.engine.set_memory_region(Change(first + slot))
+            slope, fixed = statistics.linear_regression(list(times), list(times.values()))
+            result[name] = {
+                "by entries [us]": times,
+                "fixed [us], goal 15": fixed,
+                "an entry [us], goal 4": slope,
+            }
+    return result
+
+
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "boot": boot,
     "outside": outside,
     "slots": slots,
     "vsm": vsm,
     "calls": calls,
+    "entries": entries,
 }
 
 
