@@ -137,7 +137,7 @@ def slots(quick: bool) -> dict[str, Any]:
     """
     sizes = SIZES[::3] if quick else SIZES
     times: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(2 if quick else 6):
+    for _ in range(2 if quick else 20):
         for size in sizes:
             with Guest(2, size) as guest:
                 each = []
